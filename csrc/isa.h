@@ -1,0 +1,18 @@
+/* isa.h - which instruction set the kernels run in: detected once at import, or forced. */
+#ifndef OPTIMC_ISA_H
+#define OPTIMC_ISA_H
+
+#include "kernels.h"
+
+enum { MAX_ISAS = 8 };
+
+/* Fills `found` with the ISAs this machine can run, slowest first, and returns how many. */
+size_t optimc_isas(const struct isa *found[MAX_ISAS]);
+
+/* The ISA called `name`, or the fastest for NULL; NULL if there is no such ISA here. */
+const struct isa *optimc_isa_choose(const char *name);
+
+/* The compiler the package was built with, for show_config. */
+const char *optimc_compiler(void);
+
+#endif

@@ -1,0 +1,102 @@
+/* kernels.h - the types that kernels, plan and boundary share: rules, kernels, coefficient rows.
+
+   Everything per rule or kernel is read from optimizers.def, so nothing here names an optimizer. */
+#ifndef OPTIMC_KERNELS_H
+#define OPTIMC_KERNELS_H
+
+#include <float.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__FAST_MATH__)
+#error "optimc promises exact results: do not compile it with -ffast-math or -Ofast"
+#endif
+#if FLT_EVAL_METHOD != 0
+#error "optimc needs float arithmetic in float (on 32-bit x86: -msse2 -mfpmath=sse)"
+#endif
+
+/* Element types.  Kernels work in the first two, the lane types; gradients may have any. */
+enum type { TYPE_F32, TYPE_F64, TYPE_F16, TYPE_BF16, TYPE_LONG_DOUBLE, TYPE_OTHER };
+
+/* Flags of KERNEL_ROW: constants inside one kernel. */
+enum { PLAIN = 0, MOMENTUM = 1, NESTEROV = 2, CENTERED = 4, AMSGRAD = 8 };
+enum { NO_SLOT = 0, SLOT_0 = 1, SLOT_1 = 2, SLOT_2 = 4, SLOT_3 = 8 };
+enum { MAX_SLOTS = 4, MAX_HYPERS = 8, MAX_COEFS = 12, MAX_NDIM = 64 };
+
+/* Elements that conversion handles at a time (more, and the hardware prefetchers lose track), lanes
+   of a sum, and elements of one of its blocks: the last two fix the bits of every norm. */
+enum { SUB_BLOCK = 256, SUM_LANES = 16, SUM_BLOCK = 2048 };
+
+/* Hyperparameters every optimizer has, in the order Python passes them; the rule's own follow. */
+struct options {
+    double learning_rate, weight_decay, clipnorm, clipvalue, global_clipnorm, ema_momentum,
+        loss_scale_factor;
+};
+enum { OPTIONS = sizeof(struct options) / sizeof(double), MAX_VALUES = OPTIONS + MAX_HYPERS };
+
+#define UNWRAP(...) __VA_ARGS__
+#define RULE_ROW(rule, slots, hypers, coefs) \
+    struct rule##_hypers { double UNWRAP hypers; }; \
+    _Static_assert(sizeof(struct rule##_hypers) <= MAX_HYPERS * sizeof(double), "MAX_HYPERS");
+#include "optimizers.def"
+#undef RULE_ROW
+
+#define RULE_ROW(rule, slots, hypers, coefs) RULE_##rule,
+enum rule {
+#include "optimizers.def"
+    RULES
+};
+#undef RULE_ROW
+
+#define KERNEL_ROW(kernel, rule, variant, used) KERNEL_##kernel,
+enum kernel {
+#include "optimizers.def"
+    KERNELS
+};
+#undef KERNEL_ROW
+
+/* What COEFS may ask about the step it computes for. */
+struct power { double x; int64_t high; double value; };
+struct step {
+    int64_t t;                              /* 1 for the first update */
+    struct power *powers;                   /* what optimc_power remembers of each hyperparameter */
+};
+
+/* A gradient to be converted.  Strides are in bytes; `f_order`: its weight lies in Fortran order. */
+struct source {
+    const char *data;
+    const ptrdiff_t *shape, *strides;
+    size_t itemsize;
+    int ndim, type, swapped, f_order;
+};
+
+#define real float
+#define NAME(x) x##_f32
+#include "lane.inc"
+#undef NAME
+#undef real
+
+#define real double
+#define NAME(x) x##_f64
+#include "lane.inc"
+#undef NAME
+#undef real
+
+/* One ISA: its name and what is compiled for it. */
+struct isa {
+    const char *name;
+    struct lane_f32 f32;
+    struct lane_f64 f64;
+};
+
+extern const struct isa optimc_isa_baseline, optimc_isa_avx2, optimc_isa_avx512;
+
+/* The value of an IEEE half and of a bfloat16, exactly. */
+float optimc_half(uint16_t bits);
+float optimc_bfloat(uint16_t bits);
+
+/* x^t as x^(t - t mod 64), which `memo` remembers, times x^(t mod 64), both by squaring: a fixed order of
+   multiplications, so the same bits everywhere, unlike pow(). */
+double optimc_power(struct power *memo, double x, int64_t t);
+
+#endif

@@ -1,0 +1,1297 @@
+/* module.c - the Python boundary: parse, check, call, translate errors.  The only file that includes
+   Python and NumPy headers; it does no arithmetic.
+
+   _core.Optimizer is the base of every optimizer class.  It owns what a step touches: the values of the
+   hyperparameters and where they come from (numbers, schedules, callables), the step count, the plan and
+   the arrays the plan points into.  Everything else - options, names, copies, files - is Python's, in
+   optimc/optimizer.py.
+
+   One step, `apply`, under the optimizer's lock: read the rates (calling schedules), match gradients to
+   weights, check everything, then run.  Until run, nothing of the caller's has changed. */
+
+#define PY_SSIZE_T_CLEAN
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define NPY_TARGET_VERSION NPY_1_23_API_VERSION
+#include <Python.h>
+#include <numpy/arrayobject.h>
+#include <numpy/arrayscalars.h>
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "isa.h"
+#include "plan.h"
+#include "pool.h"
+
+_Static_assert(sizeof(npy_intp) == sizeof(ptrdiff_t), "shapes and strides are passed as they are");
+
+/* Steps longer than this give up the GIL.  Taking it back can cost another thread's time slice (5 ms),
+   so it is not worth it for less. */
+static const double GIL_WORTH = 50e3;   /* ns */
+
+struct state {
+    const struct isa *isa;              /* chosen at import; tests change it between optimizers */
+};
+
+static struct PyModuleDef core_module;
+
+static struct state *state_of(PyObject *module)
+{
+    return PyModule_GetState(module);
+}
+
+/* Where a value comes from: a number (source NULL), a schedule (called with the step) or a callable. */
+struct setting {
+    PyObject *source;
+    int with_step;
+};
+
+/* What a value may be.  `high` itself is allowed if `closed`. */
+struct bound {
+    PyObject *name;
+    double low, high;
+    int closed, optional;
+};
+
+typedef struct {
+    PyObject_HEAD
+    PyThread_type_lock lock;
+    unsigned long owner;                /* the thread that holds the lock */
+    uint64_t forks;                     /* when it took it: a lock from before a fork has no owner */
+    int held;
+    struct plan *plan;                  /* NULL until built */
+    PyObject *arrays;                   /* everything the plan points into */
+    PyObject *weights;                  /* the bound weights, in order: a tuple */
+    PyObject *names;                    /* their names, a tuple of str, or NULL */
+    PyObject **gradients;               /* of the step in progress: strong references */
+    size_t n_gradients;
+    int n_values;                       /* options and the rule's hyperparameters */
+    struct bound bounds[MAX_VALUES];
+    struct setting settings[MAX_VALUES];
+    int n_sources;                      /* settings that must be asked at every step */
+    struct group group;
+    int64_t iterations;
+} Optimizer;
+
+/* --------------------------------------------------------------------------------------- views - */
+
+static int type_of(PyArrayObject *array)
+{
+    const int num = PyArray_TYPE(array);
+    if (num == NPY_FLOAT)
+        return TYPE_F32;
+    if (num == NPY_DOUBLE)
+        return TYPE_F64;
+    if (num == NPY_HALF)
+        return TYPE_F16;
+    if (num == NPY_LONGDOUBLE)
+        return TYPE_LONG_DOUBLE;
+    if (num >= NPY_USERDEF && PyArray_ITEMSIZE(array) == 2) {
+        const char *name = PyArray_DESCR(array)->typeobj->tp_name, *dot = strrchr(name, '.');
+        if (!strcmp(dot ? dot + 1 : name, "bfloat16"))
+            return TYPE_BF16;
+    }
+    return TYPE_OTHER;
+}
+
+static inline void look(PyArrayObject *array, struct view *view)
+{
+    const int flags = PyArray_FLAGS(array);
+    view->data = PyArray_BYTES(array);
+    view->shape = PyArray_DIMS(array);
+    view->strides = PyArray_STRIDES(array);
+    view->itemsize = (size_t)PyArray_ITEMSIZE(array);
+    view->ndim = PyArray_NDIM(array);
+    view->type = type_of(array);
+    view->swapped = !PyArray_ISNOTSWAPPED(array);
+    view->c_order = (flags & NPY_ARRAY_C_CONTIGUOUS) != 0;
+    view->f_order = (flags & NPY_ARRAY_F_CONTIGUOUS) != 0;
+    view->aligned = (flags & NPY_ARRAY_ALIGNED) != 0;
+    view->writeable = (flags & NPY_ARRAY_WRITEABLE) != 0;
+}
+
+/* -------------------------------------------------------------------------------------- errors - */
+
+/* "params[1]" or "params['bias']"; `keys` may be NULL. */
+static PyObject *label(const char *argument, PyObject *keys, Py_ssize_t i)
+{
+    if (keys && i < PyTuple_GET_SIZE(keys))
+        return PyUnicode_FromFormat("%s[%R]", argument, PyTuple_GET_ITEM(keys, i));
+    return PyUnicode_FromFormat("%s[%zd]", argument, i);
+}
+
+static PyObject *shape_of(PyArrayObject *array)
+{
+    return PyObject_GetAttrString((PyObject *)array, "shape");
+}
+
+/* Raises `type` with a message of the label of an entry (%U; released here) and two more objects (%S);
+   an error on the way to them stays. */
+static int refuse(PyObject *type, const char *format, PyObject *entry, PyObject *a, PyObject *b)
+{
+    if (!PyErr_Occurred())
+        PyErr_Format(type, format, entry, a, b);
+    Py_XDECREF(entry);
+    return -1;
+}
+
+/* The TypeError for an entry of another kind; %S is the name of its type. */
+static int refuse_kind(const char *format, PyObject *entry, PyObject *object)
+{
+    PyObject *name = PyType_GetName(Py_TYPE(object));
+    refuse(PyExc_TypeError, format, entry, name, NULL);
+    Py_XDECREF(name);
+    return -1;
+}
+
+/* The error for an array that cannot be a weight (or a slot); `like` is what it should resemble. */
+static int refuse_weight(enum fault fault, PyObject *entry, PyArrayObject *array, PyArrayObject *like)
+{
+    PyObject *dtype = (PyObject *)PyArray_DESCR(array);
+    switch (fault) {
+    case FAULT_TYPE:
+        if (like)
+            return refuse(PyExc_TypeError, "%U: expected dtype %S, as built, got %S", entry,
+                (PyObject *)PyArray_DESCR(like), dtype);
+        if (!PyArray_ISNOTSWAPPED(array))
+            return refuse(PyExc_TypeError,
+                "%U: expected float32 or float64 in native byte order, got %S", entry, dtype, NULL);
+        return refuse(PyExc_TypeError, "%U: expected a float32 or float64 array, got %S", entry,
+            dtype, NULL);
+    case FAULT_READ_ONLY:
+        return refuse(PyExc_ValueError, "%U: output array is read-only", entry, NULL, NULL);
+    case FAULT_ALIGNMENT:
+        return refuse(PyExc_ValueError, "%U: array is not aligned for %S", entry, dtype, NULL);
+    case FAULT_SHAPE: {
+        PyObject *got = shape_of(array), *expected = like ? shape_of(like) : NULL;
+        refuse(PyExc_ValueError, "%U: expected shape %S, as built, got %S", entry, expected, got);
+        Py_XDECREF(got);
+        Py_XDECREF(expected);
+        return -1;
+    }
+    case FAULT_STRIDES: {
+        PyObject *got = PyObject_GetAttrString((PyObject *)array, "strides");
+        refuse(PyExc_ValueError, like
+            ? "%U: expected the memory order it was built with, got strides %S"
+            : "%U: expected an array contiguous in C or Fortran order, got strides %S", entry, got,
+            NULL);
+        Py_XDECREF(got);
+        return -1;
+    }
+    default:
+        Py_XDECREF(entry);
+        PyErr_NoMemory();
+        return -1;
+    }
+}
+
+/* "params[0]", "slot 'm' of params[0]": what a place in the plan is called. */
+static PyObject *place_name(Optimizer *self, PyObject *names, PyObject *slot_names, struct place place)
+{
+    PyObject *weight = label("params", names, (Py_ssize_t)place.weight);
+    if (!weight || place.part == PART_WEIGHT)
+        return weight;
+    PyObject *name = NULL;
+    if (place.part == PART_AVERAGE)
+        name = PyUnicode_FromFormat("the average of %U", weight);
+    else if (slot_names && place.part < PyTuple_GET_SIZE(slot_names))
+        name = PyUnicode_FromFormat("slot %R of %U", PyTuple_GET_ITEM(slot_names, place.part), weight);
+    else
+        name = PyUnicode_FromFormat("a slot of %U", weight);
+    Py_DECREF(weight);
+    (void)self;
+    return name;
+}
+
+/* --------------------------------------------------------------------------------------- values - */
+
+/* A real number: float, int or NumPy scalar, or a 0-d array if `array_too`; never a bool. */
+static int read_number(PyObject *object, int array_too, double *number)
+{
+    int real = PyFloat_Check(object) || PyArray_IsScalar(object, Floating)
+        || PyArray_IsScalar(object, Integer) || (PyLong_Check(object) && !PyBool_Check(object));
+    if (array_too && PyArray_Check(object) && PyArray_NDIM((PyArrayObject *)object) == 0)
+        real = PyArray_ISFLOAT((PyArrayObject *)object) || PyArray_ISINTEGER((PyArrayObject *)object);
+    if (!real)
+        return 0;
+    *number = PyFloat_AsDouble(object);
+    if (*number == -1 && PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_OverflowError))
+            return -1;
+        PyErr_Clear();                      /* an int beyond any float: the range check refuses it */
+        *number = Py_HUGE_VAL;
+    }
+    return 1;
+}
+
+/* Checks a number against its bound; `origin` says where it came from ("" or " (from its schedule)"). */
+static int check_bound(const struct bound *bound, double number, PyObject *object, const char *origin)
+{
+    const int fine = number >= bound->low
+        && (bound->closed ? number <= bound->high : number < bound->high) && isfinite(number);
+    if (fine)
+        return 0;
+    if (isinf(bound->high)) {
+        PyObject *low = PyFloat_FromDouble(bound->low);
+        if (low && isinf(bound->low))
+            PyErr_Format(PyExc_ValueError, "%U must be finite, got %S%s", bound->name, object, origin);
+        else if (low)
+            PyErr_Format(PyExc_ValueError, "%U must be finite and >= %S, got %S%s", bound->name, low,
+                object, origin);
+        Py_XDECREF(low);
+        return -1;
+    }
+    char range[64];
+    PyOS_snprintf(range, sizeof range, "[%g, %g%c", bound->low, bound->high, bound->closed ? ']' : ')');
+    PyErr_Format(PyExc_ValueError, "%U must be in %s, got %S%s", bound->name, range, object, origin);
+    return -1;
+}
+
+PyDoc_STRVAR(check_number_doc, "check_number(name, value, low, high, closed)\n--\n\n"
+"The value as a float, if it is a number in the range; an error that names it otherwise.");
+
+static PyObject *core_check_number(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    struct bound bound;
+    PyObject *object;
+    double number;
+    if (!PyArg_ParseTuple(args, "UOddp", &bound.name, &object, &bound.low, &bound.high, &bound.closed))
+        return NULL;
+    const int real = read_number(object, 0, &number);
+    if (!real)
+        PyErr_Format(PyExc_TypeError, "%U must be a number, got %s", bound.name,
+            Py_TYPE(object)->tp_name);
+    if (real <= 0 || check_bound(&bound, number, object, ""))
+        return NULL;
+    return PyFloat_FromDouble(number);
+}
+
+/* Asks a schedule (with the step) or a callable for a value. */
+static int ask(Optimizer *self, int k, double *number)
+{
+    const struct setting *setting = &self->settings[k];
+    PyObject *step = NULL, *result, *source = Py_NewRef(setting->source);
+    if (setting->with_step) {
+        step = PyLong_FromLongLong(self->iterations);
+        result = step ? PyObject_CallOneArg(source, step) : NULL;
+    } else {
+        result = PyObject_CallNoArgs(source);
+    }
+    Py_DECREF(source);
+    Py_XDECREF(step);
+    if (!result)
+        return -1;
+    int got = read_number(result, 1, number);
+    if (!got)
+        PyErr_Format(PyExc_TypeError, "%U: expected its schedule to return a number, got %s",
+            self->bounds[k].name, Py_TYPE(result)->tp_name);
+    if (got > 0)
+        got = check_bound(&self->bounds[k], *number, result, " from its schedule") ? -1 : 1;
+    Py_DECREF(result);
+    return got > 0 ? 0 : -1;
+}
+
+static int ask_all(Optimizer *self)
+{
+    for (int k = 0; k < self->n_values; k++)
+        if (self->settings[k].source && ask(self, k, &self->group.values[k]))
+            return -1;
+    return 0;
+}
+
+static int value_index(Optimizer *self, PyObject *argument)
+{
+    const long k = PyLong_AsLong(argument);
+    if (k == -1 && PyErr_Occurred())
+        return -1;
+    if (k < 0 || k >= self->n_values) {
+        PyErr_SetString(PyExc_IndexError, "no such value");
+        return -1;
+    }
+    return (int)k;
+}
+
+PyDoc_STRVAR(declare_doc, "_declare(name, low, high, closed, optional)\n--\n\n"
+"Adds the next value and its range.");
+
+static PyObject *optimizer_declare(Optimizer *self, PyObject *args)
+{
+    struct bound bound;
+    if (!PyArg_ParseTuple(args, "Uddpp", &bound.name, &bound.low, &bound.high, &bound.closed,
+            &bound.optional))
+        return NULL;
+    if (self->n_values == MAX_VALUES) {
+        PyErr_SetString(PyExc_IndexError, "too many values");
+        return NULL;
+    }
+    Py_INCREF(bound.name);
+    self->group.values[self->n_values] = Py_NAN;
+    self->bounds[self->n_values++] = bound;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(set_value_doc, "_set_value(index, value, with_step)\n--\n\n"
+"Sets a value to a number, None if it is optional, or a callable, called with the step or without.");
+
+static PyObject *optimizer_set_value(Optimizer *self, PyObject *args)
+{
+    PyObject *index, *object;
+    int with_step, k;
+    if (!PyArg_ParseTuple(args, "OOp", &index, &object, &with_step))
+        return NULL;
+    if ((k = value_index(self, index)) < 0)
+        return NULL;
+    const struct bound *bound = &self->bounds[k];
+    double number = Py_NAN;
+    PyObject *source = NULL;
+    if (object != Py_None || !bound->optional) {
+        const int real = read_number(object, 0, &number);
+        if (real < 0 || (real && check_bound(bound, number, object, "")))
+            return NULL;
+        if (!real && !PyCallable_Check(object)) {
+            PyErr_Format(PyExc_TypeError, "%U must be a number, a schedule or a callable%s, got %s",
+                bound->name, bound->optional ? " or None" : "", Py_TYPE(object)->tp_name);
+            return NULL;
+        }
+        if (!real)
+            source = Py_NewRef(object);
+    }
+    self->n_sources += (source != NULL) - (self->settings[k].source != NULL);
+    self->group.values[k] = number;
+    self->settings[k].with_step = with_step;
+    Py_XSETREF(self->settings[k].source, source);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(get_value_doc, "_get_value(index)\n--\n\n"
+"The number, the schedule or callable that gives it, or None.");
+
+static PyObject *optimizer_get_value(Optimizer *self, PyObject *index)
+{
+    const int k = value_index(self, index);
+    if (k < 0)
+        return NULL;
+    if (self->settings[k].source)
+        return Py_NewRef(self->settings[k].source);
+    if (self->bounds[k].optional && isnan(self->group.values[k]))
+        Py_RETURN_NONE;
+    return PyFloat_FromDouble(self->group.values[k]);
+}
+
+PyDoc_STRVAR(ask_value_doc, "_ask_value(index)\n--\n\nThe number a value has for the next step.");
+
+static PyObject *optimizer_ask_value(Optimizer *self, PyObject *index)
+{
+    const int k = value_index(self, index);
+    if (k < 0 || !self->settings[k].source)
+        return k < 0 ? NULL : optimizer_get_value(self, index);
+    double number;
+    return ask(self, k, &number) ? NULL : PyFloat_FromDouble(number);
+}
+
+/* ---------------------------------------------------------------------------------------- lock - */
+
+/* One step at a time.  A step asked for from inside a step (by a schedule, say) is an error; one from
+   another thread waits without the GIL. */
+static int lock(Optimizer *self)
+{
+    const unsigned long me = PyThread_get_thread_ident();
+    if (!PyThread_acquire_lock(self->lock, NOWAIT_LOCK)) {
+        if (self->held && self->forks == optimc_pool_forks() && self->owner == me) {
+            PyErr_Format(PyExc_RuntimeError,
+                "%s: a step was asked for while one is in progress in this thread "
+                "(a schedule or callback may not step or rebuild its own optimizer)",
+                Py_TYPE(self)->tp_name);
+            return -1;
+        }
+        if (self->held && self->forks != optimc_pool_forks()) {
+            /* Its owner stayed in the parent process; no step was half done (optimc_pool_enter). */
+            PyThread_type_lock fresh = PyThread_allocate_lock();
+            if (!fresh) {
+                PyErr_NoMemory();
+                return -1;
+            }
+            self->lock = fresh;
+            PyThread_acquire_lock(fresh, NOWAIT_LOCK);
+        } else {
+            Py_BEGIN_ALLOW_THREADS
+            PyThread_acquire_lock(self->lock, WAIT_LOCK);
+            Py_END_ALLOW_THREADS
+        }
+    }
+    self->owner = me;
+    self->forks = optimc_pool_forks();
+    self->held = 1;
+    return 0;
+}
+
+static void unlock(Optimizer *self)
+{
+    self->held = 0;
+    PyThread_release_lock(self->lock);
+}
+
+/* --------------------------------------------------------------------------------------- pairs - */
+
+/* Gradients and weights side by side: two lists or tuples, or two dicts with the same keys. */
+struct pairs {
+    PyObject *grads, *weights;          /* both list or tuple, or both dict, or weights a tuple */
+    PyObject *keys;                     /* a tuple of names for tuples that have them, or NULL */
+    Py_ssize_t i, n, position;
+    PyObject *key;                      /* of the current pair, or NULL */
+};
+
+static int is_list(PyObject *object)
+{
+    return PyList_Check(object) || PyTuple_Check(object);
+}
+
+static int open_pairs(Optimizer *self, PyObject *grads, PyObject *weights, struct pairs *pairs)
+{
+    *pairs = (struct pairs){.grads = grads, .weights = weights};
+    PyObject *both[] = {grads, weights};
+    const char *const names[] = {"grads", "params"};
+    for (int k = grads == weights; k < 2; k++) {
+        if (k && weights == Py_None)
+            continue;
+        if (!is_list(both[k]) && !PyDict_Check(both[k])) {
+            PyErr_Format(PyExc_TypeError, "%s must be a list, tuple or dict of arrays, got %s",
+                names[k], Py_TYPE(both[k])->tp_name);
+            return -1;
+        }
+    }
+    if (weights == Py_None) {
+        pairs->weights = self->weights;
+        pairs->keys = self->names;
+        if (PyDict_Check(grads) && !self->names) {
+            PyErr_SetString(PyExc_TypeError,
+                "grads is a dict, but the optimizer was built from a list of weights without names");
+            return -1;
+        }
+    } else if (PyDict_Check(grads) != PyDict_Check(weights)) {
+        PyErr_Format(PyExc_TypeError, "grads and params must both be lists or both dicts, got %s and %s",
+            Py_TYPE(grads)->tp_name, Py_TYPE(weights)->tp_name);
+        return -1;
+    }
+    const Py_ssize_t n_grads = PyObject_Size(grads);
+    pairs->n = PyObject_Size(pairs->weights);
+    if (n_grads < 0 || pairs->n < 0)
+        return -1;
+    if (n_grads != pairs->n) {
+        PyErr_Format(PyExc_ValueError,
+            "grads and params must have one entry each per weight, got %zd and %zd", n_grads, pairs->n);
+        return -1;
+    }
+    if (!pairs->n) {
+        PyErr_SetString(PyExc_ValueError, "params is empty: expected at least one weight");
+        return -1;
+    }
+    return 0;
+}
+
+static PyObject *pair_label(const struct pairs *pairs, const char *argument)
+{
+    if (pairs->key)
+        return PyUnicode_FromFormat("%s[%R]", argument, pairs->key);
+    return PyUnicode_FromFormat("%s[%zd]", argument, pairs->i - 1);
+}
+
+static PyObject *item(PyObject *list, Py_ssize_t i)
+{
+    return PyList_Check(list) ? PyList_GET_ITEM(list, i) : PyTuple_GET_ITEM(list, i);
+}
+
+/* The next pair, borrowed: 1, 0 at the end, -1 on an error.  Runs no code of the caller's. */
+static int next_pair(struct pairs *pairs, PyObject **grad, PyObject **weight)
+{
+    if (pairs->i == pairs->n)
+        return 0;
+    pairs->key = NULL;
+    if (PyDict_Check(pairs->weights)) {
+        if (!PyDict_Next(pairs->weights, &pairs->position, &pairs->key, weight))
+            return 0;
+        if (!PyUnicode_Check(pairs->key)) {
+            PyErr_Format(PyExc_TypeError, "params: keys must be str, got %s",
+                Py_TYPE(pairs->key)->tp_name);
+            return -1;
+        }
+    } else {
+        *weight = item(pairs->weights, pairs->i);
+        if (pairs->keys)
+            pairs->key = PyTuple_GET_ITEM(pairs->keys, pairs->i);
+    }
+    if (PyDict_Check(pairs->grads)) {
+        *grad = PyDict_GetItemWithError(pairs->grads, pairs->key);
+        if (!*grad) {
+            if (!PyErr_Occurred())
+                PyErr_Format(PyExc_ValueError, "grads has no entry for params[%R]", pairs->key);
+            return -1;
+        }
+    } else {
+        *grad = item(pairs->grads, pairs->i);
+    }
+    pairs->i++;
+    return 1;
+}
+
+/* -------------------------------------------------------------------------------------- binding - */
+
+static void unbind(Optimizer *self)
+{
+    optimc_plan_free(self->plan);
+    self->plan = NULL;
+    PyMem_Free(self->gradients);
+    self->gradients = NULL;
+    Py_CLEAR(self->arrays);
+    Py_CLEAR(self->weights);
+    Py_CLEAR(self->names);
+}
+
+/* A tuple argument of length n. */
+static int is_tuple(PyObject *object, Py_ssize_t n, const char *name)
+{
+    if (PyTuple_Check(object) && PyTuple_GET_SIZE(object) == n)
+        return 1;
+    PyErr_Format(PyExc_TypeError, "_bind: %s must be a tuple of length %zd", name, n);
+    return 0;
+}
+
+/* Looks at an array that a step will write to. */
+static int look_writable(PyObject *object, PyObject *entry, struct view *view)
+{
+    if (!PyArray_Check(object)) {
+        if (PyList_Check(object) || PyTuple_Check(object) || PyDict_Check(object))
+            return refuse_kind("%U is a %S: flatten nested weights into one list or dict of arrays",
+                entry, object);
+        return refuse_kind("%U: expected a NumPy array of float32 or float64, got %S", entry, object);
+    }
+    look((PyArrayObject *)object, view);
+    const enum fault fault = optimc_plan_check(view);
+    if (fault)
+        return refuse_weight(fault, entry, (PyArrayObject *)object, NULL);
+    Py_DECREF(entry);
+    return 0;
+}
+
+PyDoc_STRVAR(weights_of_doc, "weights_of(params)\n--\n\n"
+"The names (a tuple of str, or None) and the arrays (a tuple) of a list, tuple or dict of weights, each\n"
+"checked to be one that can be updated in place.");
+
+static PyObject *core_weights_of(PyObject *Py_UNUSED(module), PyObject *params)
+{
+    struct pairs pairs;
+    PyObject *grad, *weight, *result = NULL;
+    if (open_pairs(NULL, params, params, &pairs))
+        return NULL;
+    PyObject *keys = PyTuple_New(pairs.n), *weights = PyTuple_New(pairs.n);
+    int more = keys && weights ? 1 : -1;
+    while (more > 0 && (more = next_pair(&pairs, &grad, &weight)) > 0) {
+        struct view view;
+        if (look_writable(weight, pair_label(&pairs, "params"), &view))
+            more = -1;
+        PyTuple_SET_ITEM(weights, pairs.i - 1, Py_NewRef(weight));
+        PyTuple_SET_ITEM(keys, pairs.i - 1, Py_NewRef(pairs.key ? pairs.key : Py_None));
+    }
+    if (!more)
+        result = PyTuple_Pack(2, pairs.key ? keys : Py_None, weights);
+    Py_XDECREF(keys);
+    Py_XDECREF(weights);
+    return result;
+}
+
+PyDoc_STRVAR(bind_doc, "_bind(weights, names, kernel, slot_names, slots, averages, excluded)\n--\n\n"
+"Makes the plan: `weights`, a tuple of arrays; `names`, a tuple of str or None; `slots`, a tuple per\n"
+"weight, in the order of the rule, None for one the kernel does not keep; `averages`, a tuple of arrays\n"
+"or None; `excluded`, a tuple of bools.  Nothing changes on an error.");
+
+static PyObject *optimizer_bind(Optimizer *self, PyObject *args)
+{
+    PyObject *weights, *names, *slot_names, *slots, *averages, *excluded;
+    int kernel;
+    if (!PyArg_ParseTuple(args, "O!OiO!O!OO!", &PyTuple_Type, &weights, &names, &kernel, &PyTuple_Type,
+            &slot_names, &PyTuple_Type, &slots, &averages, &PyTuple_Type, &excluded))
+        return NULL;
+    const Py_ssize_t n = PyTuple_GET_SIZE(weights);
+    if ((names != Py_None && !is_tuple(names, n, "names")) || !is_tuple(slots, n, "slots")
+        || (averages != Py_None && !is_tuple(averages, n, "averages"))
+        || !is_tuple(excluded, n, "excluded"))
+        return NULL;
+    PyObject *keys = names == Py_None ? NULL : names;
+    struct plan *plan = optimc_plan_new((size_t)n);
+    PyObject **gradients = PyMem_Calloc((size_t)n + 1, sizeof *gradients);
+    PyObject *arrays = PyTuple_Pack(3, weights, slots, averages);
+    if (!plan || !gradients || !arrays) {
+        PyErr_NoMemory();
+        goto fail;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *array = PyTuple_GET_ITEM(weights, i), *own = PyTuple_GET_ITEM(slots, i);
+        struct view view, slot_views[MAX_SLOTS] = {{0}}, average, *kept = NULL;
+        if (look_writable(array, label("params", keys, i), &view))
+            goto fail;
+        if (!is_tuple(own, PyTuple_GET_SIZE(slot_names), "slots[i]"))
+            goto fail;
+        for (int k = 0; k < PyTuple_GET_SIZE(own) && k < MAX_SLOTS; k++) {
+            PyObject *slot = PyTuple_GET_ITEM(own, k);
+            if (slot != Py_None && look_writable(slot, place_name(self, keys, slot_names,
+                    (struct place){(size_t)i, k}), &slot_views[k]))
+                goto fail;
+        }
+        if (averages != Py_None) {
+            if (look_writable(PyTuple_GET_ITEM(averages, i), place_name(self, keys, slot_names,
+                    (struct place){(size_t)i, PART_AVERAGE}), &average))
+                goto fail;
+            kept = &average;
+        }
+        int where;
+        const enum fault fault = optimc_plan_add(plan, &view, (enum kernel)kernel, 0,
+            PyTuple_GET_ITEM(excluded, i) != Py_True, slot_views, kept, &where);
+        if (fault) {
+            PyObject *wrong = where == PART_AVERAGE ? PyTuple_GET_ITEM(averages, i)
+                : where >= 0 ? PyTuple_GET_ITEM(own, where) : array;
+            refuse_weight(fault, place_name(self, keys, slot_names, (struct place){(size_t)i, where}),
+                (PyArrayObject *)wrong, (PyArrayObject *)array);
+            goto fail;
+        }
+    }
+    PyObject *module = PyType_GetModuleByDef(Py_TYPE(self), &core_module);
+    if (!module)
+        goto fail;
+    struct place overlap[2];
+    const enum fault fault = optimc_plan_seal(plan, state_of(module)->isa, overlap);
+    if (fault == FAULT_OVERLAP) {
+        PyObject *a = place_name(self, keys, slot_names, overlap[0]);
+        PyObject *b = place_name(self, keys, slot_names, overlap[1]);
+        if (a && b)
+            PyErr_Format(PyExc_ValueError, "%U and %U overlap in memory", a, b);
+        Py_XDECREF(a);
+        Py_XDECREF(b);
+        goto fail;
+    }
+    if (fault) {
+        PyErr_NoMemory();
+        goto fail;
+    }
+    unbind(self);
+    self->plan = plan;
+    self->gradients = gradients;
+    self->arrays = arrays;
+    self->weights = Py_NewRef(weights);
+    self->names = Py_XNewRef(keys);
+    Py_RETURN_NONE;
+
+fail:
+    optimc_plan_free(plan);
+    PyMem_Free(gradients);
+    Py_XDECREF(arrays);
+    return NULL;
+}
+
+PyDoc_STRVAR(unbind_doc, "_unbind()\n--\n\nForgets the plan; the optimizer is as before it was built.");
+
+static PyObject *optimizer_unbind(Optimizer *self, PyObject *Py_UNUSED(ignored))
+{
+    unbind(self);
+    Py_RETURN_NONE;
+}
+
+/* --------------------------------------------------------------------------- a step: the checks - */
+
+/* Whether a gradient that is no ndarray can be made one: it offers its memory as an array.  Numbers,
+   strings and lists do not. */
+static int offers_array(PyObject *object)
+{
+    return PyObject_CheckBuffer(object) ? !PyBytes_Check(object) && !PyByteArray_Check(object)
+        : !PyType_Check(object) && PyObject_HasAttrString(object, "__array__");
+}
+
+/* Gives the weight's index in the plan, or -1 with the reason it cannot be stepped. */
+static Py_ssize_t find(Optimizer *self, const struct pairs *pairs, PyObject *object)
+{
+    struct view view;
+    if (!PyArray_Check(object))
+        return look_writable(object, pair_label(pairs, "params"), &view);
+    PyArrayObject *array = (PyArrayObject *)object;
+    look(array, &view);
+    const Py_ssize_t i = optimc_plan_find(self->plan, &view, (size_t)pairs->i - 1);
+    if (i >= 0) {
+        const enum fault fault = optimc_plan_same(self->plan, (size_t)i, &view);
+        if (fault)
+            return refuse_weight(fault, pair_label(pairs, "params"), array,
+                (PyArrayObject *)PyTuple_GET_ITEM(self->weights, i));
+        return i;
+    }
+    const enum fault fault = optimc_plan_check(&view);
+    if (fault)
+        return refuse_weight(fault, pair_label(pairs, "params"), array, NULL);
+    return refuse(PyExc_ValueError, "%U is not in the memory this optimizer was built with: update "
+        "weights in place (w -= d or w[...] = x, not w = w - d), or call build(params) with all of them "
+        "to move or add weights; slots are kept", pair_label(pairs, "params"), NULL, NULL);
+}
+
+/* Notes one gradient in the plan, or raises. */
+static int take(Optimizer *self, const struct pairs *pairs, size_t index, PyObject *grad)
+{
+    struct view view;
+    struct place overlap;
+    if (grad != Py_None)
+        look((PyArrayObject *)grad, &view);
+    const enum fault fault = optimc_plan_take(self->plan, index, grad == Py_None ? NULL : &view, &overlap);
+    if (!fault) {
+        if (grad != Py_None)
+            self->gradients[self->n_gradients++] = Py_NewRef(grad);
+        return 0;
+    }
+    if (fault == FAULT_REPEATED)
+        return refuse(PyExc_ValueError, "%U: the same weight comes twice", pair_label(pairs, "params"),
+            NULL, NULL);
+    PyArrayObject *array = (PyArrayObject *)grad;
+    if (fault == FAULT_TYPE)
+        return refuse(PyExc_TypeError, "%U: expected a gradient of floats, got %S",
+            pair_label(pairs, "grads"), (PyObject *)PyArray_DESCR(array), NULL);
+    PyObject *entry = pair_label(pairs, "grads"), *a, *b = NULL;
+    if (fault == FAULT_OVERLAP) {
+        a = place_name(self, self->names, NULL, overlap);
+        refuse(PyExc_ValueError, "%U overlaps %S in memory", entry, a, NULL);
+    } else {
+        a = shape_of((PyArrayObject *)PyTuple_GET_ITEM(self->weights, (Py_ssize_t)index));
+        b = shape_of(array);
+        refuse(PyExc_ValueError, "%U: expected shape %S, like its weight, got %S", entry, a, b);
+    }
+    Py_XDECREF(a);
+    Py_XDECREF(b);
+    return -1;
+}
+
+static void drop_gradients(Optimizer *self)
+{
+    while (self->n_gradients)
+        Py_DECREF(self->gradients[--self->n_gradients]);
+}
+
+/* The pairs as owned tuples, gradients made arrays: for gradients of other libraries. */
+static int convert_pairs(struct pairs *pairs, PyObject **owned)
+{
+    PyObject *grads = PyTuple_New(pairs->n), *weights = PyTuple_New(pairs->n);
+    PyObject *keys = PyTuple_New(pairs->n), *grad, *weight;
+    *owned = grads && weights && keys ? PyTuple_Pack(3, grads, weights, keys) : NULL;
+    Py_XDECREF(grads);
+    Py_XDECREF(weights);
+    Py_XDECREF(keys);
+    if (!*owned)
+        return -1;
+    int more;
+    while ((more = next_pair(pairs, &grad, &weight)) > 0) {
+        PyTuple_SET_ITEM(grads, pairs->i - 1, Py_NewRef(grad));
+        PyTuple_SET_ITEM(weights, pairs->i - 1, Py_NewRef(weight));
+        PyTuple_SET_ITEM(keys, pairs->i - 1, Py_NewRef(pairs->key ? pairs->key : Py_None));
+    }
+    if (more < 0)
+        return -1;
+    for (Py_ssize_t i = 0; i < pairs->n; i++) {     /* only now does code of others run */
+        grad = PyTuple_GET_ITEM(grads, i);
+        if (PyArray_Check(grad) || grad == Py_None || !offers_array(grad))
+            continue;
+        PyObject *array = PyArray_FromAny(grad, NULL, 0, 0, 0, NULL);
+        if (!array)
+            return -1;
+        PyTuple_SET_ITEM(grads, i, array);
+        Py_DECREF(grad);
+    }
+    const int named = PyTuple_GET_ITEM(keys, 0) != Py_None;
+    *pairs = (struct pairs){.grads = grads, .weights = weights, .keys = named ? keys : NULL,
+        .n = pairs->n};
+    return 0;
+}
+
+/* One UserWarning that names the weights without a gradient; -1 if warnings are errors. */
+static int warn_missing(struct pairs pairs)
+{
+    PyObject *grad, *weight, *names = PyUnicode_FromString("");
+    pairs.i = pairs.position = 0;
+    while (names && next_pair(&pairs, &grad, &weight) > 0) {
+        if (grad != Py_None)
+            continue;
+        PyObject *entry = pair_label(&pairs, "params");
+        PyObject *more = entry ? PyUnicode_FromFormat(PyUnicode_GET_LENGTH(names) ? "%U, %U" : "%U%U",
+            names, entry) : NULL;
+        Py_XDECREF(entry);
+        Py_SETREF(names, more);
+    }
+    const int result = names ? PyErr_WarnFormat(PyExc_UserWarning, 1,
+        "Gradients do not exist for %U: these weights are left as they are", names) : -1;
+    Py_XDECREF(names);
+    return result;
+}
+
+/* Matches and checks every pair; the plan is then ready to run. */
+static int match(Optimizer *self, struct pairs *pairs, PyObject **owned)
+{
+    PyObject *grad, *weight;
+    int more, missing = 0;
+    const struct pairs start = *pairs;
+    optimc_plan_begin(self->plan);
+    while ((more = next_pair(pairs, &grad, &weight)) > 0) {
+        if (!PyArray_Check(grad) && grad != Py_None) {
+            if (*owned || !offers_array(grad))
+                return refuse_kind("%U: expected a NumPy array of floats, got %S",
+                    pair_label(pairs, "grads"), grad);
+            *pairs = start;
+            drop_gradients(self);
+            return convert_pairs(pairs, owned) ? -1 : match(self, pairs, owned);
+        }
+        const Py_ssize_t index = find(self, pairs, weight);
+        if (index < 0 || take(self, pairs, (size_t)index, grad))
+            return -1;
+        missing += grad == Py_None;
+    }
+    if (more < 0)
+        return -1;
+    if (!self->n_gradients) {
+        PyErr_SetString(PyExc_ValueError, "No gradients provided for any variable.");
+        return -1;
+    }
+    return missing ? warn_missing(*pairs) : 0;
+}
+
+/* --------------------------------------------------------------------------- a step: the writing - */
+
+static void run(Optimizer *self)
+{
+    self->group.step = (struct step){++self->iterations, self->group.powers};
+    if (optimc_plan_cost(self->plan) < GIL_WORTH) {
+        optimc_plan_run(self->plan, &self->group);
+        return;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    optimc_pool_enter();
+    optimc_plan_run(self->plan, &self->group);
+    optimc_pool_leave();
+    Py_END_ALLOW_THREADS
+}
+
+/* A whole step, with the lock held. */
+static int step(Optimizer *self, PyObject *grads, PyObject *weights)
+{
+    PyObject *undo = NULL, *owned = NULL;
+    if (self->n_sources && ask_all(self))
+        return -1;
+    if (!self->plan) {
+        if (weights == Py_None) {
+            PyErr_SetString(PyExc_ValueError,
+                "the optimizer is not built: pass the weights too, apply(grads, params), or call "
+                "build(params) first");
+            return -1;
+        }
+        undo = PyObject_CallMethod((PyObject *)self, "_build", "O", weights);
+        if (!undo)
+            return -1;
+    }
+    struct pairs pairs;
+    int failed = open_pairs(self, grads, weights, &pairs) || match(self, &pairs, &owned);
+    if (!failed)
+        run(self);
+    drop_gradients(self);
+    Py_XDECREF(owned);
+    if (failed && undo) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        unbind(self);
+        PyObject *done = PyObject_CallMethod((PyObject *)self, "_undo_build", "O", undo);
+        if (!done)
+            PyErr_WriteUnraisable((PyObject *)self);
+        Py_XDECREF(done);
+        PyErr_Restore(type, value, traceback);
+    }
+    Py_XDECREF(undo);
+    return failed ? -1 : 0;
+}
+
+PyDoc_STRVAR(apply_doc, "apply(grads, trainable_variables=None)\n--\n\n"
+"Updates the weights in place by one step.\n\n"
+"Args:\n"
+"    grads: list, tuple or dict of gradients, one per weight: arrays of float16, bfloat16, float32,\n"
+"        float64 or long double with the weight's shape, any strides, or None for a weight that has\n"
+"        none this time.  They are never changed.\n"
+"    trainable_variables: the weights, a list, tuple or dict (with the same keys) of writable float32\n"
+"        or float64 arrays, contiguous in C or Fortran order.  The first call builds the optimizer for\n"
+"        them; later ones may name some of them, in any order, or leave them out to mean all.\n\n"
+"Raises:\n"
+"    TypeError, ValueError: one line that names the entry; nothing at all has changed.\n"
+"    RuntimeError: a schedule tried to step its own optimizer.\n\n"
+"Warns:\n"
+"    UserWarning: some, but not all, gradients are None.\n\n"
+"Example:\n"
+"    >>> import numpy as np, optimc\n"
+"    >>> w = np.ones(3, np.float32)\n"
+"    >>> optimc.SGD(learning_rate=0.5).apply([np.ones(3, np.float32)], [w])\n"
+"    >>> w\n"
+"    array([0.5, 0.5, 0.5], dtype=float32)");
+
+static PyObject *optimizer_apply(Optimizer *self, PyObject *const *args, Py_ssize_t n, PyObject *kwnames)
+{
+    static const char *const names[] = {"grads", "trainable_variables"};
+    PyObject *given[2] = {NULL, Py_None};
+    const Py_ssize_t n_keywords = kwnames ? PyTuple_GET_SIZE(kwnames) : 0;
+    if (n > 2) {
+        PyErr_Format(PyExc_TypeError, "apply() takes at most 2 arguments (%zd given)", n);
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < n; i++)
+        given[i] = args[i];
+    for (Py_ssize_t i = 0; i < n_keywords; i++) {
+        PyObject *keyword = PyTuple_GET_ITEM(kwnames, i);
+        int k = 0;
+        while (k < 2 && PyUnicode_CompareWithASCIIString(keyword, names[k]))
+            k++;
+        if (k == 2 || k < n) {
+            PyErr_Format(PyExc_TypeError, k == 2 ? "apply() got an unexpected keyword argument '%U'"
+                : "apply() got multiple values for argument '%U'", keyword);
+            return NULL;
+        }
+        given[k] = args[n + i];
+    }
+    if (!given[0]) {
+        PyErr_SetString(PyExc_TypeError, "apply() missing required argument 'grads'");
+        return NULL;
+    }
+    if (lock(self))
+        return NULL;
+    const int failed = step(self, given[0], given[1]);
+    unlock(self);
+    if (failed)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* ------------------------------------------------------------------------------------- the type - */
+
+static PyObject *optimizer_lock(Optimizer *self, PyObject *Py_UNUSED(ignored))
+{
+    if (lock(self))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *optimizer_unlock(Optimizer *self, PyObject *Py_UNUSED(ignored))
+{
+    unlock(self);
+    Py_RETURN_NONE;
+}
+
+static PyObject *get_iterations(Optimizer *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLongLong(self->iterations);
+}
+
+static int set_iterations(Optimizer *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    if (!value || PyBool_Check(value) || !PyIndex_Check(value)) {
+        PyErr_Format(PyExc_TypeError, "iterations must be an int, got %s",
+            value ? Py_TYPE(value)->tp_name : "nothing");
+        return -1;
+    }
+    PyObject *whole = PyNumber_Index(value);
+    const long long count = whole ? PyLong_AsLongLong(whole) : -1;
+    Py_XDECREF(whole);
+    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_OverflowError))
+        return -1;
+    if (PyErr_Occurred() || count < 0 || count > INT64_MAX - 1) {
+        PyErr_Format(PyExc_ValueError, "iterations must be >= 0 and below 2**63 - 1, got %S", value);
+        return -1;
+    }
+    self->iterations = count;
+    return 0;
+}
+
+static PyObject *get_built(Optimizer *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->plan != NULL);
+}
+
+static PyObject *get_weights(Optimizer *self, void *Py_UNUSED(closure))
+{
+    return Py_NewRef(self->weights ? self->weights : Py_None);
+}
+
+static PyObject *get_names(Optimizer *self, void *Py_UNUSED(closure))
+{
+    return Py_NewRef(self->names ? self->names : Py_None);
+}
+
+static int optimizer_traverse(Optimizer *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->arrays);
+    Py_VISIT(self->weights);
+    Py_VISIT(self->names);
+    for (int k = 0; k < self->n_values; k++)
+        Py_VISIT(self->settings[k].source);
+    return 0;
+}
+
+static int optimizer_clear(Optimizer *self)
+{
+    unbind(self);
+    for (int k = 0; k < self->n_values; k++)
+        Py_CLEAR(self->settings[k].source);
+    return 0;
+}
+
+static void optimizer_dealloc(Optimizer *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    optimizer_clear(self);
+    for (int k = 0; k < self->n_values; k++)
+        Py_CLEAR(self->bounds[k].name);
+    if (self->lock)
+        PyThread_free_lock(self->lock);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *optimizer_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
+{
+    Optimizer *self = (Optimizer *)type->tp_alloc(type, 0);
+    if (self && !(self->lock = PyThread_allocate_lock())) {
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    return (PyObject *)self;
+}
+
+static int optimizer_init(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
+{
+    return 0;
+}
+
+#define METHOD(name, function, flags, doc) {name, (PyCFunction)(void (*)(void))function, flags, doc}
+static PyMethodDef optimizer_methods[] = {
+    METHOD("apply", optimizer_apply, METH_FASTCALL | METH_KEYWORDS, apply_doc),
+    METHOD("_declare", optimizer_declare, METH_VARARGS, declare_doc),
+    METHOD("_set_value", optimizer_set_value, METH_VARARGS, set_value_doc),
+    METHOD("_get_value", optimizer_get_value, METH_O, get_value_doc),
+    METHOD("_ask_value", optimizer_ask_value, METH_O, ask_value_doc),
+    METHOD("_bind", optimizer_bind, METH_VARARGS, bind_doc),
+    METHOD("_unbind", optimizer_unbind, METH_NOARGS, unbind_doc),
+    METHOD("_lock", optimizer_lock, METH_NOARGS, "_lock()\n--\n\nWaits for a step in progress."),
+    METHOD("_unlock", optimizer_unlock, METH_NOARGS, "_unlock()\n--\n\nLets steps go on."),
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef optimizer_getset[] = {
+    {"iterations", (getter)get_iterations, (setter)set_iterations,
+        "Steps done so far; 64 bits.  Settable, for resuming.", NULL},
+    {"built", (getter)get_built, NULL, "Whether the optimizer is bound to weights.", NULL},
+    {"_weights", (getter)get_weights, NULL, "The bound weights: a tuple, or None.", NULL},
+    {"_names", (getter)get_names, NULL, "Their names: a tuple, or None.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot optimizer_slots[] = {
+    {Py_tp_doc, "The base of every optimizer: values, step count, plan.  See optimc.optimizer."},
+    {Py_tp_new, optimizer_new},
+    {Py_tp_init, optimizer_init},
+    {Py_tp_dealloc, optimizer_dealloc},
+    {Py_tp_traverse, optimizer_traverse},
+    {Py_tp_clear, optimizer_clear},
+    {Py_tp_methods, optimizer_methods},
+    {Py_tp_getset, optimizer_getset},
+    {0, NULL},
+};
+
+static PyType_Spec optimizer_spec = {
+    .name = "optimc._core.Optimizer",
+    .basicsize = sizeof(Optimizer),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .slots = optimizer_slots,
+};
+
+/* ----------------------------------------------------------------------------------- the module - */
+
+PyDoc_STRVAR(set_num_threads_doc, "set_num_threads(threads)\n--\n\n"
+"Sets how many threads a large step may use, the calling one included.  Results do not depend on it.\n"
+"A number beyond the processors this process may use is cut to that, with a UserWarning.");
+
+static int set_threads(long threads, const char *what)
+{
+    if (threads < 1 || threads > MAX_THREADS) {
+        PyErr_Format(PyExc_ValueError, "%s must be between 1 and %d, got %ld", what, MAX_THREADS, threads);
+        return -1;
+    }
+    const int most = optimc_pool_processors();
+    if (threads > most && PyErr_WarnFormat(PyExc_UserWarning, 1,
+            "%s: using %d threads, not %ld: this process may use %d processors", what, most, threads, most))
+        return -1;
+    optimc_pool_set_threads(threads < most ? (int)threads : most);
+    return 0;
+}
+
+static PyObject *core_set_num_threads(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    if (PyBool_Check(argument) || !PyIndex_Check(argument)) {
+        PyErr_Format(PyExc_TypeError, "threads must be an int, got %s", Py_TYPE(argument)->tp_name);
+        return NULL;
+    }
+    int overflow;
+    const long threads = PyLong_AsLongAndOverflow(argument, &overflow);
+    if (threads == -1 && PyErr_Occurred())
+        return NULL;
+    if (set_threads(overflow ? -1 : threads, "threads"))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *core_get_num_threads(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    return PyLong_FromLong(optimc_pool_threads());
+}
+
+static PyObject *core_force_threads(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    const long threads = PyLong_AsLong(argument);
+    if (threads < 0 || threads > MAX_THREADS)
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "bad number of threads");
+    optimc_pool_set_eager(threads > 0);
+    optimc_pool_set_threads(threads ? (int)threads : optimc_pool_processors());
+    Py_RETURN_NONE;
+}
+
+/* The ISAs as a tuple of names. */
+static PyObject *isa_names(void)
+{
+    const struct isa *found[MAX_ISAS];
+    const size_t n = optimc_isas(found);
+    PyObject *names = PyTuple_New((Py_ssize_t)n);
+    for (size_t i = 0; names && i < n; i++) {
+        PyObject *name = PyUnicode_FromString(found[i]->name);
+        if (!name)
+            Py_CLEAR(names);
+        else
+            PyTuple_SET_ITEM(names, (Py_ssize_t)i, name);
+    }
+    return names;
+}
+
+static PyObject *core_use_isa(PyObject *module, PyObject *argument)
+{
+    const char *name = PyUnicode_AsUTF8(argument);
+    const struct isa *isa = name ? optimc_isa_choose(name) : NULL;
+    if (!isa)
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "no ISA %R here", argument);
+    state_of(module)->isa = isa;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef core_methods[] = {
+    METHOD("set_num_threads", core_set_num_threads, METH_O, set_num_threads_doc),
+    METHOD("check_number", core_check_number, METH_VARARGS, check_number_doc),
+    METHOD("weights_of", core_weights_of, METH_O, weights_of_doc),
+    METHOD("get_num_threads", core_get_num_threads, METH_NOARGS,
+        "get_num_threads()\n--\n\nHow many threads a large step may use."),
+    METHOD("_force_threads", core_force_threads, METH_O,
+        "_force_threads(threads)\n--\n\nFor tests: every step of several chunks uses that many threads, "
+        "however small it is; 0 ends it."),
+    METHOD("_use_isa", core_use_isa, METH_O,
+        "_use_isa(name)\n--\n\nFor tests: optimizers built from now on use this ISA."),
+    {NULL, NULL, 0, NULL},
+};
+
+#define LIST(...) #__VA_ARGS__
+#define NAMES(list) LIST list
+
+/* optimizers.def as Python sees it: {rule: (slots, hyperparameters, coefficients)} and
+   {kernel: (index, rule, mask of slots)}, the lists as written there, "a, b, c". */
+static int add_registry(PyObject *module)
+{
+    PyObject *rules = PyDict_New(), *kernels = PyDict_New(), *row = NULL;
+    int failed = !rules || !kernels;
+#define RULE_ROW(rule, slots, hypers, coefs) \
+    row = failed ? NULL : Py_BuildValue("(sss)", NAMES(slots), NAMES(hypers), NAMES(coefs)); \
+    failed |= !row || PyDict_SetItemString(rules, #rule, row); \
+    Py_CLEAR(row);
+#define KERNEL_ROW(kernel, rule, variant, used) \
+    row = failed ? NULL : Py_BuildValue("(isi)", KERNEL_##kernel, #rule, used); \
+    failed |= !row || PyDict_SetItemString(kernels, #kernel, row); \
+    Py_CLEAR(row);
+#include "optimizers.def"
+    failed |= failed || PyModule_AddObjectRef(module, "rules", rules);
+    failed |= failed || PyModule_AddObjectRef(module, "kernels", kernels);
+    Py_XDECREF(rules);
+    Py_XDECREF(kernels);
+    return failed ? -1 : 0;
+}
+
+/* OPTIMC_ISA and OPTIMC_NUM_THREADS: one clear error each. */
+static int read_environment(struct state *state)
+{
+    const char *name = getenv("OPTIMC_ISA"), *threads = getenv("OPTIMC_NUM_THREADS");
+    state->isa = optimc_isa_choose(name && *name ? name : NULL);
+    if (!state->isa) {
+        PyObject *names = isa_names();
+        if (names)
+            PyErr_Format(PyExc_ImportError, "OPTIMC_ISA=%s: no such ISA here, there are %S", name, names);
+        Py_XDECREF(names);
+        return -1;
+    }
+    if (threads && *threads) {
+        char *end;
+        const long n = strtol(threads, &end, 10);
+        if (*end || n < 1 || n > MAX_THREADS) {
+            PyErr_Format(PyExc_ImportError, "OPTIMC_NUM_THREADS=%s: expected a number from 1 to %d",
+                threads, MAX_THREADS);
+            return -1;
+        }
+        return set_threads(n, "OPTIMC_NUM_THREADS");
+    }
+    return 0;
+}
+
+static int core_exec(PyObject *module)
+{
+    if (PyArray_ImportNumPyAPI() < 0 || read_environment(state_of(module)))
+        return -1;
+    if (optimc_pool_setup()) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    PyObject *type = PyType_FromModuleAndSpec(module, &optimizer_spec, NULL);
+    if (!type || PyModule_AddType(module, (PyTypeObject *)type) || add_registry(module)) {
+        Py_XDECREF(type);
+        return -1;
+    }
+    Py_DECREF(type);
+    PyObject *isas = isa_names();
+    const int failed = !isas || PyModule_AddObjectRef(module, "isas", isas)
+        || PyModule_AddStringConstant(module, "isa", state_of(module)->isa->name)
+        || PyModule_AddStringConstant(module, "compiler", optimc_compiler());
+    Py_XDECREF(isas);
+    return failed ? -1 : 0;
+}
+
+static PyModuleDef_Slot core_slots[] = {
+    {Py_mod_exec, core_exec},
+#ifdef Py_mod_multiple_interpreters
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+#ifdef Py_mod_gil
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef core_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "optimc._core",
+    .m_doc = "The C side of optimc: see optimc.",
+    .m_size = sizeof(struct state),
+    .m_methods = core_methods,
+    .m_slots = core_slots,
+};
+
+PyMODINIT_FUNC PyInit__core(void)
+{
+    return PyModuleDef_Init(&core_module);
+}

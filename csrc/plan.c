@@ -1,0 +1,485 @@
+/* plan.c - weights cut into pieces, and a step as phases over the pieces.
+
+   A piece is a range of one weight; a chunk is a run of pieces that a thread claims at once, so that
+   small arrays share a chunk and large ones are cut into many.  Each weight carries its kernel and its
+   coefficient row; rows are filled once per step.  Cutting changes no result: kernels are elementwise.
+
+   Everything here is plain memory: no Python, no NumPy, no allocation after optimc_plan_seal. */
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "plan.h"
+#include "pool.h"
+
+/* Elements of a piece.  Small enough that its arrays stay in a core's cache, and that a step of medium
+   size gives every thread some; large enough that claiming costs nothing. */
+enum { PIECE_LEAST = SUM_BLOCK, PIECE_MOST = 8192 };
+
+struct weight {
+    char *data, *slots[MAX_SLOTS], *average;
+    const char *gradient;                   /* of this step, if the kernel can read it as it is */
+    struct source source;                   /* of this step, otherwise */
+    uint64_t seen, taken;                   /* the last step that named it; that had a gradient */
+    size_t size, row;
+    enum kernel kernel;
+    int lane, f_order, ndim;
+    ptrdiff_t *shape;
+    const char *clear_low, *clear_high;     /* a gradient known to overlap nothing */
+};
+
+struct row {
+    union { struct row_f32 f32; struct row_f64 f64; } lane_row;
+    enum rule rule;
+    int lane, decays;
+    size_t group;
+    double cost;                            /* nanoseconds per element on one thread, measured */
+};
+
+struct piece { size_t weight, begin, end; };
+struct range { const char *low, *high; struct place place; };
+
+struct plan {
+    struct weight *weights;
+    size_t n_weights, capacity;
+    struct row *rows;
+    size_t n_rows;
+    struct piece *pieces;
+    size_t n_pieces;
+    size_t *chunks;                         /* chunk k is pieces chunks[k] .. chunks[k + 1] - 1 */
+    size_t n_chunks;
+    struct range *ranges;                   /* all memory a step may write, sorted */
+    size_t n_ranges;
+    const struct isa *isa;
+    uint64_t step;
+    double cost;
+};
+
+static const enum rule rule_of[KERNELS] = {
+#define KERNEL_ROW(kernel, rule, variant, used) RULE_##rule,
+#include "optimizers.def"
+#undef KERNEL_ROW
+};
+
+static const int slots_of[KERNELS] = {
+#define KERNEL_ROW(kernel, rule, variant, used) used,
+#include "optimizers.def"
+#undef KERNEL_ROW
+};
+
+static size_t width(int lane)
+{
+    return lane == TYPE_F32 ? sizeof(float) : sizeof(double);
+}
+
+/* ------------------------------------------------------------------------------- exact helpers - */
+
+static double square_up(double x, int64_t t)
+{
+    double result = 1;
+    for (; t > 0; t >>= 1, x *= x)
+        if (t & 1)
+            result *= x;
+    return result;
+}
+
+double optimc_power(struct power *memo, double x, int64_t t)
+{
+    enum { LOW = 63 };
+    if (memo->x != x || memo->high != (t & ~LOW))
+        *memo = (struct power){x, t & ~LOW, square_up(x, t & ~LOW)};
+    return memo->value * square_up(x, t & LOW);
+}
+
+float optimc_bfloat(uint16_t bits)
+{
+    const uint32_t word = (uint32_t)bits << 16;
+    float x;
+    memcpy(&x, &word, sizeof x);
+    return x;
+}
+
+float optimc_half(uint16_t bits)
+{
+    const uint32_t sign = (uint32_t)(bits & 0x8000u) << 16, rest = bits & 0x7fffu;
+    float x;
+    if (rest < 0x0400u) {                   /* zero and subnormals: an integer times 2^-24 */
+        x = (float)rest * 0x1p-24f;
+        return sign ? -x : x;
+    }
+    const uint32_t exponent = rest < 0x7c00u ? (rest >> 10) + 112 : 255;
+    const uint32_t word = sign | exponent << 23 | (rest & 0x03ffu) << 13;
+    memcpy(&x, &word, sizeof x);
+    return x;
+}
+
+/* --------------------------------------------------------------------------------- making a plan */
+
+struct plan *optimc_plan_new(size_t weights)
+{
+    struct plan *plan = calloc(1, sizeof *plan);
+    if (!plan)
+        return NULL;
+    plan->capacity = weights;
+    plan->weights = calloc(weights ? weights : 1, sizeof *plan->weights);
+    plan->rows = calloc(weights ? weights : 1, sizeof *plan->rows);
+    plan->ranges = calloc((weights ? weights : 1) * (MAX_SLOTS + 2), sizeof *plan->ranges);
+    if (!plan->weights || !plan->rows || !plan->ranges) {
+        optimc_plan_free(plan);
+        return NULL;
+    }
+    return plan;
+}
+
+void optimc_plan_free(struct plan *plan)
+{
+    if (!plan)
+        return;
+    for (size_t i = 0; i < plan->n_weights; i++)
+        free(plan->weights[i].shape);
+    free(plan->weights);
+    free(plan->rows);
+    free(plan->pieces);
+    free(plan->chunks);
+    free(plan->ranges);
+    free(plan);
+}
+
+size_t optimc_plan_weights(const struct plan *plan)
+{
+    return plan->n_weights;
+}
+
+size_t optimc_view_size(const struct view *view)
+{
+    size_t size = 1;
+    for (int k = 0; k < view->ndim; k++)
+        size *= (size_t)view->shape[k];
+    return size;
+}
+
+enum fault optimc_plan_check(const struct view *view)
+{
+    if (view->type > TYPE_F64 || view->swapped)
+        return FAULT_TYPE;
+    if (!view->writeable)
+        return FAULT_READ_ONLY;
+    if (!view->c_order && !view->f_order)
+        return FAULT_STRIDES;
+    if ((uintptr_t)view->data % view->itemsize && optimc_view_size(view))
+        return FAULT_ALIGNMENT;
+    return FINE;
+}
+
+/* The row for these weights, made if it is new. */
+static size_t row_for(struct plan *plan, enum rule rule, int lane, size_t group, int decays)
+{
+    size_t i = 0;
+    for (; i < plan->n_rows; i++) {
+        const struct row *row = &plan->rows[i];
+        if (row->rule == rule && row->lane == lane && row->group == group && row->decays == decays)
+            return i;
+    }
+    plan->rows[plan->n_rows++] = (struct row){
+        .rule = rule, .lane = lane, .group = group, .decays = decays};
+    return i;
+}
+
+static void add_range(struct plan *plan, const char *data, size_t bytes, int part)
+{
+    if (bytes)
+        plan->ranges[plan->n_ranges++] = (struct range){
+            data, data + bytes, {plan->n_weights, part}};
+}
+
+static int same_shape(const struct weight *weight, const struct view *view)
+{
+    if (view->ndim != weight->ndim)
+        return 0;
+    for (int k = 0; k < view->ndim; k++)
+        if (view->shape[k] != weight->shape[k])
+            return 0;
+    return 1;
+}
+
+/* FINE if `view` has the weight's type, shape and memory order. */
+static enum fault alike(const struct weight *weight, const struct view *view)
+{
+    if (view->type != weight->lane)
+        return FAULT_TYPE;
+    if (!same_shape(weight, view))
+        return FAULT_SHAPE;
+    return (weight->f_order ? view->f_order : view->c_order) ? FINE : FAULT_STRIDES;
+}
+
+enum fault optimc_plan_add(struct plan *plan, const struct view *view, enum kernel kernel,
+    size_t group, int decays, const struct view *slots, const struct view *average, int *where)
+{
+    struct weight *weight = &plan->weights[plan->n_weights];
+    *weight = (struct weight){
+        .data = view->data, .size = optimc_view_size(view), .kernel = kernel, .lane = view->type,
+        .f_order = !view->c_order, .ndim = view->ndim,
+        .shape = calloc((size_t)view->ndim + 1, sizeof *weight->shape),
+    };
+    if (!weight->shape)
+        return FAULT_MEMORY;
+    if (view->ndim)
+        memcpy(weight->shape, view->shape, (size_t)view->ndim * sizeof *weight->shape);
+    const size_t bytes = weight->size * width(view->type), ranges = plan->n_ranges;
+    enum fault fault = FINE;
+    add_range(plan, view->data, bytes, *where = PART_WEIGHT);
+    for (int k = 0; k < MAX_SLOTS && !fault; k++) {
+        if (!(slots_of[kernel] & 1 << k))
+            continue;
+        *where = k;
+        fault = alike(weight, &slots[k]);
+        weight->slots[k] = slots[k].data;
+        add_range(plan, slots[k].data, bytes, k);
+    }
+    if (average && !fault) {
+        fault = alike(weight, average);
+        weight->average = average->data;
+        add_range(plan, average->data, bytes, *where = PART_AVERAGE);
+    }
+    if (fault) {
+        plan->n_ranges = ranges;
+        free(weight->shape);
+        return fault;
+    }
+    weight->row = row_for(plan, rule_of[kernel], weight->lane, group, decays);
+    plan->n_weights++;
+    return FINE;
+}
+
+static int by_address(const void *a, const void *b)
+{
+    const struct range *x = a, *y = b;
+    return (x->low > y->low) - (x->low < y->low);
+}
+
+/* Elements of a piece, for a plan of `total` elements: a multiple of SUM_BLOCK. */
+static size_t piece_size(size_t total)
+{
+    size_t size = total / 8;
+    size = size < PIECE_LEAST ? PIECE_LEAST : size > PIECE_MOST ? PIECE_MOST : size;
+    const size_t least = total / (MAX_CHUNKS / 2) + 1;      /* never more chunks than the pool takes */
+    size = size < least ? least : size;
+    return (size + SUM_BLOCK - 1) / SUM_BLOCK * SUM_BLOCK;
+}
+
+static enum fault cut(struct plan *plan)
+{
+    size_t total = 0, pieces = 0;
+    for (size_t i = 0; i < plan->n_weights; i++)
+        total += plan->weights[i].size;
+    const size_t size = piece_size(total);
+    for (size_t i = 0; i < plan->n_weights; i++)
+        pieces += (plan->weights[i].size + size - 1) / size;
+    plan->pieces = calloc(pieces + 1, sizeof *plan->pieces);
+    plan->chunks = calloc(pieces + 1, sizeof *plan->chunks);
+    if (!plan->pieces || !plan->chunks)
+        return FAULT_MEMORY;
+    size_t filled = 0;                      /* elements in the chunk being made */
+    for (size_t i = 0; i < plan->n_weights; i++) {
+        const size_t end = plan->weights[i].size;
+        for (size_t begin = 0; begin < end; begin += size) {
+            const struct piece piece = {i, begin, begin + size < end ? begin + size : end};
+            if (!plan->n_chunks || filled + (piece.end - begin) > size) {
+                plan->chunks[plan->n_chunks++] = plan->n_pieces;
+                filled = 0;
+            }
+            filled += piece.end - begin;
+            plan->pieces[plan->n_pieces++] = piece;
+        }
+    }
+    plan->chunks[plan->n_chunks] = plan->n_pieces;
+    return FINE;
+}
+
+/* Runs each row's first kernel over a little memory, to know what its steps are worth sharing. */
+static void measure(struct plan *plan)
+{
+    enum { SAMPLE = 512, TRIES = 3 };
+    static const union { float f32[SAMPLE]; double f64[SAMPLE]; } zeros;
+    union { float f32[SAMPLE]; double f64[SAMPLE]; } room[MAX_SLOTS + 2];
+    memset(room, 0, sizeof room);
+    for (size_t i = 0; i < plan->n_weights; i++) {
+        struct row *row = &plan->rows[plan->weights[i].row];
+        const enum kernel kernel = plan->weights[i].kernel;
+        for (int try = 0; try < TRIES && (row->cost == 0 || try); try++) {
+            const double start = optimc_nanoseconds();
+            if (row->lane == TYPE_F32)
+                plan->isa->f32.kernels[kernel](SAMPLE, room[0].f32, zeros.f32, room[1].f32,
+                    room[2].f32, room[3].f32, room[4].f32, NULL, &row->lane_row.f32);
+            else
+                plan->isa->f64.kernels[kernel](SAMPLE, room[0].f64, zeros.f64, room[1].f64,
+                    room[2].f64, room[3].f64, room[4].f64, NULL, &row->lane_row.f64);
+            const double cost = (optimc_nanoseconds() - start) / SAMPLE;
+            row->cost = try && row->cost < cost ? row->cost : cost;
+        }
+    }
+}
+
+enum fault optimc_plan_seal(struct plan *plan, const struct isa *isa, struct place overlap[2])
+{
+    plan->isa = isa;
+    if (plan->n_ranges)
+        qsort(plan->ranges, plan->n_ranges, sizeof *plan->ranges, by_address);
+    for (size_t i = 1; i < plan->n_ranges; i++) {
+        if (plan->ranges[i].low < plan->ranges[i - 1].high) {
+            overlap[0] = plan->ranges[i - 1].place;
+            overlap[1] = plan->ranges[i].place;
+            return FAULT_OVERLAP;
+        }
+    }
+    if (cut(plan))
+        return FAULT_MEMORY;
+    measure(plan);
+    return FINE;
+}
+
+/* ------------------------------------------------------------------ a step: what can be refused - */
+
+void optimc_plan_begin(struct plan *plan)
+{
+    plan->step++;
+    plan->cost = 0;
+}
+
+/* The range that holds the first byte at or after `low`, as an index; n_ranges if there is none. */
+static size_t range_after(const struct plan *plan, const char *low)
+{
+    size_t a = 0, b = plan->n_ranges;
+    while (a < b) {
+        const size_t middle = a + (b - a) / 2;
+        if (plan->ranges[middle].high > low)
+            b = middle;
+        else
+            a = middle + 1;
+    }
+    return a;
+}
+
+ptrdiff_t optimc_plan_find(const struct plan *plan, const struct view *view, size_t hint)
+{
+    if (hint < plan->n_weights && plan->weights[hint].data == view->data)
+        return (ptrdiff_t)hint;
+    if (!optimc_view_size(view)) {          /* empty arrays have no identity: any like it will do */
+        for (size_t i = 0; i < plan->n_weights; i++) {
+            const size_t k = (hint + i) % plan->n_weights;
+            if (!plan->weights[k].size && plan->weights[k].seen != plan->step
+                && !alike(&plan->weights[k], view))
+                return (ptrdiff_t)k;
+        }
+        return -1;
+    }
+    const size_t at = range_after(plan, view->data);
+    if (at == plan->n_ranges || plan->ranges[at].low != view->data
+        || plan->ranges[at].place.part != PART_WEIGHT)
+        return -1;
+    return (ptrdiff_t)plan->ranges[at].place.weight;
+}
+
+enum fault optimc_plan_same(const struct plan *plan, size_t index, const struct view *view)
+{
+    if (!view->writeable)
+        return FAULT_READ_ONLY;
+    return view->swapped ? FAULT_TYPE : alike(&plan->weights[index], view);
+}
+
+/* The bytes a view touches. */
+static void extent(const struct view *view, const char **low, const char **high)
+{
+    *low = view->data;
+    *high = view->data + view->itemsize;
+    for (int k = 0; k < view->ndim; k++) {
+        const ptrdiff_t reach = view->strides[k] * (view->shape[k] - 1);
+        if (reach < 0)
+            *low += reach;
+        else
+            *high += reach;
+    }
+}
+
+enum fault optimc_plan_take(struct plan *plan, size_t index, const struct view *view,
+    struct place *overlap)
+{
+    struct weight *weight = &plan->weights[index];
+    if (weight->seen == plan->step)
+        return FAULT_REPEATED;
+    weight->seen = plan->step;
+    if (!view)
+        return FINE;
+    if (view->type == TYPE_OTHER)
+        return FAULT_TYPE;
+    if (!same_shape(weight, view))
+        return FAULT_SHAPE;
+    if (weight->size) {
+        const char *low, *high;
+        extent(view, &low, &high);
+        if (low != weight->clear_low || high != weight->clear_high) {
+            const size_t at = range_after(plan, low);
+            if (at < plan->n_ranges && plan->ranges[at].low < high) {
+                *overlap = plan->ranges[at].place;
+                return FAULT_OVERLAP;
+            }
+            weight->clear_low = low;
+            weight->clear_high = high;
+        }
+    }
+    weight->gradient = view->data;
+    if (view->type != weight->lane || view->swapped || !view->aligned
+        || !(weight->f_order ? view->f_order : view->c_order)) {
+        weight->gradient = NULL;
+        weight->source = (struct source){view->data, view->shape, view->strides, view->itemsize,
+            view->ndim, view->type, view->swapped, weight->f_order};
+    }
+    weight->taken = plan->step;
+    plan->cost += (double)weight->size * plan->rows[weight->row].cost;
+    return FINE;
+}
+
+double optimc_plan_cost(const struct plan *plan)
+{
+    return plan->cost;
+}
+
+/* ------------------------------------------------------------------------ a step: what writes ---- */
+
+#define real float
+#define LANE f32
+#define NAME(x) x##_f32
+#include "step.inc"
+
+#define real double
+#define LANE f64
+#define NAME(x) x##_f64
+#include "step.inc"
+
+static void update(void *context, size_t chunk)
+{
+    const struct plan *plan = context;
+    for (size_t i = plan->chunks[chunk]; i < plan->chunks[chunk + 1]; i++) {
+        const struct piece *piece = &plan->pieces[i];
+        const struct weight *weight = &plan->weights[piece->weight];
+        if (weight->taken != plan->step)
+            continue;
+        if (weight->lane == TYPE_F32)
+            update_f32(plan, weight, piece->begin, piece->end);
+        else
+            update_f64(plan, weight, piece->begin, piece->end);
+    }
+}
+
+void optimc_plan_run(struct plan *plan, const struct group *groups)
+{
+    for (size_t i = 0; i < plan->n_rows; i++) {
+        struct row *row = &plan->rows[i];
+        if (row->lane == TYPE_F32)
+            fill_f32(plan, row, &groups[row->group]);
+        else
+            fill_f64(plan, row, &groups[row->group]);
+    }
+    optimc_pool_run(update, plan, plan->n_chunks, plan->cost);
+}

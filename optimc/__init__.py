@@ -1,0 +1,41 @@
+"""optimc: the optimizers that train neural networks, as exact C kernels over NumPy buffers.
+
+    >>> import numpy as np, optimc
+    >>> weights = [np.ones((2, 2), np.float32), np.zeros(2, np.float32)]
+    >>> grads = [np.full((2, 2), 0.5, np.float32), np.ones(2, np.float32)]
+    >>> opt = optimc.Adam(learning_rate=1e-3)
+    >>> opt.apply(grads, weights)                   # the weights change in place
+    >>> opt.iterations
+    1
+
+Importing it needs NumPy and nothing else.
+"""
+
+from importlib.metadata import version as _version
+
+try:
+    from optimc import _core
+except ModuleNotFoundError as error:
+    if error.name != "optimc._core":
+        raise
+    raise ImportError("optimc's C extension is not built here: run `pip install -e .` in the "
+                      "source tree, or leave the tree to import an installed optimc") from None
+
+from optimc import schedules
+from optimc._core import get_num_threads, isa, set_num_threads
+from optimc.optimizer import Optimizer
+from optimc.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
+from optimc.registry import deserialize, get, serialize
+
+__version__ = _version("optimc")
+
+
+def show_config():
+    """Prints what a bug report or a benchmark needs: version, compiler, ISA, threads."""
+    print(f"optimc {__version__}, built with {_core.compiler}\n"
+          f"ISA: {isa} of {', '.join(_core.isas)} (force one with OPTIMC_ISA)\n"
+          f"threads: up to {get_num_threads()} (OPTIMC_NUM_THREADS, set_num_threads)")
+
+
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "deserialize", "get",
+           "get_num_threads", "isa", "schedules", "serialize", "set_num_threads", "show_config"]
