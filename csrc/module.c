@@ -871,6 +871,14 @@ static void run(Optimizer *self)
     Py_END_ALLOW_THREADS
 }
 
+static PyObject *call_method(Optimizer *self, const char *name, PyObject *argument)
+{
+    PyObject *method = PyObject_GetAttrString((PyObject *)self, name);
+    PyObject *result = method ? PyObject_CallOneArg(method, argument) : NULL;
+    Py_XDECREF(method);
+    return result;
+}
+
 /* A whole step, with the lock held. */
 static int step(Optimizer *self, PyObject *grads, PyObject *weights)
 {
@@ -884,7 +892,7 @@ static int step(Optimizer *self, PyObject *grads, PyObject *weights)
                 "build(params) first");
             return -1;
         }
-        undo = PyObject_CallMethod((PyObject *)self, "_build", "O", weights);
+        undo = call_method(self, "_build", weights);
         if (!undo)
             return -1;
     }
@@ -898,7 +906,7 @@ static int step(Optimizer *self, PyObject *grads, PyObject *weights)
         PyObject *type, *value, *traceback;
         PyErr_Fetch(&type, &value, &traceback);
         unbind(self);
-        PyObject *done = PyObject_CallMethod((PyObject *)self, "_undo_build", "O", undo);
+        PyObject *done = call_method(self, "_undo_build", undo);
         if (!done)
             PyErr_WriteUnraisable((PyObject *)self);
         Py_XDECREF(done);

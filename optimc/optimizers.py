@@ -24,7 +24,7 @@ class SGD(Optimizer):
         >>> for _ in range(2):
         ...     opt.apply([2 * w], [w])             # the gradient of sum(w ** 2)
         >>> w
-        array([0.46000004, 0.9200001 ], dtype=float32)
+        array([0.46, 0.92], dtype=float32)
     """
 
     rule = "sgd"
@@ -56,7 +56,7 @@ class RMSprop(Optimizer):
         >>> w = np.ones(2, np.float32)
         >>> optimc.RMSprop(learning_rate=0.1).apply([np.array([1.0, -4.0], np.float32)], [w])
         >>> w
-        array([0.6837724, 1.3162278], dtype=float32)
+        array([0.6837724, 1.3162277], dtype=float32)
     """
 
     rule = "rmsprop"
@@ -89,7 +89,7 @@ class Adam(Optimizer):
         >>> w = np.ones(2, np.float32)
         >>> optimc.Adam(learning_rate=0.1).apply([np.array([1.0, -4.0], np.float32)], [w])
         >>> w
-        array([0.9000003, 1.0999999], dtype=float32)
+        array([0.90000033, 1.0999999 ], dtype=float32)
     """
 
     rule = "adam"
@@ -138,7 +138,7 @@ class Adagrad(Optimizer):
         >>> w = np.ones(2, np.float32)
         >>> optimc.Adagrad(learning_rate=0.1).apply([np.array([1.0, -4.0], np.float32)], [w])
         >>> w
-        array([0.9046537, 1.0996888], dtype=float32)
+        array([0.9046537, 1.099689 ], dtype=float32)
     """
 
     rule = "adagrad"

@@ -1,0 +1,48 @@
+"""`python -m optimc COMMAND`: the commands of the package.
+
+Each command lives in a module of its own, which names its options (`add_command`) and does the work
+(`run`).  Here is only what they share: one line on stderr and exit code 2 for what a user can
+put right, exit code 130 for Ctrl-C.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import optimc
+from optimc import compare
+
+COMMANDS = (compare,)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without argparse's usage above it."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (--help shows the options)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line (default: the process's) and returns its exit code."""
+    parser = Parser(prog="python -m optimc", description="Optimizers for neural networks in C.")
+    parser.add_argument("--version", action="version", version=f"optimc {optimc.__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_command(subparsers)
+    args = parser.parse_args(argv)
+    if "run" not in args:
+        parser.print_help()
+        return 0
+    try:
+        return args.run(args)
+    except compare.InputError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")        # a terminal that cannot show µ shows ?
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Fixtures that every generic test runs over: case, dtype, ISA and number of threads."""
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "numpy")
+
+import pytest
+from cases import CASES, DTYPES
+
+import optimc
+from optimc import _core
+
+
+def pytest_report_header():
+    return f"optimc {optimc.__version__}: {_core.compiler}, ISAs {', '.join(_core.isas)}"
+
+
+@pytest.fixture(params=CASES, ids=repr)
+def case(request):
+    return request.param
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: dtype.__name__)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=_core.isas)
+def isa(request):
+    """Optimizers built in the test use this ISA."""
+    _core._use_isa(request.param)
+    yield request.param
+    _core._use_isa(optimc.isa)
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request):
+    """Two threads are forced: every step of several chunks uses them."""
+    if request.param > 1:
+        _core._force_threads(request.param)
+    yield request.param
+    _core._force_threads(0)

@@ -1,0 +1,356 @@
+"""Every refusal: the right type, one line that names the entry, and not one byte changed."""
+
+import warnings
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import optimc
+
+F = np.float32
+
+
+def good():
+    """Fresh weights and gradients: a matrix, a vector, a scalar array."""
+    weights = [np.linspace(-1, 1, 6, dtype=F).reshape(2, 3), np.ones(4, F), np.array(2, F)]
+    return weights, [np.full_like(w, 0.5) for w in weights]
+
+
+def at(index, value):
+    """Replaces one entry."""
+    def change(entries):
+        entries[index] = value(entries[index]) if callable(value) else value
+    return change
+
+
+def read_only(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+def unaligned(array):
+    out = np.ndarray(array.shape, array.dtype, np.zeros(array.nbytes + 1, np.uint8), 1)
+    out[...] = array
+    return out
+
+
+class Raises:
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("from the gradient")
+
+
+# (what is done to the weights, what is done to the gradients, error, message)
+PAIRS = {
+    "gradient of ints": (None, at(1, lambda g: g.astype(int)), TypeError,
+                         r"grads\[1\]: expected a gradient of floats, got int64"),
+    "gradient of bools": (None, at(1, lambda g: g > 0), TypeError, r"grads\[1\].* got bool"),
+    "complex gradient": (None, at(1, lambda g: g + 1j), TypeError, r"grads\[1\].* got complex64"),
+    "gradient of objects": (None, at(1, lambda g: g.astype(object)), TypeError, r"grads\[1\].*object"),
+    "gradient of strings": (None, at(1, lambda g: g.astype(str)), TypeError, r"grads\[1\].*<U"),
+    "gradient of times": (None, at(1, np.zeros(4, "m8[s]")), TypeError, r"grads\[1\].*timedelta64"),
+    "gradient is a list": (None, at(1, [1.0] * 4), TypeError, r"grads\[1\]: .*floats, got list"),
+    "gradient is a number": (None, at(2, 1.0), TypeError, r"grads\[2\]: .* got float"),
+    "gradient is a str": (None, at(2, "x"), TypeError, r"grads\[2\]: .* got str"),
+    "gradient broadcasts": (None, at(1, np.ones(1, F)), ValueError,
+                            r"grads\[1\]: expected shape \(4,\), like its weight, got \(1,\)"),
+    "gradient of another shape": (None, at(0, lambda g: g.reshape(3, 2)), ValueError,
+                                  r"grads\[0\]: expected shape \(2, 3\).*got \(3, 2\)"),
+    "gradient of another rank": (None, at(0, lambda g: g.ravel()), ValueError, r"grads\[0\].*\(6,\)"),
+    "gradient raises": (None, at(1, Raises()), RuntimeError, "from the gradient"),
+    "no gradient at all": (None, lambda g: g.__setitem__(slice(None), [None] * 3), ValueError,
+                           "No gradients provided for any variable"),
+    "fewer gradients": (None, lambda g: g.pop(), ValueError, "one entry each per weight, got 2 and 3"),
+    "more gradients": (None, lambda g: g.append(g[0]), ValueError, "got 4 and 3"),
+    "weight of float16": (at(1, lambda w: w.astype(np.float16)), None, TypeError,
+                          r"params\[1\]: expected a float32 or float64 array, got float16"),
+    "weight of bfloat16": (at(1, lambda w: w.astype(ml_dtypes.bfloat16)), None, TypeError,
+                           r"params\[1\].*bfloat16"),
+    "weight of ints": (at(1, lambda w: w.astype(int)), None, TypeError, r"params\[1\].*int64"),
+    "weight of bools": (at(1, lambda w: w > 0), None, TypeError, r"params\[1\].*bool"),
+    "complex weight": (at(1, lambda w: w + 1j), None, TypeError, r"params\[1\].*complex64"),
+    "weight of objects": (at(1, lambda w: w.astype(object)), None, TypeError, r"params\[1\].*object"),
+    "weight of long doubles": (at(1, lambda w: w.astype(np.longdouble)), None, TypeError, r"params\[1\]"),
+    "big-endian weight": (at(1, lambda w: w.astype(">f4")), None, TypeError,
+                          r"params\[1\]: .*native byte order, got >f4"),
+    "weight is a list": (at(1, lambda w: list(w)), None, TypeError,
+                         r"params\[1\] is a list: flatten nested weights"),
+    "weight is a dict": (at(1, lambda w: {"w": w}), None, TypeError, r"params\[1\] is a dict"),
+    "weight is a number": (at(1, 3.0), None, TypeError, r"params\[1\]: .*got float"),
+    "weight is a NumPy scalar": (at(2, F(3.0)), None, TypeError, r"params\[2\]: .*got float32"),
+    "weight is None": (at(1, None), None, TypeError, r"params\[1\]: .*got NoneType"),
+    "weight is bytes": (at(1, b"abcd"), None, TypeError, r"params\[1\]: .*got bytes"),
+    "read-only weight": (at(1, read_only), None, ValueError,
+                         r"params\[1\]: output array is read-only"),
+    "broadcast weight": (at(1, np.broadcast_to(np.ones(1, F), 4)), None, ValueError, r"params\[1\]"),
+    "strided weight": (at(1, np.ones(8, F)[::2]), None, ValueError,
+                       r"params\[1\]: .*contiguous in C or Fortran order, got strides \(8,\)"),
+    "reversed weight": (at(1, np.ones(4, F)[::-1]), None, ValueError, r"params\[1\].*\(-4,\)"),
+    "weight that overlaps itself": (at(1, np.lib.stride_tricks.as_strided(np.ones(4, F), (4,), (0,))),
+                                    None, ValueError, r"params\[1\].*strides \(0,\)"),
+    "unaligned weight": (at(1, unaligned), None, ValueError, r"params\[1\].*not aligned"),
+}
+SHARED = {
+    "weight twice": (lambda w, g: (w.append(w[0]), g.append(g[0].copy())), ValueError,
+                     r"params\[0\] and params\[3\] overlap|comes twice"),
+    "weights overlap": (lambda w, g: (w.append(w[1][1:]), g.append(np.ones(3, F))), ValueError,
+                        r"params\[1\] and params\[3\] overlap|not in the memory"),
+    "gradient is its weight": (lambda w, g: g.__setitem__(1, w[1]), ValueError,
+                               r"grads\[1\] overlaps params\[1\] in memory"),
+    "gradient within a weight": (lambda w, g: g.__setitem__(1, w[0].ravel()[1:5]), ValueError,
+                                 r"grads\[1\] overlaps params\[0\] in memory"),
+    "strided gradient within a weight": (lambda w, g: g.__setitem__(2, w[0][1, 2]), None, None),
+    "transposed gradient of itself": (lambda w, g: g.__setitem__(0, w[0].T.reshape(3, 2).T), ValueError,
+                                      r"grads\[0\] overlaps params\[0\]"),
+}
+WHOLE = {
+    "grads is an array": (lambda w, g: (g[0], w), TypeError, "grads must be a list, tuple or dict"),
+    "params is an array": (lambda w, g: (g, w[0]), TypeError, "params must be a list, tuple or dict"),
+    "grads is None": (lambda w, g: (None, w), TypeError, "grads must be a list.*NoneType"),
+    "grads is a zip": (lambda w, g: (zip(g, w, strict=True), w), TypeError, "grads must be.*zip"),
+    "params is a set": (lambda w, g: (g, {1, 2}), TypeError, "params must be.*set"),
+    "grads is a str": (lambda w, g: ("abc", w), TypeError, "grads must be.*str"),
+    "nothing": (lambda w, g: ([], []), ValueError, "params is empty"),
+    "empty dicts": (lambda w, g: ({}, {}), ValueError, "params is empty"),
+    "dict and list": (lambda w, g: (dict(enumerate(g)), w), TypeError, "both be lists or both dicts"),
+    "keys are no names": (lambda w, g: (dict(enumerate(g)), dict(enumerate(w))), TypeError,
+                          "keys must be str, got int"),
+    "other keys": (lambda w, g: (dict(zip("abd", g, strict=True)), dict(zip("abc", w, strict=True))),
+                   ValueError, r"grads has no entry for params\['c'\]"),
+}
+
+
+def snapshot(optimizer, arrays):
+    flat = [array for array in arrays if isinstance(array, np.ndarray)]
+    return ([(array.tobytes(), array.shape, array.flags.writeable) for array in flat],
+            [array.tobytes() for made in optimizer._slots.values() for array in made],
+            optimizer.iterations, optimizer.get_config(), optimizer.built)
+
+
+def refused(optimizer, grads, weights, error, message):
+    """One call that must raise and change nothing."""
+    arrays = [*(grads if isinstance(grads, (list, tuple)) else []),
+              *(weights if isinstance(weights, (list, tuple)) else [])]
+    before = snapshot(optimizer, arrays)
+    with pytest.raises(error, match=message) as caught, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer.apply(grads, weights)
+    assert "\n" not in str(caught.value)
+    assert snapshot(optimizer, arrays) == before
+
+
+@pytest.fixture(params=[0, 2], ids=["first step", "later step"])
+def ready(request, case):
+    """An optimizer, its weights and gradients, before its first or a later step."""
+    optimizer = case.make()
+    weights, grads = good()
+    for _ in range(request.param):
+        optimizer.apply(grads, weights)
+    return optimizer, weights, grads
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_bad_entries(ready, name):
+    optimizer, weights, grads = ready
+    change_weights, change_grads, error, message = PAIRS[name]
+    if change_weights:
+        change_weights(weights)
+    if change_grads:
+        change_grads(grads)
+    refused(optimizer, grads, weights, error, message)
+    refused(optimizer, tuple(grads), tuple(weights), error, message)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_shared_memory(ready, name):
+    optimizer, weights, grads = ready
+    change, error, message = SHARED[name]
+    change(weights, grads)
+    if error:
+        refused(optimizer, grads, weights, error, message)
+    else:
+        optimizer.apply(grads, weights)         # a NumPy scalar is a copy
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_bad_containers(ready, name):
+    optimizer, weights, grads = ready
+    change, error, message = WHOLE[name]
+    refused(optimizer, *change(weights, grads), error, message)
+
+
+def test_a_gradient_that_is_a_slot(case):
+    optimizer, (weights, grads) = case.make(), good()
+    optimizer.apply(grads, weights)
+    for slot, arrays in optimizer._slots.items():
+        refused(optimizer, [arrays[0], *grads[1:]], weights, ValueError, r"grads\[0\] overlaps a slot of")
+        assert slot in case.slots
+
+
+def test_dict_entries_are_named():
+    weights, grads = ({"kernel": np.ones(2, F), "bias": np.ones(1, F)},
+                      {"kernel": np.ones(2, F), "bias": np.ones(3, F)})
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"grads\['bias'\]: expected shape \(1,\)"):
+            optimc.Adam().apply(grads, weights)
+
+
+def test_changes_to_a_bound_weight_are_noticed(case):
+    optimizer, (weights, grads) = case.make(), good()
+    optimizer.apply(grads, weights)
+    weights[1].flags.writeable = False
+    refused(optimizer, grads, weights, ValueError, r"params\[1\]: output array is read-only")
+    weights[1].flags.writeable = True
+    flat = weights[0].reshape(6)
+    refused(optimizer, [np.ones(6, F), *grads[1:]], [flat, *weights[1:]], ValueError,
+            r"params\[0\]: expected shape \(2, 3\), as built, got \(6,\)")
+    refused(optimizer, grads, [weights[0].view(np.int32), *weights[1:]], TypeError,
+            r"params\[0\]: expected dtype float32")
+    square = np.ones((3, 3), F)
+    other = case.make()
+    other.apply([square * 2], [square])
+    refused(other, [square * 2], [square.T], ValueError, r"params\[0\]: expected the memory order")
+    refused(optimizer, [grads[0], grads[0].copy()], [weights[0], weights[0]], ValueError,
+            r"params\[1\]: the same weight comes twice")
+
+
+def test_an_unbuilt_optimizer_needs_weights(case):
+    with pytest.raises(ValueError, match="not built: pass the weights too"):
+        case.make().apply([np.ones(1, F)])
+
+
+def test_missing_gradients_warn_before_anything_is_written(case):
+    optimizer, (weights, grads) = case.make(), good()
+    optimizer.apply(grads, weights)
+    before = snapshot(optimizer, weights)
+    with warnings.catch_warnings(), pytest.raises(UserWarning, match=r"do not exist for params\[1\]"):
+        warnings.simplefilter("error")
+        optimizer.apply([grads[0], None, grads[2]], weights)
+    assert snapshot(optimizer, weights) == before
+    kept = weights[1].copy(), [arrays[1].copy() for arrays in optimizer._slots.values()]
+    with pytest.warns(UserWarning):
+        optimizer.apply([grads[0], None, grads[2]], weights)
+    assert (weights[1] == kept[0]).all()
+    assert all((arrays[1] == k).all() for arrays, k in zip(optimizer._slots.values(), kept[1], strict=True))
+
+
+def test_a_schedule_may_not_step_its_own_optimizer():
+    weights, grads = good()
+    optimizer = optimc.SGD(lambda: optimizer.apply(grads, weights) or 1.0)
+    refused(optimizer, grads, weights, RuntimeError, "a step was asked for while one is in progress")
+    optimizer.learning_rate = lambda: optimizer.build(weights) or 1.0
+    refused(optimizer, grads, weights, RuntimeError, "while one is in progress")
+
+
+@pytest.mark.parametrize("rate,error", [(float("nan"), ValueError), (float("inf"), ValueError),
+                                        (-1.0, ValueError), ("0.1", TypeError), (None, TypeError),
+                                        (True, TypeError), (1j, TypeError), ([0.1], TypeError),
+                                        (np.ones(2), TypeError), (np.True_, TypeError)])
+def test_schedules_that_return_nonsense(rate, error, ready):
+    optimizer, weights, grads = ready
+    optimizer.learning_rate = lambda: rate
+    before = [w.copy() for w in weights], optimizer.iterations
+    with pytest.raises(error, match="learning_rate"):
+        optimizer.apply(grads, weights)
+    assert all((w == b).all() for w, b in zip(weights, before[0], strict=True))
+    assert optimizer.iterations == before[1]
+
+
+def test_schedules_that_raise(ready):
+    optimizer, weights, grads = ready
+
+    def broken():
+        raise KeyError("mine")
+
+    optimizer.learning_rate = broken
+    iterations = optimizer.iterations
+    with pytest.raises(KeyError, match="mine"):
+        optimizer.apply(grads, weights)
+    assert optimizer.iterations == iterations
+
+
+BAD_NUMBERS = [(float("nan"), ValueError), (float("inf"), ValueError), (-0.5, ValueError),
+               (10 ** 400, ValueError), ("0.1", TypeError), (1j, TypeError), (True, TypeError),
+               (np.True_, TypeError), (np.ones(3), TypeError), (np.array(0.1), TypeError),
+               ([0.1], TypeError)]
+
+
+@pytest.mark.parametrize("value,error", BAD_NUMBERS, ids=[repr(v)[:20] for v, _ in BAD_NUMBERS])
+def test_bad_hyperparameters(case, value, error):
+    for name in case.cls._index:
+        if name not in case.cls._parameters or isinstance(case.cls._parameters[name].default, bool):
+            continue
+        with pytest.raises(error, match=name):
+            case.make(**{name: value})
+        optimizer = case.make()
+        before = optimizer.get_config()
+        with pytest.raises(error, match=name):
+            setattr(optimizer, name, value)
+        assert optimizer.get_config() == before
+
+
+def test_numbers_of_every_kind_are_accepted():
+    for number in (1, np.float32(0.5), np.float64(0.5), np.int64(1), np.float16(0.5), 0):
+        assert optimc.SGD(number).learning_rate == float(number)
+
+
+def test_fractions_end_where_the_formula_does():
+    assert optimc.SGD(momentum=1).momentum == 1
+    for name in ("beta_1", "beta_2"):
+        with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\), got 1"):
+            optimc.Adam(**{name: 1.0})
+    with pytest.raises(ValueError, match=r"rho must be in \[0, 1\], got 1.5"):
+        optimc.RMSprop(rho=1.5)
+
+
+def test_unknown_arguments_are_named(case):
+    with pytest.raises(ValueError, match=r"Argument\(s\) not recognized: \{'lr': 0.1\}"):
+        case.cls(lr=0.1)
+    with pytest.warns(UserWarning, match="`decay` is no longer supported"):
+        case.cls(decay=0.1)
+    with pytest.raises(TypeError, match="too many positional"):
+        case.cls(*range(40))
+
+
+def test_flags_are_bools(case):
+    for name, parameter in case.cls._parameters.items():
+        if isinstance(parameter.default, bool):
+            for bad in (1, None, "yes", np.True_):
+                with pytest.raises(TypeError, match=f"{name} must be a bool"):
+                    case.cls(**{name: bad})
+
+
+def test_apply_gradients_takes_pairs():
+    w = np.ones(2, F)
+    optimizer = optimc.SGD(1.0)
+    assert optimizer.apply_gradients(iter([(np.ones(2, F), w)])) == 1
+    for bad, error in (([], ValueError), ([w], (TypeError, ValueError)), (3, TypeError),
+                       ([(w,)], (TypeError, ValueError))):
+        with pytest.raises(error):
+            optimizer.apply_gradients(bad)
+    assert optimizer.iterations == 1
+
+
+def test_apply_names_its_arguments():
+    optimizer, (weights, grads) = optimc.SGD(), good()
+    optimizer.apply(grads=grads, trainable_variables=weights)
+    for args, kwargs in (((), {}), ((grads, weights, 1), {}), ((grads,), {"grads": grads}),
+                         ((grads,), {"params": weights})):
+        with pytest.raises(TypeError, match=r"apply\(\)"):
+            optimizer.apply(*args, **kwargs)
+
+
+@pytest.mark.parametrize("value,error", [(-1, ValueError), (2 ** 63, ValueError), (1.0, TypeError),
+                                         (True, TypeError), ("1", TypeError), (None, TypeError)])
+def test_iterations_can_be_set_to_counts_only(value, error):
+    optimizer = optimc.SGD()
+    with pytest.raises(error, match="iterations must be"):
+        optimizer.iterations = value
+    optimizer.iterations = np.int64(7)
+    assert optimizer.iterations == 7
+
+
+def test_the_base_class_is_no_optimizer():
+    with pytest.raises(TypeError, match="base class"):
+        optimc.Optimizer()

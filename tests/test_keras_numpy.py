@@ -1,0 +1,61 @@
+"""Keras's own NumPy backend as a second oracle: the same arguments give the same trajectory.
+
+Where its coefficients are plain constants the bits are equal.  Adam's family differs by the rounding of
+Keras's float32 1 - beta ** t, which optimc computes in double: at most 2.3e-5 of an update, at first.
+"""
+
+import numpy as np
+import pytest
+from cases import CASES, assert_same_bits
+
+keras = pytest.importorskip("keras")
+if keras.backend.backend() != "numpy":
+    pytest.skip("needs KERAS_BACKEND=numpy", allow_module_level=True)
+
+SHAPES = [(10, 64), (64,), (64, 1), (1,), (3, 5, 7)]
+OURS_ALONE = {"bias_correction"}
+KERAS_CASES = [case for case in CASES
+               if hasattr(keras.optimizers, case.cls.__name__) and not OURS_ALONE & set(case.arguments)]
+#: rules whose coefficients hold a power of beta
+POWERS = {"adam"}
+
+
+def trajectories(case, steps, **arguments):
+    """Yields weights of ours and of Keras's, and the size of the last update, step by step."""
+    rng = np.random.default_rng(0)
+    start = [rng.standard_normal(shape).astype(np.float32) for shape in SHAPES]
+    ours, theirs = case.make(**arguments), getattr(keras.optimizers, case.cls.__name__)(
+        **{**case.arguments, **arguments})
+    weights, variables = [w.copy() for w in start], [keras.Variable(w) for w in start]
+    for _ in range(steps):
+        grads = [rng.standard_normal(shape).astype(np.float32) for shape in SHAPES]
+        before = [w.copy() for w in weights]
+        ours.apply(grads, weights)
+        theirs.apply(grads, variables)
+        yield [(w, np.asarray(v.value), np.abs(w - b))
+               for w, v, b in zip(weights, variables, before, strict=True)]
+
+
+@pytest.mark.parametrize("case", KERAS_CASES, ids=repr)
+@pytest.mark.parametrize("arguments", [{}, {"learning_rate": 0.03, "weight_decay": 0.1}],
+                         ids=["defaults", "decay"])
+def test_trajectories_equal_keras(case, arguments):
+    drift = 0.0
+    for step in trajectories(case, 20, **arguments):
+        for ours, theirs, update in step:
+            if case.cls.rule not in POWERS:
+                assert_same_bits(ours, theirs)
+        drift += 2.3e-5 * max(update.max() for _, _, update in step)
+        for ours, theirs, _ in step:
+            assert np.abs(ours - theirs).max() <= drift + 1e-6
+
+
+def test_signatures_are_kerass():
+    import inspect
+    for cls in {case.cls for case in KERAS_CASES}:
+        theirs = inspect.signature(getattr(keras.optimizers, cls.__name__)).parameters
+        ours = [p for p in inspect.signature(cls).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+        known = [p for p in theirs.values() if p.name in {q.name for q in ours}]
+        assert [p.name for p in ours] == [p.name for p in known], cls
+        for a, b in zip(ours, known, strict=True):
+            assert a.default == b.default or (a.name == "name"), (cls, a, b)

@@ -1,0 +1,134 @@
+"""Nothing is allocated per step, and nothing is leaked, on good paths and bad."""
+
+import gc
+import mmap
+import resource
+import sys
+import tracemalloc
+import weakref
+
+import numpy as np
+import pytest
+
+import optimc
+
+
+def lesson():
+    rng = np.random.default_rng(0)
+    shapes = [(10, 64), (64,), (64, 1), (1,)]
+    return ([rng.standard_normal(s).astype(np.float32) for s in shapes],
+            [rng.standard_normal(s).astype(np.float32) for s in shapes])
+
+
+@pytest.mark.parametrize("steps", [100_000])
+def test_memory_is_flat_over_many_steps(case, steps):
+    weights, grads = lesson()
+    optimizer = case.make()
+    apply = optimizer.apply
+    for _ in range(10):
+        apply(grads, weights)
+    tracemalloc.start()
+    try:
+        before, resident = tracemalloc.get_traced_memory()[0], resource.getrusage(resource.RUSAGE_SELF)
+        tracemalloc.reset_peak()
+        for _ in range(steps // len(case.cls._parameters)):
+            apply(grads, weights)
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 2000 and peak - before < 4000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident.ru_maxrss < 1024
+
+
+def bad_calls(optimizer, weights, grads):
+    """Calls that are refused at different depths."""
+    copies = [w.copy() for w in weights] if optimizer.built else weights[::-1]
+    for g, w in ((grads[:2], weights), ([*grads[:3], np.ones(2)], weights), ([None] * 4, weights),
+                 (grads, [*weights[:3], weights[0]]), (grads, 3), ([1, 2, 3, 4], weights),
+                 ([weights[0], *grads[1:]], weights), (grads, copies)):
+        try:
+            optimizer.apply(g, w)
+        except (TypeError, ValueError):
+            continue
+        raise AssertionError("accepted")
+
+
+def test_no_reference_is_leaked(case):
+    weights, grads = lesson()
+    optimizer = case.make()
+    optimizer.apply(grads, weights)
+    watched = [*weights, *grads, optimizer, None, True, np.dtype(np.float32), type(optimizer), int, list]
+
+    def work():
+        optimizer.apply(grads, weights)
+        optimizer.apply(dict(zip("abcd", grads, strict=True)), dict(zip("abcd", weights, strict=True)))
+        bad_calls(optimizer, weights, grads)
+        fresh = case.make()
+        bad_calls(fresh, weights, grads)
+        fresh.build(weights)
+        fresh.build([w.copy() for w in weights])
+
+    for _ in range(20):
+        work()
+    gc.collect()
+    before = [sys.getrefcount(thing) for thing in watched]
+    for _ in range(200):
+        work()
+    gc.collect()
+    grown = [sys.getrefcount(thing) - count for thing, count in zip(watched, before, strict=True)]
+    assert max(map(abs, grown)) < 100, grown        # a leak would be 200 or more
+
+
+def test_memory_is_flat_over_builds_and_refusals(case):
+    weights, grads = lesson()
+
+    def work(times):
+        for _ in range(times):
+            optimizer = case.make()
+            bad_calls(optimizer, weights, grads)
+            optimizer.apply(grads, weights)
+            bad_calls(optimizer, weights, grads)
+
+    tracemalloc.start()
+    try:
+        work(200)                           # fills the interpreter's free lists
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        work(100)
+        gc.collect()
+        after = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert after - before < 30_000
+
+
+def test_an_optimizer_in_a_cycle_is_collected():
+    class Watched(optimc.SGD):
+        pass
+
+    optimizer = Watched(0.1)
+    optimizer.apply([np.ones(3, np.float32)], [np.ones(3, np.float32)])
+    optimizer.learning_rate = lambda: 0.1 if optimizer else 0
+    gone = weakref.ref(optimizer)
+    optimizer.me = optimizer
+    del optimizer
+    gc.collect()
+    assert gone() is None
+
+
+def test_huge_arrays_are_indexed_beyond_32_bits():
+    """More than 2**31 elements.  The gradient is never written but at its end, so only w takes memory."""
+    n = 2 ** 31 + 12345
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        pytest.skip("needs huge pages to be quick")
+    with open("/proc/meminfo") as file:
+        available = next(line for line in file if line.startswith("MemAvailable")).split()[1]
+    if int(available) < 12 << 20:
+        pytest.skip("needs 12 GiB")
+    memory = [mmap.mmap(-1, n * 4, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(2)]
+    for m in memory:
+        m.madvise(mmap.MADV_HUGEPAGE)
+    w, g = (np.frombuffer(m, np.float32) for m in memory)
+    g[-1] = 1.0
+    optimc.SGD(0.5).apply([g], [w])
+    assert w[-1] == -0.5 and w[0] == 0 and w[n // 2] == 0

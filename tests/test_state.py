@@ -1,0 +1,263 @@
+"""What an optimizer remembers: weights by their memory, slots over copies and rebuilds, configuration."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from cases import Case, assert_same_bits, slots_of, values
+
+import optimc
+from optimc.registry import classes
+
+SHAPES = [(4, 3), (5,), (), (0, 2)]
+
+
+def arrays(seed, shapes=SHAPES):
+    rng = np.random.default_rng(seed)
+    return [values(rng, shape, np.float32) for shape in shapes]
+
+
+def steps(optimizer, weights, count, seed=10):
+    for k in range(count):
+        optimizer.apply(arrays(seed + k), weights)
+
+
+def assert_equal_state(a, b):
+    assert a.iterations == b.iterations
+    for slot, made in slots_of(a).items():
+        for i, array in enumerate(made):
+            assert_same_bits(array, slots_of(b)[slot][i], slot)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, lambda o: pickle.loads(pickle.dumps(o))],
+                         ids=["deepcopy", "copy", "pickle"])
+def test_copies_continue_bit_for_bit(case, duplicate):
+    straight, weights = case.make(), arrays(0)
+    steps(straight, weights, 3)
+    moved = [w.copy() for w in weights]
+    other = duplicate(straight)
+    steps(straight, weights, 3, seed=50)        # the original goes on; the copy must not notice
+    assert other.iterations == 3 and not other.built
+    steps(other, moved, 3, seed=50)
+    assert_equal_state(straight, other)
+    for w, m in zip(weights, moved, strict=True):
+        assert_same_bits(w, m)
+
+
+def test_a_copy_refuses_other_weights(case):
+    if not case.slots:
+        pytest.skip("no slots")
+    optimizer, weights = case.make(), arrays(0)
+    steps(optimizer, weights, 1)
+    other = copy.deepcopy(optimizer)
+    wrong = arrays(0)
+    wrong[1] = np.zeros(6, np.float32)
+    with pytest.raises(ValueError, match=r"params\[1\]: expected shape \(5,\)"):
+        other.apply([np.zeros_like(w) for w in wrong], wrong)
+    with pytest.raises(ValueError, match="slots for 4 weights, params has 3"):
+        other.apply(arrays(1)[:3], arrays(0)[:3])
+    steps(other, [w.copy() for w in weights], 1, seed=11)
+    steps(optimizer, weights, 1, seed=11)
+    assert_equal_state(optimizer, other)
+
+
+def test_fresh_views_are_the_same_weights(case):
+    base = np.linspace(-1, 1, 60, dtype=np.float32)
+    other = base.copy()
+    whole, viewed = case.make(), case.make()
+    for k in range(4):
+        g = arrays(k, [(60,)])[0]
+        whole.apply([g], [other])
+        viewed.apply([g[:20], g[20:].reshape(4, 10)], [base[:20], base[20:].reshape(4, 10)])
+    assert_same_bits(base, other)
+
+
+def test_subsets_in_any_order(case):
+    weights, expected = arrays(0), arrays(0)
+    optimizer = case.make()
+    optimizer.build(weights)
+    grads = arrays(1)
+    optimizer.apply([grads[1], grads[0]], [weights[1], weights[0]])
+    assert_same_bits(weights[2], expected[2])
+    assert optimizer.iterations == 1
+    twin = case.make()
+    twin.build(expected)
+    with pytest.warns(UserWarning, match=r"params\[2\], params\[3\]"):
+        twin.apply([grads[0], grads[1], None, None], expected)
+    for w, e in zip(weights, expected, strict=True):
+        assert_same_bits(w, e)
+
+
+def test_weights_may_be_left_out_once_built():
+    w = np.ones(3, np.float32)
+    optimizer = optimc.SGD(1.0)
+    optimizer.build({"w": w})
+    optimizer.apply({"w": np.ones(3, np.float32)})
+    optimizer.apply([np.ones(3, np.float32)])
+    assert (w == -1).all() and optimizer.iterations == 2
+
+
+def test_rebinding_is_refused_with_the_remedy(case):
+    w = np.ones(3, np.float32)
+    optimizer = case.make()
+    optimizer.apply([w * 2], [w])
+    with pytest.raises(ValueError, match="update weights in place"):
+        optimizer.apply([w * 2], [w - 1])
+    assert optimizer.iterations == 1
+
+
+def test_build_moves_to_new_memory_and_adds_weights(case):
+    a, b = case.make(), case.make()
+    first, second = {"x": np.ones(3, np.float32)}, {"x": np.ones(3, np.float32)}
+    g = np.array([1, -2, 3], np.float32)
+    a.apply({"x": g}, first)
+    b.apply({"x": g}, second)
+    moved = {"new": np.zeros((2, 2), np.float32), "x": second["x"].copy()}
+    b.build(moved)
+    a.apply({"x": g}, first)
+    b.apply({"x": g, "new": np.ones((2, 2), np.float32)}, moved)
+    assert_same_bits(moved["x"], first["x"])
+    for slot, made in slots_of(a).items():
+        assert_same_bits(slots_of(b)[slot][1], made[0])
+    if case.slots:
+        with pytest.raises(ValueError, match="params has no entry 'new'"):
+            b.build({"x": moved["x"]})
+
+
+def test_slots_can_be_adopted(case):
+    w = np.ones(5, np.float32)
+    own = {slot: [np.zeros(5, np.float32)] for slot in case.slots}
+    optimizer = case.make()
+    optimizer.build([w], slots=own)
+    optimizer.apply([np.full(5, 2, np.float32)], [w])
+    for slot, (array,) in own.items():
+        assert array.any(), slot
+    if own:
+        slot = case.slots[0]
+        with pytest.raises(ValueError, match=rf"slot '{slot}' of params\[0\]: expected shape \(5,\)"):
+            case.make().build([w], slots={**own, slot: [np.zeros(4, np.float32)]})
+        with pytest.raises(ValueError, match="overlap in memory"):
+            case.make().build([w], slots={**own, slot: [w]})
+        with pytest.raises(ValueError, match="slots: expected"):
+            case.make().build([w], slots={})
+
+
+def test_slots_take_what_the_rule_needs(case):
+    w = np.zeros(100_000, np.float32)
+    optimizer = case.make()
+    optimizer.build([w])
+    assert list(optimizer._slots) == case.slots
+    for (array,) in optimizer._slots.values():
+        assert array.nbytes == w.nbytes and array.ctypes.data % 64 == w.ctypes.data % 64
+        assert array.base.nbytes <= w.nbytes + 4096 or array.base.base.nbytes <= w.nbytes + 4096
+
+
+def test_configurations_round_trip(case):
+    optimizer = case.make(name="mine")
+    twin = type(optimizer).from_config(optimizer.get_config())
+    assert twin.get_config() == optimizer.get_config()
+    stored = optimc.serialize(optimizer)
+    for again in (optimc.deserialize(stored), optimc.get(stored)):
+        assert type(again) is type(optimizer) and again.get_config() == optimizer.get_config()
+
+
+def test_optimizers_are_found_by_name():
+    for name, cls in classes.items():
+        assert type(optimc.get(name.lower())) is cls
+        assert type(optimc.get(name)) is cls
+    optimizer = optimc.SGD()
+    assert optimc.get(optimizer) is optimizer and optimc.get(None) is None
+    for bad in ("no_such", 3, {"config": {}}, ["adam"], {"class_name": 3}):
+        with pytest.raises(ValueError, match="Could not interpret"):
+            optimc.get(bad)
+
+
+class Halving(optimc.schedules.LearningRateSchedule):
+    def __init__(self, start):
+        self.start = start
+
+    def __call__(self, step):
+        return self.start * 0.5 ** step
+
+    def get_config(self):
+        return {"start": self.start}
+
+
+def test_a_schedule_sees_the_step_and_is_kept():
+    w = np.zeros(1, np.float64)
+    optimizer = optimc.SGD(Halving(1.0))
+    for rate in (1.0, 0.5, 0.25):
+        assert optimizer.learning_rate == rate
+        before = w.copy()
+        optimizer.apply([np.ones(1)], [w])
+        assert before - w == rate
+    assert pickle.loads(pickle.dumps(optimizer)).learning_rate == 0.125
+    config = optimc.serialize(optimizer)
+    assert optimc.deserialize(config, {"Halving": Halving}).learning_rate == 1.0
+    with pytest.raises(ValueError, match="Could not interpret schedule 'Halving'"):
+        optimc.deserialize(config)
+
+
+def test_values_can_be_set_and_options_cannot(case):
+    optimizer, twin = case.make(learning_rate=0.5), case.make(learning_rate=0.25)
+    optimizer.learning_rate = 0.25
+    w, e = arrays(0), arrays(0)
+    steps(optimizer, w, 2)
+    steps(twin, e, 2)
+    assert_same_bits(w[0], e[0])
+    for name, parameter in type(optimizer)._parameters.items():
+        if isinstance(parameter.default, bool):
+            with pytest.raises(ValueError, match=f"{name} cannot change"):
+                setattr(optimizer, name, not getattr(optimizer, name))
+            assert getattr(optimizer, name) == getattr(twin, name)
+
+
+def test_a_value_that_needs_another_slot_is_refused():
+    optimizer = optimc.SGD(0.1)
+    optimizer.build([np.zeros(2, np.float32)])
+    with pytest.raises(ValueError, match=r"momentum=0.9 needs a slot"):
+        optimizer.momentum = 0.9
+    assert optimizer.momentum == 0
+
+
+def test_lambdas_cannot_be_pickled_but_copied():
+    optimizer = optimc.SGD(lambda: 0.5)
+    with pytest.raises(pickle.PicklingError, match="learning_rate is .*<lambda>.*cannot be pickled"):
+        pickle.dumps(optimizer)
+    assert copy.deepcopy(optimizer).learning_rate == 0.5
+
+
+def test_a_subclass_with_its_own_arguments_is_copied():
+    optimizer = Mine(3)
+    optimizer.apply([np.ones(2, np.float32)], [np.ones(2, np.float32)])
+    twin = pickle.loads(pickle.dumps(optimizer))
+    assert (type(twin), twin.extra, twin.iterations, twin.learning_rate) == (Mine, 3, 1, 0.125)
+
+
+class Mine(optimc.SGD):
+    def __init__(self, extra):
+        super().__init__(0.125, momentum=0.5)
+        self.extra = extra
+
+
+def test_repr_and_signature(case):
+    optimizer = case.make()
+    assert repr(optimizer).startswith(f"<{type(optimizer).__name__}(learning_rate=")
+    assert "not built" in repr(optimizer)
+    optimizer.apply(arrays(1), arrays(0))
+    assert "1 steps, 4 weights of 18 elements" in repr(optimizer)
+
+
+def test_variables_come_in_order(case):
+    optimizer, weights = case.make(learning_rate=0.5), arrays(0)
+    steps(optimizer, weights, 2)
+    iterations, rate, *slots = optimizer.variables
+    assert iterations == 2 and rate == 0.5
+    assert [s.shape for s in slots] == [w.shape for w in weights for _ in case.slots]
+    if slots:
+        assert slots[0] is optimizer._slots[case.slots[0]][0]
+
+
+def test_cases_are_pickled_by_name():
+    assert repr(Case(optimc.SGD, {"momentum": 0.5})) == "SGD-momentum=0.5"
