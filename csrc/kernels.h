@@ -21,13 +21,15 @@ enum type { TYPE_F32, TYPE_F64, TYPE_F16, TYPE_BF16, TYPE_LONG_DOUBLE, TYPE_OTHE
 /* Flags of KERNEL_ROW: constants inside one kernel. */
 enum { PLAIN = 0, MOMENTUM = 1, NESTEROV = 2, CENTERED = 4, AMSGRAD = 8 };
 enum { NO_SLOT = 0, SLOT_0 = 1, SLOT_1 = 2, SLOT_2 = 4, SLOT_3 = 8 };
-enum { MAX_SLOTS = 4, MAX_HYPERS = 8, MAX_COEFS = 12, MAX_NDIM = 64 };
+enum { MAX_SLOTS = 4, MAX_HYPERS = 8, MAX_COEFS = 12, MAX_SCALARS = 3,
+    MAX_NDIM = 64 };
 
 /* Elements that conversion handles at a time (more, and the hardware prefetchers lose track), lanes
    of a sum, and elements of one of its blocks: the last two fix the bits of every norm. */
 enum { SUB_BLOCK = 256, SUM_LANES = 16, SUM_BLOCK = 2048 };
 
-/* Hyperparameters every optimizer has, in the order Python passes them; the rule's own follow. */
+/* Hyperparameters every optimizer has, in the order Python passes them; the rule's own follow.  NaN: the
+   option is off. */
 struct options {
     double learning_rate, weight_decay, clipnorm, clipvalue, global_clipnorm, ema_momentum,
         loss_scale_factor;
@@ -35,13 +37,15 @@ struct options {
 enum { OPTIONS = sizeof(struct options) / sizeof(double), MAX_VALUES = OPTIONS + MAX_HYPERS };
 
 #define UNWRAP(...) __VA_ARGS__
-#define RULE_ROW(rule, slots, hypers, coefs) \
+#define RULE_ROW(rule, slots, hypers, coefs, scalars) \
     struct rule##_hypers { double UNWRAP hypers; }; \
-    _Static_assert(sizeof(struct rule##_hypers) <= MAX_HYPERS * sizeof(double), "MAX_HYPERS");
+    struct rule##_scalars { char none; UNWRAP scalars }; \
+    _Static_assert(sizeof(struct rule##_hypers) <= MAX_HYPERS * sizeof(double), "MAX_HYPERS"); \
+    _Static_assert(sizeof(struct rule##_scalars) <= MAX_SCALARS * sizeof(double), "MAX_SCALARS");
 #include "optimizers.def"
 #undef RULE_ROW
 
-#define RULE_ROW(rule, slots, hypers, coefs) RULE_##rule,
+#define RULE_ROW(rule, slots, hypers, coefs, scalars) RULE_##rule,
 enum rule {
 #include "optimizers.def"
     RULES
@@ -60,6 +64,9 @@ struct power { double x; int64_t high; double value; };
 struct step {
     int64_t t;                              /* 1 for the first update */
     struct power *powers;                   /* what optimc_power remembers of each hyperparameter */
+    const double *products;                 /* of a hyperparameter over the steps, if it varies, or NaN */
+    const void *before;                     /* the rule's scalars after the last update ... */
+    void *after;                            /* ... and after this one */
 };
 
 /* A gradient to be converted.  Strides are in bytes; `f_order`: its weight lies in Fortran order. */
@@ -95,8 +102,9 @@ extern const struct isa optimc_isa_baseline, optimc_isa_avx2, optimc_isa_avx512;
 float optimc_half(uint16_t bits);
 float optimc_bfloat(uint16_t bits);
 
-/* x^t as x^(t - t mod 64), which `memo` remembers, times x^(t mod 64), both by squaring: a fixed order of
+/* hyperparameter k, x, to the power of t: the product over the steps so far if it varies, else x^t as
+   x^(t - t mod 64), remembered in step->powers, times x^(t mod 64), both by squaring: a fixed order of
    multiplications, so the same bits everywhere, unlike pow(). */
-double optimc_power(struct power *memo, double x, int64_t t);
+double optimc_power(const struct step *step, ptrdiff_t k, double x);
 
 #endif

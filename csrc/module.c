@@ -13,6 +13,7 @@
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
 #define NPY_TARGET_VERSION NPY_1_23_API_VERSION
 #include <Python.h>
+#include <structmember.h>
 #include <numpy/arrayobject.h>
 #include <numpy/arrayscalars.h>
 
@@ -41,18 +42,22 @@ static struct state *state_of(PyObject *module)
     return PyModule_GetState(module);
 }
 
-/* Where a value comes from: a number (source NULL), a schedule (called with the step) or a callable. */
+/* Where a value comes from: a number (source NULL), a schedule (called with the step) or a callable.  A
+   group's value that is not its own is the first group's. */
 struct setting {
     PyObject *source;
-    int with_step;
+    int with_step, own;
 };
 
-/* What a value may be.  `high` itself is allowed if `closed`. */
+/* What a value may be.  The ends are allowed if closed. */
+enum { LOW_OPEN = 1, HIGH_OPEN = 2 };
 struct bound {
     PyObject *name;
     double low, high;
-    int closed, optional;
+    int open, optional;
 };
+
+enum { PROPAGATE, RAISE, SKIP };        /* what is done about gradients that are not finite */
 
 typedef struct {
     PyObject_HEAD
@@ -66,12 +71,22 @@ typedef struct {
     PyObject *names;                    /* their names, a tuple of str, or NULL */
     PyObject **gradients;               /* of the step in progress: strong references */
     size_t n_gradients;
+    struct request request;             /* the step in progress */
+    PyObject *undo;                     /* if it built the optimizer: what undoes that */
     int n_values;                       /* options and the rule's hyperparameters */
     struct bound bounds[MAX_VALUES];
-    struct setting settings[MAX_VALUES];
-    int n_sources;                      /* settings that must be asked at every step */
-    struct group group;
-    int64_t iterations;
+    size_t n_groups;
+    struct group *groups;               /* the first is of all weights that are in no other */
+    struct setting (*settings)[MAX_VALUES];
+    int n_sources;                      /* settings that must be asked at every update */
+    int64_t calls;                      /* steps so far, those that only accumulated included */
+    int64_t skipped;                    /* steps skipped because a gradient was not finite */
+    int steps;                          /* gradients to an update, 1 without accumulation */
+    int overwrite;                      /* updates between two at which averages become weights, or 0 */
+    int use_ema;
+    int check_finite;
+    double norm;                        /* the last global norm computed ... */
+    int normed;                         /* ... if one was */
 } Optimizer;
 
 /* --------------------------------------------------------------------------------------- views - */
@@ -193,8 +208,9 @@ static PyObject *place_name(Optimizer *self, PyObject *names, PyObject *slot_nam
     if (!weight || place.part == PART_WEIGHT)
         return weight;
     PyObject *name = NULL;
-    if (place.part == PART_AVERAGE)
-        name = PyUnicode_FromFormat("the average of %U", weight);
+    if (place.part == PART_AVERAGE || place.part == PART_ACCUMULATOR)
+        name = PyUnicode_FromFormat(place.part == PART_AVERAGE ? "the average of %U"
+            : "the gradient accumulator of %U", weight);
     else if (slot_names && place.part < PyTuple_GET_SIZE(slot_names))
         name = PyUnicode_FromFormat("slot %R of %U", PyTuple_GET_ITEM(slot_names, place.part), weight);
     else
@@ -228,35 +244,31 @@ static int read_number(PyObject *object, int array_too, double *number)
 /* Checks a number against its bound; `origin` says where it came from ("" or " (from its schedule)"). */
 static int check_bound(const struct bound *bound, double number, PyObject *object, const char *origin)
 {
-    const int fine = number >= bound->low
-        && (bound->closed ? number <= bound->high : number < bound->high) && isfinite(number);
-    if (fine)
+    const int low = bound->open & LOW_OPEN ? number > bound->low : number >= bound->low;
+    const int high = bound->open & HIGH_OPEN ? number < bound->high : number <= bound->high;
+    if (low && high && isfinite(number))
         return 0;
-    if (isinf(bound->high)) {
-        PyObject *low = PyFloat_FromDouble(bound->low);
-        if (low && isinf(bound->low))
-            PyErr_Format(PyExc_ValueError, "%U must be finite, got %S%s", bound->name, object, origin);
-        else if (low)
-            PyErr_Format(PyExc_ValueError, "%U must be finite and >= %S, got %S%s", bound->name, low,
-                object, origin);
-        Py_XDECREF(low);
-        return -1;
-    }
-    char range[64];
-    PyOS_snprintf(range, sizeof range, "[%g, %g%c", bound->low, bound->high, bound->closed ? ']' : ')');
-    PyErr_Format(PyExc_ValueError, "%U must be in %s, got %S%s", bound->name, range, object, origin);
+    char range[64] = "finite";
+    if (isfinite(bound->high))
+        PyOS_snprintf(range, sizeof range, "in %c%g, %g%c", bound->open & LOW_OPEN ? '(' : '[',
+            bound->low, bound->high, bound->open & HIGH_OPEN ? ')' : ']');
+    else if (isfinite(bound->low))
+        PyOS_snprintf(range, sizeof range, "finite and %s %g", bound->open & LOW_OPEN ? ">" : ">=",
+            bound->low);
+    PyErr_Format(PyExc_ValueError, "%U must be %s, got %S%s", bound->name, range, object, origin);
     return -1;
 }
 
-PyDoc_STRVAR(check_number_doc, "check_number(name, value, low, high, closed)\n--\n\n"
-"The value as a float, if it is a number in the range; an error that names it otherwise.");
+PyDoc_STRVAR(check_number_doc, "check_number($module, name, value, low, high, open, /)\n--\n\n"
+"The value as a float, if it is a number in the range; an error that names it otherwise.  `open`: 1, the\n"
+"low end is not allowed; 2, the high end is not; 3, neither.");
 
 static PyObject *core_check_number(PyObject *Py_UNUSED(module), PyObject *args)
 {
     struct bound bound;
     PyObject *object;
     double number;
-    if (!PyArg_ParseTuple(args, "UOddp", &bound.name, &object, &bound.low, &bound.high, &bound.closed))
+    if (!PyArg_ParseTuple(args, "UOddi", &bound.name, &object, &bound.low, &bound.high, &bound.open))
         return NULL;
     const int real = read_number(object, 0, &number);
     if (!real)
@@ -268,12 +280,12 @@ static PyObject *core_check_number(PyObject *Py_UNUSED(module), PyObject *args)
 }
 
 /* Asks a schedule (with the step) or a callable for a value. */
-static int ask(Optimizer *self, int k, double *number)
+static int ask(Optimizer *self, size_t group, int k, double *number)
 {
-    const struct setting *setting = &self->settings[k];
+    const struct setting *setting = &self->settings[group][k];
     PyObject *step = NULL, *result, *source = Py_NewRef(setting->source);
     if (setting->with_step) {
-        step = PyLong_FromLongLong(self->iterations);
+        step = PyLong_FromLongLong(self->calls);
         result = step ? PyObject_CallOneArg(source, step) : NULL;
     } else {
         result = PyObject_CallNoArgs(source);
@@ -294,31 +306,48 @@ static int ask(Optimizer *self, int k, double *number)
 
 static int ask_all(Optimizer *self)
 {
-    for (int k = 0; k < self->n_values; k++)
-        if (self->settings[k].source && ask(self, k, &self->group.values[k]))
-            return -1;
+    for (size_t group = 0; group < self->n_groups; group++)
+        for (int k = 0; k < self->n_values; k++)
+            if (self->settings[group][k].source && ask(self, group, k, &self->groups[group].values[k]))
+                return -1;
     return 0;
 }
 
-static int value_index(Optimizer *self, PyObject *argument)
+/* Gives the groups the values they share, and every value that varies its product over the updates. */
+static void settle_groups(Optimizer *self)
 {
-    const long k = PyLong_AsLong(argument);
-    if (k == -1 && PyErr_Occurred())
-        return -1;
-    if (k < 0 || k >= self->n_values) {
-        PyErr_SetString(PyExc_IndexError, "no such value");
-        return -1;
+    for (size_t group = 0; group < self->n_groups; group++) {
+        struct group *g = &self->groups[group];
+        for (int k = 0; k < self->n_values; k++) {
+            const int own = self->settings[group][k].own, power = k - OPTIONS;
+            if (!own)
+                g->values[k] = self->groups[0].values[k];
+            if (power < 0)
+                continue;
+            if (!own)
+                g->products[power] = self->groups[0].products[power];
+            else if (!isnan(g->products[power]))
+                g->products[power] *= g->values[k];
+        }
     }
-    return (int)k;
 }
 
-PyDoc_STRVAR(declare_doc, "_declare(name, low, high, closed, optional)\n--\n\n"
-"Adds the next value and its range.");
+/* The group and index that a method was given. */
+static int find_value(Optimizer *self, Py_ssize_t group, Py_ssize_t k)
+{
+    if (k >= 0 && k < self->n_values && group >= 0 && (size_t)group < self->n_groups)
+        return 0;
+    PyErr_SetString(PyExc_IndexError, "no such value");
+    return -1;
+}
+
+PyDoc_STRVAR(declare_doc, "_declare($self, name, low, high, open, optional, /)\n--\n\n"
+"Adds the next value and its range; `open` as in check_number.");
 
 static PyObject *optimizer_declare(Optimizer *self, PyObject *args)
 {
     struct bound bound;
-    if (!PyArg_ParseTuple(args, "Uddpp", &bound.name, &bound.low, &bound.high, &bound.closed,
+    if (!PyArg_ParseTuple(args, "Uddip", &bound.name, &bound.low, &bound.high, &bound.open,
             &bound.optional))
         return NULL;
     if (self->n_values == MAX_VALUES) {
@@ -326,21 +355,45 @@ static PyObject *optimizer_declare(Optimizer *self, PyObject *args)
         return NULL;
     }
     Py_INCREF(bound.name);
-    self->group.values[self->n_values] = Py_NAN;
+    self->groups[0].values[self->n_values] = Py_NAN;
+    self->settings[0][self->n_values].own = 1;
     self->bounds[self->n_values++] = bound;
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(set_value_doc, "_set_value(index, value, with_step)\n--\n\n"
+PyDoc_STRVAR(add_group_doc, "_add_group($self, /)\n--\n\n"
+"Adds a group, whose values are the first one's until set; returns its index.");
+
+static PyObject *optimizer_add_group(Optimizer *self, PyObject *Py_UNUSED(ignored))
+{
+    const size_t n = self->n_groups + 1;
+    struct group *groups = PyMem_Realloc(self->groups, n * sizeof *groups);
+    if (groups)
+        self->groups = groups;
+    struct setting (*settings)[MAX_VALUES] = PyMem_Realloc(self->settings, n * sizeof *settings);
+    if (settings)
+        self->settings = settings;
+    if (!groups || !settings)
+        return PyErr_NoMemory();
+    memset(&groups[n - 1], 0, sizeof *groups);
+    memset(settings[n - 1], 0, sizeof *settings);
+    for (int k = 0; k < MAX_HYPERS; k++)
+        groups[n - 1].products[k] = Py_NAN;
+    self->n_groups = n;
+    return PyLong_FromSize_t(n - 1);
+}
+
+PyDoc_STRVAR(set_value_doc, "_set_value($self, group, index, value, with_step, /)\n--\n\n"
 "Sets a value to a number, None if it is optional, or a callable, called with the step or without.");
 
 static PyObject *optimizer_set_value(Optimizer *self, PyObject *args)
 {
-    PyObject *index, *object;
-    int with_step, k;
-    if (!PyArg_ParseTuple(args, "OOp", &index, &object, &with_step))
+    PyObject *object;
+    Py_ssize_t group, k;
+    int with_step;
+    if (!PyArg_ParseTuple(args, "nnOp", &group, &k, &object, &with_step))
         return NULL;
-    if ((k = value_index(self, index)) < 0)
+    if (find_value(self, group, k))
         return NULL;
     const struct bound *bound = &self->bounds[k];
     double number = Py_NAN;
@@ -357,37 +410,117 @@ static PyObject *optimizer_set_value(Optimizer *self, PyObject *args)
         if (!real)
             source = Py_NewRef(object);
     }
-    self->n_sources += (source != NULL) - (self->settings[k].source != NULL);
-    self->group.values[k] = number;
-    self->settings[k].with_step = with_step;
-    Py_XSETREF(self->settings[k].source, source);
+    struct setting *setting = &self->settings[group][k];
+    struct group *g = &self->groups[group];
+    if (source && k >= OPTIONS && isnan(g->products[k - OPTIONS])) {
+        /* from now on it varies: its product goes on from the power it was */
+        const struct step step = {.t = self->calls / self->steps, .powers = g->powers,
+            .products = g->products};
+        g->products[k - OPTIONS] = step.t ? optimc_power(&step, k - OPTIONS, g->values[k]) : 1;
+    }
+    self->n_sources += (source != NULL) - (setting->source != NULL);
+    g->values[k] = number;
+    setting->with_step = with_step;
+    setting->own = 1;
+    Py_XSETREF(setting->source, source);
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(get_value_doc, "_get_value(index)\n--\n\n"
-"The number, the schedule or callable that gives it, or None.");
-
-static PyObject *optimizer_get_value(Optimizer *self, PyObject *index)
+/* The value as it was set; `group` may inherit it. */
+static PyObject *value_of(Optimizer *self, Py_ssize_t group, Py_ssize_t k)
 {
-    const int k = value_index(self, index);
-    if (k < 0)
-        return NULL;
-    if (self->settings[k].source)
-        return Py_NewRef(self->settings[k].source);
-    if (self->bounds[k].optional && isnan(self->group.values[k]))
+    if (!self->settings[group][k].own)
+        group = 0;
+    const struct setting *setting = &self->settings[group][k];
+    const double number = self->groups[group].values[k];
+    if (setting->source)
+        return Py_NewRef(setting->source);
+    if (self->bounds[k].optional && isnan(number))
         Py_RETURN_NONE;
-    return PyFloat_FromDouble(self->group.values[k]);
+    return PyFloat_FromDouble(number);
 }
 
-PyDoc_STRVAR(ask_value_doc, "_ask_value(index)\n--\n\nThe number a value has for the next step.");
+PyDoc_STRVAR(get_value_doc, "_get_value($self, group, index, /)\n--\n\n"
+"The number, the schedule or callable that gives it, or None.");
 
-static PyObject *optimizer_ask_value(Optimizer *self, PyObject *index)
+static PyObject *optimizer_get_value(Optimizer *self, PyObject *args)
 {
-    const int k = value_index(self, index);
-    if (k < 0 || !self->settings[k].source)
-        return k < 0 ? NULL : optimizer_get_value(self, index);
+    Py_ssize_t group, k;
+    if (!PyArg_ParseTuple(args, "nn", &group, &k) || find_value(self, group, k))
+        return NULL;
+    return value_of(self, group, k);
+}
+
+PyDoc_STRVAR(ask_value_doc, "_ask_value($self, group, index, /)\n--\n\n"
+"The number a value has for the next step, or None.");
+
+static PyObject *optimizer_ask_value(Optimizer *self, PyObject *args)
+{
+    Py_ssize_t group, k;
     double number;
-    return ask(self, k, &number) ? NULL : PyFloat_FromDouble(number);
+    if (!PyArg_ParseTuple(args, "nn", &group, &k) || find_value(self, group, k))
+        return NULL;
+    if (!self->settings[group][k].own)
+        group = 0;
+    if (!self->settings[group][k].source)
+        return value_of(self, group, k);
+    return ask(self, (size_t)group, (int)k, &number) ? NULL : PyFloat_FromDouble(number);
+}
+
+PyDoc_STRVAR(get_running_doc, "_get_running($self, /)\n--\n\n"
+"What runs along with the updates beside the slots: per group a tuple of floats.");
+
+static PyObject *optimizer_get_running(Optimizer *self, PyObject *Py_UNUSED(ignored))
+{
+    PyObject *all = PyTuple_New((Py_ssize_t)self->n_groups);
+    for (size_t i = 0; all && i < self->n_groups; i++) {
+        const struct group *group = &self->groups[i];
+        PyObject *one = PyTuple_New(MAX_HYPERS + MAX_SCALARS);
+        for (int k = 0; one && k < MAX_HYPERS + MAX_SCALARS; k++) {
+            PyObject *number = PyFloat_FromDouble(
+                k < MAX_HYPERS ? group->products[k] : group->before[k - MAX_HYPERS]);
+            if (number)
+                PyTuple_SET_ITEM(one, k, number);
+            else
+                Py_CLEAR(one);
+        }
+        if (one)
+            PyTuple_SET_ITEM(all, (Py_ssize_t)i, one);
+        else
+            Py_CLEAR(all);
+    }
+    return all;
+}
+
+PyDoc_STRVAR(set_running_doc, "_set_running($self, running, /)\n--\n\nSets what `_get_running` gave.");
+
+static PyObject *optimizer_set_running(Optimizer *self, PyObject *running)
+{
+    double numbers[MAX_HYPERS + MAX_SCALARS];
+    if (!PyTuple_Check(running) || (size_t)PyTuple_GET_SIZE(running) != self->n_groups) {
+        PyErr_SetString(PyExc_ValueError, "running: expected a tuple with an entry per group");
+        return NULL;
+    }
+    for (int commit = 0; commit < 2; commit++) {
+        for (size_t i = 0; i < self->n_groups; i++) {
+            PyObject *one = PyTuple_GET_ITEM(running, (Py_ssize_t)i);
+            if (!PyTuple_Check(one) || PyTuple_GET_SIZE(one) != MAX_HYPERS + MAX_SCALARS) {
+                PyErr_Format(PyExc_ValueError, "running[%zd]: expected %d numbers", (Py_ssize_t)i,
+                    MAX_HYPERS + MAX_SCALARS);
+                return NULL;
+            }
+            for (int k = 0; k < MAX_HYPERS + MAX_SCALARS; k++) {
+                numbers[k] = PyFloat_AsDouble(PyTuple_GET_ITEM(one, k));
+                if (numbers[k] == -1 && PyErr_Occurred())
+                    return NULL;
+            }
+            if (commit) {
+                memcpy(self->groups[i].products, numbers, MAX_HYPERS * sizeof *numbers);
+                memcpy(self->groups[i].before, numbers + MAX_HYPERS, MAX_SCALARS * sizeof *numbers);
+            }
+        }
+    }
+    Py_RETURN_NONE;
 }
 
 /* ---------------------------------------------------------------------------------------- lock - */
@@ -574,7 +707,7 @@ static int look_writable(PyObject *object, PyObject *entry, struct view *view)
     return 0;
 }
 
-PyDoc_STRVAR(weights_of_doc, "weights_of(params)\n--\n\n"
+PyDoc_STRVAR(weights_of_doc, "weights_of($module, params, /)\n--\n\n"
 "The names (a tuple of str, or None) and the arrays (a tuple) of a list, tuple or dict of weights, each\n"
 "checked to be one that can be updated in place.");
 
@@ -600,34 +733,58 @@ static PyObject *core_weights_of(PyObject *Py_UNUSED(module), PyObject *params)
     return result;
 }
 
-PyDoc_STRVAR(bind_doc, "_bind(weights, names, kernel, slot_names, slots, averages, excluded)\n--\n\n"
-"Makes the plan: `weights`, a tuple of arrays; `names`, a tuple of str or None; `slots`, a tuple per\n"
-"weight, in the order of the rule, None for one the kernel does not keep; `averages`, a tuple of arrays\n"
-"or None; `excluded`, a tuple of bools.  Nothing changes on an error.");
+PyDoc_STRVAR(bind_doc, "_bind($self, weights, names, kernel, slot_names, slots, averages, accumulators, "
+"excluded, groups, waiting, /)\n--\n\n"
+"Makes the plan.  `weights`: a tuple of arrays; `names`: a tuple of str or None; `slots`: a tuple per\n"
+"weight, in the order of the rule, None for one the kernel does not keep; `averages`, `accumulators`: a\n"
+"tuple of arrays or None; `excluded`: whether a weight is exempt from decay; `groups`: the index of each\n"
+"weight's group; `waiting`: as `_waiting` gives it.  Nothing changes on an error.");
+
+/* Looks at array i of a tuple that may be None; gives NULL for None. */
+static int look_at_part(Optimizer *self, PyObject *arrays, Py_ssize_t i, PyObject *keys, int part,
+    struct view *view, const struct view **kept)
+{
+    *kept = NULL;
+    if (arrays == Py_None)
+        return 0;
+    *kept = view;
+    return look_writable(PyTuple_GET_ITEM(arrays, i),
+        place_name(self, keys, NULL, (struct place){(size_t)i, part}), view);
+}
 
 static PyObject *optimizer_bind(Optimizer *self, PyObject *args)
 {
-    PyObject *weights, *names, *slot_names, *slots, *averages, *excluded;
+    PyObject *weights, *names, *slot_names, *slots, *averages, *accumulators, *excluded, *groups;
+    PyObject *waiting;
     int kernel;
-    if (!PyArg_ParseTuple(args, "O!OiO!O!OO!", &PyTuple_Type, &weights, &names, &kernel, &PyTuple_Type,
-            &slot_names, &PyTuple_Type, &slots, &averages, &PyTuple_Type, &excluded))
+    if (!PyArg_ParseTuple(args, "O!OiO!O!OOO!O!O!", &PyTuple_Type, &weights, &names, &kernel,
+            &PyTuple_Type, &slot_names, &PyTuple_Type, &slots, &averages, &accumulators, &PyTuple_Type,
+            &excluded, &PyTuple_Type, &groups, &PyTuple_Type, &waiting))
         return NULL;
     const Py_ssize_t n = PyTuple_GET_SIZE(weights);
     if ((names != Py_None && !is_tuple(names, n, "names")) || !is_tuple(slots, n, "slots")
         || (averages != Py_None && !is_tuple(averages, n, "averages"))
-        || !is_tuple(excluded, n, "excluded"))
+        || (accumulators != Py_None && !is_tuple(accumulators, n, "accumulators"))
+        || !is_tuple(excluded, n, "excluded") || !is_tuple(groups, n, "groups")
+        || !is_tuple(waiting, n, "waiting"))
         return NULL;
     PyObject *keys = names == Py_None ? NULL : names;
     struct plan *plan = optimc_plan_new((size_t)n);
     PyObject **gradients = PyMem_Calloc((size_t)n + 1, sizeof *gradients);
-    PyObject *arrays = PyTuple_Pack(3, weights, slots, averages);
+    PyObject *arrays = PyTuple_Pack(4, weights, slots, averages, accumulators);
     if (!plan || !gradients || !arrays) {
         PyErr_NoMemory();
         goto fail;
     }
     for (Py_ssize_t i = 0; i < n; i++) {
         PyObject *array = PyTuple_GET_ITEM(weights, i), *own = PyTuple_GET_ITEM(slots, i);
-        struct view view, slot_views[MAX_SLOTS] = {{0}}, average, *kept = NULL;
+        struct view view, slot_views[MAX_SLOTS] = {{0}}, average, accumulator;
+        const size_t group = PyLong_AsSize_t(PyTuple_GET_ITEM(groups, i));
+        if (group >= self->n_groups) {
+            if (!PyErr_Occurred())
+                PyErr_SetString(PyExc_IndexError, "_bind: no such group");
+            goto fail;
+        }
         if (look_writable(array, label("params", keys, i), &view))
             goto fail;
         if (!is_tuple(own, PyTuple_GET_SIZE(slot_names), "slots[i]"))
@@ -638,17 +795,18 @@ static PyObject *optimizer_bind(Optimizer *self, PyObject *args)
                     (struct place){(size_t)i, k}), &slot_views[k]))
                 goto fail;
         }
-        if (averages != Py_None) {
-            if (look_writable(PyTuple_GET_ITEM(averages, i), place_name(self, keys, slot_names,
-                    (struct place){(size_t)i, PART_AVERAGE}), &average))
-                goto fail;
-            kept = &average;
-        }
+        struct parts parts = {.kernel = (enum kernel)kernel, .group = group, .slots = slot_views,
+            .decays = PyTuple_GET_ITEM(excluded, i) != Py_True,
+            .waiting = PyTuple_GET_ITEM(waiting, i) == Py_True};
+        if (look_at_part(self, averages, i, keys, PART_AVERAGE, &average, &parts.average)
+            || look_at_part(self, accumulators, i, keys, PART_ACCUMULATOR, &accumulator,
+                &parts.accumulator))
+            goto fail;
         int where;
-        const enum fault fault = optimc_plan_add(plan, &view, (enum kernel)kernel, 0,
-            PyTuple_GET_ITEM(excluded, i) != Py_True, slot_views, kept, &where);
+        const enum fault fault = optimc_plan_add(plan, &view, &parts, &where);
         if (fault) {
             PyObject *wrong = where == PART_AVERAGE ? PyTuple_GET_ITEM(averages, i)
+                : where == PART_ACCUMULATOR ? PyTuple_GET_ITEM(accumulators, i)
                 : where >= 0 ? PyTuple_GET_ITEM(own, where) : array;
             refuse_weight(fault, place_name(self, keys, slot_names, (struct place){(size_t)i, where}),
                 (PyArrayObject *)wrong, (PyArrayObject *)array);
@@ -688,7 +846,19 @@ fail:
     return NULL;
 }
 
-PyDoc_STRVAR(unbind_doc, "_unbind()\n--\n\nForgets the plan; the optimizer is as before it was built.");
+PyDoc_STRVAR(waiting_doc, "_waiting($self, /)\n--\n\n"
+"For each weight, whether gradients were accumulated since its last update.");
+
+static PyObject *optimizer_waiting(Optimizer *self, PyObject *Py_UNUSED(ignored))
+{
+    const size_t n = self->plan ? optimc_plan_weights(self->plan) : 0;
+    PyObject *waiting = PyTuple_New((Py_ssize_t)n);
+    for (size_t i = 0; waiting && i < n; i++)
+        PyTuple_SET_ITEM(waiting, (Py_ssize_t)i, PyBool_FromLong(optimc_plan_waits(self->plan, i)));
+    return waiting;
+}
+
+PyDoc_STRVAR(unbind_doc, "_unbind($self)\n--\n\nForgets the plan; the optimizer is as before it was built.");
 
 static PyObject *optimizer_unbind(Optimizer *self, PyObject *Py_UNUSED(ignored))
 {
@@ -855,22 +1025,6 @@ static int match(Optimizer *self, struct pairs *pairs, PyObject **owned)
     return missing ? warn_missing(*pairs) : 0;
 }
 
-/* --------------------------------------------------------------------------- a step: the writing - */
-
-static void run(Optimizer *self)
-{
-    self->group.step = (struct step){++self->iterations, self->group.powers};
-    if (optimc_plan_cost(self->plan) < GIL_WORTH) {
-        optimc_plan_run(self->plan, &self->group);
-        return;
-    }
-    Py_BEGIN_ALLOW_THREADS
-    optimc_pool_enter();
-    optimc_plan_run(self->plan, &self->group);
-    optimc_pool_leave();
-    Py_END_ALLOW_THREADS
-}
-
 static PyObject *call_method(Optimizer *self, const char *name, PyObject *argument)
 {
     PyObject *method = PyObject_GetAttrString((PyObject *)self, name);
@@ -879,10 +1033,50 @@ static PyObject *call_method(Optimizer *self, const char *name, PyObject *argume
     return result;
 }
 
-/* A whole step, with the lock held. */
-static int step(Optimizer *self, PyObject *grads, PyObject *weights)
+/* Ends a step that was checked, or gives it up: with an error, what it built is undone. */
+static void end_step(Optimizer *self)
 {
-    PyObject *undo = NULL, *owned = NULL;
+    drop_gradients(self);
+    if (self->undo && PyErr_Occurred()) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        unbind(self);
+        PyObject *done = call_method(self, "_undo_build", self->undo);
+        if (!done)
+            PyErr_WriteUnraisable((PyObject *)self);
+        Py_XDECREF(done);
+        PyErr_Restore(type, value, traceback);
+    }
+    Py_CLEAR(self->undo);
+}
+
+/* A step is worth giving up the GIL for if it takes long enough. */
+static int is_long(Optimizer *self)
+{
+    return optimc_plan_cost(self->plan) >= GIL_WORTH;
+}
+
+static ptrdiff_t survey(Optimizer *self)
+{
+    ptrdiff_t bad;
+    if (!is_long(self))
+        return optimc_plan_survey(self->plan, &self->request);
+    Py_BEGIN_ALLOW_THREADS
+    optimc_pool_enter();
+    bad = optimc_plan_survey(self->plan, &self->request);
+    optimc_pool_leave();
+    Py_END_ALLOW_THREADS
+    return bad;
+}
+
+/* Everything that can refuse a step, with the lock held: 1 if it may run, 0 if it is to be skipped, -1
+   with an error.  Nothing of the caller's has changed.  end_step must follow. */
+static int check_step(Optimizer *self, PyObject *grads, PyObject *weights, int finite)
+{
+    PyObject *owned = NULL;
+    struct pairs pairs;
+    const int update = (self->calls + 1) % self->steps == 0;
+    const int64_t before = self->calls / self->steps;
     if (self->n_sources && ask_all(self))
         return -1;
     if (!self->plan) {
@@ -892,31 +1086,53 @@ static int step(Optimizer *self, PyObject *grads, PyObject *weights)
                 "build(params) first");
             return -1;
         }
-        undo = call_method(self, "_build", weights);
-        if (!undo)
+        self->undo = call_method(self, "_build", weights);
+        if (!self->undo)
             return -1;
     }
-    struct pairs pairs;
-    int failed = open_pairs(self, grads, weights, &pairs) || match(self, &pairs, &owned);
-    if (!failed)
-        run(self);
-    drop_gradients(self);
+    const int failed = open_pairs(self, grads, weights, &pairs) || match(self, &pairs, &owned);
     Py_XDECREF(owned);
-    if (failed && undo) {
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        unbind(self);
-        PyObject *done = call_method(self, "_undo_build", undo);
-        if (!done)
-            PyErr_WriteUnraisable((PyObject *)self);
-        Py_XDECREF(done);
-        PyErr_Restore(type, value, traceback);
-    }
-    Py_XDECREF(undo);
-    return failed ? -1 : 0;
+    if (failed)
+        return -1;
+    self->request = (struct request){
+        .groups = self->groups, .t = before + 1, .update = update, .steps = self->steps,
+        .overwrite = self->use_ema && self->overwrite && (before + 1) % self->overwrite == 0,
+        .check = finite != PROPAGATE,
+    };
+    const ptrdiff_t bad = survey(self);
+    if (bad < 0)
+        return 1;
+    if (finite == SKIP)
+        return 0;
+    return refuse(PyExc_FloatingPointError, "%U is not finite", label("grads", self->names, bad), NULL,
+        NULL);
 }
 
-PyDoc_STRVAR(apply_doc, "apply(grads, trainable_variables=None)\n--\n\n"
+/* The writing half.  Cannot fail. */
+static void run_step(Optimizer *self)
+{
+    if (self->request.update)
+        settle_groups(self);
+    self->calls++;
+    if (self->request.surveyed) {
+        self->norm = self->request.norm;
+        self->normed = 1;
+    }
+    if (!is_long(self)) {
+        optimc_plan_run(self->plan, &self->request);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        optimc_pool_enter();
+        optimc_plan_run(self->plan, &self->request);
+        optimc_pool_leave();
+        Py_END_ALLOW_THREADS
+    }
+    if (self->request.update)
+        for (size_t i = 0; i < self->n_groups; i++)
+            memcpy(self->groups[i].before, self->groups[i].after, sizeof self->groups[i].before);
+}
+
+PyDoc_STRVAR(apply_doc, "apply($self, grads, trainable_variables=None)\n--\n\n"
 "Updates the weights in place by one step.\n\n"
 "Args:\n"
 "    grads: list, tuple or dict of gradients, one per weight: arrays of float16, bfloat16, float32,\n"
@@ -966,9 +1182,48 @@ static PyObject *optimizer_apply(Optimizer *self, PyObject *const *args, Py_ssiz
     }
     if (lock(self))
         return NULL;
-    const int failed = step(self, given[0], given[1]);
+    const int checked = check_step(self, given[0], given[1], self->check_finite);
+    if (checked > 0)
+        run_step(self);
+    self->skipped += checked == 0;
+    end_step(self);
     unlock(self);
-    if (failed)
+    if (checked < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* For wrappers, which check the steps of several optimizers before they run any. */
+
+PyDoc_STRVAR(check_doc, "_check($self, grads, trainable_variables, finite, /)\n--\n\n"
+"The first half of a step: takes the lock and checks everything.  True if it may run; False, with\n"
+"`finite`, if a gradient is not finite.  `_finish` must follow; not after an error.");
+
+static PyObject *optimizer_check(Optimizer *self, PyObject *args)
+{
+    PyObject *grads, *weights;
+    int finite;
+    if (!PyArg_ParseTuple(args, "OOp", &grads, &weights, &finite) || lock(self))
+        return NULL;
+    const int checked = check_step(self, grads, weights, finite ? SKIP : self->check_finite);
+    if (checked >= 0)
+        return PyBool_FromLong(checked);
+    end_step(self);
+    unlock(self);
+    return NULL;
+}
+
+PyDoc_STRVAR(finish_doc, "_finish($self, run, /)\n--\n\n"
+"The second half of a step that was checked: runs it, or gives it up, and releases the lock.");
+
+static PyObject *optimizer_finish(Optimizer *self, PyObject *argument)
+{
+    const int run = PyObject_IsTrue(argument);
+    if (run > 0)
+        run_step(self);
+    end_step(self);
+    unlock(self);
+    if (run < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -990,7 +1245,7 @@ static PyObject *optimizer_unlock(Optimizer *self, PyObject *Py_UNUSED(ignored))
 
 static PyObject *get_iterations(Optimizer *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromLongLong(self->iterations);
+    return PyLong_FromLongLong(self->calls / self->steps);
 }
 
 static int set_iterations(Optimizer *self, PyObject *value, void *Py_UNUSED(closure))
@@ -1005,11 +1260,11 @@ static int set_iterations(Optimizer *self, PyObject *value, void *Py_UNUSED(clos
     Py_XDECREF(whole);
     if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_OverflowError))
         return -1;
-    if (PyErr_Occurred() || count < 0 || count > INT64_MAX - 1) {
-        PyErr_Format(PyExc_ValueError, "iterations must be >= 0 and below 2**63 - 1, got %S", value);
+    if (PyErr_Occurred() || count < 0 || count > (INT64_MAX - 1) / self->steps - 1) {
+        PyErr_Format(PyExc_ValueError, "iterations must be >= 0 and fit in 64 bits, got %S", value);
         return -1;
     }
-    self->iterations = count;
+    self->calls = count * self->steps;
     return 0;
 }
 
@@ -1028,22 +1283,32 @@ static PyObject *get_names(Optimizer *self, void *Py_UNUSED(closure))
     return Py_NewRef(self->names ? self->names : Py_None);
 }
 
+static PyObject *get_norm(Optimizer *self, void *Py_UNUSED(closure))
+{
+    if (!self->normed)
+        Py_RETURN_NONE;
+    return PyFloat_FromDouble(self->norm);
+}
+
 static int optimizer_traverse(Optimizer *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->arrays);
     Py_VISIT(self->weights);
     Py_VISIT(self->names);
-    for (int k = 0; k < self->n_values; k++)
-        Py_VISIT(self->settings[k].source);
+    Py_VISIT(self->undo);
+    for (size_t i = 0; i < self->n_groups; i++)
+        for (int k = 0; k < self->n_values; k++)
+            Py_VISIT(self->settings[i][k].source);
     return 0;
 }
 
 static int optimizer_clear(Optimizer *self)
 {
     unbind(self);
-    for (int k = 0; k < self->n_values; k++)
-        Py_CLEAR(self->settings[k].source);
+    for (size_t i = 0; i < self->n_groups; i++)
+        for (int k = 0; k < self->n_values; k++)
+            Py_CLEAR(self->settings[i][k].source);
     return 0;
 }
 
@@ -1054,6 +1319,8 @@ static void optimizer_dealloc(Optimizer *self)
     optimizer_clear(self);
     for (int k = 0; k < self->n_values; k++)
         Py_CLEAR(self->bounds[k].name);
+    PyMem_Free(self->groups);
+    PyMem_Free(self->settings);
     if (self->lock)
         PyThread_free_lock(self->lock);
     type->tp_free(self);
@@ -1063,7 +1330,13 @@ static void optimizer_dealloc(Optimizer *self)
 static PyObject *optimizer_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
 {
     Optimizer *self = (Optimizer *)type->tp_alloc(type, 0);
-    if (self && !(self->lock = PyThread_allocate_lock())) {
+    if (!self)
+        return NULL;
+    self->steps = 1;
+    PyObject *first = optimizer_add_group(self, NULL);
+    Py_XDECREF(first);
+    self->lock = PyThread_allocate_lock();
+    if (!first || !self->lock) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
@@ -1079,23 +1352,43 @@ static int optimizer_init(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(args), 
 static PyMethodDef optimizer_methods[] = {
     METHOD("apply", optimizer_apply, METH_FASTCALL | METH_KEYWORDS, apply_doc),
     METHOD("_declare", optimizer_declare, METH_VARARGS, declare_doc),
+    METHOD("_add_group", optimizer_add_group, METH_NOARGS, add_group_doc),
     METHOD("_set_value", optimizer_set_value, METH_VARARGS, set_value_doc),
-    METHOD("_get_value", optimizer_get_value, METH_O, get_value_doc),
-    METHOD("_ask_value", optimizer_ask_value, METH_O, ask_value_doc),
+    METHOD("_get_value", optimizer_get_value, METH_VARARGS, get_value_doc),
+    METHOD("_ask_value", optimizer_ask_value, METH_VARARGS, ask_value_doc),
+    METHOD("_get_running", optimizer_get_running, METH_NOARGS, get_running_doc),
+    METHOD("_set_running", optimizer_set_running, METH_O, set_running_doc),
+    METHOD("_check", optimizer_check, METH_VARARGS, check_doc),
+    METHOD("_finish", optimizer_finish, METH_O, finish_doc),
     METHOD("_bind", optimizer_bind, METH_VARARGS, bind_doc),
+    METHOD("_waiting", optimizer_waiting, METH_NOARGS, waiting_doc),
     METHOD("_unbind", optimizer_unbind, METH_NOARGS, unbind_doc),
-    METHOD("_lock", optimizer_lock, METH_NOARGS, "_lock()\n--\n\nWaits for a step in progress."),
-    METHOD("_unlock", optimizer_unlock, METH_NOARGS, "_unlock()\n--\n\nLets steps go on."),
+    METHOD("_lock", optimizer_lock, METH_NOARGS, "_lock($self)\n--\n\nWaits for a step in progress."),
+    METHOD("_unlock", optimizer_unlock, METH_NOARGS, "_unlock($self)\n--\n\nLets steps go on."),
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef optimizer_getset[] = {
     {"iterations", (getter)get_iterations, (setter)set_iterations,
-        "Steps done so far; 64 bits.  Settable, for resuming.", NULL},
+        "Updates done so far; 64 bits.  Settable, for resuming.", NULL},
+    {"last_global_norm", (getter)get_norm, NULL,
+        "The norm of all gradients together in the last step that needed it, or None.", NULL},
     {"built", (getter)get_built, NULL, "Whether the optimizer is bound to weights.", NULL},
     {"_weights", (getter)get_weights, NULL, "The bound weights: a tuple, or None.", NULL},
     {"_names", (getter)get_names, NULL, "Their names: a tuple, or None.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMemberDef optimizer_members[] = {
+    {"skipped_steps", T_LONGLONG, offsetof(Optimizer, skipped), READONLY,
+        "Steps skipped so far because a gradient was not finite."},
+    {"_calls", T_LONGLONG, offsetof(Optimizer, calls), 0, "Steps, those that only accumulated included."},
+    {"_skipped", T_LONGLONG, offsetof(Optimizer, skipped), 0, "skipped_steps, to be set."},
+    {"_steps", T_INT, offsetof(Optimizer, steps), 0, "Gradients to an update, >= 1."},
+    {"_overwrite", T_INT, offsetof(Optimizer, overwrite), 0, "Updates from overwrite to overwrite, or 0."},
+    {"_use_ema", T_INT, offsetof(Optimizer, use_ema), 0, "Whether averages are kept."},
+    {"_check_finite", T_INT, offsetof(Optimizer, check_finite), 0, "0 propagate, 1 raise, 2 skip."},
+    {NULL, 0, 0, 0, NULL},
 };
 
 static PyType_Slot optimizer_slots[] = {
@@ -1107,6 +1400,7 @@ static PyType_Slot optimizer_slots[] = {
     {Py_tp_clear, optimizer_clear},
     {Py_tp_methods, optimizer_methods},
     {Py_tp_getset, optimizer_getset},
+    {Py_tp_members, optimizer_members},
     {0, NULL},
 };
 
@@ -1119,7 +1413,7 @@ static PyType_Spec optimizer_spec = {
 
 /* ----------------------------------------------------------------------------------- the module - */
 
-PyDoc_STRVAR(set_num_threads_doc, "set_num_threads(threads)\n--\n\n"
+PyDoc_STRVAR(set_num_threads_doc, "set_num_threads($module, threads, /)\n--\n\n"
 "Sets how many threads a large step may use, the calling one included.  Results do not depend on it.\n"
 "A number beyond the processors this process may use is cut to that, with a UserWarning.");
 
@@ -1198,12 +1492,12 @@ static PyMethodDef core_methods[] = {
     METHOD("check_number", core_check_number, METH_VARARGS, check_number_doc),
     METHOD("weights_of", core_weights_of, METH_O, weights_of_doc),
     METHOD("get_num_threads", core_get_num_threads, METH_NOARGS,
-        "get_num_threads()\n--\n\nHow many threads a large step may use."),
+        "get_num_threads($module)\n--\n\nHow many threads a large step may use."),
     METHOD("_force_threads", core_force_threads, METH_O,
-        "_force_threads(threads)\n--\n\nFor tests: every step of several chunks uses that many threads, "
+        "_force_threads($module, threads, /)\n--\n\nFor tests: every step of several chunks uses that many threads, "
         "however small it is; 0 ends it."),
     METHOD("_use_isa", core_use_isa, METH_O,
-        "_use_isa(name)\n--\n\nFor tests: optimizers built from now on use this ISA."),
+        "_use_isa($module, name, /)\n--\n\nFor tests: optimizers built from now on use this ISA."),
     {NULL, NULL, 0, NULL},
 };
 
@@ -1216,7 +1510,7 @@ static int add_registry(PyObject *module)
 {
     PyObject *rules = PyDict_New(), *kernels = PyDict_New(), *row = NULL;
     int failed = !rules || !kernels;
-#define RULE_ROW(rule, slots, hypers, coefs) \
+#define RULE_ROW(rule, slots, hypers, coefs, scalars) \
     row = failed ? NULL : Py_BuildValue("(sss)", NAMES(slots), NAMES(hypers), NAMES(coefs)); \
     failed |= !row || PyDict_SetItemString(rules, #rule, row); \
     Py_CLEAR(row);
@@ -1273,6 +1567,7 @@ static int core_exec(PyObject *module)
     Py_DECREF(type);
     PyObject *isas = isa_names();
     const int failed = !isas || PyModule_AddObjectRef(module, "isas", isas)
+        || PyModule_AddIntMacro(module, MAX_SLOTS)
         || PyModule_AddStringConstant(module, "isa", state_of(module)->isa->name)
         || PyModule_AddStringConstant(module, "compiler", optimc_compiler());
     Py_XDECREF(isas);

@@ -18,7 +18,7 @@
 enum { PIECE_LEAST = SUM_BLOCK, PIECE_MOST = 8192 };
 
 struct weight {
-    char *data, *slots[MAX_SLOTS], *average;
+    char *data, *slots[MAX_SLOTS], *average, *accumulator;
     const char *gradient;                   /* of this step, if the kernel can read it as it is */
     struct source source;                   /* of this step, otherwise */
     uint64_t seen, taken;                   /* the last step that named it; that had a gradient */
@@ -27,6 +27,9 @@ struct weight {
     int lane, f_order, ndim;
     ptrdiff_t *shape;
     const char *clear_low, *clear_high;     /* a gradient known to overlap nothing */
+    size_t first_block;                     /* of its blocks in plan->sums */
+    double square;                          /* of the norm of its gradient, in this step */
+    int waiting;                            /* something was accumulated since its last update */
 };
 
 struct row {
@@ -51,7 +54,9 @@ struct plan {
     size_t n_chunks;
     struct range *ranges;                   /* all memory a step may write, sorted */
     size_t n_ranges;
+    double *sums;                           /* of squares, per block of SUM_BLOCK elements */
     const struct isa *isa;
+    const struct request *request;          /* the one in progress */
     uint64_t step;
     double cost;
 };
@@ -84,12 +89,15 @@ static double square_up(double x, int64_t t)
     return result;
 }
 
-double optimc_power(struct power *memo, double x, int64_t t)
+double optimc_power(const struct step *step, ptrdiff_t k, double x)
 {
     enum { LOW = 63 };
-    if (memo->x != x || memo->high != (t & ~LOW))
-        *memo = (struct power){x, t & ~LOW, square_up(x, t & ~LOW)};
-    return memo->value * square_up(x, t & LOW);
+    struct power *memo = &step->powers[k];
+    if (!isnan(step->products[k]))
+        return step->products[k];
+    if (memo->x != x || memo->high != (step->t & ~LOW))
+        *memo = (struct power){x, step->t & ~LOW, square_up(x, step->t & ~LOW)};
+    return memo->value * square_up(x, step->t & LOW);
 }
 
 float optimc_bfloat(uint16_t bits)
@@ -124,7 +132,7 @@ struct plan *optimc_plan_new(size_t weights)
     plan->capacity = weights;
     plan->weights = calloc(weights ? weights : 1, sizeof *plan->weights);
     plan->rows = calloc(weights ? weights : 1, sizeof *plan->rows);
-    plan->ranges = calloc((weights ? weights : 1) * (MAX_SLOTS + 2), sizeof *plan->ranges);
+    plan->ranges = calloc((weights ? weights : 1) * (MAX_SLOTS + 3), sizeof *plan->ranges);
     if (!plan->weights || !plan->rows || !plan->ranges) {
         optimc_plan_free(plan);
         return NULL;
@@ -143,6 +151,7 @@ void optimc_plan_free(struct plan *plan)
     free(plan->pieces);
     free(plan->chunks);
     free(plan->ranges);
+    free(plan->sums);
     free(plan);
 }
 
@@ -213,13 +222,13 @@ static enum fault alike(const struct weight *weight, const struct view *view)
     return (weight->f_order ? view->f_order : view->c_order) ? FINE : FAULT_STRIDES;
 }
 
-enum fault optimc_plan_add(struct plan *plan, const struct view *view, enum kernel kernel,
-    size_t group, int decays, const struct view *slots, const struct view *average, int *where)
+enum fault optimc_plan_add(struct plan *plan, const struct view *view, const struct parts *parts,
+    int *where)
 {
     struct weight *weight = &plan->weights[plan->n_weights];
     *weight = (struct weight){
-        .data = view->data, .size = optimc_view_size(view), .kernel = kernel, .lane = view->type,
-        .f_order = !view->c_order, .ndim = view->ndim,
+        .data = view->data, .size = optimc_view_size(view), .kernel = parts->kernel,
+        .lane = view->type, .f_order = !view->c_order, .ndim = view->ndim, .waiting = parts->waiting,
         .shape = calloc((size_t)view->ndim + 1, sizeof *weight->shape),
     };
     if (!weight->shape)
@@ -229,25 +238,24 @@ enum fault optimc_plan_add(struct plan *plan, const struct view *view, enum kern
     const size_t bytes = weight->size * width(view->type), ranges = plan->n_ranges;
     enum fault fault = FINE;
     add_range(plan, view->data, bytes, *where = PART_WEIGHT);
-    for (int k = 0; k < MAX_SLOTS && !fault; k++) {
-        if (!(slots_of[kernel] & 1 << k))
+    for (int k = 0; k <= PART_ACCUMULATOR && !fault; k++) {
+        const struct view *part = k == PART_AVERAGE ? parts->average
+            : k == PART_ACCUMULATOR ? parts->accumulator
+            : slots_of[parts->kernel] & 1 << k ? &parts->slots[k] : NULL;
+        char **kept = k == PART_AVERAGE ? &weight->average
+            : k == PART_ACCUMULATOR ? &weight->accumulator : &weight->slots[k];
+        if (!part)
             continue;
-        *where = k;
-        fault = alike(weight, &slots[k]);
-        weight->slots[k] = slots[k].data;
-        add_range(plan, slots[k].data, bytes, k);
-    }
-    if (average && !fault) {
-        fault = alike(weight, average);
-        weight->average = average->data;
-        add_range(plan, average->data, bytes, *where = PART_AVERAGE);
+        fault = alike(weight, part);
+        *kept = part->data;
+        add_range(plan, part->data, bytes, *where = k);
     }
     if (fault) {
         plan->n_ranges = ranges;
         free(weight->shape);
         return fault;
     }
-    weight->row = row_for(plan, rule_of[kernel], weight->lane, group, decays);
+    weight->row = row_for(plan, rule_of[parts->kernel], weight->lane, parts->group, parts->decays);
     plan->n_weights++;
     return FINE;
 }
@@ -268,17 +276,26 @@ static size_t piece_size(size_t total)
     return (size + SUM_BLOCK - 1) / SUM_BLOCK * SUM_BLOCK;
 }
 
+static size_t blocks(size_t size)
+{
+    return (size + SUM_BLOCK - 1) / SUM_BLOCK;
+}
+
 static enum fault cut(struct plan *plan)
 {
-    size_t total = 0, pieces = 0;
-    for (size_t i = 0; i < plan->n_weights; i++)
+    size_t total = 0, pieces = 0, n_blocks = 0;
+    for (size_t i = 0; i < plan->n_weights; i++) {
         total += plan->weights[i].size;
+        plan->weights[i].first_block = n_blocks;
+        n_blocks += blocks(plan->weights[i].size);
+    }
     const size_t size = piece_size(total);
     for (size_t i = 0; i < plan->n_weights; i++)
         pieces += (plan->weights[i].size + size - 1) / size;
     plan->pieces = calloc(pieces + 1, sizeof *plan->pieces);
     plan->chunks = calloc(pieces + 1, sizeof *plan->chunks);
-    if (!plan->pieces || !plan->chunks)
+    plan->sums = calloc(n_blocks + 1, sizeof *plan->sums);
+    if (!plan->pieces || !plan->chunks || !plan->sums)
         return FAULT_MEMORY;
     size_t filled = 0;                      /* elements in the chunk being made */
     for (size_t i = 0; i < plan->n_weights; i++) {
@@ -445,7 +462,39 @@ double optimc_plan_cost(const struct plan *plan)
     return plan->cost;
 }
 
-/* ------------------------------------------------------------------------ a step: what writes ---- */
+int optimc_plan_waits(const struct plan *plan, size_t index)
+{
+    return plan->weights[index].waiting;
+}
+
+/* ------------------------------------------------------- a step: what is read before the writing - */
+
+/* Whether this step updates the weight: it has a gradient, now or accumulated from before. */
+static int takes_part(const struct plan *plan, const struct weight *weight)
+{
+    return weight->taken == plan->step || (weight->waiting && plan->request->update);
+}
+
+static const struct options *options_of(const struct plan *plan, const struct weight *weight)
+{
+    return (const struct options *)plan->request->groups[plan->rows[weight->row].group].values;
+}
+
+/* A power of two divides as exactly by its reciprocal, in a register. */
+static int is_power_of_two(double x)
+{
+    int exponent;
+    return frexp(x, &exponent) == 0.5 && exponent > -100 && exponent < 100;
+}
+
+/* Lanes to one sum, in a fixed order. */
+static double fold(double lanes[SUM_LANES])
+{
+    for (int half = SUM_LANES / 2; half; half /= 2)
+        for (int j = 0; j < half; j++)
+            lanes[j] += lanes[j + half];
+    return lanes[0];
+}
 
 #define real float
 #define LANE f32
@@ -457,29 +506,71 @@ double optimc_plan_cost(const struct plan *plan)
 #define NAME(x) x##_f64
 #include "step.inc"
 
-static void update(void *context, size_t chunk)
+/* Runs a task over the pieces of a chunk. */
+typedef void piece_task(const struct plan *plan, const struct weight *weight, size_t begin, size_t end);
+
+static void each_piece(const struct plan *plan, size_t chunk, piece_task *f32, piece_task *f64)
 {
-    const struct plan *plan = context;
     for (size_t i = plan->chunks[chunk]; i < plan->chunks[chunk + 1]; i++) {
         const struct piece *piece = &plan->pieces[i];
         const struct weight *weight = &plan->weights[piece->weight];
-        if (weight->taken != plan->step)
-            continue;
-        if (weight->lane == TYPE_F32)
-            update_f32(plan, weight, piece->begin, piece->end);
-        else
-            update_f64(plan, weight, piece->begin, piece->end);
+        (weight->lane == TYPE_F32 ? f32 : f64)(plan, weight, piece->begin, piece->end);
     }
 }
 
-void optimc_plan_run(struct plan *plan, const struct group *groups)
+static void survey(void *plan, size_t chunk)
 {
+    each_piece(plan, chunk, survey_f32, survey_f64);
+}
+
+ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request)
+{
+    int needed = request->check;
+    if (request->update)
+        for (size_t i = 0; i < plan->n_rows && !needed; i++) {
+            const struct options *options =
+                (const struct options *)request->groups[plan->rows[i].group].values;
+            needed = options->clipnorm > 0 || options->global_clipnorm > 0;
+        }
+    if (!needed)
+        return -1;
+    plan->request = request;
+    optimc_pool_run(survey, plan, plan->n_chunks, plan->cost);
+    double total = 0;
+    for (size_t i = 0; i < plan->n_weights; i++) {
+        struct weight *weight = &plan->weights[i];
+        if (!takes_part(plan, weight))
+            continue;
+        weight->square = 0;
+        for (size_t k = 0; k < blocks(weight->size); k++)
+            weight->square += plan->sums[weight->first_block + k];
+        total += weight->square;
+        if (request->check && !isfinite(weight->square) && weight->taken == plan->step
+            && !(weight->lane == TYPE_F32 ? finite_f32 : finite_f64)(plan, weight))
+            return (ptrdiff_t)i;
+    }
+    request->norm = sqrt(total);
+    request->surveyed = 1;
+    return -1;
+}
+
+/* ------------------------------------------------------------------------ a step: what writes ---- */
+
+static void update(void *plan, size_t chunk)
+{
+    each_piece(plan, chunk, update_f32, update_f64);
+}
+
+void optimc_plan_run(struct plan *plan, const struct request *request)
+{
+    plan->request = request;
     for (size_t i = 0; i < plan->n_rows; i++) {
         struct row *row = &plan->rows[i];
-        if (row->lane == TYPE_F32)
-            fill_f32(plan, row, &groups[row->group]);
-        else
-            fill_f64(plan, row, &groups[row->group]);
+        (row->lane == TYPE_F32 ? fill_f32 : fill_f64)(plan, row);
     }
     optimc_pool_run(update, plan, plan->n_chunks, plan->cost);
+    if (request->steps > 1)
+        for (size_t i = 0; i < plan->n_weights; i++)
+            if (plan->weights[i].taken == plan->step || request->update)
+                plan->weights[i].waiting = !request->update;
 }

@@ -33,18 +33,30 @@ enum fault {
     FAULT_MEMORY,
 };
 
-/* The parts of a weight, for reporting an overlap: the weight itself, slot k, the average. */
-enum { PART_WEIGHT = -1, PART_AVERAGE = MAX_SLOTS };
+/* The parts of a weight, for reporting an overlap: the weight itself, slot k, the average, the gradient
+   accumulator. */
+enum { PART_WEIGHT = -1, PART_AVERAGE = MAX_SLOTS, PART_ACCUMULATOR };
 struct place { size_t weight; int part; };
 
 size_t optimc_view_size(const struct view *view);   /* elements */
 
-/* What a group of weights is stepped with: its hyperparameters (struct options, then the rule's own)
-   and its step count, 1 for the first. */
+/* What a group of weights is stepped with: its hyperparameters (struct options, then the rule's own), the
+   products of those that vary (NaN for the others) and the rule's scalars. */
 struct group {
-    double values[MAX_VALUES];
+    double values[MAX_VALUES], products[MAX_HYPERS], before[MAX_SCALARS], after[MAX_SCALARS];
     struct power powers[MAX_HYPERS];
-    struct step step;
+};
+
+/* What a step is to do. */
+struct request {
+    struct group *groups;
+    int64_t t;                              /* 1 for the first update */
+    int update;                             /* 0: only accumulate the gradients */
+    int steps;                              /* gradients to an update, 1 without accumulation */
+    int overwrite;                          /* the averages become the weights */
+    int check;                              /* look for gradients that are not finite */
+    int surveyed;                           /* out: whether the gradients had to be read for a survey */
+    double norm;                            /* out: their global norm, if so */
 };
 
 struct plan;
@@ -56,11 +68,20 @@ void optimc_plan_free(struct plan *plan);
 /* Whether a view can be a weight: FINE, FAULT_TYPE, _READ_ONLY, _STRIDES or _ALIGNMENT. */
 enum fault optimc_plan_check(const struct view *view);
 
-/* Adds the next weight with the slots its kernel uses (in order, `slots` counts MAX_SLOTS, unused ones
-   are ignored) and, or NULL, its average: checked views of the weight's type, shape and order, or
-   FAULT_SHAPE and `where`.  `decays` is 0 for a weight excluded from weight decay. */
-enum fault optimc_plan_add(struct plan *plan, const struct view *weight, enum kernel kernel,
-    size_t group, int decays, const struct view *slots, const struct view *average, int *where);
+/* What optimc_plan_add is told of a weight beside its view.  Views must be checked; `slots` counts
+   MAX_SLOTS, those its kernel does not use are ignored; average and accumulator may be NULL. */
+struct parts {
+    enum kernel kernel;
+    size_t group;
+    int decays;                             /* 0: excluded from weight decay */
+    int waiting;                            /* its accumulator holds something */
+    const struct view *slots, *average, *accumulator;
+};
+
+/* Adds the next weight: FINE, FAULT_MEMORY, or FAULT_TYPE, _SHAPE or _STRIDES and `where`, the part that
+   is not like the weight. */
+enum fault optimc_plan_add(struct plan *plan, const struct view *weight, const struct parts *parts,
+    int *where);
 
 /* Ends the making: FINE, FAULT_MEMORY, or FAULT_OVERLAP and the two places that share memory. */
 enum fault optimc_plan_seal(struct plan *plan, const struct isa *isa, struct place overlap[2]);
@@ -79,7 +100,15 @@ enum fault optimc_plan_take(struct plan *plan, size_t index, const struct view *
 /* What the step taken so far would cost on one thread, in nanoseconds, roughly. */
 double optimc_plan_cost(const struct plan *plan);
 
+/* Whether gradients of a weight were accumulated since its last update. */
+int optimc_plan_waits(const struct plan *plan, size_t index);
+
+/* Between the halves: reads the gradients once for what must be known before the first write - the norms
+   that clipping needs, and with request->check whether all are finite.  Returns the index of the first
+   weight whose gradient is not, or -1. */
+ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request);
+
 /* The second half: updates every weight taken.  Cannot fail. */
-void optimc_plan_run(struct plan *plan, const struct group *groups);
+void optimc_plan_run(struct plan *plan, const struct request *request);
 
 #endif

@@ -1,20 +1,18 @@
-"""The base of every optimizer: hyperparameters, options, slots, copies.
+"""The base of every optimizer: arguments, options, groups, slots, copies.
 
-A class declares what users set as class attributes, in the order of its signature::
+A class declares its arguments as class attributes, in the order of its signature::
 
     class Adagrad(Optimizer):
         rule = "adagrad"                            # its row in csrc/optimizers.def
         learning_rate = Value(0.001)
-        initial_accumulator_value = Option(0.1)
+        initial_accumulator_value = Option(0.1, at_least_zero)
         epsilon = Value(1e-7)
 
-A `Value` is a real number that the kernels read: a hyperparameter of the rule's row, or one of the
-options every optimizer has.  It can be changed at any time and may come from a schedule.  An `Option` is
-anything else.  The constructor, its signature, the checks, `get_config` and `repr` follow from these.
-
+The constructor, its signature, the checks, `get_config` and `repr` follow from these (optimc/arguments.py).
 The step itself is not here: `apply` is a method of the C base class, see csrc/module.c.
 """
 
+import contextlib
 import copy
 import inspect
 import math
@@ -24,120 +22,87 @@ import warnings
 
 import numpy as np
 
-from optimc import _core, schedules
+from optimc import _core, memory, schedules
+from optimc.arguments import (
+    LOW_OPEN,
+    Argument,
+    Option,
+    Value,
+    check_name,
+    count,
+    fraction,
+    from_plain,
+    one_of,
+    plain,
+)
 
-# The options of `struct options` in csrc/kernels.h, in its order.
+# The values of `struct options` in csrc/kernels.h, in its order; a rule's hyperparameters follow.
 OPTIONS = ("learning_rate", "weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "ema_momentum",
            "loss_scale_factor")
-
-
-class Parameter:
-    """One argument of an optimizer: its default, and where it is kept."""
-
-    keyword_only = False
-
-    def __init__(self, default, *, keyword_only=False):
-        self.default, self.keyword_only = default, keyword_only
-
-    def __set_name__(self, owner, name):
-        self.name = name
-
-
-class Value(Parameter):
-    """A real number for the kernels, in [low, high] (`high` itself only if `closed`); finite."""
-
-    def __init__(self, default, low=0.0, high=math.inf, *, closed=True, keyword_only=False):
-        super().__init__(default, keyword_only=keyword_only)
-        self.low, self.high, self.closed = low, high, closed
-
-    def __get__(self, optimizer, owner=None):
-        return self if optimizer is None else optimizer._ask_value(optimizer._index[self.name])
-
-    def __set__(self, optimizer, value):
-        index = optimizer._index[self.name]
-        before = optimizer._get_value(index) if optimizer.built else None
-        optimizer._set_value(index, value, schedules.is_schedule(value))
-        if optimizer.built and not optimizer._slots_suffice():
-            optimizer._set_value(index, before, schedules.is_schedule(before))
-            raise ValueError(f"{self.name}={value!r} needs a slot the optimizer was not built with")
-
-
-def fraction(default, *, closed=True, **keywords):
-    """A `Value` in [0, 1], or [0, 1) where the formula divides by 1 minus it."""
-    return Value(default, 0.0, 1.0, closed=closed, **keywords)
-
-
-class Option(Parameter):
-    """An argument that chooses rather than measures, fixed once the optimizer is built.
-
-    `check(name, value)` returns the value to keep or raises; without it a bool is expected.
-    """
-
-    def __init__(self, default, check=None, *, keyword_only=False):
-        super().__init__(default, keyword_only=keyword_only)
-        self.check = check or _check_bool
-
-    def __get__(self, optimizer, owner=None):
-        return self if optimizer is None else optimizer.__dict__[self.name]
-
-    def __set__(self, optimizer, value):
-        value = self.check(self.name, value)
-        if optimizer.built and value != optimizer.__dict__[self.name]:
-            raise ValueError(f"{self.name} cannot change once the optimizer is built")
-        optimizer.__dict__[self.name] = value
-        if self.name in optimizer._index:               # a flag that the coefficients depend on
-            optimizer._set_value(optimizer._index[self.name], int(value), False)
-
-
-def _check_bool(name, value):
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
-    return value
-
-
-def _check_name(name, value):
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"{name} must be a str, got {type(value).__name__}")
-    return value
-
-
-def at_least_zero(name, value):
-    """The `check` of an `Option` that is a finite number >= 0."""
-    return _core.check_number(name, value, 0.0, math.inf, True)
+CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
+WHOLE = ("global_clipnorm", "ema_momentum", "loss_scale_factor")    # no group can have its own
+POLICIES = ("propagate", "raise", "skip")
 
 
 class Optimizer(_core.Optimizer):
     """Base class of all optimizers; use one of its subclasses.
 
     Args (every optimizer has them, after its own):
-        weight_decay: decoupled weight decay: before each update, w <- w - w * weight_decay * learning_rate.
-            None: none.
+        weight_decay: decoupled weight decay: before each update, w <- w - w weight_decay learning_rate.
+        clipnorm: each gradient is scaled down to this norm, if its own is larger.
+        clipvalue: each element of a gradient is clipped to [-clipvalue, clipvalue].
+        global_clipnorm: all gradients are scaled by one factor, down to this norm of all of them together.
+        use_ema: keep an exponential moving average of the weights; see `averaged`.
+        ema_momentum: its momentum, in [0, 1].
+        ema_overwrite_frequency: every so many updates the averages become the weights.
+        loss_scale_factor: gradients are of a loss multiplied by this (`scale_loss`) and are divided by it.
+        gradient_accumulation_steps: update once in so many calls, with the mean of their gradients.
         name: a name for people; default: the class's, in snake case.
+        check_finite: what to do about a gradient that is not finite: "propagate" it, "raise" a
+            FloatingPointError, or "skip" the step and count it in `skipped_steps`; the latter two before
+            anything is written.
+        groups: weights with values of their own: a list of dicts, each with "params" (a regular expression
+            or a list of them, for the names of weights; or a list of the weights, or of their positions) and
+            any of the optimizer's values.  A weight may be in one group; the first matches nothing: an error.
+
+    At most one of the three clips can be set; one of 0 or less is off.
     """
 
-    rule = None             #: the row of csrc/optimizers.def it computes its coefficients with
+    rule: str | None = None     #: the row of csrc/optimizers.def it computes its coefficients with
+    #: for each group of slots that Keras creates together: {our name: Keras's}
+    keras_slots: tuple[dict[str, str], ...] = ()
 
     weight_decay = Value(None)
-    name = Option(None, _check_name)
+    clipnorm = Value(None, -math.inf)
+    clipvalue = Value(None, -math.inf)
+    global_clipnorm = Value(None, -math.inf)
+    use_ema = Option(False, core="_use_ema")
+    ema_momentum = fraction(0.99)
+    ema_overwrite_frequency = Option(None, count(1), core="_overwrite", encode=lambda n: n or 0, fixed=False)
+    loss_scale_factor = Value(None, open=LOW_OPEN)
+    gradient_accumulation_steps = Option(None, count(2), core="_steps", encode=lambda n: n or 1)
+    name = Option(None, check_name, fixed=False)
+    check_finite = Option("propagate", one_of(*POLICIES), core="_check_finite", encode=POLICIES.index,
+                          fixed=False, keyword_only=True)
 
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)
         own, common, late = {}, {}, {}
         for owner in cls.__mro__:
-            for name, parameter in vars(owner).items():
-                if isinstance(parameter, Parameter) and name not in own and name not in late:
-                    group = late if parameter.keyword_only else common if owner is Optimizer else own
-                    group[name] = parameter
-        cls._parameters = {**own, **{k: v for k, v in common.items() if k not in own}, **late}
+            for name, argument in vars(owner).items():
+                if isinstance(argument, Argument) and name not in own and name not in late:
+                    kind = late if argument.keyword_only else common if owner is Optimizer else own
+                    kind[name] = argument
+        cls._arguments = {**own, **{k: v for k, v in common.items() if k not in own}, **late}
         cls._signature = inspect.Signature([
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY if parameter.keyword_only
-                              else inspect.Parameter.POSITIONAL_OR_KEYWORD, default=parameter.default)
-            for name, parameter in cls._parameters.items()])
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY if argument.keyword_only
+                              else inspect.Parameter.POSITIONAL_OR_KEYWORD, default=argument.default)
+            for name, argument in cls._arguments.items()] + [
+            inspect.Parameter("groups", inspect.Parameter.KEYWORD_ONLY, default=None)])
         if cls.__init__ is Optimizer.__init__:
             cls.__signature__ = cls._signature
         if cls.rule:
-            slots, hyperparameters, _ = (_split(names) for names in _core.rules[cls.rule])
-            cls._slot_names = slots
+            cls._slot_names, hyperparameters, _ = (tuple(names.split(", ")) for names in _core.rules[cls.rule])
             cls._index = {name: k for k, name in enumerate((*OPTIONS, *hyperparameters))}
 
     def __init__(self, *args, **kwargs):
@@ -145,39 +110,67 @@ class Optimizer(_core.Optimizer):
             raise TypeError(f"{type(self).__name__} is a base class: use one of its subclasses")
         if kwargs.pop("decay", None) is not None:
             warnings.warn("Argument `decay` is no longer supported and will be ignored.", stacklevel=2)
-        unknown = {name: value for name, value in kwargs.items() if name not in self._parameters}
+        unknown = {name: value for name, value in kwargs.items() if name not in self._signature.parameters}
         if unknown:
             raise ValueError(f"Argument(s) not recognized: {unknown}")
         arguments = self._signature.bind(*args, **kwargs)
         arguments.apply_defaults()
+        groups = arguments.arguments.pop("groups")
         for name in self._index:
-            parameter = self._parameters.get(name)
-            if isinstance(parameter, Value):
-                self._declare(name, parameter.low, parameter.high, parameter.closed,
-                              parameter.default is None)
+            value = self._arguments.get(name)
+            if isinstance(value, Value):
+                self._declare(name, value.low, value.high, value.open, value.default is None)
             else:
-                self._declare(name, -math.inf, math.inf, True, True)
+                self._declare(name, -math.inf, math.inf, 0, True)
         self._slots = {}                    # name -> one array per weight, in order
-        self._slot_weights = None           # names of these weights, or None
+        self._averages = None               # of the weights, likewise
+        self._accumulators = None           # of gradients, likewise
+        self._held_names = None             # of the weights these belong to
+        self._held_waiting = ()
+        self._excluded = ((), ())           # from weight decay: weights, patterns
+        self.groups = ()                    #: the groups of weights with values of their own
         for name, value in arguments.arguments.items():
             setattr(self, name, value)
         if self.name is None:
             self.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_",
                                type(self).__name__).lower()
+        for overrides in groups or ():
+            self.groups += (Group(self, overrides),)
 
     # ---------------------------------------------------------------- what a subclass may say
 
     def _kernel(self):
-        """The kernel of the rule (a KERNEL_ROW) that these options ask for."""
+        """The kernel of the rule (a KERNEL_ROW) that these arguments ask for."""
         return self.rule
-
-    def _in_use(self, name):
-        """Whether a value is, or comes from a schedule and could be, other than zero."""
-        return self._get_value(self._index[name]) != 0
 
     def _initial(self, slot, weight):
         """What a slot is filled with at first."""
         return 0
+
+    # ------------------------------------------------------------------------------- values
+
+    def _in_use(self, name):
+        """Whether a value is, or could become by its schedule, other than zero for any weight."""
+        return any(self._get_value(group, self._index[name]) != 0 for group in range(len(self.groups) + 1))
+
+    def _change(self, group, name, value):
+        """Sets a value of a group, unless the optimizer could not go on with it."""
+        index = self._index[name]
+        before = self._get_value(group, index)
+        self._set_value(group, index, value, schedules.is_schedule(value))
+        try:
+            self._check_values(group, name, value)
+        except ValueError:
+            self._set_value(group, index, before, schedules.is_schedule(before))
+            raise
+
+    def _check_values(self, group, name, value):
+        given = [clip for clip in CLIPS if self._get_value(group, self._index[clip]) is not None]
+        if len(given) > 1:
+            raise ValueError(f"Only one of `clipnorm`, `clipvalue` and `global_clipnorm` can be set, "
+                             f"got {' and '.join(given)}")
+        if self.built and not set(self._used_slots()) <= set(self._slots):
+            raise ValueError(f"{name}={value!r} needs a slot the optimizer was not built with")
 
     # ---------------------------------------------------------------------------- building
 
@@ -209,46 +202,80 @@ class Optimizer(_core.Optimizer):
     def _build(self, params, may_add=False, adopt=None):
         """Builds and returns what `_undo_build` needs to undo it; on an error nothing has changed."""
         names, weights = _core.weights_of(params)
-        before = self._slots, self._slot_weights
-        index, _, mask = _core.kernels[self._kernel()]
-        used = self._used_slots(mask)
+        used = self._used_slots()
+        before = {name: self.__dict__[name] for name in
+                  ("_slots", "_averages", "_accumulators", "_held_names", "_held_waiting")}
+        old = self._match(names, weights, used, may_add)
         if adopt is not None:
-            arrays = _adopted(used, adopt, len(weights))
+            slots = _adopted(used, adopt, len(weights))
         else:
-            old = self._match(names, weights, used, may_add)
-            arrays = {slot: [_make_slot(weight, k) for weight in weights] for k, slot in enumerate(used)}
-            for slot, made in arrays.items():
-                for i, weight in enumerate(weights):
-                    made[i][...] = self._initial(slot, weight) if old[i] is None \
-                        else before[0][slot][old[i]]
-        self._bind(weights, names, index, self._slot_names,
-                   tuple(tuple(arrays[slot][i] if slot in arrays else None for slot in self._slot_names)
-                         for i in range(len(weights))),
-                   None, (False,) * len(weights))
-        self._slots, self._slot_weights = arrays, names
+            slots = {slot: self._carry(weights, old, self._slots.get(slot), self._slot_names.index(slot),
+                                       lambda w, slot=slot: self._initial(slot, w)) for slot in used}
+        new = {
+            "_slots": slots,
+            "_averages": self._carry(weights, old, self._averages, _core.MAX_SLOTS,
+                                     lambda w: w if self.iterations else 0) if self.use_ema else None,
+            "_accumulators": self._carry(weights, old, self._accumulators, _core.MAX_SLOTS + 1,
+                                         lambda w: 0) if self.gradient_accumulation_steps else None,
+            "_held_names": names,
+            "_held_waiting": self._waiting_now(),
+        }
+        new["_held_waiting"] = tuple(k is not None and k < len(new["_held_waiting"])
+                                     and new["_held_waiting"][k] for k in old)
+        self._bind_arrays(weights, new)
+        self.__dict__.update(new)
         return before
 
-    def _used_slots(self, mask):
+    def _undo_build(self, before):
+        self.__dict__.update(before)
+
+    def _bind_arrays(self, weights, held):
+        """Makes the plan for weights and what is held for them."""
+        names, slots = held["_held_names"], held["_slots"]
+        excluded, _ = self._select("exclude_from_weight_decay", [*self._excluded[0]], self._excluded[1],
+                                   names, weights)
+        self._bind(weights, names, _core.kernels[self._kernel()][0], self._slot_names,
+                   tuple(tuple(slots[slot][i] if slot in slots else None for slot in self._slot_names)
+                         for i in range(len(weights))),
+                   held["_averages"] and tuple(held["_averages"]),
+                   held["_accumulators"] and tuple(held["_accumulators"]),
+                   tuple(i in excluded for i in range(len(weights))),
+                   self._group_of_each(names, weights), held["_held_waiting"])
+
+    def _rebind(self):
+        """Makes the plan anew after a change of what it depends on."""
+        if self.built:
+            self._held_waiting = self._waiting_now()
+            self._bind_arrays(self._weights, self.__dict__)
+
+    def _waiting_now(self):
+        return self._waiting() if self.built else self._held_waiting
+
+    def _used_slots(self):
+        mask = _core.kernels[self._kernel()][2]
         return [name for k, name in enumerate(self._slot_names) if mask >> k & 1]
 
-    def _slots_suffice(self):
-        return set(self._used_slots(_core.kernels[self._kernel()][2])) <= set(self._slots)
-
-    def _undo_build(self, before):
-        self._slots, self._slot_weights = before
+    @staticmethod
+    def _carry(weights, old, held, k, initial):
+        """New arrays, number `k` of each weight: with what is held for it from before, or initial."""
+        arrays = [memory.like(weight, k) for weight in weights]
+        for array, weight, i in zip(arrays, weights, old, strict=True):
+            array[...] = initial(weight) if i is None or held is None else held[i]
+        return arrays
 
     def _match(self, names, weights, used, may_add):
         """For each weight the index of the one whose slots it takes over, or None."""
-        if not self._slots:
+        held = [arrays for arrays in (*self._slots.values(), self._averages, self._accumulators) if arrays]
+        if not held:
             return [None] * len(weights)
         if not set(used) <= set(self._slots):
-            raise ValueError(f"the optimizer holds slots {sorted(self._slots)}, its options need {used}")
-        held = next(iter(self._slots.values()))
-        if names and self._slot_weights:
-            lost = [name for name in self._slot_weights if name not in names]
+            raise ValueError(f"the optimizer holds slots {sorted(self._slots)}, its arguments need {used}")
+        held = held[0]
+        if names and self._held_names:
+            lost = [name for name in self._held_names if name not in names]
             if lost:
                 raise ValueError(f"params has no entry {lost[0]!r}, whose slots the optimizer holds")
-            where = {name: i for i, name in enumerate(self._slot_weights)}
+            where = {name: i for i, name in enumerate(self._held_names)}
             old = [where.get(name) for name in names]
         else:
             if len(weights) < len(held):
@@ -265,6 +292,60 @@ class Optimizer(_core.Optimizer):
                     f"{held[k].dtype}, like the slots the optimizer holds, got {weights[i].shape} and "
                     f"{weights[i].dtype}")
         return old
+
+    # ------------------------------------------------------------------- choosing weights
+
+    def _select(self, what, arrays, patterns, names, weights):
+        """Positions of the weights that are one of `arrays` (or positions), or match one of `patterns`."""
+        if patterns and names is None:
+            raise ValueError(f"{what}: {patterns[0]!r} is matched against names, but the weights have none: "
+                             "pass a dict")
+        where = {memory.address(weight): i for i, weight in enumerate(weights) if weight.size}
+        chosen = set()
+        for k, array in enumerate(arrays):
+            position = where.get(memory.address(array)) if isinstance(array, np.ndarray) else array
+            if position is None or not 0 <= position < len(weights):
+                raise ValueError(f"{what}: entry {k} is not one of the weights")
+            chosen.add(position)
+        for pattern in patterns:
+            matches = [i for i, name in enumerate(names) if re.search(pattern, name)]
+            if not matches:
+                raise ValueError(f"{what}: {pattern!r} matches none of the weights {', '.join(names)}")
+            chosen.update(matches)
+        return chosen, [i in chosen for i in range(len(weights))]
+
+    def _group_of_each(self, names, weights):
+        groups = [0] * len(weights)
+        for k, group in enumerate(self.groups, 1):
+            chosen, _ = self._select(f"groups[{k - 1}]", group.arrays, group.patterns, names, weights)
+            for i in chosen:
+                if groups[i]:
+                    raise ValueError(f"params[{names[i] if names else i!r}] is in groups[{groups[i] - 1}] "
+                                     f"and groups[{k - 1}]")
+                groups[i] = k
+        return tuple(groups)
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        """Exempts weights from weight decay; each call replaces the one before.
+
+        Args:
+            var_list: the weights themselves.
+            var_names: regular expressions, searched for in the names of the weights.
+
+        Example:
+            >>> import numpy as np, optimc
+            >>> opt = optimc.AdamW()
+            >>> opt.exclude_from_weight_decay(var_names=["bias"])
+            >>> opt.build({"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)})
+        """
+        before = self._excluded
+        self._excluded = _weights_or_patterns("exclude_from_weight_decay", [*(var_list or ()), *(
+            [var_names] if isinstance(var_names, str) else var_names or ())])
+        try:
+            self._rebind()
+        except ValueError:
+            self._excluded = before
+            raise
 
     # ---------------------------------------------------------------------------- stepping
 
@@ -287,59 +368,152 @@ class Optimizer(_core.Optimizer):
         self.apply(grads, weights)
         return self.iterations
 
+    def scale_loss(self, loss):
+        """The loss multiplied by `loss_scale_factor`, if there is one."""
+        factor = self.loss_scale_factor
+        return loss if factor is None else loss * factor
+
+    # ----------------------------------------------------------------- averages of weights
+
+    def _evaluation_weights(self, weights):
+        """What `averaged` puts into the weights: one array each."""
+        if not self.use_ema:
+            raise ValueError(f"{self.name} keeps no averages: construct it with use_ema=True")
+        return self._averages
+
+    def _bound(self, params):
+        """The bound weights, after a check that `params`, if given, are the same."""
+        if not self.built:
+            raise ValueError("the optimizer is not built: it has no weights yet")
+        if params is None:
+            return self._weights
+        names, weights = _core.weights_of(params)
+        if len(weights) != len(self._weights):
+            raise ValueError(f"params has {len(weights)} entries, the optimizer {len(self._weights)}")
+        for i, (weight, bound) in enumerate(zip(weights, self._weights, strict=True)):
+            if weight.size and memory.address(weight) != memory.address(bound):
+                raise ValueError(f"params[{names[i] if names else i!r}] is not the weight the optimizer "
+                                 "was built with")
+        return self._weights
+
+    def finalize_variable_values(self, params=None):
+        """Puts the averages into the weights, with `use_ema`; as Keras does at the end of `fit`."""
+        weights = self._bound(params)
+        if self.use_ema:
+            for weight, average in zip(weights, self._averages, strict=True):
+                weight[...] = average
+
+    @contextlib.contextmanager
+    def averaged(self, params=None):
+        """Within it the weights hold their averages, for evaluation; afterwards what they held before.
+
+        Example:
+            >>> import numpy as np, optimc
+            >>> w = np.ones(1, np.float32)
+            >>> opt = optimc.SGD(0.5, use_ema=True, ema_momentum=0.5)
+            >>> for _ in range(2):
+            ...     opt.apply([np.ones(1, np.float32)], [w])
+            >>> with opt.averaged([w]):
+            ...     print(w)
+            [0.25]
+            >>> w
+            array([0.], dtype=float32)
+        """
+        weights = self._bound(params)
+        kept = [weight.copy() for weight in weights]
+        for weight, average in zip(weights, self._evaluation_weights(weights), strict=True):
+            weight[...] = average
+        try:
+            yield
+        finally:
+            for weight, value in zip(weights, kept, strict=True):
+                weight[...] = value
+
     # ---------------------------------------------------------------------- state and copies
 
     @property
     def variables(self):
-        """The state as a list of arrays: iterations, learning rate (copies), then the slots (live)."""
-        slots = [array for arrays in zip(*self._slots.values(), strict=True) for array in arrays]
-        return [np.array(self.iterations), np.array(self.learning_rate), *slots]
+        """The state as a list of arrays, in Keras's order.
+
+        `iterations` and the learning rate (unless a schedule or callable gives it), which are copies; then,
+        live, the averages and the accumulators, if any, and the slots.
+        """
+        rate = [] if callable(self._get_value(0, 0)) else [np.array(self.learning_rate)]
+        blocks = self.keras_slots or (dict.fromkeys(self._slot_names),)
+        slots = [array for block in blocks
+                 for arrays in zip(*(self._slots[slot] for slot in block if slot in self._slots), strict=True)
+                 for array in arrays]
+        return [np.array(self.iterations), *rate, *(self._averages or ()), *(self._accumulators or ()), *slots]
+
+    def _given(self):
+        """The arguments as they were given, or set since."""
+        return {name: self._get_value(0, self._index[name]) if isinstance(argument, Value)
+                else getattr(self, name) for name, argument in self._arguments.items()}
 
     def get_config(self):
         """The constructor's arguments as a dict of plain values; schedules as dicts.
 
         A plain callable stays as it is: such a configuration can be used, but not stored.
         """
-        return {name: schedules.serialize(value) if schedules.is_schedule(value) else value
-                for name, value in self._arguments().items()}
+        config = {name: plain(value) for name, value in self._given().items()}
+        if self.groups:
+            config["groups"] = [group.get_config() for group in self.groups]
+        return config
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """A new optimizer from what `get_config` gave; `custom_objects` names further schedules."""
-        return cls(**{name: schedules.deserialize(value, custom_objects)
-                      if isinstance(value, dict) and "class_name" in value else value
-                      for name, value in config.items()})
+        arguments = {name: from_plain(value, custom_objects) for name, value in config.items()}
+        if arguments.get("groups"):
+            arguments["groups"] = [{name: from_plain(value, custom_objects) for name, value in group.items()}
+                                   for group in arguments["groups"]]
+        return cls(**arguments)
 
-    def _arguments(self):
-        return {name: self._get_value(self._index[name]) if isinstance(parameter, Value)
-                else getattr(self, name) for name, parameter in self._parameters.items()}
+    def _positions(self, arrays):
+        """Arrays as positions of the bound weights, which a copy can keep."""
+        if not self.built:
+            return list(arrays)
+        return sorted(self._select("", arrays, (), self._names, self._weights)[0])
 
     def _state(self, duplicate):
         """Everything a copy needs, taken between two steps."""
         self._lock()
         try:
-            own = {name: value for name, value in self.__dict__.items()
-                   if name not in self._parameters and not name.startswith("_slot")}
-            return {"arguments": duplicate(self._arguments()), "attributes": duplicate(own),
-                    "iterations": self.iterations, "names": self._names or self._slot_weights,
-                    "slots": {slot: [np.array(array) for array in arrays]
-                              for slot, arrays in self._slots.items()}}
+            known = {*self._arguments, "groups", "_slots", "_averages", "_accumulators", "_held_names",
+                     "_held_waiting", "_excluded"}
+            return {
+                "arguments": duplicate(self._given()),
+                "groups": [duplicate(group.given(self._positions(group.arrays))) for group in self.groups],
+                "excluded": (self._positions(self._excluded[0]), self._excluded[1]),
+                "attributes": duplicate({k: v for k, v in self.__dict__.items() if k not in known}),
+                "calls": self._calls, "skipped": self.skipped_steps, "running": self._get_running(),
+                "names": self._names or self._held_names, "waiting": self._waiting_now(),
+                "slots": {slot: [np.array(array) for array in arrays]
+                          for slot, arrays in self._slots.items()},
+                "averages": self._averages and [np.array(array) for array in self._averages],
+                "accumulators": self._accumulators and [np.array(array) for array in self._accumulators],
+            }
         finally:
             self._unlock()
 
     def __setstate__(self, state):
-        Optimizer.__init__(self, **state["arguments"])
+        Optimizer.__init__(self, **state["arguments"], groups=state["groups"])
         self.__dict__.update(state["attributes"])
-        self.iterations = state["iterations"]
-        self._slots, self._slot_weights = state["slots"], state["names"]
+        self._calls, self._skipped = state["calls"], state["skipped"]
+        self._set_running(state["running"])
+        self._excluded = state["excluded"]
+        self._slots, self._averages, self._accumulators = (
+            state["slots"], state["averages"], state["accumulators"])
+        self._held_names, self._held_waiting = state["names"], state["waiting"]
 
     def __reduce__(self):
         state = self._state(lambda values: values)
-        for name, value in state["arguments"].items():
-            if callable(value) and "<" in getattr(value, "__qualname__", ""):
-                raise pickle.PicklingError(
-                    f"{name} is {value.__qualname__}, which cannot be pickled: use a schedule or a "
-                    "function defined in a module")
+        for arguments in (state["arguments"], *state["groups"]):
+            for name, value in arguments.items():
+                if callable(value) and "<" in getattr(value, "__qualname__", ""):
+                    raise pickle.PicklingError(
+                        f"{name} is {value.__qualname__}, which cannot be pickled: use a schedule or a "
+                        "function defined in a module")
         return type(self).__new__, (type(self),), state
 
     def __deepcopy__(self, memo):
@@ -352,17 +526,93 @@ class Optimizer(_core.Optimizer):
         return copy.deepcopy(self)
 
     def __repr__(self):
-        values = self._arguments()
-        shown = [f"{name}={value!r}" for name, value in values.items()
-                 if name == "learning_rate" or (name != "name" and value != self._parameters[name].default)]
+        shown = [f"{name}={value!r}" for name, value in self._given().items()
+                 if name == "learning_rate" or (name != "name" and value != self._arguments[name].default)]
+        shown += [f"{len(self.groups)} groups"] if self.groups else []
         weights = self._weights
         bound = "not built" if weights is None else \
             f"{len(weights)} weights of {sum(weight.size for weight in weights)} elements"
         return f"<{type(self).__name__}({', '.join(shown)}): {self.iterations} steps, {bound}>"
 
 
-def _split(names):
-    return tuple(names.split(", "))
+class Group:
+    """Weights with values of their own: a mapping from the names of values to what they are here.
+
+    Example:
+        >>> import optimc
+        >>> opt = optimc.AdamW(groups=[{"params": "bias", "weight_decay": 0.0}])
+        >>> opt.groups[0]["weight_decay"], opt.groups[0]["learning_rate"]
+        (0.0, 0.001)
+        >>> opt.groups[0]["learning_rate"] = 0.01
+    """
+
+    def __init__(self, optimizer, overrides):
+        if not isinstance(overrides, dict) or "params" not in overrides:
+            raise TypeError(f"groups: expected dicts with an entry 'params', got {overrides!r}")
+        values = {name: value for name, value in overrides.items() if name != "params"}
+        params = overrides["params"]
+        self._optimizer = optimizer
+        self.arrays, self.patterns = _weights_or_patterns(
+            "groups", [params] if isinstance(params, str) else params)
+        self._own = []
+        for name in values:
+            self._check(name)
+        self._k = optimizer._add_group()
+        for name, value in values.items():
+            self._set(name, value)
+
+    def _check(self, name):
+        if not isinstance(self._optimizer._arguments.get(name), Value) or name in WHOLE:
+            raise ValueError(f"groups: {name!r} is not a value that weights can have of their own")
+
+    def _set(self, name, value):
+        self._optimizer._change(self._k, name, value)
+        if name not in self._own:
+            self._own.append(name)
+
+    def __getitem__(self, name):
+        self._check(name)
+        return self._optimizer._ask_value(self._k, self._optimizer._index[name])
+
+    def __setitem__(self, name, value):
+        self._check(name)
+        self._set(name, value)
+
+    def given(self, arrays):
+        """The group as the constructor takes it."""
+        return {"params": [*arrays, *self.patterns],
+                **{name: self._optimizer._get_value(self._k, self._optimizer._index[name])
+                   for name in self._own}}
+
+    def get_config(self):
+        """The group as plain values; weights as their positions, once the optimizer is built."""
+        positions = self._optimizer._positions(self.arrays)
+        if any(isinstance(entry, np.ndarray) for entry in positions):
+            raise ValueError("groups: a list of weights can be stored only once the optimizer is built")
+        return {name: plain(value) for name, value in self.given(positions).items()}
+
+    def __repr__(self):
+        values = ", ".join(f"{name}={self[name]!r}" for name in self._own)
+        return f"<group of {len(self.arrays)} weights and {list(self.patterns)}: {values}>"
+
+
+def _weights_or_patterns(what, entries):
+    """A list of weights (or positions) and regular expressions, apart."""
+    arrays, patterns = [], []
+    if not isinstance(entries, (list, tuple)):
+        raise TypeError(f"{what}: expected a list, got {type(entries).__name__}")
+    for entry in entries:
+        if isinstance(entry, str):
+            try:
+                re.compile(entry)
+            except re.error as error:
+                raise ValueError(f"{what}: {entry!r} is not a regular expression: {error}") from None
+            patterns.append(entry)
+        elif isinstance(entry, np.ndarray) or (isinstance(entry, int) and not isinstance(entry, bool)):
+            arrays.append(entry)
+        else:
+            raise TypeError(f"{what}: expected names or weights, got {type(entry).__name__}")
+    return tuple(arrays), tuple(patterns)
 
 
 def _adopted(used, slots, n):
@@ -372,24 +622,3 @@ def _adopted(used, slots, n):
         if len(arrays) != n:
             raise ValueError(f"slots[{name!r}]: expected {n} arrays, one per weight, got {len(arrays)}")
     return {name: list(slots[name]) for name in used}
-
-
-# Where slots lie.  64: a cache line and the widest register.  Slots that share their offset within a
-# page compete for the same lines of the cache, so slot k is shifted by k + 1 times an odd number of
-# lines; large ones also by whole multiples of 128 KiB, against the same within huge pages.
-LINE, SHIFT, PAGE, LARGE, LARGE_SHIFT = 64, 13 * 64, 4096, 4 << 20, 128 << 10
-
-
-def _make_slot(weight, k):
-    """A zeroed array like `weight`, aligned like it within a cache line and shifted by `k`."""
-    size, at = weight.nbytes, weight.ctypes.data
-    spare, shift = LINE, at % LINE
-    if size >= PAGE:
-        spare, shift = PAGE, (at + (k + 1) * SHIFT) % PAGE
-    if size >= LARGE:
-        spare += k * LARGE_SHIFT
-    memory = np.zeros(size + spare, np.uint8)       # NumPy asks for huge pages for large ones
-    start = (shift - memory.ctypes.data) % (PAGE if size >= PAGE else LINE)
-    start += k * LARGE_SHIFT if size >= LARGE else 0
-    order = "C" if weight.flags.c_contiguous else "F"
-    return np.ndarray(weight.shape, weight.dtype, memory, start, order=order)

@@ -3,11 +3,12 @@
 Formulas are above each rule in csrc/rules.inc.  To add one, see CONTRIBUTING.md.
 """
 
-from optimc.optimizer import Optimizer, Option, Value, at_least_zero, fraction
+from optimc.arguments import HIGH_OPEN, Option, Value, at_least_zero, fraction
+from optimc.optimizer import Optimizer
 
 
 class SGD(Optimizer):
-    """Gradient descent, optionally with momentum (Polyak, 1964) or Nesterov momentum (Sutskever et al., 2013).
+    """Gradient descent; with momentum (Polyak, 1964) or Nesterov momentum (Sutskever et al., 2013).
 
     velocity <- momentum velocity - learning_rate g;  w <- w + velocity.  The learning rate is inside the
     velocity, as in Keras.  Slots: `velocity`, only with momentum.
@@ -31,6 +32,7 @@ class SGD(Optimizer):
     learning_rate = Value(0.01)
     momentum = fraction(0.0)
     nesterov = Option(False)
+    keras_slots = ({"velocity": "momentum"},)
 
     def _kernel(self):
         if not self._in_use("momentum"):
@@ -65,6 +67,7 @@ class RMSprop(Optimizer):
     momentum = fraction(0.0)
     epsilon = Value(1e-7)
     centered = Option(False)
+    keras_slots = ({"v": "velocity"}, {"velocity": "momentum"}, {"average": "average_gradient"})
 
     def _kernel(self):
         return "rmsprop" + "_centered" * self.centered + "_momentum" * self._in_use("momentum")
@@ -94,11 +97,12 @@ class Adam(Optimizer):
 
     rule = "adam"
     learning_rate = Value(0.001)
-    beta_1 = fraction(0.9, closed=False)
-    beta_2 = fraction(0.999, closed=False)
+    beta_1 = fraction(0.9, open=HIGH_OPEN)
+    beta_2 = fraction(0.999, open=HIGH_OPEN)
     epsilon = Value(1e-7)
     amsgrad = Option(False)
     bias_correction = Option(True, keyword_only=True)
+    keras_slots = ({"m": "momentum", "v": "velocity"}, {"v_max": "velocity_hat"})
 
     def _kernel(self):
         return "amsgrad" if self.amsgrad else "adam"
@@ -145,6 +149,7 @@ class Adagrad(Optimizer):
     learning_rate = Value(0.001)
     initial_accumulator_value = Option(0.1, at_least_zero)
     epsilon = Value(1e-7)
+    keras_slots = ({"accumulator": "accumulator"},)
 
     def _initial(self, slot, weight):
         return self.initial_accumulator_value

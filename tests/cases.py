@@ -9,7 +9,7 @@ import numpy as np
 
 import optimc
 from optimc import _core
-from optimc.optimizer import OPTIONS, Option, Value
+from optimc.arguments import Value, is_switch
 from optimc.registry import classes
 
 DTYPES = (np.float32, np.float64)
@@ -34,10 +34,12 @@ class Case:
 
 def _choices(cls):
     """The arguments that choose a kernel: flags, and hyperparameters that are off at 0."""
-    for name, parameter in cls._parameters.items():
-        if isinstance(parameter, Option) and isinstance(parameter.default, bool):
+    for name, argument in cls._arguments.items():
+        if name in vars(optimc.Optimizer):
+            continue
+        if is_switch(argument):
             yield name, (False, True)
-        elif isinstance(parameter, Value) and parameter.default == 0 and name not in OPTIONS:
+        elif isinstance(argument, Value) and argument.default == 0:
             yield name, (0.0, 0.9)
 
 
@@ -47,7 +49,7 @@ def all_cases():
         names, values = zip(*_choices(cls), strict=True) if list(_choices(cls)) else ((), ())
         for chosen in itertools.product(*values):
             arguments = {name: value for name, value in zip(names, chosen, strict=True)
-                         if value != cls._parameters[name].default}
+                         if value != cls._arguments[name].default}
             cases.append(Case(cls, arguments))
     return cases
 

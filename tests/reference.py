@@ -77,26 +77,116 @@ def initial(rule, slot, w, o):
     return np.zeros_like(w)
 
 
+def sum_of_squares(g):
+    """Squares in the dtype, summed in double: 16 lanes over blocks of 2048, folded in halves, in order."""
+    squares = (g * g).astype(np.float64).ravel()
+    total = 0.0
+    for start in range(0, squares.size, 2048):
+        block = squares[start:start + 2048]
+        lanes = np.zeros(16)
+        for row in range(0, block.size, 16):
+            part = block[row:row + 16]
+            lanes[:part.size] += part
+        while lanes.size > 1:
+            half = lanes.size // 2
+            lanes = lanes[:half] + lanes[half:]
+        total += float(lanes[0])
+    return total
+
+
 class Reference:
-    """An optimizer made of a rule and the options around it; the slow twin of an `optimc.Optimizer`."""
+    """The slow twin of an `optimc.Optimizer`: a rule and, around it, Keras's sequence of options.
+
+    `step` takes lists with None for a missing gradient and returns the new weights.
+    """
 
     def __init__(self, optimizer, slots):
         self.rule, self.slots = optimizer.rule, slots
-        self.o = type("Arguments", (), optimizer._arguments())
-        self.t = 0
+        self.o = type("Arguments", (), optimizer._given())
+        self.calls, self.state, self.norm = 0, None, None
 
-    def step(self, weights, grads):
-        """The new weights; slots are kept per index."""
-        self.t += 1
-        if self.t == 1:
+    @property
+    def t(self):
+        """Updates so far."""
+        return self.calls // (self.o.gradient_accumulation_steps or 1)
+
+    @t.setter
+    def t(self, updates):
+        self.calls = updates * (self.o.gradient_accumulation_steps or 1)
+
+    def step(self, weights, grads, excluded=()):
+        if self.state is None:
             self.state = [{slot: initial(self.rule, slot, w, self.o) for slot in self.slots}
                           for w in weights]
+            self.averages = [np.zeros_like(w) for w in weights]
+            self.accumulators = [None for w in weights]
         with np.errstate(all="ignore"):
-            return [self.update(w, g.astype(w.dtype), state)
-                    for w, g, state in zip(weights, grads, self.state, strict=True)]
+            return self.sequence(list(weights), grads, excluded)
 
-    def update(self, w, g, state):
-        lane = w.dtype.type
-        if self.o.weight_decay is not None:
-            w = w - w * lane(self.o.weight_decay) * lane(self.o.learning_rate)
-        return globals()[self.rule](w, g, state, self.o, self.o.learning_rate, self.t)
+    def sequence(self, weights, grads, excluded):
+        o, before, steps = self.o, self.t, self.o.gradient_accumulation_steps or 1
+        self.calls += 1
+        grads = [None if g is None else g.astype(w.dtype) for w, g in zip(weights, grads, strict=True)]
+        if o.loss_scale_factor is not None:
+            grads = [None if g is None else g / g.dtype.type(o.loss_scale_factor) for g in grads]
+        if steps > 1 and self.calls % steps:
+            for i, g in enumerate(grads):
+                if g is not None:
+                    held = self.accumulators[i]
+                    self.accumulators[i] = g + (np.zeros_like(g) if held is None else held)
+        else:
+            if steps > 1:
+                for i, g in enumerate(grads):
+                    held = self.accumulators[i]
+                    if g is not None or held is not None:
+                        zero = np.zeros_like(weights[i])
+                        grads[i] = ((zero if g is None else g) + (zero if held is None else held)) \
+                            / zero.dtype.type(steps)
+                self.accumulators = [None for w in weights]
+            grads = self.clip(grads)
+            for i, g in enumerate(grads):
+                if g is not None:
+                    weights[i] = self.update(weights[i], g, self.state[i], i in excluded, before + 1)
+        if o.use_ema:
+            self.average(weights, before)
+        return weights
+
+    def clip(self, grads):
+        o = self.o
+        given = [g for g in grads if g is not None]
+        if o.clipnorm is not None and o.clipnorm > 0:
+            def clipped(g):
+                lane = g.dtype.type
+                norm = lane(math.sqrt(sum_of_squares(g)))
+                return g * lane(o.clipnorm) / np.maximum(norm, lane(o.clipnorm))
+        elif o.global_clipnorm is not None and o.global_clipnorm > 0:
+            total = 0.0
+            for g in given:
+                total += sum_of_squares(g)
+            self.norm = math.sqrt(total)
+
+            def clipped(g):
+                lane = g.dtype.type
+                norm, c = lane(self.norm), lane(o.global_clipnorm)
+                scale = c * np.minimum(lane(1) / norm, lane(1 / o.global_clipnorm)) + (norm - norm)
+                return g * scale
+        elif o.clipvalue is not None and o.clipvalue > 0:
+            def clipped(g):
+                return np.clip(g, -g.dtype.type(o.clipvalue), g.dtype.type(o.clipvalue))
+        else:
+            return grads
+        return [None if g is None else clipped(g) for g in grads]
+
+    def update(self, w, g, state, excluded, t):
+        lane, lr = w.dtype.type, self.o.learning_rate
+        if self.o.weight_decay is not None and not excluded:
+            w = w - w * lane(self.o.weight_decay) * lane(lr)
+        return globals()[self.rule](w, g, state, self.o, lr, t)
+
+    def average(self, weights, before):
+        for i, w in enumerate(weights):
+            lane = w.dtype.type
+            momentum = lane(self.o.ema_momentum) if before else lane(0)
+            self.averages[i] = momentum * self.averages[i] + (1 - momentum) * w
+            if self.o.ema_overwrite_frequency and (before + 1) % self.o.ema_overwrite_frequency == 0:
+                weights[i] = self.averages[i].copy()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import optimc
+from optimc.arguments import Value
 
 F = np.float32
 
@@ -270,7 +271,8 @@ def test_schedules_that_raise(ready):
     assert optimizer.iterations == iterations
 
 
-BAD_NUMBERS = [(float("nan"), ValueError), (float("inf"), ValueError), (-0.5, ValueError),
+BELOW_ZERO = -0.5
+BAD_NUMBERS = [(float("nan"), ValueError), (float("inf"), ValueError), (BELOW_ZERO, ValueError),
                (10 ** 400, ValueError), ("0.1", TypeError), (1j, TypeError), (True, TypeError),
                (np.True_, TypeError), (np.ones(3), TypeError), (np.array(0.1), TypeError),
                ([0.1], TypeError)]
@@ -279,7 +281,8 @@ BAD_NUMBERS = [(float("nan"), ValueError), (float("inf"), ValueError), (-0.5, Va
 @pytest.mark.parametrize("value,error", BAD_NUMBERS, ids=[repr(v)[:20] for v, _ in BAD_NUMBERS])
 def test_bad_hyperparameters(case, value, error):
     for name in case.cls._index:
-        if name not in case.cls._parameters or isinstance(case.cls._parameters[name].default, bool):
+        argument = case.cls._arguments.get(name)
+        if not isinstance(argument, Value) or (value is BELOW_ZERO and argument.low < 0):
             continue
         with pytest.raises(error, match=name):
             case.make(**{name: value})
@@ -314,7 +317,7 @@ def test_unknown_arguments_are_named(case):
 
 
 def test_flags_are_bools(case):
-    for name, parameter in case.cls._parameters.items():
+    for name, parameter in case.cls._arguments.items():
         if isinstance(parameter.default, bool):
             for bad in (1, None, "yes", np.True_):
                 with pytest.raises(TypeError, match=f"{name} must be a bool"):

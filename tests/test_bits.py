@@ -4,8 +4,6 @@ import numpy as np
 from cases import CASES, DTYPES, Guarded
 from hashes import digest, recorded
 
-from optimc import _core
-
 
 def key(case, dtype):
     return f"{case!r} {dtype.__name__}"

@@ -10,8 +10,9 @@ import pytest
 import optimc
 from optimc.registry import classes
 
-MODULES = [optimc, *(importlib.import_module(f"optimc.{m.name}") for m in pkgutil.iter_modules(optimc.__path__)
-                     if m.name not in {"_core", "__main__", "compare"})]
+MODULES = [optimc, *(importlib.import_module(f"optimc.{module.name}")
+                     for module in pkgutil.iter_modules(optimc.__path__)
+                     if module.name not in {"_core", "__main__", "compare"})]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
@@ -37,7 +38,7 @@ def test_public_names_are_documented():
 def test_optimizers_say_arguments_slots_and_an_example():
     for cls in classes.values():
         text = cls.__doc__
-        for parameter in cls._parameters:
+        for parameter in cls._arguments:
             assert parameter in text or parameter in optimc.Optimizer.__doc__ \
                 or any(parameter in base.__doc__ for base in cls.__mro__[1:-2]), (cls, parameter)
         assert ">>>" in text, cls

@@ -42,7 +42,7 @@ def trajectories(case, steps, **arguments):
 def test_trajectories_equal_keras(case, arguments):
     drift = 0.0
     for step in trajectories(case, 20, **arguments):
-        for ours, theirs, update in step:
+        for ours, theirs, _ in step:
             if case.cls.rule not in POWERS:
                 assert_same_bits(ours, theirs)
         drift += 2.3e-5 * max(update.max() for _, _, update in step)

@@ -1,0 +1,32 @@
+"""Where slots lie in memory: their alignment decides a fifth of the speed of a step.
+
+Slots that share their offset within a page compete for the same lines of the cache, so slot k is shifted by
+k + 1 times an odd number of lines, and a large one by whole multiples of 128 KiB too, against the same
+within huge pages.  Within a line a slot is aligned like its weight, so that both reach the next line together.
+"""
+
+import numpy as np
+
+LINE = 64                   # a cache line, and the widest register
+SHIFT = 13 * LINE           # from slot to slot within a page
+PAGE = 4096
+LARGE = 4 << 20             # bytes from which NumPy asks for huge pages
+LARGE_SHIFT = 128 << 10     # from slot to slot within huge pages
+
+
+def like(weight, k):
+    """A zeroed array of a weight's shape, dtype and order, to be its slot number `k`."""
+    size, at = weight.nbytes, weight.ctypes.data
+    small, large = size < PAGE, size >= LARGE
+    unit = LINE if small else PAGE
+    extra = k * LARGE_SHIFT if large else 0
+    memory = np.zeros(size + unit + extra, np.uint8)
+    shift = at if small else at + (k + 1) * SHIFT
+    start = (shift - memory.ctypes.data) % unit + extra
+    return np.ndarray(weight.shape, weight.dtype, memory, start,
+                      order="C" if weight.flags.c_contiguous else "F")
+
+
+def address(array):
+    """What identifies an array that is not empty: where it begins."""
+    return array.__array_interface__["data"][0]
