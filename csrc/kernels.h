@@ -19,7 +19,7 @@
 enum type { TYPE_F32, TYPE_F64, TYPE_F16, TYPE_BF16, TYPE_LONG_DOUBLE, TYPE_OTHER };
 
 /* Flags of KERNEL_ROW: constants inside one kernel. */
-enum { PLAIN = 0, MOMENTUM = 1, NESTEROV = 2, CENTERED = 4, AMSGRAD = 8 };
+enum { PLAIN = 0, MOMENTUM = 1, NESTEROV = 2, CENTERED = 4, AMSGRAD = 8, ANY_POWER = 16 };
 enum { NO_SLOT = 0, SLOT_0 = 1, SLOT_1 = 2, SLOT_2 = 4, SLOT_3 = 8 };
 enum { MAX_SLOTS = 4, MAX_HYPERS = 8, MAX_COEFS = 12, MAX_SCALARS = 3,
     MAX_NDIM = 64 };
@@ -106,5 +106,6 @@ float optimc_bfloat(uint16_t bits);
    x^(t - t mod 64), remembered in step->powers, times x^(t mod 64), both by squaring: a fixed order of
    multiplications, so the same bits everywhere, unlike pow(). */
 double optimc_power(const struct step *step, ptrdiff_t k, double x);
+double optimc_plain_power(double x, int64_t t);     /* the same without memory */
 
 #endif

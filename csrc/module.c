@@ -1504,14 +1504,15 @@ static PyMethodDef core_methods[] = {
 #define LIST(...) #__VA_ARGS__
 #define NAMES(list) LIST list
 
-/* optimizers.def as Python sees it: {rule: (slots, hyperparameters, coefficients)} and
+/* optimizers.def as Python sees it: {rule: (slots, hyperparameters, coefficients, scalars)} and
    {kernel: (index, rule, mask of slots)}, the lists as written there, "a, b, c". */
 static int add_registry(PyObject *module)
 {
     PyObject *rules = PyDict_New(), *kernels = PyDict_New(), *row = NULL;
     int failed = !rules || !kernels;
 #define RULE_ROW(rule, slots, hypers, coefs, scalars) \
-    row = failed ? NULL : Py_BuildValue("(sss)", NAMES(slots), NAMES(hypers), NAMES(coefs)); \
+    row = failed ? NULL : Py_BuildValue("(ssss)", NAMES(slots), NAMES(hypers), NAMES(coefs), \
+        NAMES(scalars)); \
     failed |= !row || PyDict_SetItemString(rules, #rule, row); \
     Py_CLEAR(row);
 #define KERNEL_ROW(kernel, rule, variant, used) \

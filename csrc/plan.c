@@ -80,6 +80,8 @@ static size_t width(int lane)
 
 /* ------------------------------------------------------------------------------- exact helpers - */
 
+enum { LOW_BITS = 63 };
+
 static double square_up(double x, int64_t t)
 {
     double result = 1;
@@ -89,15 +91,19 @@ static double square_up(double x, int64_t t)
     return result;
 }
 
+double optimc_plain_power(double x, int64_t t)
+{
+    return square_up(x, t & ~LOW_BITS) * square_up(x, t & LOW_BITS);
+}
+
 double optimc_power(const struct step *step, ptrdiff_t k, double x)
 {
-    enum { LOW = 63 };
     struct power *memo = &step->powers[k];
     if (!isnan(step->products[k]))
         return step->products[k];
-    if (memo->x != x || memo->high != (step->t & ~LOW))
-        *memo = (struct power){x, step->t & ~LOW, square_up(x, step->t & ~LOW)};
-    return memo->value * square_up(x, step->t & LOW);
+    if (memo->x != x || memo->high != (step->t & ~LOW_BITS))
+        *memo = (struct power){x, step->t & ~LOW_BITS, square_up(x, step->t & ~LOW_BITS)};
+    return memo->value * square_up(x, step->t & LOW_BITS);
 }
 
 float optimc_bfloat(uint16_t bits)

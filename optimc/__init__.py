@@ -24,7 +24,10 @@ except ModuleNotFoundError as error:
 from optimc import schedules
 from optimc._core import get_num_threads, isa, set_num_threads
 from optimc.optimizer import Optimizer
-from optimc.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
+from optimc.optimizers import (
+    ASGD, SGD, AdaBelief, Adadelta, Adagrad, Adam, Adamax, AdamW, Adan, Ftrl, Lion, Nadam, RAdam, RMSprop,
+    Rprop, ScheduleFreeAdamW, Yogi,
+)
 from optimc.registry import deserialize, get, serialize
 
 __version__ = _version("optimc")
@@ -37,5 +40,6 @@ def show_config():
           f"threads: up to {get_num_threads()} (OPTIMC_NUM_THREADS, set_num_threads)")
 
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "deserialize", "get",
+__all__ = ["ASGD", "SGD", "AdaBelief", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Adan", "Ftrl", "Lion",
+           "Nadam", "Optimizer", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "Yogi", "deserialize", "get",
            "get_num_threads", "isa", "schedules", "serialize", "set_num_threads", "show_config"]

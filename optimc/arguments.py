@@ -20,12 +20,13 @@ class Argument:
 class Value(Argument):
     """A finite real number that the kernels read, in [low, high]; a schedule or callable may give it.
 
-    It can be changed at any time.  A default of None means that None (off) is allowed.
+    It can be changed at any time.  A default of None means that None (off) is allowed.  `also` is a second
+    value worth testing, for instance because it asks for another kernel.
     """
 
-    def __init__(self, default, low=0.0, high=math.inf, *, open=0, keyword_only=False):
+    def __init__(self, default, low=0.0, high=math.inf, *, open=0, also=None, keyword_only=False):
         super().__init__(default, keyword_only)
-        self.low, self.high, self.open = low, high, open
+        self.low, self.high, self.open, self.also = low, high, open, also
 
     def __get__(self, optimizer, owner=None):
         return self if optimizer is None else optimizer._ask_value(0, optimizer._index[self.name])

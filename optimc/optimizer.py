@@ -102,7 +102,8 @@ class Optimizer(_core.Optimizer):
         if cls.__init__ is Optimizer.__init__:
             cls.__signature__ = cls._signature
         if cls.rule:
-            cls._slot_names, hyperparameters, _ = (tuple(names.split(", ")) for names in _core.rules[cls.rule])
+            cls._slot_names, hyperparameters = (tuple(names.split(", "))
+                                                for names in _core.rules[cls.rule][:2])
             cls._index = {name: k for k, name in enumerate((*OPTIONS, *hyperparameters))}
 
     def __init__(self, *args, **kwargs):
@@ -143,8 +144,8 @@ class Optimizer(_core.Optimizer):
         """The kernel of the rule (a KERNEL_ROW) that these arguments ask for."""
         return self.rule
 
-    def _initial(self, slot, weight):
-        """What a slot is filled with at first."""
+    def _initial(self, slot, weight, group):
+        """What a slot of a weight in a group (0: in none) is filled with at first."""
         return 0
 
     # ------------------------------------------------------------------------------- values
@@ -206,17 +207,19 @@ class Optimizer(_core.Optimizer):
         before = {name: self.__dict__[name] for name in
                   ("_slots", "_averages", "_accumulators", "_held_names", "_held_waiting")}
         old = self._match(names, weights, used, may_add)
+        groups = self._group_of_each(names, weights)
         if adopt is not None:
             slots = _adopted(used, adopt, len(weights))
         else:
             slots = {slot: self._carry(weights, old, self._slots.get(slot), self._slot_names.index(slot),
-                                       lambda w, slot=slot: self._initial(slot, w)) for slot in used}
+                                       lambda i, slot=slot: self._initial(slot, weights[i], groups[i]))
+                     for slot in used}
         new = {
             "_slots": slots,
             "_averages": self._carry(weights, old, self._averages, _core.MAX_SLOTS,
-                                     lambda w: w if self.iterations else 0) if self.use_ema else None,
+                                     lambda i: weights[i] if self.iterations else 0) if self.use_ema else None,
             "_accumulators": self._carry(weights, old, self._accumulators, _core.MAX_SLOTS + 1,
-                                         lambda w: 0) if self.gradient_accumulation_steps else None,
+                                         lambda i: 0) if self.gradient_accumulation_steps else None,
             "_held_names": names,
             "_held_waiting": self._waiting_now(),
         }
@@ -257,10 +260,10 @@ class Optimizer(_core.Optimizer):
 
     @staticmethod
     def _carry(weights, old, held, k, initial):
-        """New arrays, number `k` of each weight: with what is held for it from before, or initial."""
+        """New arrays, number `k` of each weight: with what is held for it from before, or initial(i)."""
         arrays = [memory.like(weight, k) for weight in weights]
-        for array, weight, i in zip(arrays, weights, old, strict=True):
-            array[...] = initial(weight) if i is None or held is None else held[i]
+        for i, (array, before) in enumerate(zip(arrays, old, strict=True)):
+            array[...] = initial(i) if before is None or held is None else held[before]
         return arrays
 
     def _match(self, names, weights, used, may_add):

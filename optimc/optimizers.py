@@ -3,7 +3,9 @@
 Formulas are above each rule in csrc/rules.inc.  To add one, see CONTRIBUTING.md.
 """
 
-from optimc.arguments import HIGH_OPEN, Option, Value, at_least_zero, fraction
+import math
+
+from optimc.arguments import HIGH_OPEN, LOW_OPEN, Option, Value, at_least_zero, fraction
 from optimc.optimizer import Optimizer
 
 
@@ -30,7 +32,7 @@ class SGD(Optimizer):
 
     rule = "sgd"
     learning_rate = Value(0.01)
-    momentum = fraction(0.0)
+    momentum = fraction(0.0, also=0.9)
     nesterov = Option(False)
     keras_slots = ({"velocity": "momentum"},)
 
@@ -64,7 +66,7 @@ class RMSprop(Optimizer):
     rule = "rmsprop"
     learning_rate = Value(0.001)
     rho = fraction(0.9)
-    momentum = fraction(0.0)
+    momentum = fraction(0.0, also=0.9)
     epsilon = Value(1e-7)
     centered = Option(False)
     keras_slots = ({"v": "velocity"}, {"velocity": "momentum"}, {"average": "average_gradient"})
@@ -151,5 +153,378 @@ class Adagrad(Optimizer):
     epsilon = Value(1e-7)
     keras_slots = ({"accumulator": "accumulator"},)
 
-    def _initial(self, slot, weight):
+    def _initial(self, slot, weight, group):
         return self.initial_accumulator_value
+
+
+class Adadelta(Optimizer):
+    """Adadelta (Zeiler, 2012, arXiv 1212.5701), with a learning rate.
+
+    accumulator <- rho accumulator + (1 - rho) g^2;  d = sqrt(delta + epsilon) g / sqrt(accumulator +
+    epsilon);  delta <- rho delta + (1 - rho) d^2;  w <- w - learning_rate d.  Slots: `accumulator`, `delta`.
+
+    Args:
+        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        rho: decay of the averages, in [0, 1].
+        epsilon: >= 0.
+
+    Example:
+        >>> import numpy as np, optimc
+        >>> w = np.ones(2, np.float32)
+        >>> optimc.Adadelta(learning_rate=100.0).apply([np.array([1.0, -4.0], np.float32)], [w])
+        >>> w
+        array([0.8585788, 1.1414213], dtype=float32)
+    """
+
+    rule = "adadelta"
+    learning_rate = Value(0.001)
+    rho = fraction(0.95)
+    epsilon = Value(1e-7)
+    keras_slots = ({"accumulator": "accumulated_grad", "delta": "accumulated_delta_var"},)
+
+
+class Adamax(Optimizer):
+    """Adamax (Kingma & Ba, 2014, arXiv 1412.6980, section 7.1): Adam with the infinity norm.
+
+    m <- m + (g - m)(1 - beta_1);  u <- max(beta_2 u, |g|);
+    w <- w - learning_rate m / ((1 - beta_1^t)(u + epsilon)).  Slots: `m`, `u`.
+
+    Args:
+        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        beta_1: decay of the mean, in [0, 1).
+        beta_2: decay of the norm, in [0, 1].
+        epsilon: >= 0.
+
+    Example:
+        >>> import numpy as np, optimc
+        >>> w = np.ones(2, np.float32)
+        >>> optimc.Adamax(learning_rate=0.5).apply([np.array([1.0, -4.0], np.float32)], [w])
+        >>> w
+        array([0.50000006, 1.5       ], dtype=float32)
+    """
+
+    rule = "adamax"
+    learning_rate = Value(0.001)
+    beta_1 = fraction(0.9, open=HIGH_OPEN)
+    beta_2 = fraction(0.999)
+    epsilon = Value(1e-7)
+    keras_slots = ({"m": "momentum", "u": "norm"},)
+
+
+class Nadam(Optimizer):
+    """Nadam (Dozat, 2016, ICLR workshop): Adam with Nesterov momentum.
+
+    u_t = beta_1 (1 - 0.96^(t momentum_decay) / 2) and U_t = u_1 ... u_t; m and v as Adam's;
+    m_hat = u_(t+1) m / (1 - U_(t+1)) + (1 - u_t) g / (1 - U_t);
+    w <- w - learning_rate m_hat / (sqrt(v / (1 - beta_2^t)) + epsilon).  Slots: `m`, `v`.
+
+    Args:
+        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        beta_1, beta_2: decay of the two moments, in [0, 1).
+        epsilon: >= 0.
+        momentum_decay: how fast the momentum grows to beta_1; >= 0.
+
+    Example:
+        >>> import numpy as np, optimc
+        >>> w = np.ones(2, np.float32)
+        >>> optimc.Nadam(learning_rate=0.5).apply([np.array([1.0, -4.0], np.float32)], [w])
+        >>> w
+        array([0.46860272, 1.5313973 ], dtype=float32)
+    """
+
+    rule = "nadam"
+    learning_rate = Value(0.001)
+    beta_1 = fraction(0.9, open=HIGH_OPEN)
+    beta_2 = fraction(0.999, open=HIGH_OPEN)
+    epsilon = Value(1e-7)
+    momentum_decay = Value(1.0, also=0.004, keyword_only=True)
+    keras_slots = ({"m": "momentum", "v": "velocity"},)
+
+
+class Ftrl(Optimizer):
+    """FTRL-Proximal (McMahan et al., 2013, KDD), for sparse linear models; shrinkage as in TensorFlow.
+
+    n = accumulator + g^2, p = -learning_rate_power;
+    linear <- linear + (g + 2 l2_shrinkage w) - (n^p - accumulator^p) / learning_rate w;
+    w <- (clip(linear, -l1, l1) - linear) / (n^p / learning_rate + 2 (l2 + beta / (2 learning_rate))).
+    The weight follows from the slots: what it was before the first step is forgotten.  Slots:
+    `accumulator`, `linear`.  With another power than -0.5 the last bit is the C library's.
+
+    Args:
+        learning_rate: finite and > 0; a number, a schedule (called with the step), or a callable.
+        learning_rate_power: <= 0.
+        initial_accumulator_value: what the accumulator starts from, >= 0.
+        l1_regularization_strength, l2_regularization_strength, l2_shrinkage_regularization_strength: >= 0.
+        beta: >= 0.
+
+    Example:
+        >>> import numpy as np, optimc
+        >>> w = np.zeros(2, np.float32)
+        >>> optimc.Ftrl(learning_rate=0.1).apply([np.array([1.0, -4.0], np.float32)], [w])
+        >>> w
+        array([-0.09534626,  0.09968895], dtype=float32)
+    """
+
+    rule = "ftrl"
+    learning_rate = Value(0.001, open=LOW_OPEN)
+    learning_rate_power = Value(-0.5, -math.inf, 0.0, also=-0.6)
+    initial_accumulator_value = Option(0.1, at_least_zero)
+    l1_regularization_strength = Value(0.0, also=0.5)
+    l2_regularization_strength = Value(0.0, also=0.5)
+    l2_shrinkage_regularization_strength = Value(0.0, also=0.5)
+    beta = Value(0.0, also=0.5)
+    keras_slots = ({"accumulator": "accumulator", "linear": "linear"},)
+
+    def _kernel(self):
+        powers = {self._get_value(group, self._index["learning_rate_power"])
+                  for group in range(len(self.groups) + 1)}
+        return "ftrl" if powers == {-0.5} else "ftrl_power"
+
+    def _initial(self, slot, weight, group):
+        return self.initial_accumulator_value if slot == "accumulator" else 0
+
+
+class Lion(Optimizer):
+    """Lion (Chen et al., 2023, arXiv 2302.06675): every weight moves by learning_rate, or not at all.
+
+    w <- w - learning_rate sign(beta_1 m + (1 - beta_1) g);  m <- beta_2 m + (1 - beta_2) g.  Slots: `m`.
+
+    Args:
+        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        beta_1: weight of the momentum in the update, in (0, 1].
+        beta_2: decay of the momentum, in [0, 1].
+
+    Example:
+        >>> import numpy as np, optimc
+        >>> w = np.ones(2, np.float32)
+        >>> optimc.Lion(learning_rate=0.25).apply([np.array([1.0, -4.0], np.float32)], [w])
+        >>> w
+        array([0.75, 1.25], dtype=float32)
+    """
+
+    rule = "lion"
+    learning_rate = Value(0.001)
+    beta_1 = fraction(0.9, open=LOW_OPEN)
+    beta_2 = fraction(0.99)
+    keras_slots = ({"m": "momentum"},)
+
+
+class ScheduleFreeAdamW(Optimizer):
+    """Schedule-free AdamW (Defazio et al., 2024, arXiv 2405.15682): no schedule, but an average of weights.
+
+    z <- z - learning_rate g / (sqrt(v / (1 - beta_2^t)) + epsilon);  x <- (1 - 1/t) x + z / t;
+    the weight holds y = (1 - beta_1) z + beta_1 x, where gradients are to be taken.  Evaluate with x:
+    `with opt.averaged(): ...`.  Slots: `z`, which starts as the weight, and `v`.
+
+    Args:
+        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        beta_1: between z and x, in (0, 1).
+        beta_2: decay of the second moment, in [0, 1).
+        epsilon: >= 0.
+        warmup_steps: steps over which the learning rate grows from 0; >= 0.
+
+    Example:
+        >>> import numpy as np, optimc
+        >>> w = np.ones(2, np.float32)
+        >>> opt = optimc.ScheduleFreeAdamW(learning_rate=0.5)
+        >>> for _ in range(3):
+        ...     opt.apply([w.copy()], [w])
+        >>> with opt.averaged([w]):
+        ...     print(w)
+        [0.20830101 0.20830101]
+    """
+
+    rule = "schedule_free"
+    learning_rate = Value(0.0025)
+    beta_1 = Value(0.9, 0.0, 1.0, open=LOW_OPEN | HIGH_OPEN)
+    beta_2 = fraction(0.999, open=HIGH_OPEN)
+    epsilon = Value(1e-8)
+    warmup_steps = Value(0, also=3)
+    keras_slots = ({"z": "momentum", "v": "velocity"},)
+
+    def _initial(self, slot, weight, group):
+        return weight if slot == "z" else 0
+
+    def _evaluation_weights(self, weights):
+        if self.use_ema:
+            return super()._evaluation_weights(weights)
+        beta_1 = self.beta_1
+        return [(w - (1 - w.dtype.type(beta_1)) * z) / w.dtype.type(beta_1)
+                for w, z in zip(weights, self._slots["z"], strict=True)]
+
+
+class RAdam(Optimizer):
+    """Rectified Adam (Liu et al., 2019, arXiv 1908.03265): momentum until the second moment can be trusted.
+
+    rho = 2 / (1 - beta_2) - 1, rho_t = rho - 2 t beta_2^t / (1 - beta_2^t); m and v as Adam's.  Once
+    rho_t > 5, Adam's update with alpha times the paper's r_t; before that w <- w - learning_rate m / (1 -
+    beta_1^t).  Slots: `m`, `v`.
+
+    Args:
+        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        beta_1, beta_2: decay of the two moments, in [0, 1).
+        epsilon: >= 0, added to the uncorrected root.
+
+    Example:
+        >>> import numpy as np, optimc
+        >>> w = np.ones(2, np.float32)
+        >>> optimc.RAdam(learning_rate=0.125).apply([np.array([1.0, -4.0], np.float32)], [w])
+        >>> w
+        array([0.875, 1.5  ], dtype=float32)
+    """
+
+    rule = "radam"
+    learning_rate = Value(0.001)
+    beta_1 = fraction(0.9, open=HIGH_OPEN)
+    beta_2 = fraction(0.999, open=HIGH_OPEN)
+    epsilon = Value(1e-7)
+
+
+class Yogi(Optimizer):
+    """Yogi (Zaheer et al., 2018, NeurIPS): Adam whose second moment grows slowly.
+
+    v <- v - (1 - beta_2) sign(v - g^2) g^2; m and the update as Adam's.  Slots: `m`, `v`.
+
+    Args:
+        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        beta_1, beta_2: decay of the two moments, in [0, 1).
+        epsilon: >= 0, added to the uncorrected root.
+        initial_accumulator_value: what v starts from, >= 0.
+
+    Example:
+        >>> import numpy as np, optimc
+        >>> w = np.ones(2, np.float32)
+        >>> optimc.Yogi(learning_rate=0.1).apply([np.array([1.0, -4.0], np.float32)], [w])
+        >>> w
+        array([0.9031123, 1.0992125], dtype=float32)
+    """
+
+    rule = "yogi"
+    learning_rate = Value(0.01)
+    beta_1 = fraction(0.9, open=HIGH_OPEN)
+    beta_2 = fraction(0.999, open=HIGH_OPEN)
+    epsilon = Value(1e-3)
+    initial_accumulator_value = Option(1e-6, at_least_zero)
+
+    def _initial(self, slot, weight, group):
+        return self.initial_accumulator_value if slot == "v" else 0
+
+
+class AdaBelief(Optimizer):
+    """AdaBelief (Zhuang et al., 2020, arXiv 2010.07468): steps are long where gradients are as expected.
+
+    m as Adam's;  s <- s + ((g - m)^2 - s)(1 - beta_2) + epsilon;
+    w <- w - learning_rate m / (1 - beta_1^t) / (sqrt(s / (1 - beta_2^t)) + epsilon).  Slots: `m`, `s`.
+
+    Args:
+        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        beta_1, beta_2: decay of the two averages, in [0, 1).
+        epsilon: >= 0.
+
+    Example:
+        >>> import numpy as np, optimc
+        >>> w = np.ones(2, np.float32)
+        >>> optimc.AdaBelief(learning_rate=0.5).apply([np.array([1.0, -4.0], np.float32)], [w])
+        >>> w
+        array([0.44444442, 1.5555556 ], dtype=float32)
+    """
+
+    rule = "adabelief"
+    learning_rate = Value(0.001)
+    beta_1 = fraction(0.9, open=HIGH_OPEN)
+    beta_2 = fraction(0.999, open=HIGH_OPEN)
+    epsilon = Value(1e-16)
+
+
+class Rprop(Optimizer):
+    """iRprop- (Igel & Huesken, 2003): a step size per weight, led by signs alone; for full batches.
+
+    Where the gradient kept its sign the size grows by eta_plus, where it turned it shrinks by eta_minus and
+    the weight rests.  w <- w - sign(g) size.  Slots: `previous` gradient and `size`.
+
+    Args:
+        learning_rate: the first size, finite and >= 0; later changes have no effect.
+        eta_minus, eta_plus: factors, eta_minus in (0, 1), eta_plus > 1.
+        min_step, max_step: bounds of the size, >= 0.
+
+    Example:
+        >>> import numpy as np, optimc
+        >>> w = np.ones(2, np.float32)
+        >>> opt = optimc.Rprop(learning_rate=0.5)
+        >>> for g in ([1, -1], [1, 1]):
+        ...     opt.apply([np.array(g, np.float32)], [w])
+        >>> w
+        array([-0.10000002,  1.5       ], dtype=float32)
+    """
+
+    rule = "rprop"
+    learning_rate = Value(0.01)
+    eta_minus = Value(0.5, 0.0, 1.0, open=LOW_OPEN | HIGH_OPEN)
+    eta_plus = Value(1.2, 1.0, open=LOW_OPEN)
+    min_step = Value(1e-6)
+    max_step = Value(50.0)
+
+    def _initial(self, slot, weight, group):
+        return self._ask_value(group, self._index["learning_rate"]) if slot == "size" else 0
+
+
+class ASGD(Optimizer):
+    """Averaged gradient descent (Polyak & Juditsky, 1992), with Bottou's rates, as in torch.
+
+    eta = learning_rate / (1 + lambd learning_rate (t - 1))^alpha;  w <- w (1 - lambd eta) - eta g;
+    from t0 on `average` is the mean of the weights.  Evaluate with it: `with opt.averaged(): ...`.
+    Slots: `average`.  With another alpha than 0.75 the last bit of eta is the C library's.
+
+    Args:
+        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        lambd: decay, >= 0.
+        alpha: power of the rate's decay, >= 0.
+        t0: the step at which averaging starts, >= 0.
+
+    Example:
+        >>> import numpy as np, optimc
+        >>> w = np.ones(1, np.float32)
+        >>> opt = optimc.ASGD(learning_rate=0.5, lambd=0.0, t0=0)
+        >>> for _ in range(3):
+        ...     opt.apply([np.ones(1, np.float32)], [w])
+        >>> with opt.averaged([w]):
+        ...     print(w)
+        [-0.25]
+    """
+
+    rule = "asgd"
+    learning_rate = Value(0.01)
+    lambd = Value(1e-4)
+    alpha = Value(0.75, also=0.5)
+    t0 = Value(1e6, also=2)
+
+    def _evaluation_weights(self, weights):
+        return super()._evaluation_weights(weights) if self.use_ema else self._slots["average"]
+
+
+class Adan(Optimizer):
+    """Adan (Xie et al., 2022, arXiv 2208.06677): Nesterov momentum from differences of gradients.
+
+    d = g - previous (0 at first);  m <- m + (g - m)(1 - beta_1);  v <- v + (d - v)(1 - beta_2);
+    n <- n + ((g + beta_2 d)^2 - n)(1 - beta_3);  w <- w - learning_rate (m / (1 - beta_1^t) + beta_2 v /
+    (1 - beta_2^t)) / (sqrt(n / (1 - beta_3^t)) + epsilon).  Slots: `m`, `v`, `n`, `previous`.
+
+    Args:
+        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        beta_1, beta_2, beta_3: decay of the three averages, in [0, 1).
+        epsilon: >= 0.
+
+    Example:
+        >>> import numpy as np, optimc
+        >>> w = np.ones(2, np.float32)
+        >>> optimc.Adan(learning_rate=0.5).apply([np.array([1.0, -4.0], np.float32)], [w])
+        >>> w
+        array([0.5, 1.5], dtype=float32)
+    """
+
+    rule = "adan"
+    learning_rate = Value(0.001)
+    beta_1 = fraction(0.98, open=HIGH_OPEN)
+    beta_2 = fraction(0.92, open=HIGH_OPEN)
+    beta_3 = fraction(0.99, open=HIGH_OPEN)
+    epsilon = Value(1e-8)

@@ -196,3 +196,489 @@ class Adagrad(Optimizer):
         check_finite: str = 'propagate',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
+
+class Adadelta(Optimizer):
+    @property
+    def learning_rate(self) -> float: ...
+    @learning_rate.setter
+    def learning_rate(self, value: Rate) -> None: ...
+    @property
+    def rho(self) -> float: ...
+    @rho.setter
+    def rho(self, value: Rate) -> None: ...
+    @property
+    def epsilon(self) -> float: ...
+    @epsilon.setter
+    def epsilon(self, value: Rate) -> None: ...
+    def __init__(
+        self,
+        learning_rate: Rate = 0.001,
+        rho: Rate = 0.95,
+        epsilon: Rate = 1e-07,
+        weight_decay: Rate | None = None,
+        clipnorm: Rate | None = None,
+        clipvalue: Rate | None = None,
+        global_clipnorm: Rate | None = None,
+        use_ema: bool = False,
+        ema_momentum: Rate = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Rate | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        check_finite: str = 'propagate',
+        groups: list[dict[str, Any]] | None = None,
+    ) -> None: ...
+
+class Adamax(Optimizer):
+    @property
+    def learning_rate(self) -> float: ...
+    @learning_rate.setter
+    def learning_rate(self, value: Rate) -> None: ...
+    @property
+    def beta_1(self) -> float: ...
+    @beta_1.setter
+    def beta_1(self, value: Rate) -> None: ...
+    @property
+    def beta_2(self) -> float: ...
+    @beta_2.setter
+    def beta_2(self, value: Rate) -> None: ...
+    @property
+    def epsilon(self) -> float: ...
+    @epsilon.setter
+    def epsilon(self, value: Rate) -> None: ...
+    def __init__(
+        self,
+        learning_rate: Rate = 0.001,
+        beta_1: Rate = 0.9,
+        beta_2: Rate = 0.999,
+        epsilon: Rate = 1e-07,
+        weight_decay: Rate | None = None,
+        clipnorm: Rate | None = None,
+        clipvalue: Rate | None = None,
+        global_clipnorm: Rate | None = None,
+        use_ema: bool = False,
+        ema_momentum: Rate = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Rate | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        check_finite: str = 'propagate',
+        groups: list[dict[str, Any]] | None = None,
+    ) -> None: ...
+
+class Nadam(Optimizer):
+    @property
+    def learning_rate(self) -> float: ...
+    @learning_rate.setter
+    def learning_rate(self, value: Rate) -> None: ...
+    @property
+    def beta_1(self) -> float: ...
+    @beta_1.setter
+    def beta_1(self, value: Rate) -> None: ...
+    @property
+    def beta_2(self) -> float: ...
+    @beta_2.setter
+    def beta_2(self, value: Rate) -> None: ...
+    @property
+    def epsilon(self) -> float: ...
+    @epsilon.setter
+    def epsilon(self, value: Rate) -> None: ...
+    @property
+    def momentum_decay(self) -> float: ...
+    @momentum_decay.setter
+    def momentum_decay(self, value: Rate) -> None: ...
+    def __init__(
+        self,
+        learning_rate: Rate = 0.001,
+        beta_1: Rate = 0.9,
+        beta_2: Rate = 0.999,
+        epsilon: Rate = 1e-07,
+        weight_decay: Rate | None = None,
+        clipnorm: Rate | None = None,
+        clipvalue: Rate | None = None,
+        global_clipnorm: Rate | None = None,
+        use_ema: bool = False,
+        ema_momentum: Rate = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Rate | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        momentum_decay: Rate = 1.0,
+        check_finite: str = 'propagate',
+        groups: list[dict[str, Any]] | None = None,
+    ) -> None: ...
+
+class Ftrl(Optimizer):
+    @property
+    def learning_rate(self) -> float: ...
+    @learning_rate.setter
+    def learning_rate(self, value: Rate) -> None: ...
+    @property
+    def learning_rate_power(self) -> float: ...
+    @learning_rate_power.setter
+    def learning_rate_power(self, value: Rate) -> None: ...
+    @property
+    def initial_accumulator_value(self) -> float: ...
+    @initial_accumulator_value.setter
+    def initial_accumulator_value(self, value: float) -> None: ...
+    @property
+    def l1_regularization_strength(self) -> float: ...
+    @l1_regularization_strength.setter
+    def l1_regularization_strength(self, value: Rate) -> None: ...
+    @property
+    def l2_regularization_strength(self) -> float: ...
+    @l2_regularization_strength.setter
+    def l2_regularization_strength(self, value: Rate) -> None: ...
+    @property
+    def l2_shrinkage_regularization_strength(self) -> float: ...
+    @l2_shrinkage_regularization_strength.setter
+    def l2_shrinkage_regularization_strength(self, value: Rate) -> None: ...
+    @property
+    def beta(self) -> float: ...
+    @beta.setter
+    def beta(self, value: Rate) -> None: ...
+    def __init__(
+        self,
+        learning_rate: Rate = 0.001,
+        learning_rate_power: Rate = -0.5,
+        initial_accumulator_value: float = 0.1,
+        l1_regularization_strength: Rate = 0.0,
+        l2_regularization_strength: Rate = 0.0,
+        l2_shrinkage_regularization_strength: Rate = 0.0,
+        beta: Rate = 0.0,
+        weight_decay: Rate | None = None,
+        clipnorm: Rate | None = None,
+        clipvalue: Rate | None = None,
+        global_clipnorm: Rate | None = None,
+        use_ema: bool = False,
+        ema_momentum: Rate = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Rate | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        check_finite: str = 'propagate',
+        groups: list[dict[str, Any]] | None = None,
+    ) -> None: ...
+
+class Lion(Optimizer):
+    @property
+    def learning_rate(self) -> float: ...
+    @learning_rate.setter
+    def learning_rate(self, value: Rate) -> None: ...
+    @property
+    def beta_1(self) -> float: ...
+    @beta_1.setter
+    def beta_1(self, value: Rate) -> None: ...
+    @property
+    def beta_2(self) -> float: ...
+    @beta_2.setter
+    def beta_2(self, value: Rate) -> None: ...
+    def __init__(
+        self,
+        learning_rate: Rate = 0.001,
+        beta_1: Rate = 0.9,
+        beta_2: Rate = 0.99,
+        weight_decay: Rate | None = None,
+        clipnorm: Rate | None = None,
+        clipvalue: Rate | None = None,
+        global_clipnorm: Rate | None = None,
+        use_ema: bool = False,
+        ema_momentum: Rate = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Rate | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        check_finite: str = 'propagate',
+        groups: list[dict[str, Any]] | None = None,
+    ) -> None: ...
+
+class ScheduleFreeAdamW(Optimizer):
+    @property
+    def learning_rate(self) -> float: ...
+    @learning_rate.setter
+    def learning_rate(self, value: Rate) -> None: ...
+    @property
+    def beta_1(self) -> float: ...
+    @beta_1.setter
+    def beta_1(self, value: Rate) -> None: ...
+    @property
+    def beta_2(self) -> float: ...
+    @beta_2.setter
+    def beta_2(self, value: Rate) -> None: ...
+    @property
+    def epsilon(self) -> float: ...
+    @epsilon.setter
+    def epsilon(self, value: Rate) -> None: ...
+    @property
+    def warmup_steps(self) -> float: ...
+    @warmup_steps.setter
+    def warmup_steps(self, value: Rate) -> None: ...
+    def __init__(
+        self,
+        learning_rate: Rate = 0.0025,
+        beta_1: Rate = 0.9,
+        beta_2: Rate = 0.999,
+        epsilon: Rate = 1e-08,
+        warmup_steps: Rate = 0,
+        weight_decay: Rate | None = None,
+        clipnorm: Rate | None = None,
+        clipvalue: Rate | None = None,
+        global_clipnorm: Rate | None = None,
+        use_ema: bool = False,
+        ema_momentum: Rate = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Rate | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        check_finite: str = 'propagate',
+        groups: list[dict[str, Any]] | None = None,
+    ) -> None: ...
+
+class RAdam(Optimizer):
+    @property
+    def learning_rate(self) -> float: ...
+    @learning_rate.setter
+    def learning_rate(self, value: Rate) -> None: ...
+    @property
+    def beta_1(self) -> float: ...
+    @beta_1.setter
+    def beta_1(self, value: Rate) -> None: ...
+    @property
+    def beta_2(self) -> float: ...
+    @beta_2.setter
+    def beta_2(self, value: Rate) -> None: ...
+    @property
+    def epsilon(self) -> float: ...
+    @epsilon.setter
+    def epsilon(self, value: Rate) -> None: ...
+    def __init__(
+        self,
+        learning_rate: Rate = 0.001,
+        beta_1: Rate = 0.9,
+        beta_2: Rate = 0.999,
+        epsilon: Rate = 1e-07,
+        weight_decay: Rate | None = None,
+        clipnorm: Rate | None = None,
+        clipvalue: Rate | None = None,
+        global_clipnorm: Rate | None = None,
+        use_ema: bool = False,
+        ema_momentum: Rate = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Rate | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        check_finite: str = 'propagate',
+        groups: list[dict[str, Any]] | None = None,
+    ) -> None: ...
+
+class Yogi(Optimizer):
+    @property
+    def learning_rate(self) -> float: ...
+    @learning_rate.setter
+    def learning_rate(self, value: Rate) -> None: ...
+    @property
+    def beta_1(self) -> float: ...
+    @beta_1.setter
+    def beta_1(self, value: Rate) -> None: ...
+    @property
+    def beta_2(self) -> float: ...
+    @beta_2.setter
+    def beta_2(self, value: Rate) -> None: ...
+    @property
+    def epsilon(self) -> float: ...
+    @epsilon.setter
+    def epsilon(self, value: Rate) -> None: ...
+    @property
+    def initial_accumulator_value(self) -> float: ...
+    @initial_accumulator_value.setter
+    def initial_accumulator_value(self, value: float) -> None: ...
+    def __init__(
+        self,
+        learning_rate: Rate = 0.01,
+        beta_1: Rate = 0.9,
+        beta_2: Rate = 0.999,
+        epsilon: Rate = 0.001,
+        initial_accumulator_value: float = 1e-06,
+        weight_decay: Rate | None = None,
+        clipnorm: Rate | None = None,
+        clipvalue: Rate | None = None,
+        global_clipnorm: Rate | None = None,
+        use_ema: bool = False,
+        ema_momentum: Rate = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Rate | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        check_finite: str = 'propagate',
+        groups: list[dict[str, Any]] | None = None,
+    ) -> None: ...
+
+class AdaBelief(Optimizer):
+    @property
+    def learning_rate(self) -> float: ...
+    @learning_rate.setter
+    def learning_rate(self, value: Rate) -> None: ...
+    @property
+    def beta_1(self) -> float: ...
+    @beta_1.setter
+    def beta_1(self, value: Rate) -> None: ...
+    @property
+    def beta_2(self) -> float: ...
+    @beta_2.setter
+    def beta_2(self, value: Rate) -> None: ...
+    @property
+    def epsilon(self) -> float: ...
+    @epsilon.setter
+    def epsilon(self, value: Rate) -> None: ...
+    def __init__(
+        self,
+        learning_rate: Rate = 0.001,
+        beta_1: Rate = 0.9,
+        beta_2: Rate = 0.999,
+        epsilon: Rate = 1e-16,
+        weight_decay: Rate | None = None,
+        clipnorm: Rate | None = None,
+        clipvalue: Rate | None = None,
+        global_clipnorm: Rate | None = None,
+        use_ema: bool = False,
+        ema_momentum: Rate = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Rate | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        check_finite: str = 'propagate',
+        groups: list[dict[str, Any]] | None = None,
+    ) -> None: ...
+
+class Rprop(Optimizer):
+    @property
+    def learning_rate(self) -> float: ...
+    @learning_rate.setter
+    def learning_rate(self, value: Rate) -> None: ...
+    @property
+    def eta_minus(self) -> float: ...
+    @eta_minus.setter
+    def eta_minus(self, value: Rate) -> None: ...
+    @property
+    def eta_plus(self) -> float: ...
+    @eta_plus.setter
+    def eta_plus(self, value: Rate) -> None: ...
+    @property
+    def min_step(self) -> float: ...
+    @min_step.setter
+    def min_step(self, value: Rate) -> None: ...
+    @property
+    def max_step(self) -> float: ...
+    @max_step.setter
+    def max_step(self, value: Rate) -> None: ...
+    def __init__(
+        self,
+        learning_rate: Rate = 0.01,
+        eta_minus: Rate = 0.5,
+        eta_plus: Rate = 1.2,
+        min_step: Rate = 1e-06,
+        max_step: Rate = 50.0,
+        weight_decay: Rate | None = None,
+        clipnorm: Rate | None = None,
+        clipvalue: Rate | None = None,
+        global_clipnorm: Rate | None = None,
+        use_ema: bool = False,
+        ema_momentum: Rate = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Rate | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        check_finite: str = 'propagate',
+        groups: list[dict[str, Any]] | None = None,
+    ) -> None: ...
+
+class ASGD(Optimizer):
+    @property
+    def learning_rate(self) -> float: ...
+    @learning_rate.setter
+    def learning_rate(self, value: Rate) -> None: ...
+    @property
+    def lambd(self) -> float: ...
+    @lambd.setter
+    def lambd(self, value: Rate) -> None: ...
+    @property
+    def alpha(self) -> float: ...
+    @alpha.setter
+    def alpha(self, value: Rate) -> None: ...
+    @property
+    def t0(self) -> float: ...
+    @t0.setter
+    def t0(self, value: Rate) -> None: ...
+    def __init__(
+        self,
+        learning_rate: Rate = 0.01,
+        lambd: Rate = 0.0001,
+        alpha: Rate = 0.75,
+        t0: Rate = 1000000.0,
+        weight_decay: Rate | None = None,
+        clipnorm: Rate | None = None,
+        clipvalue: Rate | None = None,
+        global_clipnorm: Rate | None = None,
+        use_ema: bool = False,
+        ema_momentum: Rate = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Rate | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        check_finite: str = 'propagate',
+        groups: list[dict[str, Any]] | None = None,
+    ) -> None: ...
+
+class Adan(Optimizer):
+    @property
+    def learning_rate(self) -> float: ...
+    @learning_rate.setter
+    def learning_rate(self, value: Rate) -> None: ...
+    @property
+    def beta_1(self) -> float: ...
+    @beta_1.setter
+    def beta_1(self, value: Rate) -> None: ...
+    @property
+    def beta_2(self) -> float: ...
+    @beta_2.setter
+    def beta_2(self, value: Rate) -> None: ...
+    @property
+    def beta_3(self) -> float: ...
+    @beta_3.setter
+    def beta_3(self, value: Rate) -> None: ...
+    @property
+    def epsilon(self) -> float: ...
+    @epsilon.setter
+    def epsilon(self, value: Rate) -> None: ...
+    def __init__(
+        self,
+        learning_rate: Rate = 0.001,
+        beta_1: Rate = 0.98,
+        beta_2: Rate = 0.92,
+        beta_3: Rate = 0.99,
+        epsilon: Rate = 1e-08,
+        weight_decay: Rate | None = None,
+        clipnorm: Rate | None = None,
+        clipvalue: Rate | None = None,
+        global_clipnorm: Rate | None = None,
+        use_ema: bool = False,
+        ema_momentum: Rate = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Rate | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        check_finite: str = 'propagate',
+        groups: list[dict[str, Any]] | None = None,
+    ) -> None: ...

@@ -45,6 +45,6 @@ def recorded():
 
 if __name__ == "__main__":
     from cases import CASES, DTYPES
-    for case in CASES:
+    for case in (case for case in CASES if case.exact):
         for dtype in DTYPES:
             print(f"{case!r} {dtype.__name__} {digest(case.make(), dtype)}")

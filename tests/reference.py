@@ -70,10 +70,148 @@ def adagrad(w, g, slots, o, lr, t):
     return w - lane(lr) * g / np.sqrt(slots["accumulator"] + lane(o.epsilon))
 
 
-def initial(rule, slot, w, o):
+def adadelta(w, g, slots, o, lr, t):
+    lane = w.dtype.type
+    rho, one_minus_rho, epsilon = lane(o.rho), lane(1 - o.rho), lane(o.epsilon)
+    slots["accumulator"] = rho * slots["accumulator"] + one_minus_rho * (g * g)
+    d = np.sqrt(slots["delta"] + epsilon) * g / np.sqrt(slots["accumulator"] + epsilon)
+    slots["delta"] = rho * slots["delta"] + one_minus_rho * (d * d)
+    return w - lane(lr) * d
+
+
+def adamax(w, g, slots, o, lr, t):
+    lane = w.dtype.type
+    slots["m"] = slots["m"] + (g - slots["m"]) * lane(1 - o.beta_1)
+    slots["u"] = np.maximum(lane(o.beta_2) * slots["u"], np.abs(g))
+    correction = lane(1 - power(o.beta_1, t))
+    return w - lane(lr) * slots["m"] / (correction * (slots["u"] + lane(o.epsilon)))
+
+
+def nadam(w, g, slots, o, lr, t):
+    lane = w.dtype.type
+    base = 0.96 if o.momentum_decay == 1 else math.pow(0.96, o.momentum_decay)
+    product = 1.0
+    for k in range(1, t + 1):
+        u = o.beta_1 * (1 - 0.5 * power(base, k))
+        product *= u
+    u_next = o.beta_1 * (1 - 0.5 * power(base, t + 1))
+    slots["m"] = slots["m"] + (g - slots["m"]) * (1 - lane(o.beta_1))
+    slots["v"] = slots["v"] + (g * g - slots["v"]) * (1 - lane(o.beta_2))
+    m_hat = lane(u_next) * slots["m"] / lane(1 - product * u_next) + lane(1 - u) * g / lane(1 - product)
+    correction = lane(1 - power(o.beta_2, t))
+    return w - m_hat * lane(lr) / (np.sqrt(slots["v"] / correction) + lane(o.epsilon))
+
+
+def ftrl(w, g, slots, o, lr, t):
+    lane = w.dtype.type
+    p, l1, rate = -o.learning_rate_power, lane(o.l1_regularization_strength), lane(lr)
+
+    def root(x):
+        return np.sqrt(x) if p == 0.5 else np.power(x.astype(np.float64), float(lane(p))).astype(lane)
+
+    n = slots["accumulator"] + g * g
+    shrunk = g + lane(2 * o.l2_shrinkage_regularization_strength) * w
+    slots["linear"] = slots["linear"] + (shrunk - (root(n) - root(slots["accumulator"])) / rate * w)
+    l2 = 2 * lane(o.l2_regularization_strength + o.beta / (2 * lr))
+    w = (np.clip(slots["linear"], -l1, l1) - slots["linear"]) / (root(n) / rate + l2)
+    slots["accumulator"] = n
+    return w
+
+
+def lion(w, g, slots, o, lr, t):
+    lane = w.dtype.type
+    beta_1, beta_2 = lane(o.beta_1), lane(o.beta_2)
+    w = w - lane(lr) * np.sign(slots["m"] * beta_1 + g * (1 - beta_1))
+    slots["m"] = slots["m"] * beta_2 + g * (1 - beta_2)
+    return w
+
+
+def schedule_free(w, g, slots, o, lr, t):
+    lane = w.dtype.type
+    beta_1, beta_2, share = lane(o.beta_1), lane(o.beta_2), lane(1 / t)
+    lr = lr * (t / o.warmup_steps if t < o.warmup_steps else 1)
+    slots["v"] = slots["v"] + (g * g - slots["v"]) * (1 - beta_2)
+    z_old, denominator = slots["z"], np.sqrt(slots["v"] / lane(1 - power(o.beta_2, t))) + lane(o.epsilon)
+    slots["z"] = slots["z"] - lane(lr) * g / denominator
+    x_old = (w - (1 - beta_1) * z_old) / beta_1
+    x = (1 - share) * x_old + share * slots["z"]
+    return (1 - beta_1) * slots["z"] + beta_1 * x
+
+
+def radam(w, g, slots, o, lr, t):
+    lane = w.dtype.type
+    slots["m"] = slots["m"] + (g - slots["m"]) * lane(1 - o.beta_1)
+    slots["v"] = slots["v"] + (g * g - slots["v"]) * lane(1 - o.beta_2)
+    decayed, rho = power(o.beta_2, t), 2 / (1 - o.beta_2) - 1
+    rho_t = rho - 2 * t * decayed / (1 - decayed)
+    if rho_t <= 5:
+        return w - slots["m"] * lane(lr / (1 - power(o.beta_1, t))) / (np.sqrt(slots["v"]) * lane(0) + lane(1))
+    r = math.sqrt((rho_t - 4) * (rho_t - 2) * rho / ((rho - 4) * (rho - 2) * rho_t))
+    alpha = lr * (r * math.sqrt(1 - decayed)) / (1 - power(o.beta_1, t))
+    return w - slots["m"] * lane(alpha) / (np.sqrt(slots["v"]) + lane(o.epsilon))
+
+
+def yogi(w, g, slots, o, lr, t):
+    lane = w.dtype.type
+    alpha = lr * math.sqrt(1 - power(o.beta_2, t)) / (1 - power(o.beta_1, t))
+    slots["m"] = slots["m"] + (g - slots["m"]) * lane(1 - o.beta_1)
+    slots["v"] = slots["v"] - lane(1 - o.beta_2) * np.sign(slots["v"] - g * g) * (g * g)
+    return w - slots["m"] * lane(alpha) / (np.sqrt(slots["v"]) + lane(o.epsilon))
+
+
+def adabelief(w, g, slots, o, lr, t):
+    lane = w.dtype.type
+    root = math.sqrt(1 - power(o.beta_2, t))
+    slots["m"] = slots["m"] + (g - slots["m"]) * lane(1 - o.beta_1)
+    surprise = g - slots["m"]
+    slots["s"] = slots["s"] + (surprise * surprise - slots["s"]) * lane(1 - o.beta_2) + lane(o.epsilon)
+    alpha = lr * root / (1 - power(o.beta_1, t))
+    return w - slots["m"] * lane(alpha) / (np.sqrt(slots["s"]) + lane(o.epsilon * root))
+
+
+def rprop(w, g, slots, o, lr, t):
+    lane = w.dtype.type
+    s = g * slots["previous"]
+    factor = np.where(s < 0, lane(o.eta_minus), np.where(s > 0, lane(o.eta_plus), lane(1)))
+    size = slots["size"] * factor
+    slots["size"] = np.minimum(np.maximum(size, lane(o.min_step)), lane(o.max_step))
+    slots["previous"] = np.where(s < 0, lane(0), g)
+    return w - np.sign(g) * np.where(s < 0, lane(0), slots["size"])
+
+
+def asgd(w, g, slots, o, lr, t):
+    lane = w.dtype.type
+    x = 1 + o.lambd * lr * (t - 1)
+    eta = lr / (math.sqrt(x) * math.sqrt(math.sqrt(x)) if o.alpha == 0.75 else math.pow(x, o.alpha))
+    mu = lane(1 / max(1.0, t - 1 - o.t0))
+    w = w * lane(1 - o.lambd * eta)
+    w = w - lane(eta) * g
+    slots["average"] = slots["average"] + (w - slots["average"]) * mu
+    return w
+
+
+def adan(w, g, slots, o, lr, t):
+    lane = w.dtype.type
+    root = math.sqrt(1 - power(o.beta_3, t))
+    alpha, gamma = lr * root / (1 - power(o.beta_1, t)), lr * o.beta_2 * root / (1 - power(o.beta_2, t))
+    d = (g - slots["previous"]) * lane(t > 1)
+    ahead = g + lane(o.beta_2) * d
+    slots["m"] = slots["m"] + (g - slots["m"]) * lane(1 - o.beta_1)
+    slots["v"] = slots["v"] + (d - slots["v"]) * lane(1 - o.beta_2)
+    slots["n"] = slots["n"] + (ahead * ahead - slots["n"]) * lane(1 - o.beta_3)
+    slots["previous"] = g
+    return w - (slots["m"] * lane(alpha) + slots["v"] * lane(gamma)) \
+        / (np.sqrt(slots["n"]) + lane(o.epsilon * root))
+
+
+def initial(slot, w, o):
     """What a slot starts from."""
-    if rule == "adagrad":
+    if slot in ("accumulator", "v") and hasattr(o, "initial_accumulator_value"):
         return np.full_like(w, o.initial_accumulator_value)
+    if slot == "z":
+        return w.copy()
+    if slot == "size":
+        return np.full_like(w, o.learning_rate)
     return np.zeros_like(w)
 
 
@@ -116,7 +254,7 @@ class Reference:
 
     def step(self, weights, grads, excluded=()):
         if self.state is None:
-            self.state = [{slot: initial(self.rule, slot, w, self.o) for slot in self.slots}
+            self.state = [{slot: initial(slot, w, self.o) for slot in self.slots}
                           for w in weights]
             self.averages = [np.zeros_like(w) for w in weights]
             self.accumulators = [None for w in weights]

@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 import pytest
-from cases import Guarded, assert_same_bits, slots_of, values
+from cases import Guarded, assert_equal, assert_same_bits, slots_of, values
 from reference import Reference
 
 import optimc
@@ -62,12 +62,12 @@ def run(case, dtype, arguments, missing=False, special=False, steps=7, excluded=
         if oracle.norm is not None:
             assert_same_bits(np.float64(optimizer.last_global_norm), np.float64(oracle.norm))
         for i, (w, e) in enumerate(zip(weights, expected, strict=True)):
-            assert_same_bits(w, e, f"step {step}, weight {i}")
+            assert_equal(case, w, e, f"step {step}, weight {i}")
             guarded[i].assert_intact()
             for slot, arrays in slots_of(optimizer).items():
-                assert_same_bits(arrays[i], oracle.state[i][slot], f"step {step}, slot {slot} of {i}")
+                assert_equal(case, arrays[i], oracle.state[i][slot], f"step {step}, slot {slot} of {i}")
             if optimizer.use_ema:
-                assert_same_bits(optimizer._averages[i], oracle.averages[i], f"step {step}, average {i}")
+                assert_equal(case, optimizer._averages[i], oracle.averages[i], f"step {step}, average {i}")
             if before[i] is not None:
                 assert_same_bits(grads[i], before[i], "the gradient was changed")
     return optimizer, weights
@@ -109,7 +109,7 @@ def test_mixed_dtypes_are_clipped_by_one_norm(case):
         expected = oracle.step(expected, grads)
         assert optimizer.last_global_norm == oracle.norm
         for w, e in zip(weights, expected, strict=True):
-            assert_same_bits(w, e)
+            assert_equal(case, w, e)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -162,8 +162,9 @@ def test_averages_are_read_and_put_in(case):
     with pytest.raises(ValueError, match="not built"), plain.averaged(weights):
         pass
     plain.build(weights)
-    with pytest.raises(ValueError, match="keeps no averages"), plain.averaged(weights):
-        pass
+    if type(plain)._evaluation_weights is optimc.Optimizer._evaluation_weights:
+        with pytest.raises(ValueError, match="keeps no averages"), plain.averaged(weights):
+            pass
 
 
 def test_scale_loss():

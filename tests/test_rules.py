@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import CASES, Guarded, assert_same_bits, slots_of, values
+from cases import CASES, Guarded, assert_equal, assert_same_bits, slots_of, values
 from reference import Reference
 
 import optimc
@@ -29,12 +29,12 @@ def compare(case, sizes, dtype, steps=4, special=False, seed=0, **arguments):
         expected = oracle.step(expected, grads)
         for i in range(len(weights)):
             what = f"step {step + 1}, size {sizes[i]}"
-            assert_same_bits(weights[i], expected[i], what)
+            assert_equal(case, weights[i], expected[i], what)
             assert_same_bits(grads[i], before[i], f"{what}: the gradient was changed")
             guarded[i].assert_intact()
             guarded_grads[i].assert_intact()
             for slot, arrays in slots_of(optimizer).items():
-                assert_same_bits(arrays[i], oracle.state[i][slot], f"{what}, slot {slot}")
+                assert_equal(case, arrays[i], oracle.state[i][slot], f"{what}, slot {slot}")
 
 
 def test_small_sizes_equal_the_formula(case, dtype, isa):
@@ -65,11 +65,13 @@ def test_fifty_steps_equal_the_formula(case, isa, threads, shapes):
         optimizer.apply(grads, weights)
         expected = oracle.step(expected, grads)
     for w, e in zip(weights, expected, strict=True):
-        assert_same_bits(w, e)
+        assert_equal(case, w, e)
 
 
 def test_later_steps_equal_the_formula(case):
     """Powers of beta far out, where 1 - beta ** t is nearly or exactly 1."""
+    if case.has_scalars:
+        pytest.skip("what it keeps from update to update cannot jump")
     optimizer = case.make()
     oracle = Reference(optimizer, case.slots)
     rng = np.random.default_rng(2)
@@ -82,7 +84,7 @@ def test_later_steps_equal_the_formula(case):
         g = values(rng, 33, np.float64)
         optimizer.apply([g], [w])
         expected, = oracle.step([expected], [g])
-        assert_same_bits(w, expected, f"t = {t + 1}")
+        assert_equal(case, w, expected, f"t = {t + 1}")
 
 
 def test_the_cases_reach_every_kernel():
@@ -100,21 +102,21 @@ def test_one_optimizer_holds_both_dtypes(case):
         optimizer.apply(grads, weights)
         expected = oracle.step(expected, grads)
     for w, e in zip(weights, expected, strict=True):
-        assert_same_bits(w, e)
+        assert_equal(case, w, e)
 
 
 def test_schedules_and_callables_give_the_rate(case):
-    rates = iter([0.1, 0.2, 0.05])
-    optimizer = case.make(learning_rate=lambda: next(rates))
+    rates = [0.1, 0.2, 0.05]
+    optimizer = case.make(learning_rate=lambda: rates[optimizer.iterations])
     oracle = Reference(optimizer, case.slots)
     w = np.linspace(-1, 1, 20, dtype=np.float32)
     expected = w.copy()
     g = np.linspace(1, -2, 20, dtype=np.float32)
-    for rate in (0.1, 0.2, 0.05):
+    for rate in rates:
         optimizer.apply([g], [w])
         oracle.o.learning_rate = rate
         expected, = oracle.step([expected], [g])
-        assert_same_bits(w, expected)
+        assert_equal(case, w, expected)
 
 
 def test_isa_is_printable(capsys):

@@ -131,6 +131,7 @@ def test_slots_can_be_adopted(case):
     optimizer = case.make()
     optimizer.build([w], slots=own)
     optimizer.apply([np.full(5, 2, np.float32)], [w])
+    optimizer.apply([np.full(5, 3, np.float32)], [w])
     for slot, (array,) in own.items():
         assert array.any(), slot
     if own:
