@@ -19,7 +19,8 @@
 enum type { TYPE_F32, TYPE_F64, TYPE_F16, TYPE_BF16, TYPE_LONG_DOUBLE, TYPE_OTHER };
 
 /* Flags of KERNEL_ROW: constants inside one kernel. */
-enum { PLAIN = 0, MOMENTUM = 1, NESTEROV = 2, CENTERED = 4, AMSGRAD = 8, ANY_POWER = 16 };
+enum { PLAIN = 0, MOMENTUM = 1, NESTEROV = 2, CENTERED = 4, AMSGRAD = 8, ANY_POWER = 16, LAYERWISE = 32,
+    MEASURE = 64, FACTORED = 128 };
 enum { NO_SLOT = 0, SLOT_0 = 1, SLOT_1 = 2, SLOT_2 = 4, SLOT_3 = 8 };
 enum { MAX_SLOTS = 4, MAX_HYPERS = 8, MAX_COEFS = 12, MAX_SCALARS = 3,
     MAX_NDIM = 64 };
@@ -63,6 +64,7 @@ enum kernel {
 struct power { double x; int64_t high; double value; };
 struct step {
     int64_t t;                              /* 1 for the first update */
+    double factor;                          /* of the weights this is for, see struct parts */
     struct power *powers;                   /* what optimc_power remembers of each hyperparameter */
     const double *products;                 /* of a hyperparameter over the steps, if it varies, or NaN */
     const void *before;                     /* the rule's scalars after the last update ... */

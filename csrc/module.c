@@ -84,6 +84,7 @@ typedef struct {
     int steps;                          /* gradients to an update, 1 without accumulation */
     int overwrite;                      /* updates between two at which averages become weights, or 0 */
     int use_ema;
+    int cautious, coupled, maximize;    /* as in struct request */
     int check_finite;
     double norm;                        /* the last global norm computed ... */
     int normed;                         /* ... if one was */
@@ -202,7 +203,7 @@ static int refuse_weight(enum fault fault, PyObject *entry, PyArrayObject *array
 }
 
 /* "params[0]", "slot 'm' of params[0]": what a place in the plan is called. */
-static PyObject *place_name(Optimizer *self, PyObject *names, PyObject *slot_names, struct place place)
+static PyObject *place_name(PyObject *names, PyObject *slot_names, struct place place)
 {
     PyObject *weight = label("params", names, (Py_ssize_t)place.weight);
     if (!weight || place.part == PART_WEIGHT)
@@ -216,7 +217,6 @@ static PyObject *place_name(Optimizer *self, PyObject *names, PyObject *slot_nam
     else
         name = PyUnicode_FromFormat("a slot of %U", weight);
     Py_DECREF(weight);
-    (void)self;
     return name;
 }
 
@@ -465,6 +465,43 @@ static PyObject *optimizer_ask_value(Optimizer *self, PyObject *args)
     if (!self->settings[group][k].source)
         return value_of(self, group, k);
     return ask(self, (size_t)group, (int)k, &number) ? NULL : PyFloat_FromDouble(number);
+}
+
+PyDoc_STRVAR(is_own_doc, "_is_own($self, group, index, /)\n--\n\n"
+"Whether a value of a group was set for it, not inherited from the first group.");
+
+static PyObject *optimizer_is_own(Optimizer *self, PyObject *args)
+{
+    Py_ssize_t group, k;
+    if (!PyArg_ParseTuple(args, "nn", &group, &k) || find_value(self, group, k))
+        return NULL;
+    return PyBool_FromLong(self->settings[group][k].own);
+}
+
+PyDoc_STRVAR(inherit_doc, "_inherit($self, group, index, /)\n--\n\n"
+"Lets a group have the first group's value again.");
+
+static PyObject *optimizer_inherit(Optimizer *self, PyObject *args)
+{
+    Py_ssize_t group, k;
+    if (!PyArg_ParseTuple(args, "nn", &group, &k) || find_value(self, group, k))
+        return NULL;
+    struct setting *setting = &self->settings[group][k];
+    self->n_sources -= setting->source != NULL;
+    setting->own = group == 0;
+    Py_CLEAR(setting->source);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(current_doc, "_current($self, group, index, /)\n--\n\n"
+"The number a value has in the step in progress.");
+
+static PyObject *optimizer_current(Optimizer *self, PyObject *args)
+{
+    Py_ssize_t group, k;
+    if (!PyArg_ParseTuple(args, "nn", &group, &k) || find_value(self, group, k))
+        return NULL;
+    return PyFloat_FromDouble(self->groups[self->settings[group][k].own ? group : 0].values[k]);
 }
 
 PyDoc_STRVAR(get_running_doc, "_get_running($self, /)\n--\n\n"
@@ -733,15 +770,16 @@ static PyObject *core_weights_of(PyObject *Py_UNUSED(module), PyObject *params)
     return result;
 }
 
-PyDoc_STRVAR(bind_doc, "_bind($self, weights, names, kernel, slot_names, slots, averages, accumulators, "
-"excluded, groups, waiting, /)\n--\n\n"
-"Makes the plan.  `weights`: a tuple of arrays; `names`: a tuple of str or None; `slots`: a tuple per\n"
-"weight, in the order of the rule, None for one the kernel does not keep; `averages`, `accumulators`: a\n"
-"tuple of arrays or None; `excluded`: whether a weight is exempt from decay; `groups`: the index of each\n"
-"weight's group; `waiting`: as `_waiting` gives it.  Nothing changes on an error.");
+PyDoc_STRVAR(bind_doc, "_bind($self, weights, names, kernels, slot_names, slots, averages, accumulators, "
+"decays, factors, groups, waiting, /)\n--\n\n"
+"Makes the plan.  Tuples with an entry per weight: `weights`, arrays; `names`, str, or None for all;\n"
+"`kernels`, indices; `slot_names` and `slots`, tuples in the order of the rule, None for a slot the kernel\n"
+"does not keep; `averages` and `accumulators`, arrays, or None for all; `decays`, the index of the value\n"
+"that is its weight decay, or -1; `factors`, what coefficients depend on beside the values; `groups`,\n"
+"indices; `waiting`, as `_waiting` gives it.  Nothing changes on an error.");
 
 /* Looks at array i of a tuple that may be None; gives NULL for None. */
-static int look_at_part(Optimizer *self, PyObject *arrays, Py_ssize_t i, PyObject *keys, int part,
+static int look_at_part(PyObject *arrays, Py_ssize_t i, PyObject *keys, int part,
     struct view *view, const struct view **kept)
 {
     *kept = NULL;
@@ -749,24 +787,25 @@ static int look_at_part(Optimizer *self, PyObject *arrays, Py_ssize_t i, PyObjec
         return 0;
     *kept = view;
     return look_writable(PyTuple_GET_ITEM(arrays, i),
-        place_name(self, keys, NULL, (struct place){(size_t)i, part}), view);
+        place_name(keys, NULL, (struct place){(size_t)i, part}), view);
 }
 
 static PyObject *optimizer_bind(Optimizer *self, PyObject *args)
 {
-    PyObject *weights, *names, *slot_names, *slots, *averages, *accumulators, *excluded, *groups;
-    PyObject *waiting;
-    int kernel;
-    if (!PyArg_ParseTuple(args, "O!OiO!O!OOO!O!O!", &PyTuple_Type, &weights, &names, &kernel,
-            &PyTuple_Type, &slot_names, &PyTuple_Type, &slots, &averages, &accumulators, &PyTuple_Type,
-            &excluded, &PyTuple_Type, &groups, &PyTuple_Type, &waiting))
+    PyObject *weights, *names, *slot_names, *slots, *averages, *accumulators, *decays, *groups;
+    PyObject *kernels, *factors, *waiting;
+    if (!PyArg_ParseTuple(args, "O!OO!O!O!OOO!O!O!O!", &PyTuple_Type, &weights, &names, &PyTuple_Type,
+            &kernels, &PyTuple_Type, &slot_names, &PyTuple_Type, &slots, &averages, &accumulators,
+            &PyTuple_Type, &decays, &PyTuple_Type, &factors, &PyTuple_Type, &groups, &PyTuple_Type,
+            &waiting))
         return NULL;
     const Py_ssize_t n = PyTuple_GET_SIZE(weights);
     if ((names != Py_None && !is_tuple(names, n, "names")) || !is_tuple(slots, n, "slots")
         || (averages != Py_None && !is_tuple(averages, n, "averages"))
         || (accumulators != Py_None && !is_tuple(accumulators, n, "accumulators"))
-        || !is_tuple(excluded, n, "excluded") || !is_tuple(groups, n, "groups")
-        || !is_tuple(waiting, n, "waiting"))
+        || !is_tuple(kernels, n, "kernels") || !is_tuple(slot_names, n, "slot_names")
+        || !is_tuple(decays, n, "decays") || !is_tuple(factors, n, "factors")
+        || !is_tuple(groups, n, "groups") || !is_tuple(waiting, n, "waiting"))
         return NULL;
     PyObject *keys = names == Py_None ? NULL : names;
     struct plan *plan = optimc_plan_new((size_t)n);
@@ -780,26 +819,31 @@ static PyObject *optimizer_bind(Optimizer *self, PyObject *args)
         PyObject *array = PyTuple_GET_ITEM(weights, i), *own = PyTuple_GET_ITEM(slots, i);
         struct view view, slot_views[MAX_SLOTS] = {{0}}, average, accumulator;
         const size_t group = PyLong_AsSize_t(PyTuple_GET_ITEM(groups, i));
-        if (group >= self->n_groups) {
+        const long kernel = PyLong_AsLong(PyTuple_GET_ITEM(kernels, i));
+        const long decay = PyLong_AsLong(PyTuple_GET_ITEM(decays, i));
+        const double factor = PyFloat_AsDouble(PyTuple_GET_ITEM(factors, i));
+        PyObject *own_names = PyTuple_GET_ITEM(slot_names, i);
+        if (group >= self->n_groups || kernel < 0 || kernel >= KERNELS || decay < -1
+            || decay >= self->n_values || PyErr_Occurred() || !PyTuple_Check(own_names)) {
             if (!PyErr_Occurred())
-                PyErr_SetString(PyExc_IndexError, "_bind: no such group");
+                PyErr_Format(PyExc_IndexError, "_bind: bad group, kernel, decay or names of weight %zd", i);
             goto fail;
         }
         if (look_writable(array, label("params", keys, i), &view))
             goto fail;
-        if (!is_tuple(own, PyTuple_GET_SIZE(slot_names), "slots[i]"))
+        if (!is_tuple(own, PyTuple_GET_SIZE(own_names), "slots[i]"))
             goto fail;
         for (int k = 0; k < PyTuple_GET_SIZE(own) && k < MAX_SLOTS; k++) {
             PyObject *slot = PyTuple_GET_ITEM(own, k);
-            if (slot != Py_None && look_writable(slot, place_name(self, keys, slot_names,
+            if (slot != Py_None && look_writable(slot, place_name(keys, own_names,
                     (struct place){(size_t)i, k}), &slot_views[k]))
                 goto fail;
         }
         struct parts parts = {.kernel = (enum kernel)kernel, .group = group, .slots = slot_views,
-            .decays = PyTuple_GET_ITEM(excluded, i) != Py_True,
+            .decay = (int)decay, .factor = factor,
             .waiting = PyTuple_GET_ITEM(waiting, i) == Py_True};
-        if (look_at_part(self, averages, i, keys, PART_AVERAGE, &average, &parts.average)
-            || look_at_part(self, accumulators, i, keys, PART_ACCUMULATOR, &accumulator,
+        if (look_at_part(averages, i, keys, PART_AVERAGE, &average, &parts.average)
+            || look_at_part(accumulators, i, keys, PART_ACCUMULATOR, &accumulator,
                 &parts.accumulator))
             goto fail;
         int where;
@@ -808,7 +852,7 @@ static PyObject *optimizer_bind(Optimizer *self, PyObject *args)
             PyObject *wrong = where == PART_AVERAGE ? PyTuple_GET_ITEM(averages, i)
                 : where == PART_ACCUMULATOR ? PyTuple_GET_ITEM(accumulators, i)
                 : where >= 0 ? PyTuple_GET_ITEM(own, where) : array;
-            refuse_weight(fault, place_name(self, keys, slot_names, (struct place){(size_t)i, where}),
+            refuse_weight(fault, place_name(keys, own_names, (struct place){(size_t)i, where}),
                 (PyArrayObject *)wrong, (PyArrayObject *)array);
             goto fail;
         }
@@ -819,8 +863,8 @@ static PyObject *optimizer_bind(Optimizer *self, PyObject *args)
     struct place overlap[2];
     const enum fault fault = optimc_plan_seal(plan, state_of(module)->isa, overlap);
     if (fault == FAULT_OVERLAP) {
-        PyObject *a = place_name(self, keys, slot_names, overlap[0]);
-        PyObject *b = place_name(self, keys, slot_names, overlap[1]);
+        PyObject *a = place_name(keys, PyTuple_GET_ITEM(slot_names, overlap[0].weight), overlap[0]);
+        PyObject *b = place_name(keys, PyTuple_GET_ITEM(slot_names, overlap[1].weight), overlap[1]);
         if (a && b)
             PyErr_Format(PyExc_ValueError, "%U and %U overlap in memory", a, b);
         Py_XDECREF(a);
@@ -922,7 +966,7 @@ static int take(Optimizer *self, const struct pairs *pairs, size_t index, PyObje
             pair_label(pairs, "grads"), (PyObject *)PyArray_DESCR(array), NULL);
     PyObject *entry = pair_label(pairs, "grads"), *a, *b = NULL;
     if (fault == FAULT_OVERLAP) {
-        a = place_name(self, self->names, NULL, overlap);
+        a = place_name(self->names, NULL, overlap);
         refuse(PyExc_ValueError, "%U overlaps %S in memory", entry, a, NULL);
     } else {
         a = shape_of((PyArrayObject *)PyTuple_GET_ITEM(self->weights, (Py_ssize_t)index));
@@ -1097,6 +1141,7 @@ static int check_step(Optimizer *self, PyObject *grads, PyObject *weights, int f
     self->request = (struct request){
         .groups = self->groups, .t = before + 1, .update = update, .steps = self->steps,
         .overwrite = self->use_ema && self->overwrite && (before + 1) % self->overwrite == 0,
+        .cautious = self->cautious, .coupled = self->coupled, .maximize = self->maximize,
         .check = finite != PROPAGATE,
     };
     const ptrdiff_t bad = survey(self);
@@ -1211,6 +1256,33 @@ static PyObject *optimizer_check(Optimizer *self, PyObject *args)
     end_step(self);
     unlock(self);
     return NULL;
+}
+
+PyDoc_STRVAR(pull_doc, "_pull($self, index, to, /)\n--\n\n"
+"Between `_check` and `_finish`: writes the gradient of a weight, as its kernel will see it, into an array\n"
+"like the weight.  False if the weight has none in this step.");
+
+static PyObject *optimizer_pull(Optimizer *self, PyObject *args)
+{
+    Py_ssize_t index;
+    PyObject *to;
+    struct view view;
+    if (!PyArg_ParseTuple(args, "nO", &index, &to))
+        return NULL;
+    if (!self->plan || index < 0 || (size_t)index >= optimc_plan_weights(self->plan)) {
+        PyErr_SetString(PyExc_IndexError, "no such weight");
+        return NULL;
+    }
+    if (look_writable(to, PyUnicode_FromString("to"), &view))
+        return NULL;
+    if (optimc_plan_same(self->plan, (size_t)index, &view)) {
+        PyErr_SetString(PyExc_ValueError, "to: expected an array like the weight");
+        return NULL;
+    }
+    if (!optimc_plan_takes(self->plan, &self->request, (size_t)index))
+        Py_RETURN_FALSE;
+    optimc_plan_pull(self->plan, &self->request, (size_t)index, view.data);
+    Py_RETURN_TRUE;
 }
 
 PyDoc_STRVAR(finish_doc, "_finish($self, run, /)\n--\n\n"
@@ -1356,9 +1428,13 @@ static PyMethodDef optimizer_methods[] = {
     METHOD("_set_value", optimizer_set_value, METH_VARARGS, set_value_doc),
     METHOD("_get_value", optimizer_get_value, METH_VARARGS, get_value_doc),
     METHOD("_ask_value", optimizer_ask_value, METH_VARARGS, ask_value_doc),
+    METHOD("_is_own", optimizer_is_own, METH_VARARGS, is_own_doc),
+    METHOD("_inherit", optimizer_inherit, METH_VARARGS, inherit_doc),
+    METHOD("_current", optimizer_current, METH_VARARGS, current_doc),
     METHOD("_get_running", optimizer_get_running, METH_NOARGS, get_running_doc),
     METHOD("_set_running", optimizer_set_running, METH_O, set_running_doc),
     METHOD("_check", optimizer_check, METH_VARARGS, check_doc),
+    METHOD("_pull", optimizer_pull, METH_VARARGS, pull_doc),
     METHOD("_finish", optimizer_finish, METH_O, finish_doc),
     METHOD("_bind", optimizer_bind, METH_VARARGS, bind_doc),
     METHOD("_waiting", optimizer_waiting, METH_NOARGS, waiting_doc),
@@ -1387,6 +1463,9 @@ static PyMemberDef optimizer_members[] = {
     {"_steps", T_INT, offsetof(Optimizer, steps), 0, "Gradients to an update, >= 1."},
     {"_overwrite", T_INT, offsetof(Optimizer, overwrite), 0, "Updates from overwrite to overwrite, or 0."},
     {"_use_ema", T_INT, offsetof(Optimizer, use_ema), 0, "Whether averages are kept."},
+    {"_cautious", T_INT, offsetof(Optimizer, cautious), 0, "Whether steps are cautious."},
+    {"_coupled", T_INT, offsetof(Optimizer, coupled), 0, "Whether decay is added to the gradient."},
+    {"_maximize", T_INT, offsetof(Optimizer, maximize), 0, "Whether gradients are negated."},
     {"_check_finite", T_INT, offsetof(Optimizer, check_finite), 0, "0 propagate, 1 raise, 2 skip."},
     {NULL, 0, 0, 0, NULL},
 };

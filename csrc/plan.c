@@ -30,12 +30,16 @@ struct weight {
     size_t first_block;                     /* of its blocks in plan->sums */
     double square;                          /* of the norm of its gradient, in this step */
     int waiting;                            /* something was accumulated since its last update */
+    double ratio, limit;                    /* what a phase before the update found for it */
+    size_t n_rows, n_columns;               /* of its matrices, if its second moment is factored */
+    double *column_sums;
 };
 
 struct row {
     union { struct row_f32 f32; struct row_f64 f64; } lane_row;
     enum rule rule;
-    int lane, decays;
+    int lane, decay;
+    double factor;
     size_t group;
     double cost;                            /* nanoseconds per element on one thread, measured */
 };
@@ -54,7 +58,8 @@ struct plan {
     size_t n_chunks;
     struct range *ranges;                   /* all memory a step may write, sorted */
     size_t n_ranges;
-    double *sums;                           /* of squares, per block of SUM_BLOCK elements */
+    double *sums[2];                        /* two numbers per block of SUM_BLOCK elements */
+    int variants;                           /* of all its kernels together */
     const struct isa *isa;
     const struct request *request;          /* the one in progress */
     uint64_t step;
@@ -69,6 +74,12 @@ static const enum rule rule_of[KERNELS] = {
 
 static const int slots_of[KERNELS] = {
 #define KERNEL_ROW(kernel, rule, variant, used) used,
+#include "optimizers.def"
+#undef KERNEL_ROW
+};
+
+static const int variant_of[KERNELS] = {
+#define KERNEL_ROW(kernel, rule, variant, used) variant,
 #include "optimizers.def"
 #undef KERNEL_ROW
 };
@@ -150,14 +161,17 @@ void optimc_plan_free(struct plan *plan)
 {
     if (!plan)
         return;
-    for (size_t i = 0; i < plan->n_weights; i++)
+    for (size_t i = 0; i < plan->n_weights; i++) {
         free(plan->weights[i].shape);
+        free(plan->weights[i].column_sums);
+    }
     free(plan->weights);
     free(plan->rows);
     free(plan->pieces);
     free(plan->chunks);
     free(plan->ranges);
-    free(plan->sums);
+    free(plan->sums[0]);
+    free(plan->sums[1]);
     free(plan);
 }
 
@@ -188,16 +202,19 @@ enum fault optimc_plan_check(const struct view *view)
 }
 
 /* The row for these weights, made if it is new. */
-static size_t row_for(struct plan *plan, enum rule rule, int lane, size_t group, int decays)
+static size_t row_for(struct plan *plan, int lane, const struct parts *parts)
 {
+    const enum rule rule = rule_of[parts->kernel];
     size_t i = 0;
     for (; i < plan->n_rows; i++) {
         const struct row *row = &plan->rows[i];
-        if (row->rule == rule && row->lane == lane && row->group == group && row->decays == decays)
+        if (row->rule == rule && row->lane == lane && row->group == parts->group
+            && row->decay == parts->decay && !(row->factor < parts->factor)
+            && !(row->factor > parts->factor))
             return i;
     }
-    plan->rows[plan->n_rows++] = (struct row){
-        .rule = rule, .lane = lane, .group = group, .decays = decays};
+    plan->rows[plan->n_rows++] = (struct row){.rule = rule, .lane = lane, .group = parts->group,
+        .decay = parts->decay, .factor = parts->factor};
     return i;
 }
 
@@ -228,6 +245,24 @@ static enum fault alike(const struct weight *weight, const struct view *view)
     return (weight->f_order ? view->f_order : view->c_order) ? FINE : FAULT_STRIDES;
 }
 
+/* Adafactor's factors: the weight's shape without its last axis, without its last but one. */
+enum { ROW_SLOT = 1, COLUMN_SLOT = 2 };
+
+static enum fault is_factor(const struct weight *weight, const struct view *view, int slot)
+{
+    if (view->type != weight->lane)
+        return FAULT_TYPE;
+    if (weight->f_order || !view->c_order)
+        return FAULT_STRIDES;
+    const int left_out = weight->ndim - (slot == ROW_SLOT ? 1 : 2);
+    if (weight->ndim < 2 || view->ndim != weight->ndim - 1)
+        return FAULT_SHAPE;
+    for (int k = 0; k < view->ndim; k++)
+        if (view->shape[k] != weight->shape[k + (k >= left_out)])
+            return FAULT_SHAPE;
+    return FINE;
+}
+
 enum fault optimc_plan_add(struct plan *plan, const struct view *view, const struct parts *parts,
     int *where)
 {
@@ -252,16 +287,24 @@ enum fault optimc_plan_add(struct plan *plan, const struct view *view, const str
             : k == PART_ACCUMULATOR ? &weight->accumulator : &weight->slots[k];
         if (!part)
             continue;
-        fault = alike(weight, part);
+        const int factor = variant_of[parts->kernel] & FACTORED && (k == ROW_SLOT || k == COLUMN_SLOT);
+        fault = factor ? is_factor(weight, part, k) : alike(weight, part);
         *kept = part->data;
-        add_range(plan, part->data, bytes, *where = k);
+        add_range(plan, part->data, factor ? optimc_view_size(part) * part->itemsize : bytes, *where = k);
+    }
+    if (!fault && variant_of[parts->kernel] & FACTORED && weight->slots[ROW_SLOT]) {
+        weight->n_rows = (size_t)view->shape[view->ndim - 2];
+        weight->n_columns = (size_t)view->shape[view->ndim - 1];
+        weight->column_sums = calloc(weight->n_columns + 1, sizeof *weight->column_sums);
+        fault = weight->column_sums ? FINE : FAULT_MEMORY;
     }
     if (fault) {
         plan->n_ranges = ranges;
         free(weight->shape);
         return fault;
     }
-    weight->row = row_for(plan, rule_of[parts->kernel], weight->lane, parts->group, parts->decays);
+    weight->row = row_for(plan, weight->lane, parts);
+    plan->variants |= variant_of[parts->kernel];
     plan->n_weights++;
     return FINE;
 }
@@ -300,8 +343,9 @@ static enum fault cut(struct plan *plan)
         pieces += (plan->weights[i].size + size - 1) / size;
     plan->pieces = calloc(pieces + 1, sizeof *plan->pieces);
     plan->chunks = calloc(pieces + 1, sizeof *plan->chunks);
-    plan->sums = calloc(n_blocks + 1, sizeof *plan->sums);
-    if (!plan->pieces || !plan->chunks || !plan->sums)
+    plan->sums[0] = calloc(n_blocks + 1, sizeof **plan->sums);
+    plan->sums[1] = calloc(plan->variants & LAYERWISE ? n_blocks + 1 : 1, sizeof **plan->sums);
+    if (!plan->pieces || !plan->chunks || !plan->sums[0] || !plan->sums[1])
         return FAULT_MEMORY;
     size_t filled = 0;                      /* elements in the chunk being made */
     for (size_t i = 0; i < plan->n_weights; i++) {
@@ -490,7 +534,7 @@ static const struct options *options_of(const struct plan *plan, const struct we
 static int is_power_of_two(double x)
 {
     int exponent;
-    return frexp(x, &exponent) == 0.5 && exponent > -100 && exponent < 100;
+    return fabs(frexp(x, &exponent)) == 0.5 && exponent > -100 && exponent < 100;
 }
 
 /* Lanes to one sum, in a fixed order. */
@@ -504,11 +548,13 @@ static double fold(double lanes[SUM_LANES])
 
 #define real float
 #define LANE f32
+#define ROOT sqrtf
 #define NAME(x) x##_f32
 #include "step.inc"
 
 #define real double
 #define LANE f64
+#define ROOT sqrt
 #define NAME(x) x##_f64
 #include "step.inc"
 
@@ -529,6 +575,15 @@ static void survey(void *plan, size_t chunk)
     each_piece(plan, chunk, survey_f32, survey_f64);
 }
 
+/* A number per block, added up over a weight in their order. */
+static double total(const struct plan *plan, const struct weight *weight, int which)
+{
+    double sum = 0;
+    for (size_t k = 0; k < blocks(weight->size); k++)
+        sum += plan->sums[which][weight->first_block + k];
+    return sum;
+}
+
 ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request)
 {
     int needed = request->check;
@@ -542,38 +597,106 @@ ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request)
         return -1;
     plan->request = request;
     optimc_pool_run(survey, plan, plan->n_chunks, plan->cost);
-    double total = 0;
+    double sum = 0;
     for (size_t i = 0; i < plan->n_weights; i++) {
         struct weight *weight = &plan->weights[i];
         if (!takes_part(plan, weight))
             continue;
-        weight->square = 0;
-        for (size_t k = 0; k < blocks(weight->size); k++)
-            weight->square += plan->sums[weight->first_block + k];
-        total += weight->square;
+        weight->square = total(plan, weight, 0);
+        sum += weight->square;
         if (request->check && !isfinite(weight->square) && weight->taken == plan->step
             && !(weight->lane == TYPE_F32 ? finite_f32 : finite_f64)(plan, weight))
             return (ptrdiff_t)i;
     }
-    request->norm = sqrt(total);
+    request->norm = sqrt(sum);
     request->surveyed = 1;
     return -1;
 }
 
 /* ------------------------------------------------------------------------ a step: what writes ---- */
 
+/* The gradient is read in the phases before the update too, and no phase of one weight waits for another's:
+   each phase is a region of its own, with a fold by weight after it. */
+
+static void count(void *plan, size_t chunk)
+{
+    each_piece(plan, chunk, count_f32, count_f64);
+}
+
+static void layer(void *plan, size_t chunk)
+{
+    each_piece(plan, chunk, layer_f32, layer_f64);
+}
+
+static void factored(void *context, size_t index)
+{
+    const struct plan *plan = context;
+    struct weight *weight = &plan->weights[index];
+    if (variant_of[weight->kernel] & FACTORED && takes_part(plan, weight))
+        (weight->lane == TYPE_F32 ? factored_f32 : factored_f64)(plan, weight);
+}
+
 static void update(void *plan, size_t chunk)
 {
     each_piece(plan, chunk, update_f32, update_f64);
 }
 
-void optimc_plan_run(struct plan *plan, const struct request *request)
+/* The share of its elements that a cautious step moves, as the factor that makes up for it. */
+static void find_shares(struct plan *plan)
 {
-    plan->request = request;
+    optimc_pool_run(count, plan, plan->n_chunks, plan->cost);
+    for (size_t i = 0; i < plan->n_weights; i++)
+        if (takes_part(plan, &plan->weights[i]))
+            plan->weights[i].ratio = (double)plan->weights[i].size / (total(plan, &plan->weights[i], 0) + 1);
+}
+
+/* The trust ratio of each weight whose kernel is layerwise. */
+static void find_ratios(struct plan *plan)
+{
+    optimc_pool_run(layer, plan, plan->n_chunks, plan->cost);
+    for (size_t i = 0; i < plan->n_weights; i++) {
+        struct weight *weight = &plan->weights[i];
+        if (variant_of[weight->kernel] & LAYERWISE && takes_part(plan, weight))
+            weight->ratio = (weight->lane == TYPE_F32 ? trust_f32 : trust_f64)(
+                total(plan, weight, 0), total(plan, weight, 1));
+    }
+}
+
+static void fill(const struct plan *plan)
+{
     for (size_t i = 0; i < plan->n_rows; i++) {
         struct row *row = &plan->rows[i];
         (row->lane == TYPE_F32 ? fill_f32 : fill_f64)(plan, row);
     }
+}
+
+int optimc_plan_takes(struct plan *plan, const struct request *request, size_t index)
+{
+    plan->request = request;
+    return request->update && takes_part(plan, &plan->weights[index]);
+}
+
+void optimc_plan_pull(struct plan *plan, const struct request *request, size_t index, void *to)
+{
+    const struct weight *weight = &plan->weights[index];
+    plan->request = request;
+    fill(plan);
+    if (weight->lane == TYPE_F32)
+        pull_f32(plan, weight, to);
+    else
+        pull_f64(plan, weight, to);
+}
+
+void optimc_plan_run(struct plan *plan, const struct request *request)
+{
+    plan->request = request;
+    fill(plan);
+    if (request->update && plan->variants & LAYERWISE)
+        find_ratios(plan);
+    if (request->update && request->cautious)
+        find_shares(plan);
+    if (request->update && plan->variants & FACTORED)
+        optimc_pool_run(factored, plan, plan->n_weights, plan->cost);
     optimc_pool_run(update, plan, plan->n_chunks, plan->cost);
     if (request->steps > 1)
         for (size_t i = 0; i < plan->n_weights; i++)

@@ -54,6 +54,9 @@ struct request {
     int update;                             /* 0: only accumulate the gradients */
     int steps;                              /* gradients to an update, 1 without accumulation */
     int overwrite;                          /* the averages become the weights */
+    int cautious;                           /* move only where the step agrees with the gradient */
+    int coupled;                            /* weight decay is added to the gradient */
+    int maximize;                           /* the gradient is negated */
     int check;                              /* look for gradients that are not finite */
     int surveyed;                           /* out: whether the gradients had to be read for a survey */
     double norm;                            /* out: their global norm, if so */
@@ -73,7 +76,8 @@ enum fault optimc_plan_check(const struct view *view);
 struct parts {
     enum kernel kernel;
     size_t group;
-    int decays;                             /* 0: excluded from weight decay */
+    int decay;                              /* which of the group's values is its weight decay, or -1 */
+    double factor;                          /* what its coefficients may depend on beside the group */
     int waiting;                            /* its accumulator holds something */
     const struct view *slots, *average, *accumulator;
 };
@@ -107,6 +111,12 @@ int optimc_plan_waits(const struct plan *plan, size_t index);
    that clipping needs, and with request->check whether all are finite.  Returns the index of the first
    weight whose gradient is not, or -1. */
 ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request);
+
+/* Whether a weight takes part in an update: it has a gradient, now or accumulated from before. */
+int optimc_plan_takes(struct plan *plan, const struct request *request, size_t index);
+
+/* The gradient of a weight in this step as its kernel will see it, into `to`, of the weight's type. */
+void optimc_plan_pull(struct plan *plan, const struct request *request, size_t index, void *to);
 
 /* The second half: updates every weight taken.  Cannot fail. */
 void optimc_plan_run(struct plan *plan, const struct request *request);

@@ -25,10 +25,28 @@ from optimc import schedules
 from optimc._core import get_num_threads, isa, set_num_threads
 from optimc.optimizer import Optimizer
 from optimc.optimizers import (
-    ASGD, SGD, AdaBelief, Adadelta, Adagrad, Adam, Adamax, AdamW, Adan, Ftrl, Lion, Nadam, RAdam, RMSprop,
-    Rprop, ScheduleFreeAdamW, Yogi,
+    ASGD,
+    SGD,
+    AdaBelief,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Adan,
+    Ftrl,
+    Lamb,
+    Lion,
+    Nadam,
+    RAdam,
+    RMSprop,
+    Rprop,
+    ScheduleFreeAdamW,
+    Yogi,
 )
 from optimc.registry import deserialize, get, serialize
+from optimc.structured import Muon
 
 __version__ = _version("optimc")
 
@@ -40,6 +58,7 @@ def show_config():
           f"threads: up to {get_num_threads()} (OPTIMC_NUM_THREADS, set_num_threads)")
 
 
-__all__ = ["ASGD", "SGD", "AdaBelief", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Adan", "Ftrl", "Lion",
+__all__ = ["ASGD", "SGD", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Adan", "Ftrl", "Lamb", "Lion",
+           "Muon",
            "Nadam", "Optimizer", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "Yogi", "deserialize", "get",
            "get_num_threads", "isa", "schedules", "serialize", "set_num_threads", "show_config"]

@@ -1,6 +1,7 @@
 """What an optimizer class declares as its arguments: each with its default, its range and where it lives."""
 
 import math
+import re
 
 from optimc import _core, schedules
 
@@ -8,10 +9,13 @@ LOW_OPEN, HIGH_OPEN = 1, 2              # ends of a range that are not allowed; 
 
 
 class Argument:
-    """One argument of an optimizer's constructor, also an attribute of the optimizer."""
+    """One argument of an optimizer's constructor, also an attribute of the optimizer.
 
-    def __init__(self, default, keyword_only=False):
-        self.default, self.keyword_only = default, keyword_only
+    It stands before the arguments every optimizer has, behind them (`last`), or can only be named.
+    """
+
+    def __init__(self, default, keyword_only=False, last=False):
+        self.default, self.keyword_only, self.last = default, keyword_only, last
 
     def __set_name__(self, owner, name):
         self.name = name
@@ -20,13 +24,14 @@ class Argument:
 class Value(Argument):
     """A finite real number that the kernels read, in [low, high]; a schedule or callable may give it.
 
-    It can be changed at any time.  A default of None means that None (off) is allowed.  `also` is a second
-    value worth testing, for instance because it asks for another kernel.
+    It can be changed at any time.  None (off) is allowed if it is the default, or if `optional`.  `also` is
+    a second value worth testing, for instance because it asks for another kernel.
     """
 
-    def __init__(self, default, low=0.0, high=math.inf, *, open=0, also=None, keyword_only=False):
-        super().__init__(default, keyword_only)
+    def __init__(self, default, low=0.0, high=math.inf, *, open=0, also=None, optional=False, **place):
+        super().__init__(default, **place)
         self.low, self.high, self.open, self.also = low, high, open, also
+        self.optional = optional or default is None
 
     def __get__(self, optimizer, owner=None):
         return self if optimizer is None else optimizer._ask_value(0, optimizer._index[self.name])
@@ -40,6 +45,11 @@ def fraction(default, **keywords):
     return Value(default, 0.0, 1.0, **keywords)
 
 
+def cautious():
+    """The `Option` of rules with momentum that is documented in `Optimizer`."""
+    return Option(False, core="_cautious", fixed=False, keyword_only=True)
+
+
 class Option(Argument):
     """Anything else: a flag, a name, a count.
 
@@ -49,8 +59,8 @@ class Option(Argument):
         fixed: it cannot change once the optimizer is built.
     """
 
-    def __init__(self, default, check=None, *, core=None, encode=int, fixed=True, keyword_only=False):
-        super().__init__(default, keyword_only)
+    def __init__(self, default, check=None, *, core=None, encode=int, fixed=True, **place):
+        super().__init__(default, **place)
         self.check, self.core, self.encode, self.fixed = check or check_bool, core, encode, fixed
 
     def __get__(self, optimizer, owner=None):
@@ -101,6 +111,25 @@ def count(least):
             raise ValueError(f"{name} must be None or at least {least}, got {value}")
         return value
     return check
+
+
+def real(name, value):
+    """The `check` of an `Option` that is any finite number."""
+    return _core.check_number(name, value, -math.inf, math.inf, 0)
+
+
+def patterns(name, value):
+    """The `check` of an `Option` that is None or a list of regular expressions."""
+    if value is None:
+        return None
+    if not isinstance(value, (list, tuple)) or not all(isinstance(entry, str) for entry in value):
+        raise TypeError(f"{name} must be a list of str or None, got {value!r}")
+    for entry in value:
+        try:
+            re.compile(entry)
+        except re.error as error:
+            raise ValueError(f"{name}: {entry!r} is not a regular expression: {error}") from None
+    return list(value)
 
 
 def one_of(*choices):

@@ -5,6 +5,8 @@ k + 1 times an odd number of lines, and a large one by whole multiples of 128 Ki
 within huge pages.  Within a line a slot is aligned like its weight, so that both reach the next line together.
 """
 
+import math
+
 import numpy as np
 
 LINE = 64                   # a cache line, and the widest register
@@ -14,16 +16,17 @@ LARGE = 4 << 20             # bytes from which NumPy asks for huge pages
 LARGE_SHIFT = 128 << 10     # from slot to slot within huge pages
 
 
-def like(weight, k):
-    """A zeroed array of a weight's shape, dtype and order, to be its slot number `k`."""
-    size, at = weight.nbytes, weight.ctypes.data
+def like(weight, k, shape=None):
+    """A zeroed array of a weight's dtype, order and shape (or another), to be its slot number `k`."""
+    shape = weight.shape if shape is None else shape
+    size, at = math.prod(shape) * weight.itemsize, weight.ctypes.data
     small, large = size < PAGE, size >= LARGE
     unit = LINE if small else PAGE
     extra = k * LARGE_SHIFT if large else 0
     memory = np.zeros(size + unit + extra, np.uint8)
     shift = at if small else at + (k + 1) * SHIFT
     start = (shift - memory.ctypes.data) % unit + extra
-    return np.ndarray(weight.shape, weight.dtype, memory, start,
+    return np.ndarray(shape, weight.dtype, memory, start,
                       order="C" if weight.flags.c_contiguous else "F")
 
 

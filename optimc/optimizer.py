@@ -63,7 +63,14 @@ class Optimizer(_core.Optimizer):
             anything is written.
         groups: weights with values of their own: a list of dicts, each with "params" (a regular expression
             or a list of them, for the names of weights; or a list of the weights, or of their positions) and
-            any of the optimizer's values.  A weight may be in one group; the first matches nothing: an error.
+            any of the optimizer's values.  A weight may be in one group only.
+        coupled_weight_decay: weight_decay is added to the gradient instead: g <- g + weight_decay w, after the
+            clipping (L2 regularisation, torch's meaning outside AdamW).
+        cautious (rules with momentum only): move a weight's elements only where the step agrees with the
+            gradient in sign, and those further: the step is masked, and multiplied by the number of elements
+            over 1 plus the number that move (Liang et al., 2024, arXiv 2411.16085, algorithm 2).  The
+            gradient and the slots are read once more, to count.
+        maximize: climb instead of descending: gradients are negated.
 
     At most one of the three clips can be set; one of 0 or less is off.
     """
@@ -71,6 +78,8 @@ class Optimizer(_core.Optimizer):
     rule: str | None = None     #: the row of csrc/optimizers.def it computes its coefficients with
     #: for each group of slots that Keras creates together: {our name: Keras's}
     keras_slots: tuple[dict[str, str], ...] = ()
+    #: slots that are room to work in, not state
+    scratch_slots: tuple[str, ...] = ()
 
     weight_decay = Value(None)
     clipnorm = Value(None, -math.inf)
@@ -84,16 +93,19 @@ class Optimizer(_core.Optimizer):
     name = Option(None, check_name, fixed=False)
     check_finite = Option("propagate", one_of(*POLICIES), core="_check_finite", encode=POLICIES.index,
                           fixed=False, keyword_only=True)
+    coupled_weight_decay = Option(False, core="_coupled", fixed=False, keyword_only=True)
+    maximize = Option(False, core="_maximize", fixed=False, keyword_only=True)
 
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)
-        own, common, late = {}, {}, {}
+        own, common, last, named = {}, {}, {}, {}
         for owner in cls.__mro__:
             for name, argument in vars(owner).items():
-                if isinstance(argument, Argument) and name not in own and name not in late:
-                    kind = late if argument.keyword_only else common if owner is Optimizer else own
+                if isinstance(argument, Argument) and not any(name in seen for seen in (own, last, named)):
+                    kind = (named if argument.keyword_only else last if argument.last
+                            else common if owner is Optimizer else own)
                     kind[name] = argument
-        cls._arguments = {**own, **{k: v for k, v in common.items() if k not in own}, **late}
+        cls._arguments = {**own, **{k: v for k, v in common.items() if k not in own}, **last, **named}
         cls._signature = inspect.Signature([
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY if argument.keyword_only
                               else inspect.Parameter.POSITIONAL_OR_KEYWORD, default=argument.default)
@@ -102,8 +114,7 @@ class Optimizer(_core.Optimizer):
         if cls.__init__ is Optimizer.__init__:
             cls.__signature__ = cls._signature
         if cls.rule:
-            cls._slot_names, hyperparameters = (tuple(names.split(", "))
-                                                for names in _core.rules[cls.rule][:2])
+            hyperparameters = _core.rules[cls.rule][1].split(", ")
             cls._index = {name: k for k, name in enumerate((*OPTIONS, *hyperparameters))}
 
     def __init__(self, *args, **kwargs):
@@ -120,13 +131,14 @@ class Optimizer(_core.Optimizer):
         for name in self._index:
             value = self._arguments.get(name)
             if isinstance(value, Value):
-                self._declare(name, value.low, value.high, value.open, value.default is None)
+                self._declare(name, value.low, value.high, value.open, value.optional)
             else:
                 self._declare(name, -math.inf, math.inf, 0, True)
         self._slots = {}                    # name -> one array per weight, in order
         self._averages = None               # of the weights, likewise
         self._accumulators = None           # of gradients, likewise
         self._held_names = None             # of the weights these belong to
+        self._held_shapes = ()              # and dtypes
         self._held_waiting = ()
         self._excluded = ((), ())           # from weight decay: weights, patterns
         self.groups = ()                    #: the groups of weights with values of their own
@@ -148,6 +160,21 @@ class Optimizer(_core.Optimizer):
         """What a slot of a weight in a group (0: in none) is filled with at first."""
         return 0
 
+    def _kernel_of(self, name, weight):
+        """The kernel for one weight, where they differ; `name` may be None."""
+        return self._kernel()
+
+    def _slot_shape(self, slot, weight):
+        return weight.shape
+
+    def _decay_of(self, kernel):
+        """The value that is the weight decay of weights with this kernel."""
+        return "weight_decay"
+
+    def _factor(self, weight):
+        """What the coefficients of a weight depend on beside the values."""
+        return 1.0
+
     # ------------------------------------------------------------------------------- values
 
     def _in_use(self, name):
@@ -157,12 +184,15 @@ class Optimizer(_core.Optimizer):
     def _change(self, group, name, value):
         """Sets a value of a group, unless the optimizer could not go on with it."""
         index = self._index[name]
-        before = self._get_value(group, index)
+        before, own = self._get_value(group, index), self._is_own(group, index)
         self._set_value(group, index, value, schedules.is_schedule(value))
         try:
             self._check_values(group, name, value)
         except ValueError:
-            self._set_value(group, index, before, schedules.is_schedule(before))
+            if own:
+                self._set_value(group, index, before, schedules.is_schedule(before))
+            else:
+                self._inherit(group, index)
             raise
 
     def _check_values(self, group, name, value):
@@ -170,7 +200,9 @@ class Optimizer(_core.Optimizer):
         if len(given) > 1:
             raise ValueError(f"Only one of `clipnorm`, `clipvalue` and `global_clipnorm` can be set, "
                              f"got {' and '.join(given)}")
-        if self.built and not set(self._used_slots()) <= set(self._slots):
+        if self.built and any(
+                self._slots.get(slot, (None,) * (i + 1))[i] is None
+                for i, kernel in enumerate(self._kernels(self._names, self._weights)) for slot in _used(kernel)):
             raise ValueError(f"{name}={value!r} needs a slot the optimizer was not built with")
 
     # ---------------------------------------------------------------------------- building
@@ -203,17 +235,18 @@ class Optimizer(_core.Optimizer):
     def _build(self, params, may_add=False, adopt=None):
         """Builds and returns what `_undo_build` needs to undo it; on an error nothing has changed."""
         names, weights = _core.weights_of(params)
-        used = self._used_slots()
         before = {name: self.__dict__[name] for name in
-                  ("_slots", "_averages", "_accumulators", "_held_names", "_held_waiting")}
-        old = self._match(names, weights, used, may_add)
-        groups = self._group_of_each(names, weights)
-        if adopt is not None:
-            slots = _adopted(used, adopt, len(weights))
+                  ("_slots", "_averages", "_accumulators", "_held_names", "_held_shapes", "_held_waiting")}
+        kernels, groups = self._kernels(names, weights), self._group_of_each(names, weights)
+        old = self._match(names, weights, kernels, may_add)
+        if adopt is None:
+            numbers = {slot: k for kernel in kernels for slot, k in _used(kernel).items()}
+            slots = {slot: [self._slot(slot, k, weights[i], groups[i], old[i]) if slot in _used(kernel)
+                            else None for i, kernel in enumerate(kernels)]
+                     for slot, k in sorted(numbers.items(), key=lambda item: item[1])}
         else:
-            slots = {slot: self._carry(weights, old, self._slots.get(slot), self._slot_names.index(slot),
-                                       lambda i, slot=slot: self._initial(slot, weights[i], groups[i]))
-                     for slot in used}
+            slots = _adopted(kernels, adopt)
+        waiting = self._waiting_now()
         new = {
             "_slots": slots,
             "_averages": self._carry(weights, old, self._averages, _core.MAX_SLOTS,
@@ -221,10 +254,9 @@ class Optimizer(_core.Optimizer):
             "_accumulators": self._carry(weights, old, self._accumulators, _core.MAX_SLOTS + 1,
                                          lambda i: 0) if self.gradient_accumulation_steps else None,
             "_held_names": names,
-            "_held_waiting": self._waiting_now(),
+            "_held_shapes": tuple((weight.shape, weight.dtype) for weight in weights),
+            "_held_waiting": tuple(k is not None and k < len(waiting) and waiting[k] for k in old),
         }
-        new["_held_waiting"] = tuple(k is not None and k < len(new["_held_waiting"])
-                                     and new["_held_waiting"][k] for k in old)
         self._bind_arrays(weights, new)
         self.__dict__.update(new)
         return before
@@ -232,18 +264,26 @@ class Optimizer(_core.Optimizer):
     def _undo_build(self, before):
         self.__dict__.update(before)
 
+    def _kernels(self, names, weights):
+        return [self._kernel_of(names and names[i], weight) for i, weight in enumerate(weights)]
+
     def _bind_arrays(self, weights, held):
         """Makes the plan for weights and what is held for them."""
         names, slots = held["_held_names"], held["_slots"]
-        excluded, _ = self._select("exclude_from_weight_decay", [*self._excluded[0]], self._excluded[1],
-                                   names, weights)
-        self._bind(weights, names, _core.kernels[self._kernel()][0], self._slot_names,
-                   tuple(tuple(slots[slot][i] if slot in slots else None for slot in self._slot_names)
-                         for i in range(len(weights))),
-                   held["_averages"] and tuple(held["_averages"]),
-                   held["_accumulators"] and tuple(held["_accumulators"]),
-                   tuple(i in excluded for i in range(len(weights))),
-                   self._group_of_each(names, weights), held["_held_waiting"])
+        excluded = self._select("exclude_from_weight_decay", *self._excluded, names, weights)
+        kernels = self._kernels(names, weights)
+        rules = [_core.rules[_core.kernels[kernel][1]][0].split(", ") for kernel in kernels]
+        self._bind(
+            weights, names, tuple(_core.kernels[kernel][0] for kernel in kernels),
+            tuple(tuple(rule) for rule in rules),
+            tuple(tuple(slots[slot][i] if slot in _used(kernels[i]) else None for slot in rule)
+                  for i, rule in enumerate(rules)),
+            held["_averages"] and tuple(held["_averages"]),
+            held["_accumulators"] and tuple(held["_accumulators"]),
+            tuple(-1 if i in excluded else self._index[self._decay_of(kernel)]
+                  for i, kernel in enumerate(kernels)),
+            tuple(float(self._factor(weight)) for weight in weights),
+            self._group_of_each(names, weights), held["_held_waiting"])
 
     def _rebind(self):
         """Makes the plan anew after a change of what it depends on."""
@@ -254,9 +294,12 @@ class Optimizer(_core.Optimizer):
     def _waiting_now(self):
         return self._waiting() if self.built else self._held_waiting
 
-    def _used_slots(self):
-        mask = _core.kernels[self._kernel()][2]
-        return [name for k, name in enumerate(self._slot_names) if mask >> k & 1]
+    def _slot(self, slot, k, weight, group, old):
+        """A new array for a slot: with what is held for it from before, or initial."""
+        array = memory.like(weight, k, self._slot_shape(slot, weight))
+        held = None if old is None else self._slots.get(slot, {old: None})[old]
+        array[...] = self._initial(slot, weight, group) if held is None else held
+        return array
 
     @staticmethod
     def _carry(weights, old, held, k, initial):
@@ -266,14 +309,11 @@ class Optimizer(_core.Optimizer):
             array[...] = initial(i) if before is None or held is None else held[before]
         return arrays
 
-    def _match(self, names, weights, used, may_add):
+    def _match(self, names, weights, kernels, may_add):
         """For each weight the index of the one whose slots it takes over, or None."""
-        held = [arrays for arrays in (*self._slots.values(), self._averages, self._accumulators) if arrays]
+        held = self._held_shapes
         if not held:
             return [None] * len(weights)
-        if not set(used) <= set(self._slots):
-            raise ValueError(f"the optimizer holds slots {sorted(self._slots)}, its arguments need {used}")
-        held = held[0]
         if names and self._held_names:
             lost = [name for name in self._held_names if name not in names]
             if lost:
@@ -289,11 +329,17 @@ class Optimizer(_core.Optimizer):
             raise ValueError(f"the optimizer holds slots for {len(held)} weights, params has "
                              f"{len(weights)}: call build(params) to add weights")
         for i, k in enumerate(old):
-            if k is not None and (held[k].shape, held[k].dtype) != (weights[i].shape, weights[i].dtype):
-                raise ValueError(
-                    f"params[{names[i] if names else i!r}]: expected shape {held[k].shape} and dtype "
-                    f"{held[k].dtype}, like the slots the optimizer holds, got {weights[i].shape} and "
-                    f"{weights[i].dtype}")
+            label = f"params[{names[i] if names else i!r}]"
+            if k is None:
+                continue
+            if held[k] != (weights[i].shape, weights[i].dtype):
+                raise ValueError(f"{label}: expected shape {held[k][0]} and dtype {held[k][1]}, like the slots "
+                                 f"the optimizer holds, got {weights[i].shape} and {weights[i].dtype}")
+            lacking = [slot for slot in _used(kernels[i]) if slot not in self.scratch_slots
+                       and (slot not in self._slots or self._slots[slot][k] is None)]
+            if lacking:
+                raise ValueError(f"{label}: the optimizer holds no slot {lacking[0]!r} for it, "
+                                 "which its arguments need")
         return old
 
     # ------------------------------------------------------------------- choosing weights
@@ -315,13 +361,12 @@ class Optimizer(_core.Optimizer):
             if not matches:
                 raise ValueError(f"{what}: {pattern!r} matches none of the weights {', '.join(names)}")
             chosen.update(matches)
-        return chosen, [i in chosen for i in range(len(weights))]
+        return chosen
 
     def _group_of_each(self, names, weights):
         groups = [0] * len(weights)
         for k, group in enumerate(self.groups, 1):
-            chosen, _ = self._select(f"groups[{k - 1}]", group.arrays, group.patterns, names, weights)
-            for i in chosen:
+            for i in self._select(f"groups[{k - 1}]", group.arrays, group.patterns, names, weights):
                 if groups[i]:
                     raise ValueError(f"params[{names[i] if names else i!r}] is in groups[{groups[i] - 1}] "
                                      f"and groups[{k - 1}]")
@@ -442,10 +487,10 @@ class Optimizer(_core.Optimizer):
         live, the averages and the accumulators, if any, and the slots.
         """
         rate = [] if callable(self._get_value(0, 0)) else [np.array(self.learning_rate)]
-        blocks = self.keras_slots or (dict.fromkeys(self._slot_names),)
+        blocks = self.keras_slots or (self._slots,)
         slots = [array for block in blocks
                  for arrays in zip(*(self._slots[slot] for slot in block if slot in self._slots), strict=True)
-                 for array in arrays]
+                 for array in arrays if array is not None]
         return [np.array(self.iterations), *rate, *(self._averages or ()), *(self._accumulators or ()), *slots]
 
     def _given(self):
@@ -476,14 +521,14 @@ class Optimizer(_core.Optimizer):
         """Arrays as positions of the bound weights, which a copy can keep."""
         if not self.built:
             return list(arrays)
-        return sorted(self._select("", arrays, (), self._names, self._weights)[0])
+        return sorted(self._select("", arrays, (), self._names, self._weights))
 
     def _state(self, duplicate):
         """Everything a copy needs, taken between two steps."""
         self._lock()
         try:
             known = {*self._arguments, "groups", "_slots", "_averages", "_accumulators", "_held_names",
-                     "_held_waiting", "_excluded"}
+                     "_held_shapes", "_held_waiting", "_excluded"}
             return {
                 "arguments": duplicate(self._given()),
                 "groups": [duplicate(group.given(self._positions(group.arrays))) for group in self.groups],
@@ -491,8 +536,9 @@ class Optimizer(_core.Optimizer):
                 "attributes": duplicate({k: v for k, v in self.__dict__.items() if k not in known}),
                 "calls": self._calls, "skipped": self.skipped_steps, "running": self._get_running(),
                 "names": self._names or self._held_names, "waiting": self._waiting_now(),
-                "slots": {slot: [np.array(array) for array in arrays]
-                          for slot, arrays in self._slots.items()},
+                "shapes": self._held_shapes,
+                "slots": {slot: [None if array is None else np.array(array) for array in arrays]
+                          for slot, arrays in self._slots.items() if slot not in self.scratch_slots},
                 "averages": self._averages and [np.array(array) for array in self._averages],
                 "accumulators": self._accumulators and [np.array(array) for array in self._accumulators],
             }
@@ -507,7 +553,8 @@ class Optimizer(_core.Optimizer):
         self._excluded = state["excluded"]
         self._slots, self._averages, self._accumulators = (
             state["slots"], state["averages"], state["accumulators"])
-        self._held_names, self._held_waiting = state["names"], state["waiting"]
+        self._held_names, self._held_shapes, self._held_waiting = (
+            state["names"], state["shapes"], state["waiting"])
 
     def __reduce__(self):
         state = self._state(lambda values: values)
@@ -618,10 +665,18 @@ def _weights_or_patterns(what, entries):
     return tuple(arrays), tuple(patterns)
 
 
-def _adopted(used, slots, n):
-    if set(slots) != set(used):
-        raise ValueError(f"slots: expected {used}, got {sorted(slots)}")
+def _used(kernel):
+    """The slots that a kernel keeps: name -> number."""
+    _, rule, mask = _core.kernels[kernel]
+    return {name: k for k, name in enumerate(_core.rules[rule][0].split(", ")) if mask >> k & 1}
+
+
+def _adopted(kernels, slots):
+    used = {slot for kernel in kernels for slot in _used(kernel)}
+    if set(slots) != used:
+        raise ValueError(f"slots: expected {sorted(used)}, got {sorted(slots)}")
     for name, arrays in slots.items():
-        if len(arrays) != n:
-            raise ValueError(f"slots[{name!r}]: expected {n} arrays, one per weight, got {len(arrays)}")
-    return {name: list(slots[name]) for name in used}
+        if len(arrays) != len(kernels):
+            raise ValueError(f"slots[{name!r}]: expected {len(kernels)} arrays, one per weight, "
+                             f"got {len(arrays)}")
+    return {name: list(arrays) for name, arrays in slots.items()}

@@ -5,7 +5,7 @@ Formulas are above each rule in csrc/rules.inc.  To add one, see CONTRIBUTING.md
 
 import math
 
-from optimc.arguments import HIGH_OPEN, LOW_OPEN, Option, Value, at_least_zero, fraction
+from optimc.arguments import HIGH_OPEN, LOW_OPEN, Option, Value, at_least_zero, cautious, fraction
 from optimc.optimizer import Optimizer
 
 
@@ -34,6 +34,7 @@ class SGD(Optimizer):
     learning_rate = Value(0.01)
     momentum = fraction(0.0, also=0.9)
     nesterov = Option(False)
+    cautious = cautious()
     keras_slots = ({"velocity": "momentum"},)
 
     def _kernel(self):
@@ -69,6 +70,7 @@ class RMSprop(Optimizer):
     momentum = fraction(0.0, also=0.9)
     epsilon = Value(1e-7)
     centered = Option(False)
+    cautious = cautious()
     keras_slots = ({"v": "velocity"}, {"velocity": "momentum"}, {"average": "average_gradient"})
 
     def _kernel(self):
@@ -104,6 +106,7 @@ class Adam(Optimizer):
     epsilon = Value(1e-7)
     amsgrad = Option(False)
     bias_correction = Option(True, keyword_only=True)
+    cautious = cautious()
     keras_slots = ({"m": "momentum", "v": "velocity"}, {"v_max": "velocity_hat"})
 
     def _kernel(self):
@@ -208,6 +211,7 @@ class Adamax(Optimizer):
     beta_1 = fraction(0.9, open=HIGH_OPEN)
     beta_2 = fraction(0.999)
     epsilon = Value(1e-7)
+    cautious = cautious()
     keras_slots = ({"m": "momentum", "u": "norm"},)
 
 
@@ -238,6 +242,7 @@ class Nadam(Optimizer):
     beta_2 = fraction(0.999, open=HIGH_OPEN)
     epsilon = Value(1e-7)
     momentum_decay = Value(1.0, also=0.004, keyword_only=True)
+    cautious = cautious()
     keras_slots = ({"m": "momentum", "v": "velocity"},)
 
 
@@ -306,6 +311,7 @@ class Lion(Optimizer):
     learning_rate = Value(0.001)
     beta_1 = fraction(0.9, open=LOW_OPEN)
     beta_2 = fraction(0.99)
+    cautious = cautious()
     keras_slots = ({"m": "momentum"},)
 
 
@@ -378,6 +384,7 @@ class RAdam(Optimizer):
     beta_1 = fraction(0.9, open=HIGH_OPEN)
     beta_2 = fraction(0.999, open=HIGH_OPEN)
     epsilon = Value(1e-7)
+    cautious = cautious()
 
 
 class Yogi(Optimizer):
@@ -405,6 +412,7 @@ class Yogi(Optimizer):
     beta_2 = fraction(0.999, open=HIGH_OPEN)
     epsilon = Value(1e-3)
     initial_accumulator_value = Option(1e-6, at_least_zero)
+    cautious = cautious()
 
     def _initial(self, slot, weight, group):
         return self.initial_accumulator_value if slot == "v" else 0
@@ -434,6 +442,7 @@ class AdaBelief(Optimizer):
     beta_1 = fraction(0.9, open=HIGH_OPEN)
     beta_2 = fraction(0.999, open=HIGH_OPEN)
     epsilon = Value(1e-16)
+    cautious = cautious()
 
 
 class Rprop(Optimizer):
@@ -528,3 +537,79 @@ class Adan(Optimizer):
     beta_2 = fraction(0.92, open=HIGH_OPEN)
     beta_3 = fraction(0.99, open=HIGH_OPEN)
     epsilon = Value(1e-8)
+    cautious = cautious()
+
+
+class Lamb(Optimizer):
+    """LAMB (You et al., 2019, arXiv 1904.00962): Adam with a step as long as the weight, for large batches.
+
+    m and v as Adam's;  u = m / (1 - beta_1^t) / (sqrt(v / (1 - beta_2^t)) + epsilon);
+    w <- w - |w| / |u| learning_rate u, with the norms of the whole weight, the ratio 1 if either is 0.
+    Two passes: over w, g, m, v and over w, m, v.  Slots: `m`, `v`.
+
+    Args:
+        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        beta_1, beta_2: decay of the two moments, in [0, 1).
+        epsilon: >= 0.
+
+    Example:
+        >>> import numpy as np, optimc
+        >>> w = np.array([3.0, 4.0], np.float32)
+        >>> optimc.Lamb(learning_rate=0.1).apply([np.array([1.0, -4.0], np.float32)], [w])
+        >>> w
+        array([2.6464467, 4.3535533], dtype=float32)
+    """
+
+    rule = "lamb"
+    learning_rate = Value(0.001)
+    beta_1 = fraction(0.9, open=HIGH_OPEN)
+    beta_2 = fraction(0.999, open=HIGH_OPEN)
+    epsilon = Value(1e-7)
+    keras_slots = ({"m": "momentum", "v": "velocity"},)
+
+
+class Adafactor(Optimizer):
+    """Adafactor (Shazeer & Stern, 2018, arXiv 1804.04235): a second moment from its row and column means.
+
+    For matrices (the last two axes) row and column are averages of g^2 + epsilon_1 over the other axis, with
+    decay 1 - t^beta_2_decay, and velocity = row / mean(row) column; else velocity is such an average itself.
+    u = g / sqrt(velocity);  w <- w - max(epsilon_2, RMS(w)) min(learning_rate, 1 / sqrt(t)) u / max(1,
+    RMS(u) / clip_threshold).  Three passes over g and velocity, two over w.  Slots: `velocity`; for matrices
+    `row` and `column`.  Weights of two axes or more must lie in C order.
+
+    Args:
+        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        beta_2_decay: power of the decay, <= 0.
+        epsilon_1: added to squared gradients, >= 0.
+        epsilon_2: least RMS of a weight, >= 0.
+        clip_threshold: largest RMS of u, > 0.
+        relative_step: has no effect, as in Keras.
+
+    Example:
+        >>> import numpy as np, optimc
+        >>> w = np.ones((2, 2), np.float32)
+        >>> optimc.Adafactor(learning_rate=0.1).apply([np.array([[1.0, -1.0], [2.0, -2.0]])], [w])
+        >>> w
+        array([[0.9, 1.1],
+               [0.9, 1.1]], dtype=float32)
+    """
+
+    rule = "adafactor"
+    learning_rate = Value(0.001)
+    beta_2_decay = Value(-0.8, -math.inf, 0.0)
+    epsilon_1 = Value(1e-30)
+    epsilon_2 = Value(1e-3)
+    clip_threshold = Value(1.0, open=LOW_OPEN)
+    relative_step = Option(True)
+    keras_slots = ({"row": "r", "column": "c", "velocity": "v"},)
+
+    def _kernel_of(self, name, weight):
+        if weight.ndim < 2 or not weight.size:
+            return "adafactor_vector"
+        if not weight.flags.c_contiguous:
+            raise ValueError(f"params: Adafactor needs weights of two axes or more in C order, got strides "
+                             f"{weight.strides} for shape {weight.shape}")
+        return "adafactor"
+
+    def _slot_shape(self, slot, weight):
+        return {"row": weight.shape[:-1], "column": weight.shape[:-2] + weight.shape[-1:]}.get(slot, weight.shape)

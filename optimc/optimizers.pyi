@@ -21,6 +21,10 @@ class SGD(Optimizer):
     def nesterov(self) -> bool: ...
     @nesterov.setter
     def nesterov(self, value: bool) -> None: ...
+    @property
+    def cautious(self) -> bool: ...
+    @cautious.setter
+    def cautious(self, value: bool) -> None: ...
     def __init__(
         self,
         learning_rate: Rate = 0.01,
@@ -37,7 +41,10 @@ class SGD(Optimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        cautious: bool = False,
         check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -62,6 +69,10 @@ class RMSprop(Optimizer):
     def centered(self) -> bool: ...
     @centered.setter
     def centered(self, value: bool) -> None: ...
+    @property
+    def cautious(self) -> bool: ...
+    @cautious.setter
+    def cautious(self, value: bool) -> None: ...
     def __init__(
         self,
         learning_rate: Rate = 0.001,
@@ -80,7 +91,10 @@ class RMSprop(Optimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        cautious: bool = False,
         check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -109,6 +123,10 @@ class Adam(Optimizer):
     def bias_correction(self) -> bool: ...
     @bias_correction.setter
     def bias_correction(self, value: bool) -> None: ...
+    @property
+    def cautious(self) -> bool: ...
+    @cautious.setter
+    def cautious(self, value: bool) -> None: ...
     def __init__(
         self,
         learning_rate: Rate = 0.001,
@@ -128,7 +146,10 @@ class Adam(Optimizer):
         name: str | None = None,
         *,
         bias_correction: bool = True,
+        cautious: bool = False,
         check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -160,7 +181,10 @@ class AdamW(Adam):
         name: str | None = None,
         *,
         bias_correction: bool = True,
+        cautious: bool = False,
         check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -194,6 +218,8 @@ class Adagrad(Optimizer):
         name: str | None = None,
         *,
         check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -227,6 +253,8 @@ class Adadelta(Optimizer):
         name: str | None = None,
         *,
         check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -247,6 +275,10 @@ class Adamax(Optimizer):
     def epsilon(self) -> float: ...
     @epsilon.setter
     def epsilon(self, value: Rate) -> None: ...
+    @property
+    def cautious(self) -> bool: ...
+    @cautious.setter
+    def cautious(self, value: bool) -> None: ...
     def __init__(
         self,
         learning_rate: Rate = 0.001,
@@ -264,7 +296,10 @@ class Adamax(Optimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        cautious: bool = False,
         check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -289,6 +324,10 @@ class Nadam(Optimizer):
     def momentum_decay(self) -> float: ...
     @momentum_decay.setter
     def momentum_decay(self, value: Rate) -> None: ...
+    @property
+    def cautious(self) -> bool: ...
+    @cautious.setter
+    def cautious(self, value: bool) -> None: ...
     def __init__(
         self,
         learning_rate: Rate = 0.001,
@@ -307,7 +346,10 @@ class Nadam(Optimizer):
         name: str | None = None,
         *,
         momentum_decay: Rate = 1.0,
+        cautious: bool = False,
         check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -361,6 +403,8 @@ class Ftrl(Optimizer):
         name: str | None = None,
         *,
         check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -377,6 +421,10 @@ class Lion(Optimizer):
     def beta_2(self) -> float: ...
     @beta_2.setter
     def beta_2(self, value: Rate) -> None: ...
+    @property
+    def cautious(self) -> bool: ...
+    @cautious.setter
+    def cautious(self, value: bool) -> None: ...
     def __init__(
         self,
         learning_rate: Rate = 0.001,
@@ -393,7 +441,10 @@ class Lion(Optimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        cautious: bool = False,
         check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -437,6 +488,8 @@ class ScheduleFreeAdamW(Optimizer):
         name: str | None = None,
         *,
         check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -457,6 +510,10 @@ class RAdam(Optimizer):
     def epsilon(self) -> float: ...
     @epsilon.setter
     def epsilon(self, value: Rate) -> None: ...
+    @property
+    def cautious(self) -> bool: ...
+    @cautious.setter
+    def cautious(self, value: bool) -> None: ...
     def __init__(
         self,
         learning_rate: Rate = 0.001,
@@ -474,7 +531,10 @@ class RAdam(Optimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        cautious: bool = False,
         check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -499,6 +559,10 @@ class Yogi(Optimizer):
     def initial_accumulator_value(self) -> float: ...
     @initial_accumulator_value.setter
     def initial_accumulator_value(self, value: float) -> None: ...
+    @property
+    def cautious(self) -> bool: ...
+    @cautious.setter
+    def cautious(self, value: bool) -> None: ...
     def __init__(
         self,
         learning_rate: Rate = 0.01,
@@ -517,7 +581,10 @@ class Yogi(Optimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        cautious: bool = False,
         check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -538,6 +605,10 @@ class AdaBelief(Optimizer):
     def epsilon(self) -> float: ...
     @epsilon.setter
     def epsilon(self, value: Rate) -> None: ...
+    @property
+    def cautious(self) -> bool: ...
+    @cautious.setter
+    def cautious(self, value: bool) -> None: ...
     def __init__(
         self,
         learning_rate: Rate = 0.001,
@@ -555,7 +626,10 @@ class AdaBelief(Optimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        cautious: bool = False,
         check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -599,6 +673,8 @@ class Rprop(Optimizer):
         name: str | None = None,
         *,
         check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -637,6 +713,8 @@ class ASGD(Optimizer):
         name: str | None = None,
         *,
         check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -661,6 +739,10 @@ class Adan(Optimizer):
     def epsilon(self) -> float: ...
     @epsilon.setter
     def epsilon(self, value: Rate) -> None: ...
+    @property
+    def cautious(self) -> bool: ...
+    @cautious.setter
+    def cautious(self, value: bool) -> None: ...
     def __init__(
         self,
         learning_rate: Rate = 0.001,
@@ -679,6 +761,198 @@ class Adan(Optimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        cautious: bool = False,
         check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
+        groups: list[dict[str, Any]] | None = None,
+    ) -> None: ...
+
+class Lamb(Optimizer):
+    @property
+    def learning_rate(self) -> float: ...
+    @learning_rate.setter
+    def learning_rate(self, value: Rate) -> None: ...
+    @property
+    def beta_1(self) -> float: ...
+    @beta_1.setter
+    def beta_1(self, value: Rate) -> None: ...
+    @property
+    def beta_2(self) -> float: ...
+    @beta_2.setter
+    def beta_2(self, value: Rate) -> None: ...
+    @property
+    def epsilon(self) -> float: ...
+    @epsilon.setter
+    def epsilon(self, value: Rate) -> None: ...
+    def __init__(
+        self,
+        learning_rate: Rate = 0.001,
+        beta_1: Rate = 0.9,
+        beta_2: Rate = 0.999,
+        epsilon: Rate = 1e-07,
+        weight_decay: Rate | None = None,
+        clipnorm: Rate | None = None,
+        clipvalue: Rate | None = None,
+        global_clipnorm: Rate | None = None,
+        use_ema: bool = False,
+        ema_momentum: Rate = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Rate | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
+        groups: list[dict[str, Any]] | None = None,
+    ) -> None: ...
+
+class Adafactor(Optimizer):
+    @property
+    def learning_rate(self) -> float: ...
+    @learning_rate.setter
+    def learning_rate(self, value: Rate) -> None: ...
+    @property
+    def beta_2_decay(self) -> float: ...
+    @beta_2_decay.setter
+    def beta_2_decay(self, value: Rate) -> None: ...
+    @property
+    def epsilon_1(self) -> float: ...
+    @epsilon_1.setter
+    def epsilon_1(self, value: Rate) -> None: ...
+    @property
+    def epsilon_2(self) -> float: ...
+    @epsilon_2.setter
+    def epsilon_2(self, value: Rate) -> None: ...
+    @property
+    def clip_threshold(self) -> float: ...
+    @clip_threshold.setter
+    def clip_threshold(self, value: Rate) -> None: ...
+    @property
+    def relative_step(self) -> bool: ...
+    @relative_step.setter
+    def relative_step(self, value: bool) -> None: ...
+    def __init__(
+        self,
+        learning_rate: Rate = 0.001,
+        beta_2_decay: Rate = -0.8,
+        epsilon_1: Rate = 1e-30,
+        epsilon_2: Rate = 0.001,
+        clip_threshold: Rate = 1.0,
+        relative_step: bool = True,
+        weight_decay: Rate | None = None,
+        clipnorm: Rate | None = None,
+        clipvalue: Rate | None = None,
+        global_clipnorm: Rate | None = None,
+        use_ema: bool = False,
+        ema_momentum: Rate = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Rate | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
+        groups: list[dict[str, Any]] | None = None,
+    ) -> None: ...
+
+class Muon(Optimizer):
+    @property
+    def learning_rate(self) -> float: ...
+    @learning_rate.setter
+    def learning_rate(self, value: Rate) -> None: ...
+    @property
+    def adam_beta_1(self) -> float: ...
+    @adam_beta_1.setter
+    def adam_beta_1(self, value: Rate) -> None: ...
+    @property
+    def adam_beta_2(self) -> float: ...
+    @adam_beta_2.setter
+    def adam_beta_2(self, value: Rate) -> None: ...
+    @property
+    def adam_weight_decay(self) -> float: ...
+    @adam_weight_decay.setter
+    def adam_weight_decay(self, value: Rate) -> None: ...
+    @property
+    def epsilon(self) -> float: ...
+    @epsilon.setter
+    def epsilon(self, value: Rate) -> None: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @weight_decay.setter
+    def weight_decay(self, value: Rate) -> None: ...
+    @property
+    def exclude_layers(self) -> int | None: ...
+    @exclude_layers.setter
+    def exclude_layers(self, value: int | None) -> None: ...
+    @property
+    def exclude_embeddings(self) -> bool: ...
+    @exclude_embeddings.setter
+    def exclude_embeddings(self, value: bool) -> None: ...
+    @property
+    def muon_a(self) -> float: ...
+    @muon_a.setter
+    def muon_a(self, value: float) -> None: ...
+    @property
+    def muon_b(self) -> float: ...
+    @muon_b.setter
+    def muon_b(self, value: float) -> None: ...
+    @property
+    def muon_c(self) -> float: ...
+    @muon_c.setter
+    def muon_c(self, value: float) -> None: ...
+    @property
+    def adam_lr_ratio(self) -> float: ...
+    @adam_lr_ratio.setter
+    def adam_lr_ratio(self, value: Rate) -> None: ...
+    @property
+    def momentum(self) -> float: ...
+    @momentum.setter
+    def momentum(self, value: Rate) -> None: ...
+    @property
+    def ns_steps(self) -> int: ...
+    @ns_steps.setter
+    def ns_steps(self, value: int) -> None: ...
+    @property
+    def nesterov(self) -> bool: ...
+    @nesterov.setter
+    def nesterov(self, value: bool) -> None: ...
+    @property
+    def rms_rate(self) -> float: ...
+    @rms_rate.setter
+    def rms_rate(self, value: Rate) -> None: ...
+    def __init__(
+        self,
+        learning_rate: Rate = 0.001,
+        adam_beta_1: Rate = 0.9,
+        adam_beta_2: Rate = 0.999,
+        adam_weight_decay: Rate = 0.004,
+        epsilon: Rate = 1e-07,
+        weight_decay: Rate = 0.004,
+        clipnorm: Rate | None = None,
+        clipvalue: Rate | None = None,
+        global_clipnorm: Rate | None = None,
+        use_ema: bool = False,
+        ema_momentum: Rate = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Rate | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        exclude_layers: int | None = None,
+        exclude_embeddings: bool = True,
+        muon_a: float = 3.4445,
+        muon_b: float = -4.775,
+        muon_c: float = 2.0315,
+        adam_lr_ratio: Rate = 1.0,
+        momentum: Rate = 0.95,
+        ns_steps: int = 5,
+        nesterov: bool = True,
+        rms_rate: Rate = 0.2,
+        *,
+        check_finite: str = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...

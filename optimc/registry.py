@@ -1,10 +1,10 @@
 """Optimizers by name: what `optimc.get("adam")` finds, and configurations that can be stored."""
 
-from optimc import optimizers
+from optimc import optimizers, structured
 from optimc.optimizer import Optimizer
 
 #: every optimizer class of optimc, by its name
-classes = {name: value for name, value in vars(optimizers).items()
+classes = {name: value for name, value in {**vars(optimizers), **vars(structured)}.items()
            if isinstance(value, type) and issubclass(value, Optimizer) and value.rule}
 
 

@@ -204,8 +204,74 @@ def adan(w, g, slots, o, lr, t):
         / (np.sqrt(slots["n"]) + lane(o.epsilon * root))
 
 
+def lamb(w, g, slots, o, lr, t):
+    lane = w.dtype.type
+    slots["m"] = slots["m"] + (g - slots["m"]) * lane(1 - o.beta_1)
+    slots["v"] = slots["v"] + (g * g - slots["v"]) * lane(1 - o.beta_2)
+    correction_1, correction_2 = lane(1 - power(o.beta_1, t)), lane(1 - power(o.beta_2, t))
+    u = slots["m"] / correction_1 / (np.sqrt(slots["v"] / correction_2) + lane(o.epsilon))
+    weight_norm, step_norm = lane(math.sqrt(sum_of_squares(w))), lane(math.sqrt(sum_of_squares(u)))
+    ratio = weight_norm / step_norm if weight_norm > 0 and step_norm > 0 else lane(1)
+    return w - ratio * lane(lr) * u
+
+
+def adafactor(w, g, slots, o, lr, t):
+    lane = w.dtype.type
+    beta_2, rate = lane(1 - math.pow(t, o.beta_2_decay)), lane(min(lr, 1 / math.sqrt(t)))
+    q = g * g + lane(o.epsilon_1)
+    if "row" in slots:
+        matrices = q.reshape(-1, *q.shape[-2:])
+        rows, columns = slots["row"].reshape(len(matrices), -1), slots["column"].reshape(len(matrices), -1)
+        velocity = np.empty_like(matrices)
+        for k, matrix in enumerate(matrices):
+            row_means = np.array([lane(sum_of_lanes(row) / row.size) for row in matrix])
+            column_sums = np.zeros(matrix.shape[1])
+            for row in matrix:
+                column_sums += row
+            rows[k] = beta_2 * rows[k] + (1 - beta_2) * row_means
+            columns[k] = beta_2 * columns[k] + (1 - beta_2) * (column_sums / len(matrix)).astype(lane)
+            mean = lane(sum_of_lanes(rows[k]) / rows[k].size)
+            velocity[k] = (rows[k] / mean)[:, None] * columns[k][None, :]
+        slots["velocity"] = velocity.reshape(w.shape)
+    else:
+        slots["velocity"] = beta_2 * slots["velocity"] + (1 - beta_2) * q
+    u = g / np.sqrt(slots["velocity"])
+
+    def rms(x):
+        return np.sqrt(lane(sum_of_squares(x) / x.size if x.size else np.nan))
+
+    alpha = np.maximum(rms(w), lane(o.epsilon_2)) * rate
+    limit = np.maximum(lane(1), rms(u) / lane(o.clip_threshold))
+    return w - alpha * (u / limit)
+
+
+def muon(w, g, slots, o, lr, t):
+    lane = w.dtype.type
+    if "v" in slots:
+        alpha = lr * o.adam_lr_ratio * math.sqrt(1 - power(o.adam_beta_2, t)) / (1 - power(o.adam_beta_1, t))
+        slots["m"] = slots["m"] + (g - slots["m"]) * lane(1 - o.adam_beta_1)
+        slots["v"] = slots["v"] + (g * g - slots["v"]) * lane(1 - o.adam_beta_2)
+        return w - slots["m"] * lane(alpha) / (np.sqrt(slots["v"]) + lane(o.epsilon))
+    slots["m"] = slots["m"] + (g + slots["m"] * lane(o.momentum - 1))
+    y = (g + lane(o.momentum) * slots["m"] if o.nesterov else slots["m"]).astype(np.float64)
+    y = y.T if y.shape[0] > y.shape[1] else y
+    y = y / (np.sqrt(np.sum(y * y)) + 1e-7)
+    for _ in range(o.ns_steps):
+        gram = y @ y.T
+        y = o.muon_a * y + (o.muon_b * gram + o.muon_c * gram @ gram) @ y
+    y = (y.T if y.shape != w.shape else y).astype(w.dtype)
+    scaled = lane(lr) * y
+    if o.rms_rate is not None:
+        scaled = scaled * lane(math.sqrt(max(w.shape))) * lane(o.rms_rate)
+    return w - scaled
+
+
 def initial(slot, w, o):
     """What a slot starts from."""
+    if slot == "row":
+        return np.zeros(w.shape[:-1], w.dtype)
+    if slot == "column":
+        return np.zeros(w.shape[:-2] + w.shape[-1:], w.dtype)
     if slot in ("accumulator", "v") and hasattr(o, "initial_accumulator_value"):
         return np.full_like(w, o.initial_accumulator_value)
     if slot == "z":
@@ -215,20 +281,24 @@ def initial(slot, w, o):
     return np.zeros_like(w)
 
 
+def sum_of_lanes(x):
+    """The sum in double: 16 lanes, folded in halves."""
+    lanes = np.zeros(16)
+    for start in range(0, x.size, 16):
+        part = x[start:start + 16]
+        lanes[:part.size] += part
+    while lanes.size > 1:
+        half = lanes.size // 2
+        lanes = lanes[:half] + lanes[half:]
+    return float(lanes[0])
+
+
 def sum_of_squares(g):
-    """Squares in the dtype, summed in double: 16 lanes over blocks of 2048, folded in halves, in order."""
-    squares = (g * g).astype(np.float64).ravel()
+    """Squares in the dtype, summed in double: lanes over blocks of 2048, blocks in order."""
+    squares = (g * g).ravel()
     total = 0.0
     for start in range(0, squares.size, 2048):
-        block = squares[start:start + 2048]
-        lanes = np.zeros(16)
-        for row in range(0, block.size, 16):
-            part = block[row:row + 16]
-            lanes[:part.size] += part
-        while lanes.size > 1:
-            half = lanes.size // 2
-            lanes = lanes[:half] + lanes[half:]
-        total += float(lanes[0])
+        total += sum_of_lanes(squares[start:start + 2048])
     return total
 
 
@@ -238,8 +308,8 @@ class Reference:
     `step` takes lists with None for a missing gradient and returns the new weights.
     """
 
-    def __init__(self, optimizer, slots):
-        self.rule, self.slots = optimizer.rule, slots
+    def __init__(self, optimizer, slots_of):
+        self.rule, self.slots_of = optimizer.rule, slots_of
         self.o = type("Arguments", (), optimizer._given())
         self.calls, self.state, self.norm = 0, None, None
 
@@ -254,7 +324,7 @@ class Reference:
 
     def step(self, weights, grads, excluded=()):
         if self.state is None:
-            self.state = [{slot: initial(slot, w, self.o) for slot in self.slots}
+            self.state = [{slot: initial(slot, w, self.o) for slot in self.slots_of(w)}
                           for w in weights]
             self.averages = [np.zeros_like(w) for w in weights]
             self.accumulators = [None for w in weights]
@@ -265,8 +335,9 @@ class Reference:
         o, before, steps = self.o, self.t, self.o.gradient_accumulation_steps or 1
         self.calls += 1
         grads = [None if g is None else g.astype(w.dtype) for w, g in zip(weights, grads, strict=True)]
-        if o.loss_scale_factor is not None:
-            grads = [None if g is None else g / g.dtype.type(o.loss_scale_factor) for g in grads]
+        divisor = (1 if o.loss_scale_factor is None else o.loss_scale_factor) * (-1 if o.maximize else 1)
+        if divisor != 1:
+            grads = [None if g is None else g / g.dtype.type(divisor) for g in grads]
         if steps > 1 and self.calls % steps:
             for i, g in enumerate(grads):
                 if g is not None:
@@ -316,10 +387,18 @@ class Reference:
         return [None if g is None else clipped(g) for g in grads]
 
     def update(self, w, g, state, excluded, t):
-        lane, lr = w.dtype.type, self.o.learning_rate
-        if self.o.weight_decay is not None and not excluded:
-            w = w - w * lane(self.o.weight_decay) * lane(lr)
-        return globals()[self.rule](w, g, state, self.o, lr, t)
+        lane, lr, rule = w.dtype.type, self.o.learning_rate, globals()[self.rule]
+        decay = self.o.adam_weight_decay if self.rule == "muon" and "v" in state else self.o.weight_decay
+        if decay is not None and not excluded:
+            if self.o.coupled_weight_decay:
+                g = g + lane(decay) * w
+            else:
+                w = w - w * lane(decay) * lane(lr)
+        if not getattr(self.o, "cautious", False):
+            return rule(w, g, state, self.o, lr, t)
+        step = -rule(np.zeros_like(w), g, state, self.o, lr, t)
+        agrees = step * g > 0
+        return w - np.where(agrees, step * lane(w.size / (int(agrees.sum()) + 1)), lane(0))
 
     def average(self, weights, before):
         for i, w in enumerate(weights):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import CASES, DTYPES, Guarded
+from cases import DTYPES, WHOLE_WEIGHTS, Guarded, exact_cases
 from hashes import digest, recorded
 
 
@@ -11,10 +11,10 @@ def key(case, dtype):
 
 
 def test_every_case_has_a_hash():
-    assert set(recorded()) == {key(case, dtype) for case in CASES if case.exact for dtype in DTYPES}
+    assert set(recorded()) == {key(case, dtype) for case in exact_cases() for dtype in DTYPES}
 
 
-@pytest.fixture(params=[case for case in CASES if case.exact], ids=repr)
+@pytest.fixture(params=exact_cases(), ids=repr)
 def case(request):
     return request.param
 
@@ -30,6 +30,8 @@ def test_hashes_hold_at_odd_offsets(case, dtype):
 
 
 def test_hashes_hold_for_weights_split_into_views(case, dtype):
+    if case.cls.rule in WHOLE_WEIGHTS:
+        pytest.skip("works on whole weights")
     def split(arrays):
         return [part for array in arrays for part in np.array_split(array, 7) if array.size] + arrays[2:3]
 
@@ -38,6 +40,6 @@ def test_hashes_hold_for_weights_split_into_views(case, dtype):
 
 
 def test_a_wrong_bit_would_be_noticed():
-    case, dtype = CASES[0], np.float32
+    case, dtype = exact_cases()[0], np.float32
     almost = case.make(learning_rate=np.nextafter(np.float32(0.01), np.float32(1)))
     assert digest(almost, dtype) != recorded()[key(case, dtype)]

@@ -22,9 +22,15 @@ POWERS = {"adam", "adamax", "nadam", "schedule_free"}
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
+#: rules with a norm or a mean, which Keras takes in float32
+NORMS = {"lamb", "adafactor"}
+#: rules with a matrix product
+PRODUCTS = {"muon"}
+
+
 def equal_bits(case):
-    return case.exact and case.cls.rule not in POWERS and not case.make()._get_value(
-        0, case.cls._index["beta"]) if "beta" in case.cls._index else case.cls.rule not in POWERS
+    return case.kernel != "ftrl_power" and case.cls.rule not in POWERS | NORMS | PRODUCTS \
+        and "beta" not in case.arguments
 
 
 def trajectories(case, steps, **arguments):
@@ -52,7 +58,7 @@ def test_trajectories_equal_keras(case, arguments):
         for ours, theirs, _ in step:
             if equal_bits(case):
                 assert_same_bits(ours, theirs)
-        drift += 2.3e-5 * max(update.max() for _, _, update in step)
+        drift += (2e-3 if case.cls.rule in PRODUCTS else 2.3e-5) * max(update.max() for _, _, update in step)
         for ours, theirs, _ in step:
             assert np.abs(ours - theirs).max() <= drift + 1e-6
 

@@ -4,12 +4,12 @@ import copy
 
 import numpy as np
 import pytest
-from cases import Guarded, assert_equal, assert_same_bits, slots_of, values
+from cases import CASES, Guarded, assert_equal, assert_same_bits, values
 from reference import Reference
 
 import optimc
 
-SIZES = [(40, 33), (1,), (2048,), (), (5000,), (17,)]
+SIZES = [(40, 33), (1,), (2048,), (), (5000,), (17,), (3, 2, 5, 7)]
 OPTIONS = {
     "decay": {"weight_decay": 0.02},
     "clipnorm": {"clipnorm": 3.0},
@@ -28,6 +28,12 @@ OPTIONS = {
     "accumulation": {"gradient_accumulation_steps": 2},
     "accumulation, ema": {"gradient_accumulation_steps": 3, "use_ema": True, "ema_momentum": 0.5,
                           "ema_overwrite_frequency": 2},
+    "coupled decay": {"weight_decay": 0.02, "coupled_weight_decay": True},
+    "coupled decay, clipped": {"weight_decay": 0.02, "coupled_weight_decay": True, "global_clipnorm": 1.0},
+    "coupled without decay": {"coupled_weight_decay": True, "clipvalue": 0.5},
+    "maximize": {"maximize": True},
+    "maximize all": {"maximize": True, "weight_decay": 0.1, "coupled_weight_decay": True, "clipvalue": 0.5,
+                     "loss_scale_factor": 4.0, "gradient_accumulation_steps": 2},
     "everything": {"weight_decay": 0.1, "global_clipnorm": 1.0, "use_ema": True, "ema_momentum": 0.9,
                    "ema_overwrite_frequency": 4, "loss_scale_factor": 3.0,
                    "gradient_accumulation_steps": 2},
@@ -40,7 +46,7 @@ def run(case, dtype, arguments, missing=False, special=False, steps=7, excluded=
     """Steps optimizer and oracle side by side and compares everything they hold."""
     rng = np.random.default_rng(0)
     optimizer = case.make(**arguments)
-    oracle = Reference(optimizer, case.slots)
+    oracle = Reference(optimizer, case.slots_of)
     guarded = [Guarded(values(rng, size, dtype), offset=3 * i) for i, size in enumerate(SIZES)]
     weights = [g.array for g in guarded]
     expected = [w.copy() for w in weights]
@@ -64,8 +70,9 @@ def run(case, dtype, arguments, missing=False, special=False, steps=7, excluded=
         for i, (w, e) in enumerate(zip(weights, expected, strict=True)):
             assert_equal(case, w, e, f"step {step}, weight {i}")
             guarded[i].assert_intact()
-            for slot, arrays in slots_of(optimizer).items():
-                assert_equal(case, arrays[i], oracle.state[i][slot], f"step {step}, slot {slot} of {i}")
+            for slot in case.slots_of(w):
+                assert_equal(case, optimizer._slots[slot][i], oracle.state[i][slot],
+                             f"step {step}, slot {slot} of {i}")
             if optimizer.use_ema:
                 assert_equal(case, optimizer._averages[i], oracle.averages[i], f"step {step}, average {i}")
             if before[i] is not None:
@@ -93,6 +100,33 @@ def test_options_on_every_isa_and_thread_count(case, dtype, isa, threads, name):
     run(case, dtype, {**case.arguments, **OPTIONS[name]}, steps=4)
 
 
+CAUTIOUS = [case for case in CASES if "cautious" in case.cls._arguments]
+CAUTIOUS_OPTIONS = {
+    "alone": {},
+    "decay": {"weight_decay": 0.1},
+    "everything": {"weight_decay": 0.1, "global_clipnorm": 1.0, "use_ema": True, "ema_overwrite_frequency": 2,
+                   "gradient_accumulation_steps": 2},
+    "coupled": {"weight_decay": 0.1, "coupled_weight_decay": True, "loss_scale_factor": 2.0, "clipvalue": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", CAUTIOUS_OPTIONS)
+@pytest.mark.parametrize("case", CAUTIOUS, ids=repr)
+def test_cautious_steps(case, dtype, isa, threads, name):
+    run(case, dtype, {**CAUTIOUS_OPTIONS[name], "cautious": True})
+    run(case, dtype, {**CAUTIOUS_OPTIONS[name], "cautious": True}, special=True, steps=2)
+
+
+def test_cautious_steps_rest_where_they_disagree():
+    w = np.zeros(4, np.float32)
+    optimizer = optimc.SGD(1.0, momentum=0.5, cautious=True)
+    optimizer.apply([np.array([4, 4, 4, 4], np.float32)], [w])
+    assert w.tolist() == [-4 * 4 / 5] * 4           # all four move: a factor of 4 / (4 + 1)
+    w[:] = 0
+    optimizer.apply([np.array([-1, 1, 1, 1], np.float32)], [w])
+    assert w.tolist() == [0, -3, -3, -3]            # three move, 4 / (3 + 1); the first would go on down
+
+
 def test_exclusions_from_decay(case):
     run(case, np.float32, {"weight_decay": 0.3}, excluded=(0, 3))
 
@@ -102,7 +136,7 @@ def test_mixed_dtypes_are_clipped_by_one_norm(case):
     weights = [values(rng, 40, np.float32), values(rng, 50, np.float64)]
     expected = [w.copy() for w in weights]
     optimizer = case.make(global_clipnorm=0.5)
-    oracle = Reference(optimizer, case.slots)
+    oracle = Reference(optimizer, case.slots_of)
     for _ in range(3):
         grads = [values(rng, 40, np.float64), values(rng, 50, np.float32)]
         optimizer.apply(grads, weights)
