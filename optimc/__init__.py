@@ -58,7 +58,8 @@ def show_config():
           f"threads: up to {get_num_threads()} (OPTIMC_NUM_THREADS, set_num_threads)")
 
 
-__all__ = ["ASGD", "SGD", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Adan", "Ftrl", "Lamb", "Lion",
-           "Muon",
-           "Nadam", "Optimizer", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "Yogi", "deserialize", "get",
-           "get_num_threads", "isa", "schedules", "serialize", "set_num_threads", "show_config"]
+__all__ = [
+    "ASGD", "SGD", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Adan", "Ftrl",
+    "Lamb", "Lion", "Muon", "Nadam", "Optimizer", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "Yogi",
+    "deserialize", "get", "get_num_threads", "isa", "schedules", "serialize", "set_num_threads", "show_config",
+]

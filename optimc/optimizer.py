@@ -200,9 +200,9 @@ class Optimizer(_core.Optimizer):
         if len(given) > 1:
             raise ValueError(f"Only one of `clipnorm`, `clipvalue` and `global_clipnorm` can be set, "
                              f"got {' and '.join(given)}")
-        if self.built and any(
-                self._slots.get(slot, (None,) * (i + 1))[i] is None
-                for i, kernel in enumerate(self._kernels(self._names, self._weights)) for slot in _used(kernel)):
+        kernels = self._kernels(self._names, self._weights) if self.built else ()
+        if any(slot not in self._slots or self._slots[slot][i] is None
+               for i, kernel in enumerate(kernels) for slot in _used(kernel)):
             raise ValueError(f"{name}={value!r} needs a slot the optimizer was not built with")
 
     # ---------------------------------------------------------------------------- building
@@ -527,7 +527,7 @@ class Optimizer(_core.Optimizer):
         """Everything a copy needs, taken between two steps."""
         self._lock()
         try:
-            known = {*self._arguments, "groups", "_slots", "_averages", "_accumulators", "_held_names",
+            known = {*self._arguments, "groups", "_rooms", "_slots", "_averages", "_accumulators", "_held_names",
                      "_held_shapes", "_held_waiting", "_excluded"}
             return {
                 "arguments": duplicate(self._given()),

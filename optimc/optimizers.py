@@ -612,4 +612,5 @@ class Adafactor(Optimizer):
         return "adafactor"
 
     def _slot_shape(self, slot, weight):
-        return {"row": weight.shape[:-1], "column": weight.shape[:-2] + weight.shape[-1:]}.get(slot, weight.shape)
+        factors = {"row": weight.shape[:-1], "column": weight.shape[:-2] + weight.shape[-1:]}
+        return factors.get(slot, weight.shape)

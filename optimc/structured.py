@@ -13,7 +13,7 @@ from optimc.arguments import HIGH_OPEN, Option, Value, count, fraction, patterns
 from optimc.optimizer import Optimizer
 
 #: the longer side over the shorter from which iterating on the Gram matrix is cheaper (measured)
-GRAM_FROM = 2.5
+GRAM_FROM = 2.0
 
 
 class Muon(Optimizer):
@@ -100,39 +100,73 @@ class Muon(Optimizer):
             for i, update in enumerate(self._slots.get("update", ())):
                 if update is None or not self._pull(i, update):
                     continue
-                m = self._slots["m"][i]
-                lane = m.dtype.type
-                y = m + (update + m * lane(momentum - 1))
+                lane, m, room = update.dtype.type, self._slots["m"][i], self._room_for(update)
+                y = np.multiply(m, lane(momentum - 1), out=room.y)
+                y += update
+                y += m
                 if self.nesterov:
-                    y = update + lane(momentum) * y
-                update[...] = self._orthogonal(y)
+                    y *= lane(momentum)
+                    y += update
+                self._orthogonalise(room)
+                np.copyto(update, room.y)
 
-    def _orthogonal(self, y):
-        """The orthogonal matrix nearest to y, roughly: its singular values come near 1."""
-        lane = y.dtype.type
+    def _room_for(self, matrix):
+        """Scratch for matrices of this shape, kept between steps."""
+        rooms = self.__dict__.setdefault("_rooms", {})
+        key = matrix.shape, matrix.dtype
+        if key not in rooms:
+            rooms[key] = Room(matrix)
+        return rooms[key]
+
+    def _orthogonalise(self, room):
+        """Makes room.y the orthogonal matrix nearest to it, roughly: its singular values come near 1."""
+        lane = room.y.dtype.type
         a, b, c = lane(self.muon_a), lane(self.muon_b), lane(self.muon_c)
-        turned = y.shape[0] > y.shape[1]
-        y = y.T if turned else y
-        y = y / (np.sqrt(np.sum(y * y)) + lane(1e-7))
-        if y.shape[1] >= GRAM_FROM * y.shape[0]:
-            y = self._by_gram(y, a, b, c)
-        else:
-            square = np.empty((y.shape[0], y.shape[0]), y.dtype)
+        np.multiply(room.y, room.y, out=room.other)
+        np.divide(room.y, np.sqrt(room.other.sum()) + lane(1e-7), out=room.y)
+        y, other, gram, square, factor = room.flat, room.flat_other, room.gram, room.square, room.factor
+        if y.shape[1] < GRAM_FROM * y.shape[0]:
             for _ in range(self.ns_steps):
-                gram = y @ y.T
-                np.matmul(c * gram, gram, out=square)
-                square += b * gram
-                y = a * y + square @ y
-        return y.T if turned else y
-
-    def _by_gram(self, y, a, b, c):
-        """The same steps on the smaller side: y <- P y, where each P is a polynomial in the Gram matrix."""
-        gram, product = y @ y.T, None
+                np.matmul(y, y.T, out=gram)
+                _polynomial(gram, square, factor, b, c)
+                np.matmul(factor, y, out=other)     # y <- a y + factor y
+                y *= a
+                y += other
+            return
+        # The same steps on the smaller side: y <- P y, each P a polynomial in the Gram matrix, which
+        # becomes P gram P.  All P together meet y at the end.
+        product, spare = room.product, room.spare
+        np.matmul(y, y.T, out=gram)
         for step in range(self.ns_steps):
-            factor = (c * gram) @ gram
-            factor += b * gram
+            _polynomial(gram, square, factor, b, c)
             factor.flat[::len(factor) + 1] += a
-            product = factor if product is None else factor @ product
+            if step:
+                np.matmul(factor, product, out=spare)
+                product, spare = spare, product
+            else:
+                np.copyto(product, factor)
             if step + 1 < self.ns_steps:
-                gram = factor @ gram @ factor
-        return product @ y
+                np.matmul(factor, gram, out=square)
+                np.matmul(square, factor, out=gram)
+        np.matmul(product, y, out=other)
+        np.copyto(y, other)
+
+
+class Room:
+    """Room to orthogonalise a matrix in: it and a copy, both also with the shorter side first; its squares."""
+
+    def __init__(self, matrix):
+        side = min(matrix.shape)
+        self.y, self.other = np.empty(matrix.shape, matrix.dtype), np.empty(matrix.shape, matrix.dtype)
+        turned = matrix.shape[0] > matrix.shape[1]
+        self.flat, self.flat_other = (self.y.T, self.other.T) if turned else (self.y, self.other)
+        self.gram, self.square, self.factor, self.product, self.spare = (
+            np.empty((side, side), matrix.dtype) for _ in range(5))
+
+
+def _polynomial(gram, square, factor, b, c):
+    """factor <- b gram + c gram gram.  gram is symmetric; so written, NumPy computes half of the square."""
+    np.matmul(gram, gram.T, out=factor)
+    factor *= c
+    np.multiply(gram, b, out=square)
+    factor += square

@@ -121,7 +121,7 @@ def test_cautious_steps_rest_where_they_disagree():
     w = np.zeros(4, np.float32)
     optimizer = optimc.SGD(1.0, momentum=0.5, cautious=True)
     optimizer.apply([np.array([4, 4, 4, 4], np.float32)], [w])
-    assert w.tolist() == [-4 * 4 / 5] * 4           # all four move: a factor of 4 / (4 + 1)
+    assert w.tolist() == [-4 * np.float32(0.8)] * 4 # all four move: a factor of 4 / (4 + 1)
     w[:] = 0
     optimizer.apply([np.array([-1, 1, 1, 1], np.float32)], [w])
     assert w.tolist() == [0, -3, -3, -3]            # three move, 4 / (3 + 1); the first would go on down
