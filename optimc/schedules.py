@@ -1,4 +1,12 @@
-"""Values that change with the step: a schedule is called with the number of steps done so far."""
+"""Values that change with the step: a schedule is called with the number of steps done so far.
+
+Any real hyperparameter takes a schedule, not only the learning rate.  Formulas and arguments are Keras 3's;
+they are computed in double from the Python floats, where Keras rounds every operation to float32.
+"""
+
+import math
+
+from optimc import _core
 
 
 class LearningRateSchedule:
@@ -27,6 +35,289 @@ class LearningRateSchedule:
     def from_config(cls, config):
         return cls(**config)
 
+    def __eq__(self, other):
+        if type(self) is not type(other):
+            return NotImplemented
+        return self is other or self._plain() == other._plain()
+
+    __hash__ = object.__hash__
+
+    def _plain(self):
+        try:
+            return self.get_config()
+        except NotImplementedError:
+            return id(self)
+
+    def __repr__(self):
+        config = self._plain()
+        if not isinstance(config, dict):
+            return f"{type(self).__name__}()"
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in config.items())})"
+
+
+class _Schedule(LearningRateSchedule):
+    """What the schedules here share: their arguments are attributes, checked once."""
+
+    _names: tuple[str, ...] = ()
+
+    def _set(self, **values):
+        for name, value in values.items():
+            setattr(self, name, value)
+        self._names = tuple(values)
+
+    def get_config(self):
+        return {name: getattr(self, name) for name in self._names}
+
+
+def _number(name, value, low=-math.inf, high=math.inf, open=0):
+    return _core.check_number(name, value, low, high, open)
+
+
+def _steps(name, value):
+    return _number(name, value, 0.0, math.inf, 1)
+
+
+def _flag(name, value):
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+    return value
+
+
+class ExponentialDecay(_Schedule):
+    """initial_learning_rate decay_rate^(step / decay_steps); with `staircase`, of the whole part only.
+
+    Example:
+        >>> import optimc
+        >>> optimc.schedules.ExponentialDecay(0.5, decay_steps=10, decay_rate=0.25)(5)
+        0.25
+    """
+
+    def __init__(self, initial_learning_rate, decay_steps, decay_rate, staircase=False, name="ExponentialDecay"):
+        self._set(initial_learning_rate=_number("initial_learning_rate", initial_learning_rate),
+                  decay_steps=_steps("decay_steps", decay_steps),
+                  decay_rate=_number("decay_rate", decay_rate, 0.0), staircase=_flag("staircase", staircase),
+                  name=name)
+
+    def __call__(self, step):
+        power = step / self.decay_steps
+        return self.initial_learning_rate * self.decay_rate ** (math.floor(power) if self.staircase else power)
+
+
+class InverseTimeDecay(_Schedule):
+    """initial_learning_rate / (1 + decay_rate step / decay_steps); with `staircase`, of the whole part only.
+
+    Example:
+        >>> import optimc
+        >>> optimc.schedules.InverseTimeDecay(0.5, decay_steps=10, decay_rate=1.0)(10)
+        0.25
+    """
+
+    def __init__(self, initial_learning_rate, decay_steps, decay_rate, staircase=False, name="InverseTimeDecay"):
+        self._set(initial_learning_rate=_number("initial_learning_rate", initial_learning_rate),
+                  decay_steps=_steps("decay_steps", decay_steps),
+                  decay_rate=_number("decay_rate", decay_rate), staircase=_flag("staircase", staircase), name=name)
+
+    def __call__(self, step):
+        periods = step / self.decay_steps
+        return self.initial_learning_rate / (
+            1 + self.decay_rate * (math.floor(periods) if self.staircase else periods))
+
+
+class PolynomialDecay(_Schedule):
+    """From initial_learning_rate to end_learning_rate in decay_steps, as (1 - step / decay_steps)^power.
+
+    With `cycle` decay_steps grows to the next multiple of itself once it has passed.
+
+    Example:
+        >>> import optimc
+        >>> optimc.schedules.PolynomialDecay(1.0, decay_steps=10, end_learning_rate=0.5)(5)
+        0.75
+    """
+
+    def __init__(self, initial_learning_rate, decay_steps, end_learning_rate=0.0001, power=1.0, cycle=False,
+                 name="PolynomialDecay"):
+        self._set(initial_learning_rate=_number("initial_learning_rate", initial_learning_rate),
+                  decay_steps=_steps("decay_steps", decay_steps),
+                  end_learning_rate=_number("end_learning_rate", end_learning_rate),
+                  power=_number("power", power, 0.0), cycle=_flag("cycle", cycle), name=name)
+
+    def __call__(self, step):
+        steps = self.decay_steps
+        if self.cycle:
+            steps *= math.ceil(step / steps) if step else 1
+        else:
+            step = min(step, steps)
+        return (self.initial_learning_rate - self.end_learning_rate) * (1 - step / steps) ** self.power \
+            + self.end_learning_rate
+
+
+class PiecewiseConstantDecay(_Schedule):
+    """values[i] from the step after boundaries[i - 1] up to boundaries[i]; one value more than boundaries.
+
+    Example:
+        >>> import optimc
+        >>> schedule = optimc.schedules.PiecewiseConstantDecay([10, 20], [1.0, 0.5, 0.1])
+        >>> schedule(10), schedule(11), schedule(21)
+        (1.0, 0.5, 0.1)
+    """
+
+    def __init__(self, boundaries, values, name="PiecewiseConstant"):
+        if not isinstance(boundaries, (list, tuple)) or not isinstance(values, (list, tuple)):
+            raise TypeError("boundaries and values must be lists")
+        if len(values) != len(boundaries) + 1:
+            raise ValueError(f"values must have one entry more than boundaries, got {len(values)} and "
+                             f"{len(boundaries)}")
+        boundaries = [_number(f"boundaries[{i}]", value) for i, value in enumerate(boundaries)]
+        if sorted(boundaries) != boundaries:
+            raise ValueError(f"boundaries must not decrease, got {boundaries}")
+        self._set(boundaries=boundaries,
+                  values=[_number(f"values[{i}]", value) for i, value in enumerate(values)], name=name)
+
+    def __call__(self, step):
+        for boundary, value in zip(self.boundaries, self.values, strict=False):
+            if step <= boundary:
+                return value
+        return self.values[-1]
+
+
+class CosineDecay(_Schedule):
+    """Half a cosine from initial_learning_rate down to alpha times it in decay_steps (arXiv 1608.03983).
+
+    With `warmup_target` the rate first grows to it in a line over warmup_steps, and decays from there.
+
+    Example:
+        >>> import optimc
+        >>> optimc.schedules.CosineDecay(1.0, decay_steps=10)(10)
+        0.0
+    """
+
+    def __init__(self, initial_learning_rate, decay_steps, alpha=0.0, name="CosineDecay", warmup_target=None,
+                 warmup_steps=0):
+        self._set(initial_learning_rate=_number("initial_learning_rate", initial_learning_rate),
+                  decay_steps=_steps("decay_steps", decay_steps), alpha=_number("alpha", alpha), name=name,
+                  warmup_target=None if warmup_target is None else _number("warmup_target", warmup_target),
+                  warmup_steps=_number("warmup_steps", warmup_steps, 0.0))
+
+    def __call__(self, step):
+        start = self.initial_learning_rate
+        if self.warmup_target is not None:
+            if step < self.warmup_steps:
+                return (self.warmup_target - start) * (step / self.warmup_steps) + start
+            start, step = self.warmup_target, step - self.warmup_steps
+        step = min(step, self.decay_steps)
+        decayed = 0.5 * (1 + math.cos(math.pi * step / self.decay_steps))
+        return start * ((1 - self.alpha) * decayed + self.alpha)
+
+
+class CosineDecayRestarts(_Schedule):
+    """Cosine decay that starts again and again (arXiv 1608.03983), each time t_mul longer and m_mul lower.
+
+    Example:
+        >>> import optimc
+        >>> schedule = optimc.schedules.CosineDecayRestarts(1.0, first_decay_steps=10, m_mul=0.5)
+        >>> schedule(0), schedule(10)
+        (1.0, 0.5)
+    """
+
+    def __init__(self, initial_learning_rate, first_decay_steps, t_mul=2.0, m_mul=1.0, alpha=0.0,
+                 name="SGDRDecay"):
+        self._set(initial_learning_rate=_number("initial_learning_rate", initial_learning_rate),
+                  first_decay_steps=_steps("first_decay_steps", first_decay_steps),
+                  t_mul=_number("t_mul", t_mul, 1.0), m_mul=_number("m_mul", m_mul, 0.0),
+                  alpha=_number("alpha", alpha), name=name)
+
+    def __call__(self, step):
+        position, t_mul = step / self.first_decay_steps, self.t_mul
+        if t_mul == 1:
+            restart = math.floor(position)
+            position -= restart
+        else:
+            restart = math.floor(math.log(1 - position * (1 - t_mul)) / math.log(t_mul))
+            # the logarithm may be a rounding off at a restart itself
+            while (1 - t_mul ** restart) / (1 - t_mul) > position:
+                restart -= 1
+            while (1 - t_mul ** (restart + 1)) / (1 - t_mul) <= position:
+                restart += 1
+            position = (position - (1 - t_mul ** restart) / (1 - t_mul)) / t_mul ** restart
+        decayed = 0.5 * self.m_mul ** restart * (1 + math.cos(math.pi * position))
+        return self.initial_learning_rate * ((1 - self.alpha) * decayed + self.alpha)
+
+
+class OneCycle(_Schedule):
+    """One cycle (Smith & Topin, 2017, arXiv 1708.07120): up by half a cosine, then down by another.
+
+    From maximum / div_factor to maximum over the first pct_start of total_steps, then to the start divided
+    by final_div_factor, and there it stays.  Made for the momentum too: a low `maximum` with div_factor below 1.
+
+    Example:
+        >>> import optimc
+        >>> schedule = optimc.schedules.OneCycle(1.0, total_steps=100, pct_start=0.25)
+        >>> schedule(0), schedule(24)
+        (0.04, 1.0)
+    """
+
+    def __init__(self, maximum, total_steps, pct_start=0.3, div_factor=25.0, final_div_factor=1e4,
+                 name="OneCycle"):
+        self._set(maximum=_number("maximum", maximum), total_steps=_number("total_steps", total_steps, 2.0),
+                  pct_start=_number("pct_start", pct_start, 0.0, 1.0),
+                  div_factor=_number("div_factor", div_factor, 0.0, math.inf, 1),
+                  final_div_factor=_number("final_div_factor", final_div_factor, 0.0, math.inf, 1), name=name)
+
+    def __call__(self, step):
+        start, last = self.maximum / self.div_factor, self.total_steps - 1
+        top = self.pct_start * self.total_steps - 1
+        if step < top:
+            low, high, way = start, self.maximum, 1 - step / top
+        else:
+            low, high = start / self.final_div_factor, self.maximum
+            way = (min(step, last) - top) / (last - top) if last > top else 1.0
+        return low + (high - low) * 0.5 * (1 + math.cos(math.pi * way))
+
+
+class Join(_Schedule):
+    """Several schedules one after another; see `join`."""
+
+    def __init__(self, schedules, boundaries, name="Join"):
+        if not isinstance(schedules, (list, tuple)) or not isinstance(boundaries, (list, tuple)):
+            raise TypeError("schedules and boundaries must be lists")
+        if not schedules or len(schedules) != len(boundaries) + 1:
+            raise ValueError(f"schedules must have one entry more than boundaries, got {len(schedules)} and "
+                             f"{len(boundaries)}")
+        parts = []
+        for i, part in enumerate(schedules):
+            if isinstance(part, dict):
+                part = deserialize(part)
+            parts.append(part if is_schedule(part) else _number(f"schedules[{i}]", part))
+        boundaries = [_number(f"boundaries[{i}]", value, 0.0) for i, value in enumerate(boundaries)]
+        if sorted(boundaries) != boundaries:
+            raise ValueError(f"boundaries must not decrease, got {boundaries}")
+        self._set(schedules=parts, boundaries=boundaries, name=name)
+
+    def __call__(self, step):
+        start = 0
+        for part, end in zip(self.schedules, [*self.boundaries, math.inf], strict=True):
+            if step < end:
+                return part(step - start) if callable(part) else part
+            start = end
+        raise AssertionError("the last part has no end")
+
+    def get_config(self):
+        parts = [serialize(part) if is_schedule(part) else part for part in self.schedules]
+        return {**super().get_config(), "schedules": parts}
+
+
+def join(schedules, boundaries):
+    """Schedules (or constants) one after another: number i up to the step boundaries[i], counted from there.
+
+    Example:
+        >>> import optimc
+        >>> from optimc import schedules
+        >>> schedule = schedules.join([0.1, schedules.ExponentialDecay(0.5, 10, 0.25)], [100])
+        >>> schedule(99), schedule(100), schedule(105)
+        (0.1, 0.5, 0.25)
+    """
+    return Join(schedules, boundaries)
+
 
 def is_schedule(value):
     """Whether a value is called with the step: one of our schedules, or of Keras's."""
@@ -40,8 +331,8 @@ def serialize(schedule):
 
 def deserialize(config, custom_objects=None):
     """A schedule from what `serialize` gave; `custom_objects` names further classes."""
-    known = {**{name: value for name, value in globals().items()
-                if isinstance(value, type) and issubclass(value, LearningRateSchedule)},
+    known = {**{name: value for name, value in globals().items() if isinstance(value, type)
+                and issubclass(value, LearningRateSchedule) and not name.startswith("_")},
              **(custom_objects or {})}
     if config["class_name"] not in known:
         raise ValueError(f"Could not interpret schedule {config['class_name']!r}: pass its class in "
