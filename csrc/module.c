@@ -1077,11 +1077,11 @@ static PyObject *call_method(Optimizer *self, const char *name, PyObject *argume
     return result;
 }
 
-/* Ends a step that was checked, or gives it up: with an error, what it built is undone. */
-static void end_step(Optimizer *self)
+/* Ends a step that ran, or gives it up: then what it built is undone. */
+static void end_step(Optimizer *self, int ran)
 {
     drop_gradients(self);
-    if (self->undo && PyErr_Occurred()) {
+    if (self->undo && !ran) {
         PyObject *type, *value, *traceback;
         PyErr_Fetch(&type, &value, &traceback);
         unbind(self);
@@ -1231,7 +1231,7 @@ static PyObject *optimizer_apply(Optimizer *self, PyObject *const *args, Py_ssiz
     if (checked > 0)
         run_step(self);
     self->skipped += checked == 0;
-    end_step(self);
+    end_step(self, checked > 0);
     unlock(self);
     if (checked < 0)
         return NULL;
@@ -1253,7 +1253,7 @@ static PyObject *optimizer_check(Optimizer *self, PyObject *args)
     const int checked = check_step(self, grads, weights, finite ? SKIP : self->check_finite);
     if (checked >= 0)
         return PyBool_FromLong(checked);
-    end_step(self);
+    end_step(self, 0);
     unlock(self);
     return NULL;
 }
@@ -1293,7 +1293,7 @@ static PyObject *optimizer_finish(Optimizer *self, PyObject *argument)
     const int run = PyObject_IsTrue(argument);
     if (run > 0)
         run_step(self);
-    end_step(self);
+    end_step(self, run > 0);
     unlock(self);
     if (run < 0)
         return NULL;

@@ -47,6 +47,7 @@ from optimc.optimizers import (
 )
 from optimc.registry import deserialize, get, serialize
 from optimc.structured import Muon
+from optimc.wrappers import LossScaleOptimizer, MultiOptimizer, OptimizerMap
 
 __version__ = _version("optimc")
 
@@ -60,6 +61,6 @@ def show_config():
 
 __all__ = [
     "ASGD", "SGD", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Adan", "Ftrl",
-    "Lamb", "Lion", "Muon", "Nadam", "Optimizer", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "Yogi",
+    "Lamb", "Lion", "LossScaleOptimizer", "MultiOptimizer", "Muon", "Nadam", "Optimizer", "OptimizerMap", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "Yogi",
     "deserialize", "get", "get_num_threads", "isa", "schedules", "serialize", "set_num_threads", "show_config",
 ]

@@ -8,6 +8,12 @@ classes = {name: value for name, value in {**vars(optimizers), **vars(structured
            if isinstance(value, type) and issubclass(value, Optimizer) and value.rule}
 
 
+def _wrappers():
+    """The wrappers by name; they need this module for what they wrap."""
+    from optimc import wrappers
+    return {"LossScaleOptimizer": wrappers.LossScaleOptimizer, "MultiOptimizer": wrappers.MultiOptimizer}
+
+
 def serialize(optimizer):
     """The class and configuration of an optimizer as a dict of plain values, for `deserialize`.
 
@@ -16,7 +22,7 @@ def serialize(optimizer):
         >>> optimc.serialize(optimc.SGD(0.5))["class_name"]
         'SGD'
     """
-    if not isinstance(optimizer, Optimizer):
+    if not isinstance(optimizer, (Optimizer, *_wrappers().values())):
         raise TypeError(f"expected an optimizer, got {type(optimizer).__name__}")
     return {"class_name": type(optimizer).__name__, "config": optimizer.get_config()}
 
@@ -30,7 +36,7 @@ def deserialize(config, custom_objects=None):
     """
     if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
         raise ValueError(f"Could not interpret optimizer identifier: {config!r}")
-    known = {**classes, **(custom_objects or {})}
+    known = {**classes, **_wrappers(), **(custom_objects or {})}
     cls = {name.lower(): value for name, value in known.items()}.get(config["class_name"].lower())
     if cls is None:
         raise ValueError(f"Could not interpret optimizer identifier: {config['class_name']!r}; "
@@ -49,7 +55,7 @@ def get(identifier):
         >>> optimc.get("rmsprop")
         <RMSprop(learning_rate=0.001): 0 steps, not built>
     """
-    if identifier is None or isinstance(identifier, Optimizer):
+    if identifier is None or isinstance(identifier, (Optimizer, *_wrappers().values())):
         return identifier
     if isinstance(identifier, str):
         identifier = {"class_name": identifier, "config": {}}
