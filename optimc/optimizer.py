@@ -71,6 +71,8 @@ class Optimizer(_core.Optimizer):
             over 1 plus the number that move (Liang et al., 2024, arXiv 2411.16085, algorithm 2).  The
             gradient and the slots are read once more, to count.
         maximize: climb instead of descending: gradients are negated.
+        style: "keras", "torch" or "optax": a preset of the arguments not given, to that library's defaults and
+            conventions (`styles` of the class lists them).
 
     At most one of the three clips can be set; one of 0 or less is off.
     """
@@ -78,6 +80,8 @@ class Optimizer(_core.Optimizer):
     rule: str | None = None     #: the row of csrc/optimizers.def it computes its coefficients with
     #: for each group of slots that Keras creates together: {our name: Keras's}
     keras_slots: tuple[dict[str, str], ...] = ()
+    #: the arguments by which other libraries' conventions differ from the defaults, by library
+    styles: dict[str, dict[str, object]] = {}
     #: slots that are room to work in, not state
     scratch_slots: tuple[str, ...] = ()
 
@@ -95,6 +99,7 @@ class Optimizer(_core.Optimizer):
                           fixed=False, keyword_only=True)
     coupled_weight_decay = Option(False, core="_coupled", fixed=False, keyword_only=True)
     maximize = Option(False, core="_maximize", fixed=False, keyword_only=True)
+    style = Option("keras", one_of("keras", "torch", "optax"), keyword_only=True)
 
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)
@@ -125,9 +130,8 @@ class Optimizer(_core.Optimizer):
         unknown = {name: value for name, value in kwargs.items() if name not in self._signature.parameters}
         if unknown:
             raise ValueError(f"Argument(s) not recognized: {unknown}")
-        arguments = self._signature.bind(*args, **kwargs)
-        arguments.apply_defaults()
-        groups = arguments.arguments.pop("groups")
+        given = self._signature.bind(*args, **kwargs).arguments
+        groups = given.pop("groups", None)
         for name in self._index:
             value = self._arguments.get(name)
             if isinstance(value, Value):
@@ -142,8 +146,13 @@ class Optimizer(_core.Optimizer):
         self._held_waiting = ()
         self._excluded = ((), ())           # from weight decay: weights, patterns
         self.groups = ()                    #: the groups of weights with values of their own
-        for name, value in arguments.arguments.items():
-            setattr(self, name, value)
+        self.style = given.get("style", "keras")
+        if self.style != "keras" and self.style not in self.styles:
+            raise ValueError(f"{type(self).__name__} has no style {self.style!r}, only "
+                             f"{', '.join(map(repr, ('keras', *self.styles)))}")
+        preset = self.styles.get(self.style, {})
+        for name, argument in self._arguments.items():
+            setattr(self, name, given.get(name, preset.get(name, argument.default)))
         if self.name is None:
             self.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_",
                                type(self).__name__).lower()

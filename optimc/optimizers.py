@@ -5,7 +5,7 @@ Formulas are above each rule in csrc/rules.inc.  To add one, see CONTRIBUTING.md
 
 import math
 
-from optimc.arguments import HIGH_OPEN, LOW_OPEN, Option, Value, at_least_zero, cautious, fraction
+from optimc.arguments import HIGH_OPEN, LOW_OPEN, Option, Value, at_least_zero, cautious, fraction, real
 from optimc.optimizer import Optimizer
 
 
@@ -19,6 +19,9 @@ class SGD(Optimizer):
         learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
         momentum: in [0, 1].
         nesterov: look ahead along the velocity; plain SGD without momentum.
+        dampening: without rate_in_velocity, how much less than the gradient the velocity takes in, in [0, 1].
+        rate_in_velocity: False leaves the learning rate out of the velocity and applies it to the weight:
+            velocity <- momentum velocity + (1 - dampening) g;  w <- w - learning_rate velocity.
 
     Example:
         >>> import numpy as np, optimc
@@ -34,7 +37,13 @@ class SGD(Optimizer):
     learning_rate = Value(0.01)
     momentum = fraction(0.0, also=0.9)
     nesterov = Option(False)
+    dampening = fraction(0.0, keyword_only=True)
+    rate_in_velocity = Option(True, keyword_only=True)
     cautious = cautious()
+    styles = {
+        "torch": {"learning_rate": 1e-3, "rate_in_velocity": False, "coupled_weight_decay": True},
+        "optax": {"rate_in_velocity": False},
+    }
     keras_slots = ({"velocity": "momentum"},)
 
     def _kernel(self):
@@ -55,6 +64,8 @@ class RMSprop(Optimizer):
         momentum: in [0, 1].
         epsilon: >= 0.
         centered: divide by the estimated variance instead of the second moment.
+        epsilon_outside: epsilon is added to the root instead.
+        rate_in_velocity: False applies the learning rate to the weight, not inside the velocity.
 
     Example:
         >>> import numpy as np, optimc
@@ -70,7 +81,14 @@ class RMSprop(Optimizer):
     momentum = fraction(0.0, also=0.9)
     epsilon = Value(1e-7)
     centered = Option(False)
+    epsilon_outside = Option(False, keyword_only=True)
+    rate_in_velocity = Option(True, keyword_only=True)
     cautious = cautious()
+    styles = {
+        "torch": {"learning_rate": 1e-2, "rho": 0.99, "epsilon": 1e-8, "epsilon_outside": True,
+                  "rate_in_velocity": False, "coupled_weight_decay": True},
+        "optax": {"epsilon": 1e-8},
+    }
     keras_slots = ({"v": "velocity"}, {"velocity": "momentum"}, {"average": "average_gradient"})
 
     def _kernel(self):
@@ -90,6 +108,7 @@ class Adam(Optimizer):
         epsilon: >= 0, the paper's "epsilon hat": added to the uncorrected root.
         amsgrad: divide by the largest second moment so far.
         bias_correction: False leaves the corrections out, alpha = learning_rate: Adam as first taught.
+        corrected_epsilon: epsilon is added to the root of v / (1 - beta_2^t), as in the paper's algorithm 1.
 
     Example:
         >>> import numpy as np, optimc
@@ -106,7 +125,12 @@ class Adam(Optimizer):
     epsilon = Value(1e-7)
     amsgrad = Option(False)
     bias_correction = Option(True, keyword_only=True)
+    corrected_epsilon = Option(False, keyword_only=True)
     cautious = cautious()
+    styles = {
+        "torch": {"epsilon": 1e-8, "corrected_epsilon": True, "coupled_weight_decay": True},
+        "optax": {"epsilon": 1e-8, "corrected_epsilon": True},
+    }
     keras_slots = ({"m": "momentum", "v": "velocity"}, {"v_max": "velocity_hat"})
 
     def _kernel(self):
@@ -129,6 +153,10 @@ class AdamW(Adam):
 
     learning_rate = Value(0.001)
     weight_decay = Value(0.004)
+    styles = {
+        "torch": {"weight_decay": 1e-2, "epsilon": 1e-8, "corrected_epsilon": True},
+        "optax": {"weight_decay": 1e-4, "epsilon": 1e-8, "corrected_epsilon": True},
+    }
 
 
 class Adagrad(Optimizer):
@@ -141,6 +169,8 @@ class Adagrad(Optimizer):
         learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
         initial_accumulator_value: what the accumulator starts from, >= 0.
         epsilon: >= 0.
+        epsilon_outside: epsilon is added to the root instead.
+        learning_rate_decay: the learning rate is divided by 1 + (t - 1) learning_rate_decay; >= 0.
 
     Example:
         >>> import numpy as np, optimc
@@ -154,6 +184,13 @@ class Adagrad(Optimizer):
     learning_rate = Value(0.001)
     initial_accumulator_value = Option(0.1, at_least_zero)
     epsilon = Value(1e-7)
+    epsilon_outside = Option(False, keyword_only=True)
+    learning_rate_decay = Value(0.0, keyword_only=True)
+    styles = {
+        "torch": {"learning_rate": 1e-2, "initial_accumulator_value": 0.0, "epsilon": 1e-10,
+                  "epsilon_outside": True, "coupled_weight_decay": True},
+        "optax": {},
+    }
     keras_slots = ({"accumulator": "accumulator"},)
 
     def _initial(self, slot, weight, group):
@@ -183,6 +220,10 @@ class Adadelta(Optimizer):
     learning_rate = Value(0.001)
     rho = fraction(0.95)
     epsilon = Value(1e-7)
+    styles = {
+        "torch": {"learning_rate": 1.0, "rho": 0.9, "epsilon": 1e-6, "coupled_weight_decay": True},
+        "optax": {"rho": 0.9, "epsilon": 1e-6},
+    }
     keras_slots = ({"accumulator": "accumulated_grad", "delta": "accumulated_delta_var"},)
 
 
@@ -197,6 +238,7 @@ class Adamax(Optimizer):
         beta_1: decay of the mean, in [0, 1).
         beta_2: decay of the norm, in [0, 1].
         epsilon: >= 0.
+        epsilon_in_norm: epsilon is added to |g| in the norm instead.
 
     Example:
         >>> import numpy as np, optimc
@@ -211,7 +253,12 @@ class Adamax(Optimizer):
     beta_1 = fraction(0.9, open=HIGH_OPEN)
     beta_2 = fraction(0.999)
     epsilon = Value(1e-7)
+    epsilon_in_norm = Option(False, keyword_only=True)
     cautious = cautious()
+    styles = {
+        "torch": {"learning_rate": 2e-3, "epsilon": 1e-8, "epsilon_in_norm": True, "coupled_weight_decay": True},
+        "optax": {"epsilon": 1e-8, "epsilon_in_norm": True},
+    }
     keras_slots = ({"m": "momentum", "u": "norm"},)
 
 
@@ -243,6 +290,10 @@ class Nadam(Optimizer):
     epsilon = Value(1e-7)
     momentum_decay = Value(1.0, also=0.004, keyword_only=True)
     cautious = cautious()
+    styles = {
+        "torch": {"learning_rate": 2e-3, "epsilon": 1e-8, "momentum_decay": 4e-3, "coupled_weight_decay": True},
+        "optax": {"epsilon": 1e-8, "momentum_decay": 1e6},      # its momentum is beta_1 from the start
+    }
     keras_slots = ({"m": "momentum", "v": "velocity"},)
 
 
@@ -312,6 +363,7 @@ class Lion(Optimizer):
     beta_1 = fraction(0.9, open=LOW_OPEN)
     beta_2 = fraction(0.99)
     cautious = cautious()
+    styles = {"optax": {"weight_decay": 1e-3}}
     keras_slots = ({"m": "momentum"},)
 
 
@@ -370,6 +422,7 @@ class RAdam(Optimizer):
         learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
         beta_1, beta_2: decay of the two moments, in [0, 1).
         epsilon: >= 0, added to the uncorrected root.
+        corrected_epsilon: epsilon is added to the root of v / (1 - beta_2^t) instead.
 
     Example:
         >>> import numpy as np, optimc
@@ -384,7 +437,12 @@ class RAdam(Optimizer):
     beta_1 = fraction(0.9, open=HIGH_OPEN)
     beta_2 = fraction(0.999, open=HIGH_OPEN)
     epsilon = Value(1e-7)
+    corrected_epsilon = Option(False, keyword_only=True)
     cautious = cautious()
+    styles = {
+        "torch": {"epsilon": 1e-8, "coupled_weight_decay": True},
+        "optax": {"epsilon": 1e-8, "corrected_epsilon": True},
+    }
 
 
 class Yogi(Optimizer):
@@ -397,6 +455,8 @@ class Yogi(Optimizer):
         beta_1, beta_2: decay of the two moments, in [0, 1).
         epsilon: >= 0, added to the uncorrected root.
         initial_accumulator_value: what v starts from, >= 0.
+        initial_mean: what m starts from.
+        corrected_epsilon: epsilon is added to the root of v / (1 - beta_2^t) instead.
 
     Example:
         >>> import numpy as np, optimc
@@ -412,10 +472,13 @@ class Yogi(Optimizer):
     beta_2 = fraction(0.999, open=HIGH_OPEN)
     epsilon = Value(1e-3)
     initial_accumulator_value = Option(1e-6, at_least_zero)
+    initial_mean = Option(0.0, real, keyword_only=True)
+    corrected_epsilon = Option(False, keyword_only=True)
     cautious = cautious()
+    styles = {"optax": {"initial_mean": 1e-6, "corrected_epsilon": True}}
 
     def _initial(self, slot, weight, group):
-        return self.initial_accumulator_value if slot == "v" else 0
+        return self.initial_accumulator_value if slot == "v" else self.initial_mean
 
 
 class AdaBelief(Optimizer):
@@ -443,6 +506,7 @@ class AdaBelief(Optimizer):
     beta_2 = fraction(0.999, open=HIGH_OPEN)
     epsilon = Value(1e-16)
     cautious = cautious()
+    styles = {"optax": {}}
 
 
 class Rprop(Optimizer):
@@ -472,6 +536,7 @@ class Rprop(Optimizer):
     eta_plus = Value(1.2, 1.0, open=LOW_OPEN)
     min_step = Value(1e-6)
     max_step = Value(50.0)
+    styles = {"torch": {}}
 
     def _initial(self, slot, weight, group):
         return self._ask_value(group, self._index["learning_rate"]) if slot == "size" else 0
@@ -506,6 +571,7 @@ class ASGD(Optimizer):
     lambd = Value(1e-4)
     alpha = Value(0.75, also=0.5)
     t0 = Value(1e6, also=2)
+    styles = {"torch": {"coupled_weight_decay": True}}
 
     def _evaluation_weights(self, weights):
         return super()._evaluation_weights(weights) if self.use_ema else self._slots["average"]

@@ -3,8 +3,6 @@
 A case is a class with arguments that reach one kernel; together the cases reach every kernel.
 """
 
-import itertools
-
 import numpy as np
 
 import optimc
@@ -60,15 +58,14 @@ class Case:
 
 
 def _choices(cls):
-    """Sets of arguments: every combination of flags, with every second value alone and with all of them."""
+    """Sets of arguments: no flag, each alone, all; each with no second value, each alone, all."""
     own = {name: argument for name, argument in cls._arguments.items() if name not in vars(optimc.Optimizer)}
     flags = [name for name, argument in own.items() if is_switch(argument) and name not in NO_EFFECT]
     seconds = {name: argument.also for name, argument in own.items()
                if isinstance(argument, Value) and argument.also is not None}
     alone = [{}, *({name: value} for name, value in seconds.items())]
-    for switched in itertools.product((False, True), repeat=len(flags)):
-        turned = {name: not own[name].default
-                  for name, on in zip(flags, switched, strict=True) if on}
+    for switched in [(), *((name,) for name in flags), *([tuple(flags)] if len(flags) > 1 else [])]:
+        turned = {name: not own[name].default for name in switched}
         for values_ in alone + ([seconds] if len(seconds) > 1 else []):
             yield {**turned, **values_}
 

@@ -30,10 +30,11 @@ def sgd(w, g, slots, o, lr, t):
     lane = w.dtype.type
     if "velocity" not in slots:
         return w - g * lane(lr)
-    slots["velocity"] = slots["velocity"] * lane(o.momentum) - g * lane(lr)
-    if o.nesterov:
-        return w + (slots["velocity"] * lane(o.momentum) - g * lane(lr))
-    return w + slots["velocity"]
+    inside = o.rate_in_velocity
+    pull = g * lane(lr) if inside else g * lane(o.dampening - 1 if t > 1 else -1)
+    slots["velocity"] = slots["velocity"] * lane(o.momentum) - pull
+    step = slots["velocity"] * lane(o.momentum) - pull if o.nesterov else slots["velocity"]
+    return w + step * (lane(1) if inside else lane(-lr))
 
 
 def rmsprop(w, g, slots, o, lr, t):
@@ -44,11 +45,18 @@ def rmsprop(w, g, slots, o, lr, t):
     if o.centered:
         slots["average"] = rho * slots["average"] + one_minus_rho * g
         variance = variance - slots["average"] * slots["average"]
-    step = lane(lr) * g / np.sqrt(variance + lane(o.epsilon))
+    inside = o.rate_in_velocity or "velocity" not in slots
+    root = np.sqrt(variance) + lane(o.epsilon) if o.epsilon_outside else np.sqrt(variance + lane(o.epsilon))
+    step = (lane(lr) if inside else lane(1)) * g / root
     if "velocity" in slots:
         slots["velocity"] = lane(o.momentum) * slots["velocity"] + step
-        step = slots["velocity"]
+        step = slots["velocity"] * (lane(1) if inside else lane(lr))
     return w - step
+
+
+def hat(epsilon, o, beta, t):
+    """Epsilon for the uncorrected root, if it is meant for the corrected one."""
+    return epsilon * math.sqrt(1 - power(beta, t)) if o.corrected_epsilon else epsilon
 
 
 def adam(w, g, slots, o, lr, t):
@@ -61,13 +69,15 @@ def adam(w, g, slots, o, lr, t):
     second = slots["v"]
     if o.amsgrad:
         second = slots["v_max"] = np.maximum(slots["v_max"], slots["v"])
-    return w - slots["m"] * lane(alpha) / (np.sqrt(second) + lane(o.epsilon))
+    return w - slots["m"] * lane(alpha) / (np.sqrt(second) + lane(hat(o.epsilon, o, o.beta_2, t)))
 
 
 def adagrad(w, g, slots, o, lr, t):
     lane = w.dtype.type
-    slots["accumulator"] = slots["accumulator"] + g * g
-    return w - lane(lr) * g / np.sqrt(slots["accumulator"] + lane(o.epsilon))
+    rate, total = lane(lr / (1 + (t - 1) * o.learning_rate_decay)), slots["accumulator"] + g * g
+    slots["accumulator"] = total
+    root = np.sqrt(total) + lane(o.epsilon) if o.epsilon_outside else np.sqrt(total + lane(o.epsilon))
+    return w - rate * g / root
 
 
 def adadelta(w, g, slots, o, lr, t):
@@ -82,9 +92,10 @@ def adadelta(w, g, slots, o, lr, t):
 def adamax(w, g, slots, o, lr, t):
     lane = w.dtype.type
     slots["m"] = slots["m"] + (g - slots["m"]) * lane(1 - o.beta_1)
-    slots["u"] = np.maximum(lane(o.beta_2) * slots["u"], np.abs(g))
+    inside, outside = (o.epsilon, 0.0) if o.epsilon_in_norm else (0.0, o.epsilon)
+    slots["u"] = np.maximum(lane(o.beta_2) * slots["u"], np.abs(g) + lane(inside))
     correction = lane(1 - power(o.beta_1, t))
-    return w - lane(lr) * slots["m"] / (correction * (slots["u"] + lane(o.epsilon)))
+    return w - lane(lr) * slots["m"] / (correction * (slots["u"] + lane(outside)))
 
 
 def nadam(w, g, slots, o, lr, t):
@@ -95,8 +106,9 @@ def nadam(w, g, slots, o, lr, t):
         u = o.beta_1 * (1 - 0.5 * power(base, k))
         product *= u
     u_next = o.beta_1 * (1 - 0.5 * power(base, t + 1))
-    slots["m"] = slots["m"] + (g - slots["m"]) * (1 - lane(o.beta_1))
-    slots["v"] = slots["v"] + (g * g - slots["v"]) * (1 - lane(o.beta_2))
+    as_keras = o.momentum_decay == 1
+    slots["m"] = slots["m"] + (g - slots["m"]) * (1 - lane(o.beta_1) if as_keras else lane(1 - o.beta_1))
+    slots["v"] = slots["v"] + (g * g - slots["v"]) * (1 - lane(o.beta_2) if as_keras else lane(1 - o.beta_2))
     m_hat = lane(u_next) * slots["m"] / lane(1 - product * u_next) + lane(1 - u) * g / lane(1 - product)
     correction = lane(1 - power(o.beta_2, t))
     return w - m_hat * lane(lr) / (np.sqrt(slots["v"] / correction) + lane(o.epsilon))
@@ -148,7 +160,7 @@ def radam(w, g, slots, o, lr, t):
         return w - slots["m"] * lane(lr / (1 - power(o.beta_1, t))) / (np.sqrt(slots["v"]) * lane(0) + lane(1))
     r = math.sqrt((rho_t - 4) * (rho_t - 2) * rho / ((rho - 4) * (rho - 2) * rho_t))
     alpha = lr * (r * math.sqrt(1 - decayed)) / (1 - power(o.beta_1, t))
-    return w - slots["m"] * lane(alpha) / (np.sqrt(slots["v"]) + lane(o.epsilon))
+    return w - slots["m"] * lane(alpha) / (np.sqrt(slots["v"]) + lane(hat(o.epsilon, o, o.beta_2, t)))
 
 
 def yogi(w, g, slots, o, lr, t):
@@ -156,7 +168,7 @@ def yogi(w, g, slots, o, lr, t):
     alpha = lr * math.sqrt(1 - power(o.beta_2, t)) / (1 - power(o.beta_1, t))
     slots["m"] = slots["m"] + (g - slots["m"]) * lane(1 - o.beta_1)
     slots["v"] = slots["v"] - lane(1 - o.beta_2) * np.sign(slots["v"] - g * g) * (g * g)
-    return w - slots["m"] * lane(alpha) / (np.sqrt(slots["v"]) + lane(o.epsilon))
+    return w - slots["m"] * lane(alpha) / (np.sqrt(slots["v"]) + lane(hat(o.epsilon, o, o.beta_2, t)))
 
 
 def adabelief(w, g, slots, o, lr, t):
@@ -274,6 +286,8 @@ def initial(slot, w, o):
         return np.zeros(w.shape[:-2] + w.shape[-1:], w.dtype)
     if slot in ("accumulator", "v") and hasattr(o, "initial_accumulator_value"):
         return np.full_like(w, o.initial_accumulator_value)
+    if slot == "m" and hasattr(o, "initial_mean"):
+        return np.full_like(w, o.initial_mean)
     if slot == "z":
         return w.copy()
     if slot == "size":

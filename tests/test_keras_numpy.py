@@ -13,7 +13,7 @@ if keras.backend.backend() != "numpy":
     pytest.skip("needs KERAS_BACKEND=numpy", allow_module_level=True)
 
 SHAPES = [(10, 64), (64,), (64, 1), (1,), (3, 5, 7)]
-OURS_ALONE = {"bias_correction", "momentum_decay"}
+OURS_ALONE = {name for case in CASES for name, argument in case.cls._arguments.items() if argument.keyword_only}
 KERAS_CASES = [case for case in CASES
                if hasattr(keras.optimizers, case.cls.__name__) and not OURS_ALONE & set(case.arguments)]
 #: rules whose coefficients hold a power, which Keras takes in float32
