@@ -1647,7 +1647,7 @@ static int core_exec(PyObject *module)
     Py_DECREF(type);
     PyObject *isas = isa_names();
     const int failed = !isas || PyModule_AddObjectRef(module, "isas", isas)
-        || PyModule_AddIntMacro(module, MAX_SLOTS)
+        || PyModule_AddIntMacro(module, MAX_SLOTS) || PyModule_AddIntMacro(module, MAX_HYPERS)
         || PyModule_AddStringConstant(module, "isa", state_of(module)->isa->name)
         || PyModule_AddStringConstant(module, "compiler", optimc_compiler());
     Py_XDECREF(isas);

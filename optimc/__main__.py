@@ -26,20 +26,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (default: the process's) and returns its exit code."""
     parser = Parser(prog="python -m optimc", description="Optimizers for neural networks in C.")
     parser.add_argument("--version", action="version", version=f"optimc {optimc.__version__}")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for command in COMMANDS:
         command.add_command(subparsers)
     args = parser.parse_args(argv)
-    if "run" not in args:
+    if not args.command:
         parser.print_help()
         return 0
     try:
         return args.run(args)
     except compare.InputError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{parser.prog} {args.command}: error: {error}".replace("\n", " "), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        print(f"{parser.prog} {args.command}: interrupted", file=sys.stderr)
         return 130
 
 

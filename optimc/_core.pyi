@@ -13,6 +13,7 @@ isas: tuple[str, ...]
 compiler: str
 rules: dict[str, tuple[str, str, str, str]]
 MAX_SLOTS: int
+MAX_HYPERS: int
 kernels: dict[str, tuple[int, str, int]]
 
 def set_num_threads(threads: int, /) -> None: ...

@@ -1,28 +1,28 @@
 """`python -m optimc compare`: the lesson's comparison of optimizers, measured.
 
 The lesson trains a small network (inputs -> Dense 64 relu -> Dense 1, mean squared error) with one
-optimizer after another and says which is fast, stable, adaptive and frugal.  This command trains that
-network, in NumPy and float32, and puts numbers in the lesson's table:
+optimizer after another and says which is fast, stable, adaptive and frugal.  This command trains
+that network, in NumPy and float32, and puts numbers in the lesson's table:
 
-    data      a table of numbers, cut 60/20/20 into training, validation and test rows, always the same
-              way; features and target are standardised by the training rows.
-    sweep     every optimizer gets the learning rate of `RATES` with the lowest validation loss, averaged
-              over the epochs and over the first `SWEEP_SEEDS` seeds: fast, and good to the end.
-    training  with that rate, once per seed.  A seed fixes the first weights and the batches, so that
-              all optimizers start and see the same.
-    report    `summarise` makes the numbers, once, for table, JSON and sentences.
+    data      a table of numbers, cut 60/20/20 into training, validation and test rows, always the
+              same way; features and target are standardised by the training rows.
+    sweep     every optimizer gets the rate of `RATES` with the lowest validation loss, averaged
+              over the epochs and the first `SWEEP_SEEDS` seeds: fast, and good to the end.
+    training  with that rate, once per seed.  A seed fixes the first weights and the batches, so
+              that all optimizers start alike and see the same.
+    report    `summarise` makes the numbers, once, for the table, the JSON and the sentences.
 
-It imports what it draws and prints with (the extra `optimc[compare]`) only when it runs, and nothing
-but NumPy when it is imported.  It sets no threads and changes no global state of these libraries.
+What it draws and prints with (the extra `optimc[compare]`) is imported when it runs, and none of
+its global state is changed.
 """
 
 import argparse
+import contextlib
 import csv
 import functools
 import importlib.util
 import json
 import math
-import os
 import platform
 import statistics
 import sys
@@ -51,19 +51,18 @@ CONTESTANTS = {
 RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
 SWEEP_SEEDS = 5
 MIN_ROWS = 10
-WITHIN = 1.05           # "fast" is to come this close to the lowest validation loss
-ADAPTIVE_SLOTS = {"v", "v_max", "u", "n", "accumulator"}    # histories of the gradients' size
-#: what the lesson says: fastest and most stable first, adaptive, least memory (0) to most (2)
-LESSON_ORDER = ("adam", "rmsprop", "momentum", "sgd")
-LESSON_ADAPTIVE = {"adam": True, "rmsprop": True, "momentum": False, "sgd": False}
-LESSON_MEMORY = {"adam": 2, "rmsprop": 1, "momentum": 1, "sgd": 0}
+WITHIN = 1.05       # fast is who comes this close to the lowest validation loss first
+#: slots that remember the size of gradients (Rprop: of steps), so that each weight has its own rate
+ADAPTIVE_SLOTS = ("v", "u", "n", "s", "accumulator", "row", "size")
+#: the lesson's table, fastest and most stable first: adaptive; memory, low (0) to higher (2)
+LESSON = {"adam": (True, 2), "rmsprop": (True, 1), "momentum": (False, 1), "sgd": (False, 0)}
 
 
 class InputError(ValueError):
     """Something the user can put right, said in one line."""
 
 
-# ------------------------------------------------------------------------------------------- data
+# -------------------------------------------------------------------------------------------- data
 
 
 class Data(NamedTuple):
@@ -78,15 +77,16 @@ def load_data(path: str | None, target: str | None) -> Data:
     if path is None:
         from sklearn.datasets import load_diabetes
         bunch = load_diabetes(scaled=False)
-        return prepare("diabetes", list(bunch.feature_names), "progression", bunch.data, bunch.target)
+        return prepare("diabetes", bunch.feature_names, "progression", bunch.data, bunch.target)
     names, table = read_table(path)
     if target not in names:
-        raise InputError(f"{path}: there is no column {target!r}, only {_listed(names)}")
-    k = names.index(target)
+        listed = ", ".join(names[:20]) + ", ..." * (len(names) > 20)
+        raise InputError(f"{path}: there is no column {target!r}; there are {listed}")
     if len(names) < 2:
-        raise InputError(f"{path}: there are no columns beside the target {target!r}")
-    return prepare(Path(path).name, names[:k] + names[k + 1:], target,
-                   np.delete(table, k, axis=1), table[:, k])
+        raise InputError(f"{path}: there is no column beside the target {target!r}")
+    k = names.index(target)
+    return prepare(Path(path).name, names[:k] + names[k + 1:], target, np.delete(table, k, axis=1),
+                   table[:, k])
 
 
 def read_table(path: str) -> tuple[list[str], np.ndarray]:
@@ -97,44 +97,47 @@ def read_table(path: str) -> tuple[list[str], np.ndarray]:
             names = [name.strip() for name in next(reader, [])]
             rows = [(reader.line_num, row) for row in reader if row]
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: this is not text in UTF-8") from None
-    except csv.Error as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a comma-separated text in UTF-8: {error}") from None
     if not names:
-        raise InputError(f"{path}: the file is empty; expected a header row and rows of numbers")
+        raise InputError(f"{path}: the file is empty; expected a header row, then rows of numbers")
     for k, name in enumerate(names):
         if not name or name in names[:k]:
             raise InputError(f"{path}: column {k + 1} of the header has "
-                             + (f"the same name {name!r} as another" if name else "no name"))
+                             + (f"the name {name!r} of another column" if name else "no name"))
     for line, row in rows:
         if len(row) != len(names):
-            raise InputError(f"{path}: row {line} has {len(row)} cells, the header has {len(names)}")
+            raise InputError(f"{path}: row {line}: expected {len(names)} cells, got {len(row)}")
     if len(rows) < MIN_ROWS:
-        raise InputError(f"{path}: at least {MIN_ROWS} rows of numbers are needed, got {len(rows)}")
-    return names, np.array([[_cell(path, line, name, text) for name, text in
-                             zip(names, row, strict=True)] for line, row in rows])
+        raise InputError(f"{path}: expected {MIN_ROWS} rows of numbers or more, got {len(rows)}")
+    return names, np.array([[_number(path, line, name, text)
+                             for name, text in zip(names, row, strict=True)] for line, row in rows])
 
 
-def _cell(path, line, name, text):
+def _number(path, line, name, text):
+    number = _float(text)
+    if not math.isfinite(number):
+        raise InputError(f"{path}: row {line}, column {name!r}: expected a finite number, "
+                         f"got {text!r}")
+    return number
+
+
+def _float(text):
     try:
-        value = float(text)
+        return float(text.replace("_", "?"))        # Python would read 1_0 as 10
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or "_" in text:
-        raise InputError(f"{path}: row {line}, column {name!r}: expected a finite number, got {text!r}")
-    return value
+        return math.nan
 
 
 def prepare(name: str, features: list[str], target: str, x: np.ndarray, y: np.ndarray) -> Data:
     """Cuts the rows into the three parts and standardises them."""
     order = np.random.default_rng(0).permutation(len(y))
-    training, validation, _ = rows = np.split(order, [len(y) * 3 // 5, len(y) * 4 // 5])
-    assert len(training) and len(validation)
-    x, y = standardise(x, training), standardise(y[:, None], training)
-    return Data(name, features, target, {part: (x[index], y[index]) for part, index in
-                                         zip(("training", "validation", "test"), rows, strict=True)})
+    rows = np.split(order, [len(y) * 3 // 5, len(y) * 4 // 5])
+    x, y = standardise(x, rows[0]), standardise(y[:, None], rows[0])
+    return Data(name, list(features), target, {
+        part: (x[index], y[index])
+        for part, index in zip(("training", "validation", "test"), rows, strict=True)})
 
 
 def standardise(table: np.ndarray, training: np.ndarray) -> np.ndarray:
@@ -144,10 +147,10 @@ def standardise(table: np.ndarray, training: np.ndarray) -> np.ndarray:
     mean, deviation = table[training].mean(axis=0), table[training].std(axis=0)
     varies = (np.ptp(table[training], axis=0) > 0) & (deviation > 0)
     with np.errstate(over="ignore"):
-        return np.where(varies, (table - mean) / np.where(varies, deviation, 1), 0).astype(np.float32)
+        return np.where(varies, (table - mean) / np.where(varies, deviation, 1), 0).astype("f4")
 
 
-# --------------------------------------------------------------------------- network and training
+# ---------------------------------------------------------------------------- network and training
 
 
 def new_weights(inputs: int, hidden: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -155,8 +158,7 @@ def new_weights(inputs: int, hidden: int, rng: np.random.Generator) -> list[np.n
     weights = []
     for shape in ((inputs, hidden), (hidden, 1)):
         limit = math.sqrt(6 / sum(shape))
-        weights += [rng.uniform(-limit, limit, shape).astype(np.float32),
-                    np.zeros(shape[1], np.float32)]
+        weights += [rng.uniform(-limit, limit, shape).astype("f4"), np.zeros(shape[1], "f4")]
     return weights
 
 
@@ -194,13 +196,13 @@ class Run(NamedTuple):
     validation: np.ndarray
     test: float                 # loss at the end
     step_ns: float              # median
-    slots: dict[str, list[np.ndarray]]
+    slots: dict[str, list[np.ndarray | None]]
     n_weights: int
 
     @property
     def diverged(self) -> bool:
         """Whether the training loss was lost, or ended above where it began."""
-        return not np.isfinite(self.training).all() or self.training[-1] > self.training[0]
+        return bool(not np.isfinite(self.training).all() or self.training[-1] > self.training[0])
 
 
 def train(optimizer: optimc.Optimizer, data: Data, settings: Settings, seed: int) -> Run:
@@ -212,11 +214,13 @@ def train(optimizer: optimc.Optimizer, data: Data, settings: Settings, seed: int
     times = []
     with np.errstate(over="ignore", invalid="ignore"):
         for epoch in range(settings.epochs + 1):
-            if epoch:
-                order = rng.permutation(len(x))
-                for start in range(0, len(x), settings.batch_size):
-                    batch = order[start:start + settings.batch_size]
-                    times.append(step(optimizer, backward(x[batch], y[batch], weights), weights))
+            order = rng.permutation(len(x)) if epoch else []
+            for start in range(0, len(order), settings.batch_size):
+                batch = order[start:start + settings.batch_size]
+                grads = backward(x[batch], y[batch], weights)
+                before = time.perf_counter_ns()
+                optimizer.apply(grads, weights)
+                times.append(time.perf_counter_ns() - before)
             losses[:, epoch] = [mean_squared_error(*data.parts[part], weights)
                                 for part in ("training", "validation")]
             if not np.isfinite(losses[0, epoch]):
@@ -224,13 +228,6 @@ def train(optimizer: optimc.Optimizer, data: Data, settings: Settings, seed: int
         test = mean_squared_error(*data.parts["test"], weights)
     return Run(*losses, test, statistics.median(times), optimizer._slots,
                sum(weight.size for weight in weights))
-
-
-def step(optimizer: optimc.Optimizer, grads: list[np.ndarray], weights: list[np.ndarray]) -> int:
-    """One step of the optimizer; returns how many nanoseconds it took."""
-    start = time.perf_counter_ns()
-    optimizer.apply(grads, weights)
-    return time.perf_counter_ns() - start
 
 
 def best_rate(scores: dict[float, float]) -> float:
@@ -254,27 +251,36 @@ def measure(name: str, data: Data, settings: Settings, tick: Callable[[str], Non
     rate, scores = settings.learning_rate, {}
     if rate is None:
         seeds = min(SWEEP_SEEDS, settings.seeds)
-        scores = {rate: statistics.fmean(float(run.validation[1:].mean())
+        scores = {rate: statistics.fmean(run.validation[1:].mean()
                                          for run in runs(rate, seeds, "trying rate"))
                   for rate in RATES}
         rate = best_rate(scores)
-    return Result(rate, scores, list(runs(rate, settings.seeds, "training with rate")))
+    return Result(rate, scores, list(runs(rate, settings.seeds, "training at rate")))
+
+
+def measure_all(names: Iterable[str], data: Data, settings: Settings,
+                tick: Callable[[str], None]) -> dict[str, Result]:
+    """The results of the optimizers that were done before Ctrl-C, if it came."""
+    results = {}
+    with contextlib.suppress(KeyboardInterrupt):
+        for name in names:
+            results[name] = measure(name, data, settings, tick)
+    return results
 
 
 def constructor(name: str) -> Callable[[float], optimc.Optimizer]:
     """What makes the contestant of this name, or the class of this name."""
-    classes = {key.lower(): value for key, value in registry.classes.items()}
-    known = {**classes, **CONTESTANTS}
+    known = {**{key.lower(): value for key, value in registry.classes.items()}, **CONTESTANTS}
     if name not in known:
-        raise InputError(f"there is no optimizer {name!r}, only {_listed(sorted(known))}")
+        raise InputError(f"there is no optimizer {name!r}; there are {', '.join(sorted(known))}")
     return known[name]
 
 
-# -------------------------------------------------------------------------------------- the numbers
+# ------------------------------------------------------------------------------------- the numbers
 
 
 def summarise(results: dict[str, Result]) -> tuple[float, list[dict]]:
-    """The target loss of the speed column, and the numbers of each optimizer: a row of the table."""
+    """The loss to reach in the speed column, and the numbers of each optimizer: a row each."""
     target = WITHIN * min(np.mean([run.validation for run in result.runs], axis=0).min()
                           for result in results.values())
     return target, [_row(name, result, target) for name, result in results.items()]
@@ -283,16 +289,18 @@ def summarise(results: dict[str, Result]) -> tuple[float, list[dict]]:
 def _row(name, result, target):
     good = [run for run in result.runs if not run.diverged]
     final = [float(run.training[-1]) for run in good]
-    last = result.runs[-1]
-    slot_bytes = sum(array.nbytes for arrays in last.slots.values() for array in arrays)
+    epochs = [_epochs_to(target, run) for run in result.runs]
+    slots = result.runs[0].slots
     return {
         "optimizer": name,
-        "learning_rate": result.learning_rate,
-        "epochs_to_target": statistics.median_high(_epochs_to(target, run) for run in result.runs),
+        "epochs_to_target": statistics.median_high(epochs),
+        "epochs_by_seed": epochs,
         "loss_spread": statistics.stdev(final) if len(final) > 1 else math.nan,
         "diverged": len(result.runs) - len(good),
-        "adaptive": not ADAPTIVE_SLOTS.isdisjoint(last.slots),
-        "slot_bytes_per_weight": slot_bytes / last.n_weights,
+        "adaptive": any(slots[slot][0] is not None for slot in ADAPTIVE_SLOTS if slot in slots),
+        "slot_bytes_per_weight": sum(array.nbytes for arrays in slots.values() for array in arrays
+                                     if array is not None) / result.runs[0].n_weights,
+        "learning_rate": result.learning_rate,
         "training_loss": statistics.fmean(final) if final else math.inf,
         "test_loss": statistics.fmean(run.test for run in good) if good else math.inf,
         "microseconds_per_step": statistics.median(run.step_ns for run in result.runs) / 1e3,
@@ -300,24 +308,353 @@ def _row(name, result, target):
 
 
 def _epochs_to(target, run):
-    reached = run.validation <= target
+    reached = (run.validation <= target) & np.isfinite(run.validation)
     return int(reached.argmax()) if reached.any() else math.inf
 
 
-def sentences(rows: list[dict], target: float) -> list[str]:
+def _instability(row):
+    return row["diverged"], math.inf if math.isnan(row["loss_spread"]) else row["loss_spread"]
+
+
+def sentences(rows: list[dict]) -> list[str]:
     """What the numbers say, in words, and where they agree with the lesson."""
-    by_speed = sorted(rows, key=lambda row: row["epochs_to_target"])
-    by_stability = sorted(rows, key=_instability)
-    said = []
-    if math.isfinite(by_speed[0]["epochs_to_target"]):
-        said.append(f"Fastest: {_first(by_speed, 'epochs_to_target')} with "
-                    f"{_epochs(by_speed[0])} epochs.")
-    if math.isfinite(by_stability[0]["loss_spread"]):
-        said.append(f"Most stable: {by_stability[0]['optimizer']}, whose final training loss spreads "
-                    f"by {by_stability[0]['loss_spread']:.2g} over the seeds.")
+    held = {row["optimizer"]: row for row in rows if row["optimizer"] in LESSON}
+    order = [name for name in LESSON if name in held]
+    said = [_ranking("Fastest, in epochs", rows, lambda row: row["epochs_to_target"], _speed,
+                     order)]
+    if all(math.isnan(row["loss_spread"]) for row in rows):
+        said.append("Stability takes two runs that do not diverge: not measured.")
+    else:
+        said.append(_ranking("Most stable", rows, _instability, _stability, order))
+    if len(order) > 1:
+        wrong = [name for name in order if held[name]["adaptive"] != LESSON[name][0]]
+        wrong += [f"{a} against {b}" for a in order for b in order if LESSON[a][1] < LESSON[b][1]
+                  and held[a]["slot_bytes_per_weight"] >= held[b]["slot_bytes_per_weight"]]
+        said.append("Adaptive rates and the order of memory are as the lesson says"
+                    + (f", but not for {', '.join(wrong)}." if wrong else "."))
     return said
 
 
-def _instability(row):
-    spread = row["loss_spread"]
-    return row["diverged"], math.inf if math.isnan(spread) else spread
+def _ranking(title, rows, key, text, order):
+    def listed(rows):
+        return ", ".join(f"{row['optimizer']} {text(row)}" for row in rows)
+
+    rows = sorted(rows, key=key)
+    said = f"{title}: {listed(row for row in rows if key(row) == key(rows[0]))}."
+    if len(order) > 1:
+        said += (f" The lesson's order: {', '.join(order)}; "
+                 f"measured: {listed(row for row in rows if row['optimizer'] in order)}.")
+    return said
+
+
+# ---------------------------------------------------------------------------------- table and JSON
+
+
+def _speed(row):
+    low, high = min(row["epochs_by_seed"]), max(row["epochs_by_seed"])
+    median = str(row["epochs_to_target"]).replace("inf", "never")
+    if low == high:
+        return median
+    return f"{median} ({low}-{high})" if math.isfinite(high) else f"{median} ({low}+)"
+
+
+def _stability(row):
+    said = [] if math.isnan(row["loss_spread"]) else [f"±{row['loss_spread']:#.2g}"]
+    said += [f"{row['diverged']} diverged"] if row["diverged"] else []
+    return ", ".join(said) or "-"
+
+
+def _loss(name):
+    return lambda row: f"{row[name]:#.4g}" if math.isfinite(row[name]) else "diverged"
+
+
+COLUMNS = {
+    "\noptimizer": lambda row: row["optimizer"],
+    "speed\nepochs": _speed,
+    "stability\nof loss": _stability,
+    "\nadaptive": lambda row: "yes" if row["adaptive"] else "no",
+    "memory\nB/weight": lambda row: f"{row['slot_bytes_per_weight']:.3g}",
+    "\nrate": lambda row: f"{row['learning_rate']:g}",
+    "training\nloss": _loss("training_loss"),
+    "test\nloss": _loss("test_loss"),
+    "step\nµs": lambda row: f"{row['microseconds_per_step']:.2f}",
+}
+
+
+def show(console, data: Data, settings: Settings, target: float, rows: list[dict]) -> None:
+    """Prints table, key and sentences."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+    size = sum(len(y) for _, y in data.parts.values())
+    console.print(Text(
+        f"{data.name}: {size} rows, {len(data.features)} features -> {settings.hidden} relu -> "
+        f"{data.target}; epochs: {settings.epochs}, batch size: {settings.batch_size}, "
+        f"seeds: {settings.seeds}\n", style="bold"))
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if "optimizer" in name else "right")
+    for row in rows:
+        table.add_row(*(text(row) for text in COLUMNS.values()))
+    console.print(table)
+    doubt = f" ({(2 * settings.seeds - 2) ** -0.5:.0%} uncertain)" if settings.seeds > 1 else ""
+    console.print(
+        f"\nspeed: epochs until the validation loss is {target:.4g} or less, that is within "
+        f"{WITHIN - 1:.0%} of the lowest mean any optimizer reached; median and range over seeds "
+        "(+: some never)\n"
+        f"stability: standard deviation of the final training loss over seeds{doubt}\n"
+        "memory: slots; losses: mean at the end, without diverged runs; step: one update, median\n",
+        style="dim")
+    for sentence in sentences(rows):
+        console.print(sentence)
+
+
+def as_json(data: Data, settings: Settings, results: dict[str, Result], interrupted: bool) -> dict:
+    """All numbers as plain values; what is not finite (never, diverged) becomes None."""
+    target, rows = summarise(results)
+    return _plain({
+        "data": {"name": data.name, "features": data.features, "target": data.target,
+                 "rows": {part: len(y) for part, (_, y) in data.parts.items()}},
+        "versions": {"optimc": optimc.__version__, "numpy": np.__version__,
+                     "python": platform.python_version()},
+        "isa": optimc.isa,
+        "settings": {**settings._asdict(), "seeds": list(range(settings.seeds))},
+        "interrupted": interrupted,
+        "target_validation_loss": target,
+        "results": [{
+            **row,
+            "sweep": [{"learning_rate": rate, "validation_loss": score}
+                      for rate, score in result.scores.items()],
+            "final_training_losses": [run.training[-1] for run in result.runs],
+            "mean_curves": {part: _curve(result, part)[0] for part in ("training", "validation")},
+        } for row, result in zip(rows, results.values(), strict=True)],
+    })
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | np.ndarray):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float):                    # NumPy's float64 is one
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+# ----------------------------------------------------------------------------------------- figures
+
+FLOOR = 1e-15           # where a loss of 0 is drawn on a logarithmic scale
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "0.75"       # told apart by every eye
+STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
+         "legend.frameon": False, "savefig.dpi": 150}
+
+
+def _panels(names, x, y, title):
+    """A figure with one panel per optimizer on common axes, and the panels."""
+    from matplotlib.figure import Figure
+    rows = -(-len(names) // 4)
+    columns = -(-len(names) // rows)
+    figure = Figure(figsize=(max(3 * columns, 6) + 0.5, 2.7 * rows + 1.2), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes in grid[len(names):]:
+        axes.remove()
+    for axes in grid[len(names) - columns:len(names)]:
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel(x)
+    for axes in grid[:len(names):columns]:
+        axes.set_ylabel(y)
+    figure.suptitle(title)
+    return figure, grid[:len(names)]
+
+
+def _curve(result, part):
+    """Mean and standard deviation over the runs that did not diverge, by epoch."""
+    curves = [getattr(run, part) for run in result.runs if not run.diverged]
+    if not curves:
+        return np.full((2, len(result.runs[0].training)), math.nan)
+    return np.mean(curves, axis=0), np.std(curves, axis=0)
+
+
+def draw_losses(path: Path, results: dict[str, Result], target: float) -> None:
+    """The loss by epoch: mean over seeds, and one standard deviation around it."""
+    from matplotlib import ticker
+    figure, panels = _panels(list(results), "epoch", "mean squared error",
+                             "Loss in training: mean over seeds, band of one standard deviation")
+    for axes, (name, result) in zip(panels, results.items(), strict=True):
+        for other in results.values() if len(results) > 1 else ():
+            axes.plot(_curve(other, "training")[0] + FLOOR, color=GREY, linewidth=1,
+                      label="training, the other optimizers")
+        for part, color, line in (("training", BLUE, "-"), ("validation", ORANGE, "--")):
+            mean, spread = _curve(result, part)
+            axes.plot(mean + FLOOR, line, color=color, linewidth=1.8, label=part)
+            axes.fill_between(range(len(mean)), np.maximum(mean - spread, mean / 10) + FLOOR,
+                              mean + spread + FLOOR, color=color, alpha=0.2, linewidth=0)
+        axes.axhline(target + FLOOR, color="black", linestyle=":", linewidth=1,
+                     label="to reach (speed)")
+        axes.set_title(f"{name}, rate {result.learning_rate:g}")
+        axes.set_xscale("symlog", linthresh=1, linscale=0.4)
+        axes.set_yscale("log")
+        axes.set_xlim(0, len(result.runs[0].training) - 1)
+        axes.xaxis.set_major_locator(ticker.SymmetricalLogLocator(
+            base=10, linthresh=1, subs=(1, 2, 5)))
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(ticker.NullFormatter())
+    handles = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles, loc="outside lower center",
+                  ncols=4 if len(results) > 2 else 2)
+    figure.savefig(path)
+
+
+def ravine(x, y):
+    """Rosenbrock's curved ravine with its walls lowered from 100 to 20; least, 0, at (1, 1)."""
+    return (1 - x) ** 2 + 20 * (y - x ** 2) ** 2
+
+
+def ravine_gradient(x, y):
+    """The gradient of `ravine`."""
+    return np.array([-2 * (1 - x) - 80 * x * (y - x ** 2), 40 * (y - x ** 2)])
+
+
+def descend(optimizer: optimc.Optimizer, steps: int = 100) -> tuple[np.ndarray, float]:
+    """The points an optimizer visits in the ravine, and the mean loss there."""
+    weights = np.array([-1.2, 1.6])
+    points = [weights.copy()]
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _ in range(steps):
+            optimizer.apply([ravine_gradient(*weights)], [weights])
+            points.append(weights.copy())
+        loss = float(np.mean(ravine(*np.transpose(points))))
+    return np.array(points), loss if math.isfinite(loss) else math.inf
+
+
+def draw_paths(path: Path, names: list[str]) -> None:
+    """The way of each optimizer down the ravine, at the rate that the sweep's rule chooses."""
+    figure, panels = _panels(names, "weight 1", "weight 2",
+                             "100 steps in a curved ravine, from the square towards the star")
+    x, y = np.meshgrid(np.linspace(-1.7, 1.7, 200), np.linspace(-0.6, 2.3, 200))
+    for axes, name in zip(panels, names, strict=True):
+        paths = {rate: descend(constructor(name)(rate)) for rate in RATES}
+        rate = best_rate({rate: loss for rate, (_, loss) in paths.items()})
+        points = paths[rate][0]
+        axes.contourf(x, y, np.log10(ravine(x, y) + 0.03), levels=12, cmap="Greys", vmax=5.5)
+        axes.plot(*points.T, "o-", color=ORANGE, markersize=2.5, linewidth=1)
+        axes.plot(*points[0], "s", color=BLUE, markersize=6, markeredgecolor="white")
+        axes.plot(1, 1, "*", color=BLUE, markersize=12, markeredgecolor="white")
+        axes.set(xlim=(-1.7, 1.7), ylim=(-0.6, 2.3))
+        axes.set_title(f"{name}, rate {rate:g}\nloss at the end {ravine(*points[-1]):.2g}")
+    figure.savefig(path)
+
+
+# ------------------------------------------------------------------------------------- the command
+
+
+def add_command(subparsers) -> None:
+    """Adds `compare` and its options to the commands of `python -m optimc`."""
+    parser = subparsers.add_parser(
+        "compare", help="train one network with every optimizer and compare them",
+        description="Trains a small network (inputs -> Dense relu -> Dense 1, mean squared error) "
+        "with every optimizer, each at its best learning rate, and measures speed, stability, "
+        "memory and time per step. Prints a table; writes losses.png, paths.png and compare.json. "
+        "Ctrl-C keeps the optimizers that are done.",
+        epilog="example: python -m optimc compare --data houses.csv --target price --optimizers "
+        "adam,sgd,lion")
+    add = parser.add_argument
+    add("--data", metavar="FILE.csv", help="a comma-separated table of numbers with a header row; "
+        "default: the 442 patients of scikit-learn's load_diabetes")
+    add("--target", metavar="COLUMN",
+        help="the column of FILE.csv to predict; all others are features")
+    add("--optimizers", metavar="NAME", nargs="+", default=list(CONTESTANTS),
+        help=f"names, separated by commas or spaces: {', '.join(CONTESTANTS)} (default: these), or "
+        "any class of optimc")
+    add("--epochs", type=_count, default=50, metavar="N",
+        help="passes over the training rows (default: %(default)s)")
+    add("--batch-size", type=_count, default=32, metavar="N",
+        help="rows per step (default: %(default)s)")
+    add("--hidden", type=_count, default=64, metavar="N",
+        help="units of the hidden layer (default: %(default)s)")
+    add("--seeds", type=_count, default=10, metavar="N",
+        help="runs per optimizer, with the seeds 0 to N-1 (default: %(default)s)")
+    add("--learning-rate", type=_rate, metavar="RATE",
+        help=f"one rate for all; default: for each the best of {len(RATES)} from {RATES[0]:g} to "
+        f"{RATES[-1]:g}, by the validation loss")
+    add("--out", type=Path, default="compare", metavar="DIR",
+        help="folder for the files (default: %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def _count(text):
+    if not (text.isascii() and text.isdecimal() and len(text) < 8 and 1 <= int(text) <= 1_000_000):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 1000000, got {text!r}")
+    return int(text)
+
+
+def _rate(text):
+    if not 0 < _float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text!r}")
+    return _float(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Does what the options say and returns the exit code."""
+    for extra in ("matplotlib", "rich", *([] if args.data else ["sklearn"])):
+        if importlib.util.find_spec(extra) is None:
+            raise InputError(f"{extra} is not installed: pip install 'optimc[compare]'")
+    if (args.data is None) != (args.target is None):
+        raise InputError("--data FILE.csv and --target COLUMN belong together")
+    words = " ".join(args.optimizers).replace(",", " ").lower().split()
+    names = list(dict.fromkeys(words or [""]))
+    for name in names:
+        constructor(name)
+    data = load_data(args.data, args.target)
+    settings = Settings(args.epochs, args.batch_size, args.hidden, args.seeds, args.learning_rate)
+    with _writing(args.out):
+        args.out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=args.out).close()        # better now than after the training
+    return _compare(names, data, settings, args.out)
+
+
+@contextlib.contextmanager
+def _writing(folder):
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--out {folder}: {error.strerror or error}") from None
+
+
+def _compare(names, data, settings, out):
+    import matplotlib.style
+    from rich.console import Console
+    terminal = sys.stdout.isatty()
+    console = Console(force_terminal=terminal, width=None if terminal else 120, highlight=False,
+                      markup=False, emoji=False)
+    with _progress(console, len(names), settings) as tick:
+        results = measure_all(names, data, settings, tick)
+    if not results:
+        raise KeyboardInterrupt
+    target, rows = summarise(results)
+    show(console, data, settings, target, rows)
+    interrupted = len(results) < len(names)
+    numbers = json.dumps(as_json(data, settings, results, interrupted), indent=1, allow_nan=False)
+    with _writing(out), matplotlib.style.context(["default", STYLE]):
+        (out / "compare.json").write_text(numbers + "\n", "utf-8")
+        draw_losses(out / "losses.png", results, target)
+        draw_paths(out / "paths.png", list(results))
+    console.print(f"Written: losses.png, paths.png and compare.json in {out}", soft_wrap=True)
+    if interrupted:
+        print(f"interrupted: {len(results)} of {len(names)} optimizers are done", file=sys.stderr)
+    return 130 if interrupted else 0
+
+
+@contextlib.contextmanager
+def _progress(console, optimizers, settings):
+    """Shows which run is under way, on a terminal only; gives the `tick` of `measure`."""
+    from rich import progress
+    sweep = 0 if settings.learning_rate else len(RATES) * min(SWEEP_SEEDS, settings.seeds)
+    columns = (progress.TextColumn("{task.description}", markup=False), progress.BarColumn(),
+               progress.TimeElapsedColumn(), "left:", progress.TimeRemainingColumn())
+    with progress.Progress(*columns, console=console, transient=True,
+                           disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=optimizers * (sweep + settings.seeds))
+        yield lambda description: bar.update(task, description=description, advance=1)

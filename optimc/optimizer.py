@@ -565,6 +565,13 @@ class Optimizer(_core.Optimizer):
         self._held_names, self._held_shapes, self._held_waiting = (
             state["names"], state["shapes"], state["waiting"])
 
+    def _hold(self, names, weights, slots, averages, accumulators, waiting, calls):
+        """Takes over state made elsewhere; the optimizer binds to the weights of its next step."""
+        self._slots, self._averages, self._accumulators = slots, averages, accumulators
+        self._held_names = names and tuple(names)
+        self._held_shapes = tuple((weight.shape, weight.dtype) for weight in weights)
+        self._held_waiting, self._calls = (waiting,) * len(weights), calls
+
     def __reduce__(self):
         state = self._state(lambda values: values)
         for arguments in (state["arguments"], *state["groups"]):

@@ -22,6 +22,14 @@ class SGD(Optimizer):
     @nesterov.setter
     def nesterov(self, value: bool) -> None: ...
     @property
+    def dampening(self) -> float: ...
+    @dampening.setter
+    def dampening(self, value: Rate) -> None: ...
+    @property
+    def rate_in_velocity(self) -> bool: ...
+    @rate_in_velocity.setter
+    def rate_in_velocity(self, value: bool) -> None: ...
+    @property
     def cautious(self) -> bool: ...
     @cautious.setter
     def cautious(self, value: bool) -> None: ...
@@ -41,10 +49,13 @@ class SGD(Optimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        dampening: Rate = 0.0,
+        rate_in_velocity: bool = True,
         cautious: bool = False,
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -70,6 +81,14 @@ class RMSprop(Optimizer):
     @centered.setter
     def centered(self, value: bool) -> None: ...
     @property
+    def epsilon_outside(self) -> bool: ...
+    @epsilon_outside.setter
+    def epsilon_outside(self, value: bool) -> None: ...
+    @property
+    def rate_in_velocity(self) -> bool: ...
+    @rate_in_velocity.setter
+    def rate_in_velocity(self, value: bool) -> None: ...
+    @property
     def cautious(self) -> bool: ...
     @cautious.setter
     def cautious(self, value: bool) -> None: ...
@@ -91,10 +110,13 @@ class RMSprop(Optimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        epsilon_outside: bool = False,
+        rate_in_velocity: bool = True,
         cautious: bool = False,
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -124,6 +146,10 @@ class Adam(Optimizer):
     @bias_correction.setter
     def bias_correction(self, value: bool) -> None: ...
     @property
+    def corrected_epsilon(self) -> bool: ...
+    @corrected_epsilon.setter
+    def corrected_epsilon(self, value: bool) -> None: ...
+    @property
     def cautious(self) -> bool: ...
     @cautious.setter
     def cautious(self, value: bool) -> None: ...
@@ -146,10 +172,12 @@ class Adam(Optimizer):
         name: str | None = None,
         *,
         bias_correction: bool = True,
+        corrected_epsilon: bool = False,
         cautious: bool = False,
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -181,10 +209,12 @@ class AdamW(Adam):
         name: str | None = None,
         *,
         bias_correction: bool = True,
+        corrected_epsilon: bool = False,
         cautious: bool = False,
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -201,6 +231,14 @@ class Adagrad(Optimizer):
     def epsilon(self) -> float: ...
     @epsilon.setter
     def epsilon(self, value: Rate) -> None: ...
+    @property
+    def epsilon_outside(self) -> bool: ...
+    @epsilon_outside.setter
+    def epsilon_outside(self, value: bool) -> None: ...
+    @property
+    def learning_rate_decay(self) -> float: ...
+    @learning_rate_decay.setter
+    def learning_rate_decay(self, value: Rate) -> None: ...
     def __init__(
         self,
         learning_rate: Rate = 0.001,
@@ -217,9 +255,12 @@ class Adagrad(Optimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        epsilon_outside: bool = False,
+        learning_rate_decay: Rate = 0.0,
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -255,6 +296,7 @@ class Adadelta(Optimizer):
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -276,6 +318,10 @@ class Adamax(Optimizer):
     @epsilon.setter
     def epsilon(self, value: Rate) -> None: ...
     @property
+    def epsilon_in_norm(self) -> bool: ...
+    @epsilon_in_norm.setter
+    def epsilon_in_norm(self, value: bool) -> None: ...
+    @property
     def cautious(self) -> bool: ...
     @cautious.setter
     def cautious(self, value: bool) -> None: ...
@@ -296,10 +342,12 @@ class Adamax(Optimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        epsilon_in_norm: bool = False,
         cautious: bool = False,
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -350,6 +398,7 @@ class Nadam(Optimizer):
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -405,6 +454,7 @@ class Ftrl(Optimizer):
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -445,6 +495,7 @@ class Lion(Optimizer):
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -490,6 +541,7 @@ class ScheduleFreeAdamW(Optimizer):
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -511,6 +563,10 @@ class RAdam(Optimizer):
     @epsilon.setter
     def epsilon(self, value: Rate) -> None: ...
     @property
+    def corrected_epsilon(self) -> bool: ...
+    @corrected_epsilon.setter
+    def corrected_epsilon(self, value: bool) -> None: ...
+    @property
     def cautious(self) -> bool: ...
     @cautious.setter
     def cautious(self, value: bool) -> None: ...
@@ -531,10 +587,12 @@ class RAdam(Optimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        corrected_epsilon: bool = False,
         cautious: bool = False,
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -560,6 +618,14 @@ class Yogi(Optimizer):
     @initial_accumulator_value.setter
     def initial_accumulator_value(self, value: float) -> None: ...
     @property
+    def initial_mean(self) -> float: ...
+    @initial_mean.setter
+    def initial_mean(self, value: float) -> None: ...
+    @property
+    def corrected_epsilon(self) -> bool: ...
+    @corrected_epsilon.setter
+    def corrected_epsilon(self, value: bool) -> None: ...
+    @property
     def cautious(self) -> bool: ...
     @cautious.setter
     def cautious(self, value: bool) -> None: ...
@@ -581,10 +647,13 @@ class Yogi(Optimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        initial_mean: float = 0.0,
+        corrected_epsilon: bool = False,
         cautious: bool = False,
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -630,6 +699,7 @@ class AdaBelief(Optimizer):
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -675,6 +745,7 @@ class Rprop(Optimizer):
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -715,6 +786,7 @@ class ASGD(Optimizer):
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -765,6 +837,7 @@ class Adan(Optimizer):
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -805,6 +878,7 @@ class Lamb(Optimizer):
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -855,6 +929,7 @@ class Adafactor(Optimizer):
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...
 
@@ -954,5 +1029,6 @@ class Muon(Optimizer):
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,
     ) -> None: ...

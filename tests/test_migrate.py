@@ -1,0 +1,125 @@
+"""`from_keras` and `from_torch`: a live optimizer goes on in optimc, on the same trajectory."""
+
+import numpy as np
+import pytest
+from cases import CASES, assert_same_bits
+from test_keras_numpy import KERAS_CASES, equal_bits
+from test_styles import TORCH_CASES, problem
+
+import optimc
+from optimc.registry import classes
+
+OPTIONS = {
+    "plain": {},
+    "options": {"weight_decay": 0.1, "clipvalue": 0.9, "use_ema": True, "gradient_accumulation_steps": 2},
+}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("case", KERAS_CASES, ids=repr)
+def test_keras_optimizers_go_on(case, name):
+    keras = pytest.importorskip("keras")
+    rng = np.random.default_rng(0)
+    shapes = [(6, 4), (4,), (2, 3, 4)]
+    options = OPTIONS[name] if case.cls.rule != "muon" or name == "plain" else {"use_ema": True}
+    theirs = getattr(keras.optimizers, case.cls.__name__)(**{**case.arguments, **options})
+    variables = [keras.Variable(rng.standard_normal(shape).astype(np.float32)) for shape in shapes]
+    grads = [[rng.standard_normal(shape).astype(np.float32) for shape in shapes] for _ in range(12)]
+    for g in grads[:5]:
+        theirs.apply(g, variables)
+    weights = [np.array(v.value) for v in variables]
+    ours = optimc.from_keras(theirs)
+    assert ours.iterations == int(theirs.iterations)
+    for g in grads[5:]:
+        theirs.apply(g, variables)
+        ours.apply(g, weights)
+    for w, v in zip(weights, variables, strict=True):
+        if equal_bits(case):
+            assert_same_bits(w, np.asarray(v.value))
+        else:
+            np.testing.assert_allclose(w, np.asarray(v.value), rtol=0, atol=2e-4)
+    assert ours.get_config()["learning_rate"] == pytest.approx(float(theirs.learning_rate))
+
+
+def test_keras_schedules_and_loss_scales_come_over():
+    keras = pytest.importorskip("keras")
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 1, 0.5)
+    theirs = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(schedule, momentum=0.5), 8.0, 3)
+    v = keras.Variable(np.zeros(3, np.float32))
+    theirs.build([v])
+    for _ in range(2):
+        theirs.apply([np.ones(3, np.float32)], [v])
+    ours, w = optimc.from_keras(theirs), np.array(v.value)
+    for k in range(5):
+        g = np.full(3, 16.0 if k != 2 else np.inf, np.float32)
+        theirs.apply([g], [v])
+        ours.apply([g], [w])
+        assert_same_bits(w, np.asarray(v.value))
+        assert ours.dynamic_scale == float(theirs.dynamic_scale)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_unbuilt_keras_optimizers_bring_their_configuration():
+    keras = pytest.importorskip("keras")
+    ours = optimc.from_keras(keras.optimizers.AdamW(0.5, weight_decay=0.25))
+    assert (ours.learning_rate, ours.weight_decay, ours.iterations) == (0.5, 0.25, 0)
+    with pytest.raises(TypeError, match="expected an optimizer of keras"):
+        optimc.from_keras(optimc.SGD())
+
+
+@pytest.mark.parametrize("name,arguments,their_name,their_arguments", TORCH_CASES,
+                         ids=[f"{row[0]}-{row[1]}" for row in TORCH_CASES])
+def test_torch_optimizers_go_on(name, arguments, their_name, their_arguments):
+    torch = pytest.importorskip("torch")
+    start, grads = problem(np.float64)
+    params = [torch.nn.Parameter(torch.tensor(w)) for w in start]
+    theirs = getattr(torch.optim, their_name)(params, **their_arguments)
+
+    def step(g):
+        for p, array in zip(params, g, strict=True):
+            p.grad = torch.tensor(array)
+        theirs.step()
+
+    for g in grads[:5]:
+        step(g)
+    weights = [p.detach().numpy().copy() for p in params]
+    ours = optimc.from_torch(theirs)
+    assert type(ours) is classes[name]
+    for g in grads[5:20]:
+        step(g)
+        ours.apply(g, weights)
+    for w, p in zip(weights, params, strict=True):
+        np.testing.assert_allclose(w, p.detach().numpy(), rtol=1e-7 if name == "ASGD" else 1e-10, atol=1e-12)
+
+
+def test_torch_groups_come_over():
+    torch = pytest.importorskip("torch")
+    start, grads = problem(np.float64)
+    params = [torch.nn.Parameter(torch.tensor(w)) for w in start]
+    theirs = torch.optim.SGD([{"params": params[:1]}, {"params": params[1:], "lr": 0.5, "weight_decay": 0.1}],
+                             lr=0.1, momentum=0.9)
+    weights = [w.copy() for w in start]
+    ours = optimc.from_torch(theirs)
+    for g in grads[:10]:
+        for p, array in zip(params, g, strict=True):
+            p.grad = torch.tensor(array)
+        theirs.step()
+        ours.apply(g, weights)
+    for w, p in zip(weights, params, strict=True):
+        np.testing.assert_allclose(w, p.detach().numpy(), rtol=1e-12)
+
+
+def test_what_has_no_counterpart_is_refused():
+    torch = pytest.importorskip("torch")
+    p = [torch.nn.Parameter(torch.zeros(2))]
+    with pytest.raises(ValueError, match="no optimizer like torch's LBFGS"):
+        optimc.from_torch(torch.optim.LBFGS(p))
+    late = torch.optim.Adam([p[0], q := torch.nn.Parameter(torch.zeros(2))])
+    p[0].grad = torch.ones(2)
+    late.step()
+    q.grad = torch.ones(2)
+    late.step()
+    with pytest.raises(ValueError, match="different numbers of steps"):
+        optimc.from_torch(late)
+    assert CASES
