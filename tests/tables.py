@@ -1,0 +1,66 @@
+"""Tables in the documentation that follow from the registry.
+
+After a change of optimizers or styles:  python tests/tables.py
+"""
+
+import pathlib
+import re
+
+import numpy as np
+
+from optimc import _core
+from optimc.registry import classes
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def optimizers():
+    """A row per class: what it is, and what it keeps per weight."""
+    rows = ["| optimizer | after | keeps per weight |", "| --- | --- | --- |"]
+    for name, cls in sorted(classes.items(), key=lambda item: item[0].lower()):
+        source = "; ".join(re.findall(r"\(([^()]*?\d{4})", cls.__doc__.split("\n")[0]))
+        rows.append(f"| `{name}` | {source} | {', '.join(f'`{slot}`' for slot in kept(cls)) or 'nothing'} |")
+    return "\n".join(rows)
+
+
+def kept(cls):
+    """Slots of any kernel of the class, those of some arguments included."""
+    optimizer = cls()
+    kernels = {kernel for kernel, (_, rule, _) in _core.kernels.items()
+               if rule == cls.rule or kernel == optimizer._kernel_of(None, np.ones(1))}
+    names = [(k, name) for kernel in kernels for k, name in enumerate(
+        _core.rules[_core.kernels[kernel][1]][0].split(", ")) if _core.kernels[kernel][2] >> k & 1
+        and name not in cls.scratch_slots and name != "update"]
+    return list(dict.fromkeys(name for _, name in sorted(names)))
+
+
+def conventions():
+    """A row per argument in which a library differs from the defaults, which are Keras's."""
+    rows = ["| optimizer | argument | Keras | torch | optax |", "| --- | --- | --- | --- | --- |"]
+    for name, cls in sorted(classes.items(), key=lambda item: item[0].lower()):
+        if not cls.styles:
+            continue
+        for argument in [a for a in cls._arguments if any(a in preset for preset in cls.styles.values())]:
+            default = cls._arguments[argument].default
+            cells = [f"`{cls.styles[style].get(argument, default)}`" if style in cls.styles else "" for style in
+                     ("torch", "optax")]
+            rows.append(f"| `{name}` | `{argument}` | `{default}` | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+TABLES = {"README.md": {"optimizers": optimizers}, "docs/conventions.md": {"conventions": conventions}}
+
+
+def filled(path, text):
+    """The text of a document with its tables as they should be."""
+    for name, make in TABLES[path].items():
+        text, n = re.subn(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda m, make=make: m[1] + make() + m[2], text,
+                          flags=re.S)
+        assert n == 1, (path, name)
+    return text
+
+
+if __name__ == "__main__":
+    for path in TABLES:
+        file = ROOT / path
+        file.write_text(filled(path, file.read_text()))
