@@ -6,6 +6,7 @@ put right, exit code 130 for Ctrl-C.
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -44,5 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")        # a terminal that cannot show µ shows ?
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")    # a terminal that cannot show µ shows ?
     sys.exit(main())

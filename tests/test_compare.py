@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import optimc
-from optimc import compare, registry
+from optimc import compare, compare_data, registry
 from optimc.__main__ import main
 
 pytest.importorskip("matplotlib")
@@ -95,7 +95,7 @@ def test_features_and_target_are_standardised_on_the_training_rows(data):
 
 def test_standardise_takes_constant_and_huge_columns():
     table = np.array([[0.1, 1e300, 0.0], [0.1, -1e300, 0.0], [0.1, 1e300, 5.0]])
-    result = compare.standardise(table, np.array([0, 1]))
+    result = compare_data.standardise(table, np.array([0, 1]))
     np.testing.assert_array_equal(result, np.array([[0, 1, 0], [0, -1, 0], [0, 1, 0]], np.float32))
 
 
@@ -241,6 +241,23 @@ def test_sentences_say_where_the_lesson_is_wrong():
     assert compare.sentences(rows)[-1].endswith(", but not for sgd, sgd against adam.")
 
 
+def test_sentences_say_which_pairs_agree_with_the_lesson():
+    def row(name, epochs, spread):
+        return {"optimizer": name, "epochs_to_target": epochs, "epochs_by_seed": [epochs], "diverged": 0,
+                "loss_spread": spread, "adaptive": True, "slot_bytes_per_weight": 4.0}
+
+    speed, stability, _ = compare.sentences([row("adam", 3, 0.1), row("rmsprop", 3, 0.2), row("sgd", 2, 0.3)])
+    assert speed.endswith(" They agree on 0 of 3 pairs; the other way round: sgd before adam, sgd before "
+                          "rmsprop; equal: adam and rmsprop.")
+    assert stability.endswith(" They agree on 3 of 3 pairs.")
+
+
+def test_spreads_that_are_shown_alike_are_equal():
+    row = {"diverged": 0, "loss_spread": 0.00864}
+    assert compare._instability(row) == compare._instability({**row, "loss_spread": 0.00858})
+    assert compare._instability(row) < compare._instability({**row, "loss_spread": math.nan})
+
+
 def test_pipe_gets_no_control_codes(done):
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", done[1])
 
@@ -311,6 +328,17 @@ def _read(descriptor):
         return os.read(descriptor, 65536)
     except OSError:                                 # Linux's way to say that the other end closed
         return b""
+
+
+def test_progress_counts_only_the_runs_that_are_over(monkeypatch):
+    from rich import progress
+    from rich.console import Console
+    shown = []
+    monkeypatch.setattr(progress.Progress, "update", lambda bar, task, **fields: shown.append(fields))
+    with compare._progress(Console(quiet=True), 1, SETTINGS._replace(learning_rate=0.1)) as tick:
+        tick("first")
+        tick("second")
+    assert shown == [{"description": "first", "completed": 0}, {"description": "second", "completed": 1}]
 
 
 # ------------------------------------------------------------------------------------------ Ctrl-C

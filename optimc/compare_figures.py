@@ -1,0 +1,104 @@
+"""The figures of `python -m optimc compare`: loss curves, and paths on a curved ravine."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+import optimc
+from optimc.compare import RATES, Result, best_rate, constructor, mean_curve
+
+FLOOR = 1e-15           # where a loss of 0 is drawn on a logarithmic scale
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "0.75"       # told apart by every eye
+STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
+         "legend.frameon": False, "savefig.dpi": 150}
+
+
+def _panels(names, x, y, title):
+    """A figure with one panel per optimizer on common axes, and the panels."""
+    from matplotlib.figure import Figure
+    rows = -(-len(names) // 4)
+    columns = -(-len(names) // rows)
+    figure = Figure(figsize=(max(3 * columns, 6) + 0.5, 2.7 * rows + 1.2), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes in grid[len(names):]:
+        axes.remove()
+    for axes in grid[len(names) - columns:len(names)]:
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel(x)
+    for axes in grid[:len(names):columns]:
+        axes.set_ylabel(y)
+    figure.suptitle(title)
+    return figure, grid[:len(names)]
+
+
+def draw_losses(path: Path, results: dict[str, Result], target: float) -> None:
+    """The loss by epoch: mean over seeds, and one standard deviation around it."""
+    from matplotlib import ticker
+    figure, panels = _panels(list(results), "epoch", "mean squared error",
+                             "Loss in training: mean over seeds, band of one standard deviation")
+    for axes, (name, result) in zip(panels, results.items(), strict=True):
+        for other in results.values() if len(results) > 1 else ():
+            axes.plot(mean_curve(other, "training")[0] + FLOOR, color=GREY, linewidth=1,
+                      label="training, the other optimizers")
+        for part, color, line in (("training", BLUE, "-"), ("validation", ORANGE, "--")):
+            mean, spread = mean_curve(result, part)
+            axes.plot(mean + FLOOR, line, color=color, linewidth=1.8, label=part)
+            axes.fill_between(range(len(mean)), np.maximum(mean - spread, mean / 10) + FLOOR,
+                              mean + spread + FLOOR, color=color, alpha=0.2, linewidth=0)
+        axes.axhline(target + FLOOR, color="black", linestyle=":", linewidth=1,
+                     label="to reach (speed)")
+        axes.set_title(f"{name}, rate {result.learning_rate:g}")
+        axes.set_xscale("symlog", linthresh=1, linscale=0.4)
+        axes.set_yscale("log")
+        axes.set_xlim(0, len(result.runs[0].training) - 1)
+        axes.xaxis.set_major_locator(ticker.SymmetricalLogLocator(
+            base=10, linthresh=1, subs=(1, 2, 5)))
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(ticker.NullFormatter())
+    handles = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles, loc="outside lower center",
+                  ncols=4 if len(results) > 2 else 2)
+    figure.savefig(path)
+
+
+def ravine(x, y):
+    """Rosenbrock's curved ravine with its walls lowered from 100 to 20; least, 0, at (1, 1)."""
+    return (1 - x) ** 2 + 20 * (y - x ** 2) ** 2
+
+
+def ravine_gradient(x, y):
+    """The gradient of `ravine`."""
+    return np.array([-2 * (1 - x) - 80 * x * (y - x ** 2), 40 * (y - x ** 2)])
+
+
+def descend(optimizer: optimc.Optimizer, steps: int = 100) -> tuple[np.ndarray, float]:
+    """The points an optimizer visits in the ravine, and the mean loss there."""
+    weights = np.array([-1.2, 1.6])
+    points = [weights.copy()]
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _ in range(steps):
+            optimizer.apply([ravine_gradient(*weights)], [weights])
+            points.append(weights.copy())
+        loss = float(np.mean(ravine(*np.transpose(points))))
+    return np.array(points), loss if math.isfinite(loss) else math.inf
+
+
+def draw_paths(path: Path, names: list[str]) -> None:
+    """The way of each optimizer down the ravine, at the rate that the sweep's rule chooses."""
+    figure, panels = _panels(names, "weight 1", "weight 2",
+                             "100 steps in a curved ravine, from the square towards the star")
+    x, y = np.meshgrid(np.linspace(-1.7, 1.7, 200), np.linspace(-0.6, 2.3, 200))
+    for axes, name in zip(panels, names, strict=True):
+        paths = {rate: descend(constructor(name)(rate)) for rate in RATES}
+        rate = best_rate({rate: loss for rate, (_, loss) in paths.items()})
+        points = paths[rate][0]
+        axes.contourf(x, y, np.log10(ravine(x, y) + 0.03), levels=12, cmap="Greys", vmax=5.5)
+        axes.plot(*points.T, "o-", color=ORANGE, markersize=2.5, linewidth=1)
+        axes.plot(*points[0], "s", color=BLUE, markersize=6, markeredgecolor="white")
+        axes.plot(1, 1, "*", color=BLUE, markersize=12, markeredgecolor="white")
+        axes.set(xlim=(-1.7, 1.7), ylim=(-0.6, 2.3))
+        axes.set_title(f"{name}, rate {rate:g}\nloss at the end {ravine(*points[-1]):.2g}")
+    figure.savefig(path)
