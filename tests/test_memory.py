@@ -9,8 +9,15 @@ import weakref
 
 import numpy as np
 import pytest
+from cases import CASES
 
 import optimc
+
+
+@pytest.fixture(params=[case for case in CASES if not case.arguments], ids=repr)
+def case(request):
+    """One case per class: arguments make no difference here."""
+    return request.param
 
 
 def lesson():
@@ -82,24 +89,26 @@ def test_no_reference_is_leaked(case):
 def test_memory_is_flat_over_builds_and_refusals(case):
     weights, grads = lesson()
 
-    def work(times):
+    def grown(times):
+        """Bytes by which traced memory grows over some rounds."""
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
         for _ in range(times):
             optimizer = case.make()
             bad_calls(optimizer, weights, grads)
             optimizer.apply(grads, weights)
             bad_calls(optimizer, weights, grads)
+            del optimizer
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] - before
 
     tracemalloc.start()
     try:
-        work(200)                           # fills the interpreter's free lists
-        gc.collect()
-        before = tracemalloc.get_traced_memory()[0]
-        work(100)
-        gc.collect()
-        after = tracemalloc.get_traced_memory()[0]
+        grown(100)                          # fills the interpreter's free lists
+        # the least of three: a table of the interpreter's may be moved within one of them
+        assert min(grown(50) for _ in range(3)) < 15_000
     finally:
         tracemalloc.stop()
-    assert after - before < 30_000
 
 
 def test_an_optimizer_in_a_cycle_is_collected():
