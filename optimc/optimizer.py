@@ -216,7 +216,7 @@ class Optimizer(_core.Optimizer):
 
     # ---------------------------------------------------------------------------- building
 
-    def build(self, params, *, slots=None):
+    def build(self, params, *, slots=None, averages=None, accumulators=None):
         """Binds the optimizer to its weights and makes their slots.
 
         `apply` does this by itself at its first call.  Built again, the optimizer moves to new memory, or
@@ -226,7 +226,10 @@ class Optimizer(_core.Optimizer):
         Args:
             params: list, tuple or dict of writable float32 or float64 arrays.
             slots: arrays to keep the state in, instead of new ones: a dict that gives for each slot name a
-                list of arrays, one per weight, like the weights.  They are used as they are.
+                list of arrays, one per weight, like the weights (None where the weight has no such slot).
+                They are used as they are.
+            averages, accumulators: likewise for the averages of `use_ema` and the accumulated gradients, a list
+                of arrays each.
 
         Example:
             >>> import numpy as np, optimc
@@ -237,11 +240,11 @@ class Optimizer(_core.Optimizer):
         """
         self._lock()
         try:
-            self._build(params, may_add=True, adopt=slots)
+            self._build(params, may_add=True, adopt=slots, averages=averages, accumulators=accumulators)
         finally:
             self._unlock()
 
-    def _build(self, params, may_add=False, adopt=None):
+    def _build(self, params, may_add=False, adopt=None, averages=None, accumulators=None):
         """Builds and returns what `_undo_build` needs to undo it; on an error nothing has changed."""
         names, weights = _core.weights_of(params)
         before = {name: self.__dict__[name] for name in
@@ -255,13 +258,18 @@ class Optimizer(_core.Optimizer):
                      for slot, k in sorted(numbers.items(), key=lambda item: item[1])}
         else:
             slots = _adopted(kernels, adopt)
+        for what, arrays, wanted in (("averages", averages, self.use_ema),
+                                     ("accumulators", accumulators, self.gradient_accumulation_steps)):
+            if arrays is not None and (not wanted or len(arrays) != len(weights)):
+                raise ValueError(f"{what}: expected {len(weights) if wanted else 'no'} arrays, got {len(arrays)}")
         waiting = self._waiting_now()
         new = {
             "_slots": slots,
-            "_averages": self._carry(weights, old, self._averages, _core.MAX_SLOTS,
-                                     lambda i: weights[i] if self.iterations else 0) if self.use_ema else None,
-            "_accumulators": self._carry(weights, old, self._accumulators, _core.MAX_SLOTS + 1,
-                                         lambda i: 0) if self.gradient_accumulation_steps else None,
+            "_averages": None if not self.use_ema else list(averages) if averages is not None else self._carry(
+                weights, old, self._averages, _core.MAX_SLOTS, lambda i: weights[i] if self.iterations else 0),
+            "_accumulators": None if not self.gradient_accumulation_steps
+                else list(accumulators) if accumulators is not None else self._carry(
+                    weights, old, self._accumulators, _core.MAX_SLOTS + 1, lambda i: 0),
             "_held_names": names,
             "_held_shapes": tuple((weight.shape, weight.dtype) for weight in weights),
             "_held_waiting": tuple(k is not None and k < len(waiting) and waiting[k] for k in old),

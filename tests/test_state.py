@@ -148,6 +148,20 @@ def test_slots_can_be_adopted(case):
             case.make().build([w], slots={})
 
 
+def test_averages_and_accumulators_can_be_adopted():
+    w, average, held = (np.zeros(3, np.float32) for _ in range(3))
+    optimizer = optimc.SGD(1.0, use_ema=True, gradient_accumulation_steps=2)
+    optimizer.build([w], slots={}, averages=[average], accumulators=[held])
+    optimizer.apply([np.ones(3, np.float32)], [w])
+    assert (held == 1).all()
+    optimizer.apply([np.ones(3, np.float32)], [w])
+    assert (w == -1).all() and (average == -1).all() and (held == 0).all()
+    with pytest.raises(ValueError, match="averages: expected no arrays, got 1"):
+        optimc.SGD().build([w], averages=[average])
+    with pytest.raises(ValueError, match="overlap in memory"):
+        optimc.SGD(use_ema=True).build([w], averages=[w])
+
+
 def test_slots_take_what_the_rule_needs(case):
     w = np.zeros(100_000, np.float32)
     optimizer = case.make()
