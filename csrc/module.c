@@ -24,6 +24,7 @@
 #include "isa.h"
 #include "plan.h"
 #include "pool.h"
+#include "tensor.h"
 
 _Static_assert(sizeof(npy_intp) == sizeof(ptrdiff_t), "shapes and strides are passed as they are");
 
@@ -42,11 +43,12 @@ static struct state *state_of(PyObject *module)
     return PyModule_GetState(module);
 }
 
-/* Where a value comes from: a number (source NULL), a schedule (called with the step) or a callable.  A
+/* Where a value comes from: a number (source NULL), a schedule (called with the step), a callable, or an
+   item of a dict (`key` not NULL), or number `item` of a tuple there; then 0 may mean that it is off.  A
    group's value that is not its own is the first group's. */
 struct setting {
-    PyObject *source;
-    int with_step, own;
+    PyObject *source, *key;
+    int with_step, own, item, zero_is_off;
 };
 
 /* What a value may be.  The ends are allowed if closed. */
@@ -86,6 +88,10 @@ typedef struct {
     int use_ema;
     int cautious, coupled, maximize;    /* as in struct request */
     int check_finite;
+    PyObject *watched;                  /* of tensors: (dict, key, value) that must not change, or NULL */
+    PyObject *orders;                   /* of tensors: how to order the axes of each, None for as they are */
+    PyObject *grad_name;                /* of tensors: "grad" */
+    ptrdiff_t *room;                    /* of tensors: shapes and strides, in the order of memory */
     double norm;                        /* the last global norm computed ... */
     int normed;                         /* ... if one was */
 } Optimizer;
@@ -279,10 +285,39 @@ static PyObject *core_check_number(PyObject *Py_UNUSED(module), PyObject *args)
     return PyFloat_FromDouble(number);
 }
 
-/* Asks a schedule (with the step) or a callable for a value. */
+/* Reads a value from the item of a dict; a number of another library counts if it can be a float. */
+static int read_item(Optimizer *self, const struct setting *setting, int k, double *number)
+{
+    PyObject *object = PyDict_GetItemWithError(setting->source, setting->key);
+    if (object && setting->item >= 0)
+        object = PyTuple_Check(object) && setting->item < PyTuple_GET_SIZE(object)
+            ? PyTuple_GET_ITEM(object, setting->item) : NULL;
+    if (!object) {
+        if (!PyErr_Occurred())
+            PyErr_Format(PyExc_KeyError, "%U: no such item %R", self->bounds[k].name, setting->key);
+        return -1;
+    }
+    int got = read_number(object, 1, number);
+    if (!got && !PyBool_Check(object) && !PyUnicode_Check(object)) {
+        *number = PyFloat_AsDouble(object);
+        got = *number == -1 && PyErr_Occurred() ? -1 : 1;
+    }
+    if (!got)
+        PyErr_Format(PyExc_TypeError, "%U must be a number, got %s", self->bounds[k].name,
+            Py_TYPE(object)->tp_name);
+    if (got <= 0 || check_bound(&self->bounds[k], *number, object, ""))
+        return -1;
+    if (setting->zero_is_off && *number == 0)
+        *number = Py_NAN;
+    return 0;
+}
+
+/* Asks a schedule (with the step), a callable or a dict for a value. */
 static int ask(Optimizer *self, size_t group, int k, double *number)
 {
     const struct setting *setting = &self->settings[group][k];
+    if (setting->key)
+        return read_item(self, setting, k, number);
     PyObject *step = NULL, *result, *source = Py_NewRef(setting->source);
     if (setting->with_step) {
         step = PyLong_FromLongLong(self->calls);
@@ -423,6 +458,32 @@ static PyObject *optimizer_set_value(Optimizer *self, PyObject *args)
     setting->with_step = with_step;
     setting->own = 1;
     Py_XSETREF(setting->source, source);
+    Py_CLEAR(setting->key);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(set_item_doc, "_set_item($self, group, index, mapping, key, item, zero_is_off, /)\n--\n\n"
+"Lets a value be read from mapping[key], or mapping[key][item] for an item >= 0, at every step.");
+
+static PyObject *optimizer_set_item(Optimizer *self, PyObject *args)
+{
+    PyObject *mapping, *key;
+    Py_ssize_t group, k;
+    int item, zero_is_off;
+    if (!PyArg_ParseTuple(args, "nnO!Uip", &group, &k, &PyDict_Type, &mapping, &key, &item, &zero_is_off)
+        || find_value(self, group, k))
+        return NULL;
+    struct setting *setting = &self->settings[group][k], wanted = {mapping, key, 0, 1, item, zero_is_off};
+    double number;
+    if (read_item(self, &wanted, (int)k, &number))
+        return NULL;
+    self->n_sources += setting->source == NULL;
+    Py_XDECREF(setting->source);
+    Py_XDECREF(setting->key);
+    Py_INCREF(mapping);
+    Py_INCREF(key);
+    *setting = wanted;
+    self->groups[group].values[k] = number;
     Py_RETURN_NONE;
 }
 
@@ -490,6 +551,7 @@ static PyObject *optimizer_inherit(Optimizer *self, PyObject *args)
     self->n_sources -= setting->source != NULL;
     setting->own = group == 0;
     Py_CLEAR(setting->source);
+    Py_CLEAR(setting->key);
     Py_RETURN_NONE;
 }
 
@@ -713,6 +775,10 @@ static void unbind(Optimizer *self)
     self->plan = NULL;
     PyMem_Free(self->gradients);
     self->gradients = NULL;
+    PyMem_Free(self->room);
+    self->room = NULL;
+    Py_CLEAR(self->orders);
+    Py_CLEAR(self->grad_name);
     Py_CLEAR(self->arrays);
     Py_CLEAR(self->weights);
     Py_CLEAR(self->names);
@@ -1113,14 +1179,32 @@ static ptrdiff_t survey(Optimizer *self)
     return bad;
 }
 
+/* After matching: what the step is to do, and what must be known of its gradients.  As check_step. */
+static int survey_step(Optimizer *self, int finite)
+{
+    const int64_t before = self->calls / self->steps;
+    self->request = (struct request){
+        .groups = self->groups, .t = before + 1, .update = (self->calls + 1) % self->steps == 0,
+        .steps = self->steps,
+        .overwrite = self->use_ema && self->overwrite && (before + 1) % self->overwrite == 0,
+        .cautious = self->cautious, .coupled = self->coupled, .maximize = self->maximize,
+        .check = finite != PROPAGATE,
+    };
+    const ptrdiff_t bad = survey(self);
+    if (bad < 0)
+        return 1;
+    if (finite == SKIP)
+        return 0;
+    return refuse(PyExc_FloatingPointError, "%U is not finite", label("grads", self->names, bad), NULL,
+        NULL);
+}
+
 /* Everything that can refuse a step, with the lock held: 1 if it may run, 0 if it is to be skipped, -1
    with an error.  Nothing of the caller's has changed.  end_step must follow. */
 static int check_step(Optimizer *self, PyObject *grads, PyObject *weights, int finite)
 {
     PyObject *owned = NULL;
     struct pairs pairs;
-    const int update = (self->calls + 1) % self->steps == 0;
-    const int64_t before = self->calls / self->steps;
     if (self->n_sources && ask_all(self))
         return -1;
     if (!self->plan) {
@@ -1136,21 +1220,7 @@ static int check_step(Optimizer *self, PyObject *grads, PyObject *weights, int f
     }
     const int failed = open_pairs(self, grads, weights, &pairs) || match(self, &pairs, &owned);
     Py_XDECREF(owned);
-    if (failed)
-        return -1;
-    self->request = (struct request){
-        .groups = self->groups, .t = before + 1, .update = update, .steps = self->steps,
-        .overwrite = self->use_ema && self->overwrite && (before + 1) % self->overwrite == 0,
-        .cautious = self->cautious, .coupled = self->coupled, .maximize = self->maximize,
-        .check = finite != PROPAGATE,
-    };
-    const ptrdiff_t bad = survey(self);
-    if (bad < 0)
-        return 1;
-    if (finite == SKIP)
-        return 0;
-    return refuse(PyExc_FloatingPointError, "%U is not finite", label("grads", self->names, bad), NULL,
-        NULL);
+    return failed ? -1 : survey_step(self, finite);
 }
 
 /* The writing half.  Cannot fail. */
@@ -1236,6 +1306,225 @@ static PyObject *optimizer_apply(Optimizer *self, PyObject *const *args, Py_ssiz
     if (checked < 0)
         return NULL;
     Py_RETURN_NONE;
+}
+
+/* ------------------------------------------------------------------------------------- tensors - */
+
+/* Steps over tensors of another library, by its DLPack exchange table: no array is made of them, and where
+   they lie is read afresh at every step. */
+
+static const struct tensor_exchange *exchange_of(PyObject *capsule)
+{
+    const struct tensor_exchange *table = PyCapsule_GetPointer(capsule, TENSOR_CAPSULE);
+    while (table && table->version.major != TENSOR_MAJOR)
+        table = table->older;
+    if (table && table->look)
+        return table;
+    if (!PyErr_Occurred())
+        PyErr_SetString(PyExc_ValueError, "the exchange table has no version 1 that describes tensors");
+    return NULL;
+}
+
+PyDoc_STRVAR(prepare_tensors_doc, "_prepare_tensors($self, orders, watched, /)\n--\n\n"
+"After `_bind`, for steps over tensors: `orders`, for each weight None, or a tuple of its axes in the order of\n"
+"memory; `watched`, a tuple of (dict, key, value) that the plan rests on.");
+
+static PyObject *optimizer_prepare_tensors(Optimizer *self, PyObject *args)
+{
+    PyObject *orders, *watched;
+    const size_t n = self->plan ? optimc_plan_weights(self->plan) : 0;
+    if (!PyArg_ParseTuple(args, "O!O!", &PyTuple_Type, &orders, &PyTuple_Type, &watched))
+        return NULL;
+    if (!n || (size_t)PyTuple_GET_SIZE(orders) != n) {
+        PyErr_SetString(PyExc_ValueError, "orders: expected an entry per weight");
+        return NULL;
+    }
+    size_t axes = 0;
+    for (size_t i = 0; i < n; i++)
+        axes += (size_t)PyArray_NDIM((PyArrayObject *)PyTuple_GET_ITEM(self->weights, (Py_ssize_t)i));
+    if (!self->grad_name && !(self->grad_name = PyUnicode_InternFromString("grad")))
+        return NULL;
+    ptrdiff_t *room = PyMem_Calloc(4 * axes + 1, sizeof *room);
+    if (!room)
+        return PyErr_NoMemory();
+    PyMem_Free(self->room);
+    self->room = room;
+    Py_XSETREF(self->orders, Py_NewRef(orders));
+    Py_XSETREF(self->watched, Py_NewRef(watched));
+    Py_RETURN_NONE;
+}
+
+/* Fills a view of a tensor whose axes are put in `order`; shape and strides go into `room`. */
+static int look_tensor(const struct tensor_exchange *table, PyObject *object, PyObject *order,
+    const char *argument, Py_ssize_t i, ptrdiff_t *room, int ndim, struct view *view)
+{
+    struct tensor tensor;
+    if (table->look(object, &tensor)) {
+        if (!PyErr_Occurred())
+            PyErr_Format(PyExc_TypeError, "%s[%zd]: not a dense tensor", argument, i);
+        return -1;
+    }
+    if (tensor.device.kind != TENSOR_ON_CPU) {
+        PyErr_Format(PyExc_TypeError, "%s[%zd]: expected a tensor on the CPU", argument, i);
+        return -1;
+    }
+    if (tensor.ndim != ndim) {
+        PyErr_Format(PyExc_ValueError, "%s[%zd]: expected %d axes, as built, got %d", argument, i, ndim,
+            (int)tensor.ndim);
+        return -1;
+    }
+    const int bits = tensor.type.bits, code = tensor.type.code;
+    view->type = tensor.type.lanes != 1 ? TYPE_OTHER
+        : code == TENSOR_BFLOAT && bits == 16 ? TYPE_BF16
+        : code != TENSOR_FLOAT ? TYPE_OTHER
+        : bits == 32 ? TYPE_F32 : bits == 64 ? TYPE_F64 : bits == 16 ? TYPE_F16 : TYPE_OTHER;
+    view->itemsize = (size_t)bits / 8;
+    view->data = (char *)tensor.data + tensor.byte_offset;
+    view->ndim = ndim;
+    view->shape = room;
+    view->strides = room + ndim;
+    ptrdiff_t dense = 1;
+    int c_order = 1;
+    for (int k = ndim; k-- > 0;) {
+        const long axis = order == Py_None ? k : PyLong_AsLong(PyTuple_GET_ITEM(order, k));
+        const ptrdiff_t length = (ptrdiff_t)tensor.shape[axis];
+        const ptrdiff_t stride = tensor.strides ? (ptrdiff_t)tensor.strides[axis] : dense;
+        c_order &= length == 1 || stride == dense;
+        room[k] = length;
+        room[ndim + k] = stride * (ptrdiff_t)view->itemsize;
+        dense *= length;
+    }
+    view->swapped = 0;
+    view->c_order = c_order || !dense;
+    view->f_order = view->c_order && ndim < 2;
+    view->aligned = !((uintptr_t)view->data % (view->itemsize ? view->itemsize : 1));
+    view->writeable = 1;
+    return 0;
+}
+
+enum { NO_GRADIENTS, CHECKED, NOT_AS_PLANNED };
+
+/* The first half of a step over tensors, with the lock held: CHECKED; NO_GRADIENTS, if none has one; or
+   NOT_AS_PLANNED, if only some have, or what was watched has changed: then nothing has happened. */
+static int check_tensors(Optimizer *self, PyObject *tensors, const struct tensor_exchange *table)
+{
+    if (!self->plan || !self->orders || !PyList_Check(tensors)
+        || (size_t)PyList_GET_SIZE(tensors) != optimc_plan_weights(self->plan)) {
+        PyErr_SetString(PyExc_ValueError, "tensors: expected a list of the weights the plan was made for");
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(self->watched); i++) {
+        PyObject *entry = PyTuple_GET_ITEM(self->watched, i);
+        PyObject *now = PyDict_GetItemWithError(PyTuple_GET_ITEM(entry, 0), PyTuple_GET_ITEM(entry, 1));
+        const int same = now ? PyObject_RichCompareBool(now, PyTuple_GET_ITEM(entry, 2), Py_EQ) : 0;
+        if (same < 0 || PyErr_Occurred())
+            return -1;
+        if (!same)
+            return NOT_AS_PLANNED;
+    }
+    if (self->n_sources && ask_all(self))
+        return -1;
+    optimc_plan_begin(self->plan);
+    ptrdiff_t *room = self->room;
+    Py_ssize_t missing = 0;
+    const Py_ssize_t n = PyList_GET_SIZE(tensors);
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *tensor = PyList_GET_ITEM(tensors, i), *order = PyTuple_GET_ITEM(self->orders, i);
+        PyArrayObject *bound = (PyArrayObject *)PyTuple_GET_ITEM(self->weights, i);
+        const int ndim = PyArray_NDIM(bound);
+        struct view view;
+        if (look_tensor(table, tensor, order, "params", i, room, ndim, &view))
+            return -1;
+        room += 2 * ndim;
+        enum fault fault = optimc_plan_same(self->plan, (size_t)i, &view);
+        if (!fault)
+            fault = optimc_plan_move(self->plan, (size_t)i, view.data);
+        if (fault) {
+            PyErr_Format(fault == FAULT_TYPE ? PyExc_TypeError : PyExc_ValueError, "params[%zd]: %s", i,
+                fault == FAULT_TYPE ? "expected the dtype it was built with"
+                : fault == FAULT_SHAPE ? "expected the shape it was built with"
+                : fault == FAULT_OVERLAP ? "overlaps another parameter or its state in memory"
+                : "expected the memory layout it was built with");
+            return -1;
+        }
+        PyObject *grad = PyObject_GetAttr(tensor, self->grad_name);
+        if (!grad)
+            return -1;
+        if (grad == Py_None) {
+            Py_DECREF(grad);
+            missing++;
+            continue;
+        }
+        self->gradients[self->n_gradients++] = grad;
+        if (look_tensor(table, grad, order, "grads", i, room, ndim, &view))
+            return -1;
+        room += 2 * ndim;
+        struct place overlap;
+        fault = optimc_plan_take(self->plan, (size_t)i, &view, &overlap);
+        if (fault) {
+            PyErr_Format(fault == FAULT_TYPE ? PyExc_TypeError : PyExc_ValueError, "grads[%zd]: %s", i,
+                fault == FAULT_TYPE ? "expected a gradient of floats"
+                : fault == FAULT_SHAPE ? "expected the shape of its parameter"
+                : "overlaps a parameter or its state in memory");
+            return -1;
+        }
+    }
+    if (missing == n)
+        return NO_GRADIENTS;
+    if (missing)
+        return NOT_AS_PLANNED;
+    return CHECKED;
+}
+
+/* check_tensors and what check_step does after the matching; the lock is held only after CHECKED. */
+static int start_tensors(Optimizer *self, PyObject *tensors, PyObject *capsule)
+{
+    const struct tensor_exchange *table = exchange_of(capsule);
+    if (!table || lock(self))
+        return -1;
+    int checked = check_tensors(self, tensors, table);
+    if (checked == CHECKED) {
+        const int ready = survey_step(self, self->check_finite);
+        self->skipped += ready == 0;
+        checked = ready < 0 ? -1 : ready ? CHECKED : NO_GRADIENTS;
+    }
+    if (checked != CHECKED) {
+        end_step(self, 0);
+        unlock(self);
+    }
+    return checked;
+}
+
+PyDoc_STRVAR(check_tensors_doc, "_check_tensors($self, tensors, exchange, /)\n--\n\n"
+"The first half of a step over tensors: 1, and `_finish` must follow; 0 if none has a gradient; 2 if only\n"
+"some have one, or something that was watched has changed.");
+
+static PyObject *optimizer_check_tensors(Optimizer *self, PyObject *const *args, Py_ssize_t n)
+{
+    if (n != 2) {
+        PyErr_SetString(PyExc_TypeError, "_check_tensors() takes 2 arguments");
+        return NULL;
+    }
+    const int checked = start_tensors(self, args[0], args[1]);
+    return checked < 0 ? NULL : PyLong_FromLong(checked);
+}
+
+PyDoc_STRVAR(apply_tensors_doc, "_apply_tensors($self, tensors, exchange, /)\n--\n\n"
+"A whole step over tensors, if `_check_tensors` says 1.  Returns what that says.");
+
+static PyObject *optimizer_apply_tensors(Optimizer *self, PyObject *const *args, Py_ssize_t n)
+{
+    if (n != 2) {
+        PyErr_SetString(PyExc_TypeError, "_apply_tensors() takes 2 arguments");
+        return NULL;
+    }
+    const int checked = start_tensors(self, args[0], args[1]);
+    if (checked == CHECKED) {
+        run_step(self);
+        end_step(self, 1);
+        unlock(self);
+    }
+    return checked < 0 ? NULL : PyLong_FromLong(checked);
 }
 
 /* For wrappers, which check the steps of several optimizers before they run any. */
@@ -1372,6 +1661,7 @@ static int optimizer_traverse(Optimizer *self, visitproc visit, void *arg)
     for (size_t i = 0; i < self->n_groups; i++)
         for (int k = 0; k < self->n_values; k++)
             Py_VISIT(self->settings[i][k].source);
+    Py_VISIT(self->watched);
     return 0;
 }
 
@@ -1381,6 +1671,10 @@ static int optimizer_clear(Optimizer *self)
     for (size_t i = 0; i < self->n_groups; i++)
         for (int k = 0; k < self->n_values; k++)
             Py_CLEAR(self->settings[i][k].source);
+    for (size_t i = 0; i < self->n_groups; i++)
+        for (int k = 0; k < self->n_values; k++)
+            Py_CLEAR(self->settings[i][k].key);
+    Py_CLEAR(self->watched);
     return 0;
 }
 
@@ -1433,6 +1727,10 @@ static PyMethodDef optimizer_methods[] = {
     METHOD("_current", optimizer_current, METH_VARARGS, current_doc),
     METHOD("_get_running", optimizer_get_running, METH_NOARGS, get_running_doc),
     METHOD("_set_running", optimizer_set_running, METH_O, set_running_doc),
+    METHOD("_set_item", optimizer_set_item, METH_VARARGS, set_item_doc),
+    METHOD("_prepare_tensors", optimizer_prepare_tensors, METH_VARARGS, prepare_tensors_doc),
+    METHOD("_check_tensors", optimizer_check_tensors, METH_FASTCALL, check_tensors_doc),
+    METHOD("_apply_tensors", optimizer_apply_tensors, METH_FASTCALL, apply_tensors_doc),
     METHOD("_check", optimizer_check, METH_VARARGS, check_doc),
     METHOD("_pull", optimizer_pull, METH_VARARGS, pull_doc),
     METHOD("_finish", optimizer_finish, METH_O, finish_doc),

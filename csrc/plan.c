@@ -388,9 +388,9 @@ static void measure(struct plan *plan)
     }
 }
 
-enum fault optimc_plan_seal(struct plan *plan, const struct isa *isa, struct place overlap[2])
+/* Sorts the ranges; FAULT_OVERLAP and the two places if any share memory. */
+static enum fault sort_ranges(struct plan *plan, struct place overlap[2])
 {
-    plan->isa = isa;
     if (plan->n_ranges)
         qsort(plan->ranges, plan->n_ranges, sizeof *plan->ranges, by_address);
     for (size_t i = 1; i < plan->n_ranges; i++) {
@@ -400,6 +400,14 @@ enum fault optimc_plan_seal(struct plan *plan, const struct isa *isa, struct pla
             return FAULT_OVERLAP;
         }
     }
+    return FINE;
+}
+
+enum fault optimc_plan_seal(struct plan *plan, const struct isa *isa, struct place overlap[2])
+{
+    plan->isa = isa;
+    if (sort_ranges(plan, overlap))
+        return FAULT_OVERLAP;
     if (cut(plan))
         return FAULT_MEMORY;
     measure(plan);
@@ -453,6 +461,36 @@ enum fault optimc_plan_same(const struct plan *plan, size_t index, const struct 
     if (!view->writeable)
         return FAULT_READ_ONLY;
     return view->swapped ? FAULT_TYPE : alike(&plan->weights[index], view);
+}
+
+/* Moves the range of a weight to begin at `data`. */
+static enum fault move_range(struct plan *plan, size_t index, char *data)
+{
+    struct place overlap[2];
+    for (size_t i = 0; i < plan->n_ranges; i++) {
+        struct range *range = &plan->ranges[i];
+        if (range->place.weight == index && range->place.part == PART_WEIGHT) {
+            range->high = data + (range->high - range->low);
+            range->low = data;
+            return sort_ranges(plan, overlap);
+        }
+    }
+    return FINE;                            /* an empty weight has no range */
+}
+
+enum fault optimc_plan_move(struct plan *plan, size_t index, char *data)
+{
+    char *const before = plan->weights[index].data;
+    if (data == before)
+        return FINE;
+    for (size_t i = 0; i < plan->n_weights; i++)        /* what was clear of the old ranges may not be now */
+        plan->weights[i].clear_low = plan->weights[i].clear_high = NULL;
+    if (move_range(plan, index, data)) {
+        move_range(plan, index, before);
+        return FAULT_OVERLAP;
+    }
+    plan->weights[index].data = data;
+    return FINE;
 }
 
 /* The bytes a view touches. */

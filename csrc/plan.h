@@ -98,6 +98,8 @@ size_t optimc_plan_weights(const struct plan *plan);
 void optimc_plan_begin(struct plan *plan);
 ptrdiff_t optimc_plan_find(const struct plan *plan, const struct view *weight, size_t hint);
 enum fault optimc_plan_same(const struct plan *plan, size_t index, const struct view *weight);
+/* Tells the plan that a weight now lies elsewhere; on FAULT_OVERLAP it stays where it was. */
+enum fault optimc_plan_move(struct plan *plan, size_t index, char *data);
 enum fault optimc_plan_take(struct plan *plan, size_t index, const struct view *gradient,
     struct place *overlap);
 

@@ -59,7 +59,7 @@ def from_keras(optimizer):
                 elif name == "Adafactor":
                     next(state)                     # a placeholder Keras keeps for vectors
     if name == "Nadam":
-        ours._set_running(_with_scalar(ours._get_running(), float(next(state))))
+        ours._set_scalars([float(next(state))])
     waiting = calls % (ours.gradient_accumulation_steps or 1) != 0
     ours._hold(names, weights, slots, averages, accumulators, waiting, calls)
     return ours
@@ -107,7 +107,11 @@ def from_torch(optimizer):
         held[slot] = [state[key].detach().numpy() * factor for state in states]
     steps = counts.pop() if counts else 1               # plain SGD counts none; only t = 1 is special
     if ours_name == "Nadam":
-        ours._set_running(_with_scalar(ours._get_running(), float(states[0]["mu_product"])))
+        ours._set_scalars([float(states[0]["mu_product"])])
+    if ours_name == "ASGD":
+        for k, group in enumerate([None, *groups]):
+            first = group["params"][0] if group else 0
+            ours._set_scalars([float(states[first]["eta"]), float(states[first]["mu"])], k)
     ours._hold(None, weights, held, None, None, False, steps)
     return ours
 
@@ -184,8 +188,3 @@ def _numpy(variable):
     value = value() if callable(value) else value
     return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
 
-
-def _with_scalar(running, value):
-    """The running numbers with the rule's scalar set, in every group."""
-    from optimc import _core
-    return tuple((*one[:_core.MAX_HYPERS + 1], value, *one[_core.MAX_HYPERS + 2:]) for one in running)

@@ -573,6 +573,18 @@ class Optimizer(_core.Optimizer):
         self._held_names, self._held_shapes, self._held_waiting = (
             state["names"], state["shapes"], state["waiting"])
 
+    def _scalars(self, group=0):
+        """The rule's scalars, in the order of its row."""
+        names = _core.rules[self.rule][3].replace("double ", "").rstrip(";").split(", ")
+        return self._get_running()[group][_core.MAX_HYPERS + 1:][:len(names)]
+
+    def _set_scalars(self, values, group=None):
+        """Sets what `_scalars` gave, in one group or in all."""
+        start = _core.MAX_HYPERS + 1
+        self._set_running(tuple(
+            (*one[:start], *values, *one[start + len(values):]) if group in (None, k) else one
+            for k, one in enumerate(self._get_running())))
+
     def _hold(self, names, weights, slots, averages, accumulators, waiting, calls):
         """Takes over state made elsewhere; the optimizer binds to the weights of its next step."""
         self._slots, self._averages, self._accumulators = slots, averages, accumulators

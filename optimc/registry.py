@@ -1,6 +1,6 @@
 """Optimizers by name: what `optimc.get("adam")` finds, and configurations that can be stored."""
 
-from optimc import optimizers, structured
+from optimc import _core, optimizers, structured
 from optimc.optimizer import Optimizer
 
 #: every optimizer class of optimc, by its name
@@ -60,3 +60,9 @@ def get(identifier):
     if isinstance(identifier, str):
         identifier = {"class_name": identifier, "config": {}}
     return deserialize(identifier)
+
+
+def used_slots(optimizer):
+    """Names of the slots an optimizer keeps for weights whose shape makes no difference."""
+    _, rule, mask = _core.kernels[optimizer._kernel()]
+    return [name for k, name in enumerate(_core.rules[rule][0].split(", ")) if mask >> k & 1]

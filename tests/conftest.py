@@ -1,5 +1,6 @@
 """Fixtures that every generic test runs over: case, dtype, ISA and number of threads."""
 
+import importlib
 import os
 
 os.environ.setdefault("KERAS_BACKEND", "numpy")
@@ -40,3 +41,10 @@ def threads(request):
         _core._force_threads(request.param)
     yield request.param
     _core._force_threads(0)
+
+
+def require(name):
+    """The module of that name; without it the tests are skipped, or fail with OPTIMC_REQUIRE_ADAPTERS=1."""
+    if os.environ.get("OPTIMC_REQUIRE_ADAPTERS") == "1":
+        return importlib.import_module(name)
+    return pytest.importorskip(name)

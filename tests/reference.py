@@ -193,12 +193,13 @@ def rprop(w, g, slots, o, lr, t):
 
 def asgd(w, g, slots, o, lr, t):
     lane = w.dtype.type
-    x = 1 + o.lambd * lr * (t - 1)
-    eta = lr / (math.sqrt(x) * math.sqrt(math.sqrt(x)) if o.alpha == 0.75 else math.pow(x, o.alpha))
-    mu = lane(1 / max(1.0, t - 1 - o.t0))
+    eta, mu = slots.get("left", (lr, 1.0))          # what the step before left, for all weights alike
+    x = 1 + o.lambd * lr * t
+    slots["left"] = (lr / (math.sqrt(x) * math.sqrt(math.sqrt(x)) if o.alpha == 0.75 else math.pow(x, o.alpha)),
+                     1 / max(1.0, t - o.t0))
     w = w * lane(1 - o.lambd * eta)
     w = w - lane(eta) * g
-    slots["average"] = slots["average"] + (w - slots["average"]) * mu
+    slots["average"] = slots["average"] + (w - slots["average"]) * lane(mu)
     return w
 
 

@@ -1,0 +1,425 @@
+"""torch's optimizers with the step in C: change the name, keep the program.
+
+    import optimc.torch
+    opt = optimc.torch.AdamW(model.parameters(), lr=1e-3)
+
+Each class here is a subclass of torch's own class of that name, so arguments, defaults, checks, parameter
+groups, hooks, schedulers and `state_dict` are torch's.  The step is optimc's: one call into C for all parameters,
+in place, with torch's formula (`style="torch"`).  Parameters, gradients and state stay torch tensors; their
+memory is read afresh at every step, so `p.data = ...` just works.
+
+State lives in `optimizer.state` as torch keeps it.  What a step needs is planned once for a *cohort*: parameters
+that have done the same number of steps.  A parameter without a gradient rests, as in torch, and leaves its cohort.
+
+CPU tensors of float32 and float64; what lies elsewhere, or is sparse, is an error.
+"""
+
+import copy
+import itertools
+from collections import defaultdict
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError("optimc.torch needs torch: pip install 'optimc[torch]'") from error
+
+import torch.optim.optimizer as _torch
+
+from optimc import registry
+from optimc.migrate import TORCH
+
+#: the table by which C looks at tensors; None before torch 2.10: then steps go through NumPy views
+EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+#: arguments of torch's that choose among its own implementations
+IMPLEMENTATIONS = ("foreach", "fused", "capturable", "differentiable")
+
+
+class _States(defaultdict):
+    """The state by parameter; whoever looks at it finds the step counts written, and is believed to change it."""
+
+    def __init__(self, optimizer, states):
+        super().__init__(dict, states)
+        self.optimizer = optimizer
+
+    def _look(self):
+        self.optimizer._write_steps()
+        self.optimizer._touched = True
+
+    def __getitem__(self, param):
+        self._look()
+        return super().__getitem__(param)
+
+    def items(self):
+        self._look()
+        return super().items()
+
+    def values(self):
+        self._look()
+        return super().values()
+
+    def get(self, param, default=None):
+        self._look()
+        return super().get(param, default)
+
+
+class _Cohort:
+    """Parameters that step together: they have done the same number of steps, with the same flags."""
+
+    def __init__(self, core, members):
+        self.core = core
+        self.members = members                          # (parameter, its group)
+        self.params = [param for param, _ in members]
+        self.pointers = [param.data_ptr() for param in self.params]
+
+
+class _Step:
+    """What the classes here add to torch's: the step, and state kept in step with it."""
+
+    _flags = ()             # arguments that choose a kernel; "momentum" counts as one
+    _ours, _names, _slots = None, {}, {}
+    _counts = True          # whether torch keeps a step count in the state
+
+    def __init__(self, *args, **kwargs):
+        self._cohorts, self._resting, self._touched = None, [], True
+        super().__init__(*args, **kwargs)
+        for name in ("capturable", "differentiable"):
+            if any(group.get(name) for group in self.param_groups):
+                raise ValueError(f"optimc.torch.{type(self).__name__} has no {name}=True")
+        self._step_supports_amp_scaling = True
+        states = self.state
+        self.state = _States(self, dict(states))
+        for group in self.param_groups:
+            self._check_group(group)
+
+    def add_param_group(self, param_group):
+        super().add_param_group(param_group)
+        if hasattr(self, "_step_supports_amp_scaling"):         # not from the constructor, which checks them all
+            self._check_group(self.param_groups[-1])
+            self._write_steps()
+        self._cohorts = None
+
+    def _check_group(self, group):
+        for i, param in enumerate(group["params"]):
+            if param.device.type != "cpu":
+                raise TypeError(f"params[{i}]: expected a tensor on the CPU, got one on {param.device}")
+            if param.layout is not torch.strided:
+                raise TypeError(f"params[{i}]: expected a dense tensor, got {param.layout}")
+            if param.dtype not in (torch.float32, torch.float64):
+                raise TypeError(f"params[{i}]: expected float32 or float64, got {param.dtype}")
+        self._core([group])
+
+    # ----------------------------------------------------------------------------- the step
+
+    def step(self, closure=None):
+        """One step; see torch.  With a closure, its loss is returned."""
+        if (self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+                or _torch._global_optimizer_pre_hooks or _torch._global_optimizer_post_hooks
+                or torch.autograd.profiler._is_profiler_enabled):
+            return _hooked_step(self, closure)
+        return self._plain_step(closure)
+
+    step.hooked = True      # torch is not to wrap it: it does itself what the wrapper does
+
+    def _plain_step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found = getattr(self, "found_inf", None)
+        if found is not None:
+            if found.item():
+                return loss
+            scale = getattr(self, "grad_scale", None)
+            self._step_all(None if scale is None else scale.item())
+        elif self._cohorts and len(self._cohorts) == 1 and not (self._touched or self._resting or EXCHANGE is None):
+            cohort, = self._cohorts
+            done = cohort.core._apply_tensors(cohort.params, EXCHANGE)
+            if done == 1:
+                torch.autograd.graph.increment_version(cohort.params)
+            elif done == 2:
+                self._step_all(None)
+        else:
+            self._step_all(None)
+        return loss
+
+    def _step_all(self, scale):
+        """The step when anything is unusual: several cohorts, state that may have changed, a gradient scale."""
+        if self._touched or self._cohorts is None or any(param.grad is not None for param in self._resting) or any(
+                len({param.grad is None for param in cohort.params}) > 1 or not self._as_planned(cohort)
+                for cohort in self._cohorts):
+            self._regroup()
+        started = []
+        run = False
+        try:
+            for cohort in self._cohorts:
+                if cohort.params[0].grad is None:
+                    continue
+                cohort.core.loss_scale_factor = scale
+                if EXCHANGE is not None:
+                    if cohort.core._check_tensors(cohort.params, EXCHANGE) == 1:
+                        started.append(cohort)
+                else:
+                    cohort.core._check([_view(param.grad, param) for param in cohort.params],
+                                       [_view(param, param) for param in cohort.params], False)
+                    started.append(cohort)
+            run = True
+        finally:
+            for cohort in started:
+                cohort.core._finish(run)
+                cohort.core.loss_scale_factor = None
+        for cohort in started:
+            torch.autograd.graph.increment_version(cohort.params)
+
+    # ---------------------------------------------------------------------------- planning
+
+    def _as_planned(self, cohort):
+        moved = EXCHANGE is None and cohort.pointers != [param.data_ptr() for param in cohort.params]
+        return not moved and all(group[name] == value for group, name, value in cohort.core._rests_on)
+
+    def _regroup(self):
+        """Makes the cohorts anew, by what each parameter has done so far and has a gradient for now."""
+        self._write_steps()
+        parts = {}
+        for group in self.param_groups:
+            for param in group["params"]:
+                state = dict.get(self.state, param) or {}
+                key = (self._count(state), param.grad is None, *(group[name] for name in self._flags),
+                       *(self._running(state) or ()))
+                parts.setdefault(key, []).append((param, group))
+        cohorts, resting = [], []
+        for (count, without_gradient, *_), members in parts.items():
+            if without_gradient and not count:
+                resting += [param for param, _ in members]      # never had one: nothing to plan yet
+            else:
+                cohorts.append(self._cohort(members, count))
+        self._cohorts, self._resting, self._touched = cohorts, resting, False
+
+    def _running(self, state):
+        """The rule's scalars as torch keeps them in a parameter's state, or None."""
+        return None
+
+    def _count(self, state):
+        """Steps done with this state."""
+        if "step" in state:
+            return int(state["step"])
+        # torch's SGD counts none; only the first step is special, and before it there is no buffer
+        return 1 if state.get("momentum_buffer") is not None else 0
+
+    def _cohort(self, members, count):
+        groups = list({id(group): group for _, group in members}.values())
+        core = self._core(groups, members)
+        params = [param for param, _ in members]
+        slots = {}
+        for slot, (key, _) in self._slots.items():
+            if slot in core._used_by_all:
+                slots[slot] = [_view(self._slot(param, key, core._ask_initial(slot, group)), param)
+                               for param, group in members]
+        core.build([_view(param, param) for param in params], slots=slots)
+        core.iterations = count
+        for k, group in enumerate(groups):
+            param = next(param for param, own in members if own is group)
+            scalars = self._running(dict.get(self.state, param, {}))
+            if scalars and count:
+                core._set_scalars(scalars, k)
+        core._rests_on = tuple((group, name, group[name]) for group in groups for name in self._flags)
+        core._prepare_tensors(tuple(_order(param) for param in params), core._rests_on)
+        return _Cohort(core, members)
+
+    def _core(self, groups, members=()):
+        """The optimc optimizer for parameters of these groups; its values are read from them at every step."""
+        first, cls = groups[0], registry.classes[self._ours]
+        arguments = {"style": "torch"}
+        for theirs, ours in self._names.items():
+            if isinstance(first[theirs], bool):
+                arguments[ours] = not first[theirs] if theirs == "decoupled_weight_decay" else first[theirs]
+        core = cls(**arguments, groups=[
+            {"params": [i for i, (_, own) in enumerate(members) if own is group]} for group in groups[1:]])
+        for k, group in enumerate(groups):
+            for theirs, ours in self._names.items():
+                for item, name in enumerate(ours if isinstance(ours, tuple) else (ours,)):
+                    if isinstance(first[theirs], bool) or name not in core._index:
+                        continue
+                    if theirs == "momentum" and not group[theirs]:
+                        core._set_value(k, core._index[name], 0.0, False)
+                    else:
+                        core._set_item(k, core._index[name], group, theirs,
+                                       item if isinstance(ours, tuple) else -1, theirs == "weight_decay")
+        core._group_of = {id(group): k for k, group in enumerate(groups)}
+        core._used_by_all = registry.used_slots(core)
+        core._ask_initial = lambda slot, group: (
+            group["lr"] if slot == "size" else group.get("initial_accumulator_value", 0.0))
+        return core
+
+    def _slot(self, param, key, initial):
+        """The tensor of a parameter's state, made if it is new, checked if it was there."""
+        state = defaultdict.__getitem__(self.state, param)
+        tensor = state.get(key)
+        if tensor is None:
+            tensor = state[key] = torch.full_like(param, float(initial), memory_format=torch.preserve_format)
+        elif not isinstance(tensor, torch.Tensor) or tensor.shape != param.shape or tensor.dtype != param.dtype:
+            got = f"{tuple(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, torch.Tensor) else repr(tensor)
+            raise ValueError(f"state {key!r} of a parameter: expected shape {tuple(param.shape)} of {param.dtype}, "
+                             f"got {got}")
+        elif _order(tensor) != _order(param) or not _is_dense(tensor):
+            tensor = state[key] = torch.empty_like(param, memory_format=torch.preserve_format).copy_(tensor)
+        return tensor
+
+    # ------------------------------------------------------------------------------- state
+
+    def _write_steps(self):
+        """Brings the step counts in the state up to date."""
+        for cohort in (self._cohorts or ()) if self._counts else ():
+            count = cohort.core.iterations
+            for param, group in cohort.members:
+                state = defaultdict.__getitem__(self.state, param)
+                self._write(state, group, count, cohort.core)
+
+    def _write(self, state, group, count, core):
+        state["step"] = torch.tensor(float(count), dtype=torch.get_default_dtype())
+
+    def state_dict(self):
+        """The state as torch's class of this name has it; either loads the other's."""
+        self._write_steps()
+        plain, self.state = self.state, defaultdict(dict, {key: dict(value) for key, value in dict.items(self.state)})
+        try:
+            return super().state_dict()
+        finally:
+            self.state = plain
+
+    def load_state_dict(self, state_dict):
+        """Takes over a copy of the state of this class or torch's; shapes are checked before anything changes."""
+        self._check_loaded(state_dict)
+        super().load_state_dict(copy.deepcopy(state_dict))
+
+    def _check_loaded(self, state_dict):
+        mine = [param for group in self.param_groups for param in group["params"]]
+        theirs = [key for group in state_dict["param_groups"] for key in group["params"]]
+        keys = {key for key, _ in self._slots.values()}
+        for i, (param, index) in enumerate(zip(mine, theirs, strict=False)):
+            for key, value in state_dict["state"].get(index, {}).items():
+                if key in keys and isinstance(value, torch.Tensor) and value.shape != param.shape:
+                    raise ValueError(f"loaded state {key!r} of parameter {i}: expected shape {tuple(param.shape)}, "
+                                     f"got {tuple(value.shape)}")
+
+    def __getstate__(self):
+        self._write_steps()
+        state = super().__getstate__()
+        state["state"] = defaultdict(dict, {key: dict(value) for key, value in dict.items(self.state)})
+        return state
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if not isinstance(self.state, _States) or self.state.optimizer is not self:
+            self.state = _States(self, dict(self.state))
+        self._step_supports_amp_scaling = True
+        self._cohorts, self._resting, self._touched = None, [], True
+
+
+def _hooked_step(optimizer, closure):
+    """The step as torch wraps it, with its hooks and its record for the profiler."""
+    name = f"Optimizer.step#{type(optimizer).__name__}.step"
+    with torch.autograd.profiler.record_function(name):
+        args, kwargs = (optimizer, closure) if closure is not None else (optimizer,), {}
+        for hook in itertools.chain(_torch._global_optimizer_pre_hooks.values(),
+                                    optimizer._optimizer_step_pre_hooks.values()):
+            result = hook(optimizer, args, kwargs)
+            if result is not None:
+                if not isinstance(result, tuple) or len(result) != 2:
+                    raise RuntimeError(f"a step pre-hook must return None or (args, kwargs), got {result!r}")
+                args, kwargs = result
+        loss = optimizer._plain_step(*args[1:], **kwargs)
+        for hook in itertools.chain(optimizer._optimizer_step_post_hooks.values(),
+                                    _torch._global_optimizer_post_hooks.values()):
+            hook(optimizer, args, kwargs)
+        return loss
+
+
+def _order(tensor):
+    """The axes in the order in which they lie in memory; None if that is their own order."""
+    if tensor.is_contiguous():
+        return None
+    return tuple(sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis)))
+
+
+def _is_dense(tensor):
+    order = _order(tensor)
+    return order is None or tensor.permute(order).is_contiguous()
+
+
+def _view(tensor, like):
+    """A NumPy view of a tensor's memory, its axes in the order of `like`'s."""
+    order = _order(like)
+    tensor = tensor.detach()
+    return (tensor if order is None else tensor.permute(order)).numpy()
+
+
+class _CountsNothing:
+    """torch's SGD keeps no step count in its state."""
+
+    _counts = False
+
+
+class _KeepsProduct:
+    """torch's NAdam keeps the product of its momentums."""
+
+    def _write(self, state, group, count, core):
+        super()._write(state, group, count, core)
+        state["mu_product"] = torch.tensor(core._scalars()[0] if count else 1.0)
+
+    def _running(self, state):
+        return [state["mu_product"].item()] if "mu_product" in state else None
+
+
+class _KeepsRates:
+    """torch's ASGD keeps its next rate and share."""
+
+    def _write(self, state, group, count, core):
+        super()._write(state, group, count, core)
+        state["eta"], state["mu"] = (torch.tensor(value, dtype=torch.float64).to(torch.get_default_dtype())
+                                     for value in (core._scalars(core._group_of[id(group)]) if count
+                                                   else (float(group["lr"]), 1.0)))
+
+    def _running(self, state):
+        return [float(state["eta"]), float(state["mu"])] if "eta" in state else None
+
+
+def _make(name, *mixins):
+    """The class of that name: torch's, with `_Step` before it."""
+    theirs = getattr(torch.optim, name)
+    ours, names, slots = TORCH[name]
+    flags = tuple(key for key in (*names, "momentum") if key in
+                  ("amsgrad", "nesterov", "centered", "maximize", "decoupled_weight_decay"))
+    cls = type(name, (*mixins, _Step, theirs), {
+        "__doc__": f"""torch.optim.{name} with the step in C; arguments, formula and state are torch's.
+
+        The arguments that choose among torch's implementations ({', '.join(IMPLEMENTATIONS[:2])}) have no effect.
+
+        Example:
+            >>> import torch, optimc.torch
+            >>> p = torch.nn.Parameter(torch.ones(2))
+            >>> opt = optimc.torch.{name}([p], lr=0.5)
+            >>> p.grad = torch.ones(2)
+            >>> opt.step()
+            >>> bool((p != 1).all())
+            True
+        """,
+        "__module__": __name__, "_ours": ours, "_names": names, "_slots": slots,
+        "_flags": (*flags, *(["momentum"] if "momentum" in names else [])),
+    })
+    return cls
+
+
+SGD = _make("SGD", _CountsNothing)
+Adam = _make("Adam")
+AdamW = _make("AdamW")
+Adagrad = _make("Adagrad")
+RMSprop = _make("RMSprop")
+Adadelta = _make("Adadelta")
+Adamax = _make("Adamax")
+NAdam = _make("NAdam", _KeepsProduct)
+RAdam = _make("RAdam")
+Rprop = _make("Rprop")
+ASGD = _make("ASGD", _KeepsRates)
+
+__all__ = ["ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"]
+
