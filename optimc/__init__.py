@@ -23,6 +23,7 @@ except ModuleNotFoundError as error:
 
 from optimc import schedules
 from optimc._core import get_num_threads, isa, set_num_threads
+from optimc.checkpoint import CheckpointError, load
 from optimc.migrate import from_keras, from_torch
 from optimc.optimizer import Optimizer
 from optimc.optimizers import (
@@ -61,8 +62,9 @@ def show_config():
 
 
 __all__ = [
-    "ASGD", "SGD", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Adan", "Ftrl",
+    "ASGD", "SGD", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Adan",
+    "CheckpointError", "Ftrl",
     "Lamb", "Lion", "LossScaleOptimizer", "MultiOptimizer", "Muon", "Nadam", "Optimizer", "OptimizerMap",
     "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "Yogi", "deserialize", "from_keras", "from_torch", "get",
-    "get_num_threads", "isa", "schedules", "serialize", "set_num_threads", "show_config",
+    "get_num_threads", "isa", "load", "schedules", "serialize", "set_num_threads", "show_config",
 ]

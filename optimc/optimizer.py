@@ -22,7 +22,7 @@ import warnings
 
 import numpy as np
 
-from optimc import _core, memory, schedules
+from optimc import _core, checkpoint, memory, schedules
 from optimc.arguments import (
     LOW_OPEN,
     Argument,
@@ -42,6 +42,10 @@ OPTIONS = ("learning_rate", "weight_decay", "clipnorm", "clipvalue", "global_cli
 CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
 WHOLE = ("global_clipnorm", "ema_momentum", "loss_scale_factor")    # no group can have its own
 POLICIES = ("propagate", "raise", "skip")
+#: what these are called beside the slots, in checkpoints
+AVERAGE, ACCUMULATOR = "ema_average", "gradient_accumulator"
+#: what an optimizer holds for its weights
+HELD = ("_slots", "_averages", "_accumulators", "_held_names", "_held_shapes", "_held_waiting")
 
 
 class Optimizer(_core.Optimizer):
@@ -247,8 +251,7 @@ class Optimizer(_core.Optimizer):
     def _build(self, params, may_add=False, adopt=None, averages=None, accumulators=None):
         """Builds and returns what `_undo_build` needs to undo it; on an error nothing has changed."""
         names, weights = _core.weights_of(params)
-        before = {name: self.__dict__[name] for name in
-                  ("_slots", "_averages", "_accumulators", "_held_names", "_held_shapes", "_held_waiting")}
+        before = {name: self.__dict__[name] for name in HELD}
         kernels, groups = self._kernels(names, weights), self._group_of_each(names, weights)
         old = self._match(names, weights, kernels, may_add)
         if adopt is None:
@@ -540,12 +543,125 @@ class Optimizer(_core.Optimizer):
             return list(arrays)
         return sorted(self._select("", arrays, (), self._names, self._weights))
 
+    def save(self, path):
+        """Writes a checkpoint that `optimc.load` continues from, bit for bit; see optimc/checkpoint.py.
+
+        The file is replaced atomically: whatever happens, a whole one is there.
+
+        Raises:
+            ValueError: a function gives a value: a checkpoint can hold numbers and schedules only.
+            OSError: of the system, unchanged; an old file is still whole.
+        """
+        self._lock()
+        try:
+            checkpoint.save(path, self)
+        finally:
+            self._unlock()
+
+    def state_dict(self):
+        """A copy of the state as a dict: what `load_state_dict` takes.  Configuration is not part of it."""
+        self._lock()
+        try:
+            description, tensors = self._describe()
+            return {**description, "tensors": {name: np.array(array) for name, array in tensors.items()}}
+        finally:
+            self._unlock()
+
+    def load_state_dict(self, state):
+        """Takes over a copy of the state that `state_dict` of an optimizer of this class gave.
+
+        Everything is checked before anything changes.  A built optimizer keeps its weights, whose shapes and
+        dtypes must match; one that is not binds to those of its next step.  Hyperparameters stay as they are.
+        """
+        if not isinstance(state, dict) or "tensors" not in state:
+            raise TypeError("state: expected what state_dict gave")
+        tensors = {name: np.array(array) for name, array in state["tensors"].items()}
+        twin = type(self).__new__(type(self))
+        twin.__setstate__({**self._state(lambda values: values), "slots": {}, "shapes": ()})
+        twin._import(state, tensors)
+        if tensors:
+            raise ValueError(f"state: tensor {next(iter(tensors))!r} belongs to nothing")
+        self._lock()
+        try:
+            weights, names = self._weights, self._names
+            if weights is not None:
+                params = weights if names is None else dict(zip(names, weights, strict=True))
+                twin._build(params)
+                self._bind_arrays(weights, twin.__dict__)
+            for name in HELD:
+                self.__dict__[name] = twin.__dict__[name]
+            self._calls, self._skipped = twin._calls, twin._skipped
+            self._set_running(twin._get_running())
+        finally:
+            self._unlock()
+
+    def _describe(self):
+        """The state as plain values, and its arrays by name."""
+        def plain_numbers(numbers):
+            return [None if math.isnan(number) else number for number in numbers]
+
+        tensors = {f"{what}/{i}": array for what, arrays in
+                   ({slot: arrays for slot, arrays in self._slots.items() if slot not in self.scratch_slots} | {
+                       AVERAGE: self._averages or (), ACCUMULATOR: self._accumulators or ()}).items()
+                   for i, array in enumerate(arrays) if array is not None}
+        return {
+            "class_name": type(self).__name__,
+            "calls": self._calls, "skipped": self.skipped_steps,
+            "running": [plain_numbers(one) for one in self._get_running()],
+            "names": self._held_names and list(self._held_names),
+            "shapes": [[list(shape), np.dtype(dtype).name] for shape, dtype in self._held_shapes],
+            "waiting": list(self._waiting_now()),
+            "slots": [slot for slot in self._slots if slot not in self.scratch_slots],
+        }, tensors
+
+    def _export(self):
+        """The configuration and state as plain values, and the live arrays by name; for a checkpoint."""
+        for name, value in self._given().items():
+            if callable(value) and not schedules.is_schedule(value):
+                raise ValueError(f"{name} comes from a function, which a checkpoint cannot hold: use a schedule")
+        description, tensors = self._describe()
+        excluded = [self._positions(self._excluded[0]), list(self._excluded[1])]
+        return {**description, "config": self.get_config(), "excluded": excluded}, tensors
+
+    def _import(self, description, tensors):
+        """Takes over what `_export` gave, emptying `tensors`; raises before it changes anything."""
+        if description["class_name"] != type(self).__name__:
+            raise ValueError(f"state of {description['class_name']}, not of {type(self).__name__}")
+        calls, skipped = (_count_of(description, key) for key in ("calls", "skipped"))
+        shapes = tuple((tuple(shape), np.dtype(dtype)) for shape, dtype in description["shapes"])
+        n, names = len(shapes), description["names"]
+        if names is not None and (len(names) != n or not all(isinstance(name, str) for name in names)):
+            raise ValueError("names: expected one per weight")
+        waiting = tuple(map(bool, description["waiting"]))
+        if len(waiting) not in (0, n):
+            raise ValueError("waiting: expected one per weight")
+        kept = [(AVERAGE, self.use_ema), (ACCUMULATOR, bool(self.gradient_accumulation_steps))]
+        wanted = [*((slot, True) for slot in description["slots"]), *kept]
+        held = {}
+        for what, expected in wanted:
+            held[what] = [tensors.get(f"{what}/{i}") for i in range(n)]
+            for i, array in enumerate(held[what]):
+                _check_part(what, i, array, shapes[i], expected, what in description["slots"])
+        running = tuple(tuple(math.nan if number is None else float(number) for number in one)
+                        for one in description["running"])
+        self._set_running(running)
+        for what, _ in wanted:
+            for i in range(n):
+                tensors.pop(f"{what}/{i}", None)
+        if "excluded" in description:
+            positions, patterns = description["excluded"]
+            self._excluded = _weights_or_patterns("excluded", [*positions, *patterns])
+        self._slots = {slot: held[slot] for slot in description["slots"]}
+        self._averages = held[AVERAGE] if self.use_ema and n else None
+        self._accumulators = held[ACCUMULATOR] if self.gradient_accumulation_steps and n else None
+        self._held_names, self._held_shapes = names and tuple(names), shapes
+        self._held_waiting, self._calls, self._skipped = waiting, calls, skipped
+
     def _state(self, duplicate):
         """Everything a copy needs, taken between two steps."""
         self._lock()
         try:
-            known = {*self._arguments, "groups", "_rooms", "_slots", "_averages", "_accumulators", "_held_names",
-                     "_held_shapes", "_held_waiting", "_excluded"}
+            known = {*self._arguments, *HELD, "groups", "_rooms", "_excluded"}
             return {
                 "arguments": duplicate(self._given()),
                 "groups": [duplicate(group.given(self._positions(group.arrays))) for group in self.groups],
@@ -699,6 +815,27 @@ def _weights_or_patterns(what, entries):
         else:
             raise TypeError(f"{what}: expected names or weights, got {type(entry).__name__}")
     return tuple(arrays), tuple(patterns)
+
+
+def _count_of(description, key):
+    value = description[key]
+    if type(value) is not int or not 0 <= value < 2 ** 62:
+        raise ValueError(f"{key}: expected a count, got {value!r}")
+    return value
+
+
+def _check_part(what, i, array, like, expected, is_slot):
+    """Whether a stored array is what a weight (shape, dtype) can have for a slot, average or accumulator."""
+    shape, dtype = like
+    if array is None:
+        if expected and not is_slot:
+            raise ValueError(f"tensor '{what}/{i}' is missing")
+        return
+    if not expected:
+        raise ValueError(f"tensor '{what}/{i}' belongs to nothing")
+    if array.dtype != dtype or (array.shape != shape and what not in ("row", "column")):
+        raise ValueError(f"tensor '{what}/{i}': expected shape {shape} and dtype {dtype}, got {array.shape} and "
+                         f"{array.dtype}")
 
 
 def _used(kernel):

@@ -76,7 +76,9 @@ class _Step:
     """What the classes here add to torch's: the step, and state kept in step with it."""
 
     _flags = ()             # arguments that choose a kernel; "momentum" counts as one
-    _ours, _names, _slots = None, {}, {}
+    _ours = ""
+    _names: dict[str, str | tuple[str, ...]] = {}
+    _slots: dict[str, tuple[str, int]] = {}
     _counts = True          # whether torch keeps a step count in the state
 
     def __init__(self, *args, **kwargs):
@@ -118,7 +120,8 @@ class _Step:
             return _hooked_step(self, closure)
         return self._plain_step(closure)
 
-    step.hooked = True      # torch is not to wrap it: it does itself what the wrapper does
+    # torch is not to wrap it: it does itself what the wrapper does
+    step.hooked = True      # type: ignore[attr-defined]
 
     def _plain_step(self, closure=None):
         loss = None

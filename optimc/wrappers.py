@@ -4,12 +4,13 @@ Both check the steps of all they wrap before any of them writes: the step of an 
 `_check` and `_finish`.
 """
 
+import contextlib
 import re
 import warnings
 
 import numpy as np
 
-from optimc import registry
+from optimc import checkpoint, registry
 from optimc.optimizer import Optimizer
 
 
@@ -32,6 +33,43 @@ class Wrapper:
 
     def _own_variables(self):
         return []
+
+    def save(self, path):
+        """Writes a checkpoint that `optimc.load` continues from; see `Optimizer.save`."""
+        with contextlib.ExitStack() as stack:
+            for optimizer in self._inner():
+                optimizer._lock()
+                stack.callback(optimizer._unlock)
+            checkpoint.save(path, self)
+
+    def _numbers(self):
+        """Names of the attributes that are the wrapper's own state: whole numbers."""
+        return ()
+
+    def _export(self):
+        parts = [optimizer._export() for optimizer in self._inner()]
+        return {"class_name": type(self).__name__, "config": self.get_config(),
+                "own": {name: getattr(self, name) for name in self._numbers()},
+                "inner": [description for description, _ in parts]}, \
+            {f"{k}/{name}": array for k, (_, tensors) in enumerate(parts) for name, array in tensors.items()}
+
+    def _import(self, description, tensors):
+        inner = self._inner()
+        if description["class_name"] != type(self).__name__ or len(description["inner"]) != len(inner):
+            raise ValueError(f"state of another {description['class_name']}")
+        for name in self._numbers():
+            if type(description["own"][name]) is not int or description["own"][name] < 0:
+                raise ValueError(f"{name}: expected a count, got {description['own'][name]!r}")
+        for k, (optimizer, part) in enumerate(zip(inner, description["inner"], strict=True)):
+            own = {name.partition("/")[2]: array for name, array in tensors.items() if name.startswith(f"{k}/")}
+            before = set(own)
+            optimizer._import(part, own)
+            for name in before - set(own):
+                del tensors[f"{k}/{name}"]
+            if "loss_scale_factor" in part["config"]:
+                optimizer.loss_scale_factor = part["config"]["loss_scale_factor"]
+        for name in self._numbers():
+            setattr(self, name, description["own"][name])
 
     @property
     def variables(self):
@@ -90,6 +128,9 @@ class LossScaleOptimizer(Wrapper):
 
     def _inner(self):
         return [self.inner_optimizer]
+
+    def _numbers(self):
+        return ("step_counter",)
 
     @property
     def dynamic_scale(self):
@@ -263,6 +304,9 @@ class MultiOptimizer(Wrapper):
         if isinstance(self.optimizer_map, OptimizerMap):
             return self.optimizer_map.optimizers()
         return list(self._used.values())
+
+    def _numbers(self):
+        return ("iterations",)
 
     @property
     def learning_rate(self):

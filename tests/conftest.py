@@ -48,3 +48,13 @@ def require(name):
     if os.environ.get("OPTIMC_REQUIRE_ADAPTERS") == "1":
         return importlib.import_module(name)
     return pytest.importorskip(name)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--soak", action="store_true", help="run the long versions of the tests that have one")
+
+
+@pytest.fixture
+def soak(request):
+    """Whether the long version of a test is wanted."""
+    return request.config.getoption("--soak")

@@ -1,0 +1,332 @@
+"""Checkpoints: files that any safetensors reader opens, with a checksum on every byte.
+
+Layout, version 1.  Eight bytes: the length of the header, little-endian.  The header: JSON, padded with spaces to a
+multiple of eight, that gives for each tensor its dtype, shape and place; its "__metadata__" holds strings:
+
+    format, format_version     "optimc", "1"
+    optimizer                  JSON: class, configuration, counts, names and shapes of the weights
+    checksums                  JSON: the CRC-32 of each tensor
+    header_checksum            the CRC-32 of the header itself, with eight zeros in the place of this
+
+Then the tensors, C order, little-endian, without gaps: `slot/number of the weight`, `ema_average/...`,
+`gradient_accumulator/...`; those of an optimizer within a wrapper behind a number of its own.  Nothing in the file is
+code
+or the name of any; nothing is unpickled.
+
+Files are written beside the old one, synced, and renamed over it, so that there is always a whole one.  Reading
+verifies everything before it is used; whatever is wrong is a `CheckpointError`.
+"""
+
+import contextlib
+import json
+import math
+import os
+import re
+import secrets
+import stat
+import struct
+import sys
+import zlib
+
+import numpy as np
+
+try:
+    import fcntl
+except ImportError:                         # Windows: leftovers are not swept there
+    fcntl = None                            # type: ignore[assignment]
+
+VERSION = 1
+MOST_HEADER = 100 << 20                     # bytes; the limit of the safetensors format
+BLOCK = 8 << 20                             # bytes written or read at a time
+WORTH_WATCHING = 256 << 20                  # bytes from which progress is shown on a terminal
+DTYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NO_CHECKSUM = "0" * 8
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: not one, damaged, of a newer version, or of something else."""
+
+
+# ------------------------------------------------------------------------------------------- writing
+
+
+def write(path, tensors, metadata):
+    """Writes a file of tensors, whole or not at all.
+
+    Args:
+        path: where; an existing file keeps its permissions, a symbolic link its name.
+        tensors: dict of names to arrays of float32 or float64, in the order they are to have.
+        metadata: dict of str to str.
+
+    Raises:
+        OSError: of the system, unchanged; the old file is still there, and nothing else.
+    """
+    path = os.path.realpath(os.fsdecode(path))
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a directory")
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} is not a regular file")
+    flat = {name: np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C").reshape(-1).view(np.uint8)
+            for name, array in tensors.items()}
+    header = _header(tensors, flat, metadata)
+    directory, name = os.path.split(path)
+    _sweep(directory, name)
+    temporary = os.path.join(directory, f".{name}.{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+    try:
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX)        # a saver holds its file: what can be locked is stale
+            if os.path.exists(path):
+                os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
+            with _progress(f"saving {name}", len(header) + sum(map(len, flat.values()))) as advance:
+                for part in (header, *flat.values()):
+                    _write_all(file, part, advance)
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    _sync_directory(directory)
+
+
+def _header(tensors, flat, metadata):
+    entries, start = {}, 0
+    for name, array in tensors.items():
+        end = start + len(flat[name])
+        entries[name] = {"dtype": NAMES[array.dtype.newbyteorder("<")], "shape": list(array.shape),
+                         "data_offsets": [start, end]}
+        start = end
+    checksums = {name: f"{zlib.crc32(data):08x}" for name, data in flat.items()}
+    metadata = {"format": "optimc", "format_version": str(VERSION), **metadata,
+                "checksums": json.dumps(checksums, separators=(",", ":")), "header_checksum": NO_CHECKSUM}
+    text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MOST_HEADER:
+        raise ValueError(f"the header would take {len(text)} bytes, more than {MOST_HEADER}")
+    own = f'"header_checksum":"{zlib.crc32(text):08x}"'.encode()
+    return struct.pack("<Q", len(text)) + text.replace(f'"header_checksum":"{NO_CHECKSUM}"'.encode(), own)
+
+
+def _write_all(file, data, advance):
+    view = memoryview(data)
+    while view:
+        written = file.write(view[:BLOCK])
+        view = view[written:]
+        advance(written)
+
+
+def _sync_directory(directory):
+    """Makes the rename last; systems that cannot sync a directory do not need it."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        import errno
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(directory, name):
+    """Removes what killed savers of this file left: their temporary files, which nobody has locked."""
+    if not fcntl:
+        return
+    pattern = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{16}}\.tmp")
+    for entry in os.listdir(directory):
+        if not pattern.fullmatch(entry):
+            continue
+        stale = os.path.join(directory, entry)
+        with contextlib.suppress(FileNotFoundError, PermissionError, BlockingIOError), open(stale, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(stale)
+
+
+@contextlib.contextmanager
+def _progress(what, total):
+    """Gives a function to report bytes to; shows a bar if it is worth one, somebody watches, and rich is there."""
+    if total < WORTH_WATCHING or not sys.stderr.isatty():
+        yield lambda n: None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import Progress
+    except ImportError:
+        yield lambda n: None
+        return
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda n: progress.advance(task, n)
+
+
+# ------------------------------------------------------------------------------------------- reading
+
+
+def read(path, names=None):
+    """The tensors and the metadata of a file that `write` wrote, every checksum verified.
+
+    Args:
+        path: where.
+        names: which tensors; default: all.
+
+    Raises:
+        CheckpointError: anything in the file is not as `write` writes it.
+        OSError: of the system, unchanged.
+    """
+    path = os.fsdecode(path)
+    with open(path, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise CheckpointError(f"{path}: not a regular file")
+        size = os.fstat(file.fileno()).st_size
+        entries, metadata, checksums, start = _read_header(path, file, size)
+        wanted = entries if names is None else {name: entries[name] for name in names}
+        tensors = {}
+        with _progress(f"loading {os.path.basename(path)}", size) as advance:
+            for name, (dtype, shape, begin, end) in wanted.items():
+                file.seek(start + begin)
+                array = np.empty(end - begin, np.uint8)
+                _read_all(path, file, array, advance)
+                if f"{zlib.crc32(array):08x}" != checksums[name]:
+                    raise CheckpointError(f"{path}: tensor {name!r} is damaged: its checksum does not match")
+                try:
+                    array = array.view(dtype).reshape(shape)
+                except ValueError as error:
+                    raise CheckpointError(f"{path}: tensor {name!r} is damaged: {error}") from None
+                tensors[name] = array.astype(dtype.newbyteorder("="), copy=False)
+    return tensors, metadata
+
+
+def _read_all(path, file, array, advance):
+    view = memoryview(array)
+    while view:
+        n = file.readinto(view[:BLOCK])
+        if not n:
+            raise CheckpointError(f"{path}: the file ends early")
+        view = view[n:]
+        advance(n)
+
+
+def _read_header(path, file, size):
+    """The entries (dtype, shape, begin, end), metadata and checksums of a file, and where its data start."""
+    if size < 8:
+        raise CheckpointError(f"{path}: not a checkpoint: {size} bytes")
+    length, = struct.unpack("<Q", file.read(8))
+    if length > min(MOST_HEADER, size - 8):
+        raise CheckpointError(f"{path}: not a checkpoint, or cut short: a header of {length} bytes in {size}")
+    text = file.read(length)
+    if len(text) != length or not text.startswith(b"{"):
+        raise CheckpointError(f"{path}: not a checkpoint: its header is no JSON object")
+    try:
+        header = json.loads(text, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its header is damaged: {error}") from None
+    metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or metadata.get("format") != "optimc" \
+            or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path}: not a checkpoint of optimc")
+    version = metadata.get("format_version", "")
+    if not version.isdecimal() or len(version) > 9:
+        raise CheckpointError(f"{path}: its header is damaged: format_version {version!r}")
+    if int(version) > VERSION:
+        raise CheckpointError(f"{path}: format version {version} is newer than this optimc reads ({VERSION})")
+    own = metadata.get("header_checksum", "")
+    blank = text.replace(f'"header_checksum":"{own}"'.encode(), f'"header_checksum":"{NO_CHECKSUM}"'.encode())
+    if f"{zlib.crc32(blank):08x}" != own:
+        raise CheckpointError(f"{path}: its header is damaged: its checksum does not match")
+    checksums = decode(path, metadata, "checksums")
+    entries = _check_entries(path, header, size - 8 - length)
+    if not isinstance(checksums, dict) or set(checksums) != set(entries):
+        raise CheckpointError(f"{path}: its header is damaged: checksums and tensors do not match")
+    return entries, metadata, checksums, 8 + length
+
+
+def _no_duplicates(pairs):
+    names = dict(pairs)
+    if len(names) != len(pairs):
+        raise ValueError("a name comes twice")
+    return names
+
+
+def _check_entries(path, header, size):
+    entries, end = {}, 0
+    for name, entry in header.items():
+        try:
+            dtype, shape, (begin, stop) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+            good = len(entry) == 3 and all(type(n) is int and 0 <= n < 2 ** 63 for n in (*shape, begin, stop)) \
+                and len(shape) <= 64
+        except (KeyError, TypeError, ValueError):
+            good = False
+        if not good or begin != end or stop - begin != math.prod(shape) * dtype.itemsize:
+            raise CheckpointError(f"{path}: tensor {name!r} is damaged: its entry is {entry!r:.200}")
+        entries[name] = dtype, tuple(shape), begin, stop
+        end = stop
+    if end != size:
+        raise CheckpointError(f"{path}: its tensors take {end} bytes, but {size} are there")
+    return entries
+
+
+def decode(path, metadata, key):
+    """The JSON in a metadata entry."""
+    try:
+        return json.loads(metadata[key], object_pairs_hook=_no_duplicates)
+    except (KeyError, ValueError, RecursionError):
+        raise CheckpointError(f"{path}: its metadata entry {key!r} is damaged or missing") from None
+
+
+# -------------------------------------------------------------------------------------- optimizers
+
+
+def save(path, optimizer):
+    """Writes an optimizer or wrapper; what its `save` calls, which keeps steps away meanwhile."""
+    description, tensors = optimizer._export()
+    try:
+        text = json.dumps(description, allow_nan=False, separators=(",", ":"))
+    except TypeError as error:
+        raise ValueError(f"the configuration cannot be stored in a checkpoint: {error}") from None
+    write(path, tensors, {"optimizer": text})
+
+
+def load(path, custom_objects=None):
+    """An optimizer or wrapper from a file that its `save` wrote: it goes on as if it had never stopped.
+
+    It holds its slots and binds to the weights of its next step, whose shapes and dtypes must match.
+
+    Args:
+        path: the file.
+        custom_objects: dict of names to the classes of your own schedules and optimizers.
+
+    Raises:
+        CheckpointError: the file is not a checkpoint of optimc, damaged, or of a newer version; the message names
+            the file and, if it is one, the tensor.
+        OSError: the file cannot be read.
+
+    Example:
+        >>> import numpy as np, optimc, tempfile, os
+        >>> w = np.ones(2, np.float32)
+        >>> opt = optimc.Adam()
+        >>> opt.apply([w * 2], [w])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     opt.save(os.path.join(folder, "adam.safetensors"))
+        ...     again = optimc.load(os.path.join(folder, "adam.safetensors"))
+        >>> again.iterations
+        1
+    """
+    from optimc import registry
+    tensors, metadata = read(path)
+    description = decode(path, metadata, "optimizer")
+    try:
+        optimizer = registry.deserialize(
+            {"class_name": description["class_name"], "config": description["config"]}, custom_objects)
+        optimizer._import(description, tensors)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{os.fsdecode(path)}: {error}") from None
+    if tensors:
+        raise CheckpointError(f"{os.fsdecode(path)}: tensor {next(iter(tensors))!r} belongs to nothing")
+    return optimizer
