@@ -417,6 +417,9 @@ class Optimizer(_core.Optimizer):
 
     # ---------------------------------------------------------------------------- stepping
 
+    def _between(self):
+        """What is done between `_check` and `_finish`, by whoever calls these; an error gives the step up."""
+
     def apply_gradients(self, grads_and_vars):
         """`apply` for pairs, as `zip(grads, weights)` gives them.  Returns `iterations`.
 

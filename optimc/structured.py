@@ -84,7 +84,7 @@ class Muon(Optimizer):
         ready = self._check(grads, trainable_variables, False)
         try:
             if ready:
-                self._orthogonalise_all()
+                self._between()
                 run = True
             else:
                 self._skipped += 1
@@ -93,7 +93,7 @@ class Muon(Optimizer):
 
     apply.__doc__ = Optimizer.apply.__doc__
 
-    def _orthogonalise_all(self):
+    def _between(self):
         """Fills `update` of every matrix that has a gradient."""
         momentum = self._current(0, self._index["momentum"])
         with np.errstate(all="ignore"):             # as in C, what is not finite goes its way in silence

@@ -1,7 +1,7 @@
 """Optimizers made of optimizers: a loss scale that adapts, and routing of weights.
 
 Both check the steps of all they wrap before any of them writes: the step of an optimizer has two halves,
-`_check` and `_finish`.
+`_check` and `_finish`, and `_between` them what needs NumPy.
 """
 
 import contextlib
@@ -158,8 +158,18 @@ class LossScaleOptimizer(Wrapper):
     def apply(self, grads, trainable_variables=None):
         """One step, or none if a gradient is not finite; arguments and errors are `Optimizer.apply`'s."""
         inner = self.inner_optimizer
-        finite = inner._check(grads, trainable_variables, True)
-        inner._finish(finite)
+        finite, run = inner._check(grads, trainable_variables, True), False
+        try:
+            if finite:
+                inner._between()
+                run = True
+        finally:
+            inner._finish(run)
+        self._adapt(finite)
+
+    def _adapt(self, finite):
+        """Moves the scale after a step whose gradients were, or were not, all finite."""
+        inner = self.inner_optimizer
         if not finite:
             self.step_counter = 0
             inner.loss_scale_factor = max(inner.loss_scale_factor / 2, 2.0 ** -126)
@@ -365,6 +375,9 @@ class MultiOptimizer(Wrapper):
                     ready = optimizer._check(
                         part, None if trainable_variables is None else weights[key], False)
                     checked.append((optimizer, ready))
+            for optimizer, ready in checked:
+                if ready:
+                    optimizer._between()
             run = True
         finally:
             for optimizer, ready in checked:
