@@ -193,10 +193,10 @@ def rprop(w, g, slots, o, lr, t):
 
 def asgd(w, g, slots, o, lr, t):
     lane = w.dtype.type
-    eta, mu = slots.get("left", (lr, 1.0))          # what the step before left, for all weights alike
+    eta, mu = o.left.get(t - 1, (lr, 1.0))          # what the update before left, for all weights alike
     x = 1 + o.lambd * lr * t
-    slots["left"] = (lr / (math.sqrt(x) * math.sqrt(math.sqrt(x)) if o.alpha == 0.75 else math.pow(x, o.alpha)),
-                     1 / max(1.0, t - o.t0))
+    root = math.sqrt(x) * math.sqrt(math.sqrt(x)) if o.alpha == 0.75 else math.pow(x, o.alpha)
+    o.left[t] = lr / root, 1 / max(1.0, t - o.t0)
     w = w * lane(1 - o.lambd * eta)
     w = w - lane(eta) * g
     slots["average"] = slots["average"] + (w - slots["average"]) * lane(mu)
@@ -325,7 +325,7 @@ class Reference:
 
     def __init__(self, optimizer, slots_of):
         self.rule, self.slots_of = optimizer.rule, slots_of
-        self.o = type("Arguments", (), optimizer._given())
+        self.o = type("Arguments", (), {**optimizer._given(), "left": {}})
         self.calls, self.state, self.norm = 0, None, None
 
     @property
