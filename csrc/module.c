@@ -874,7 +874,7 @@ static PyObject *optimizer_bind(Optimizer *self, PyObject *args)
         || !is_tuple(groups, n, "groups") || !is_tuple(waiting, n, "waiting"))
         return NULL;
     PyObject *keys = names == Py_None ? NULL : names;
-    struct plan *plan = optimc_plan_new((size_t)n);
+    struct plan *plan = optimc_plan_new((size_t)n, (struct memory){PyMem_RawCalloc, PyMem_RawFree});
     PyObject **gradients = PyMem_Calloc((size_t)n + 1, sizeof *gradients);
     PyObject *arrays = PyTuple_Pack(4, weights, slots, averages, accumulators);
     if (!plan || !gradients || !arrays) {

@@ -61,6 +61,7 @@ struct plan {
     double *sums[2];                        /* two numbers per block of SUM_BLOCK elements */
     int variants;                           /* of all its kernels together */
     const struct isa *isa;
+    struct memory memory;
     const struct request *request;          /* the one in progress */
     uint64_t step;
     double cost;
@@ -141,15 +142,16 @@ float optimc_half(uint16_t bits)
 
 /* --------------------------------------------------------------------------------- making a plan */
 
-struct plan *optimc_plan_new(size_t weights)
+struct plan *optimc_plan_new(size_t weights, struct memory memory)
 {
-    struct plan *plan = calloc(1, sizeof *plan);
+    struct plan *plan = memory.take(1, sizeof *plan);
     if (!plan)
         return NULL;
+    plan->memory = memory;
     plan->capacity = weights;
-    plan->weights = calloc(weights ? weights : 1, sizeof *plan->weights);
-    plan->rows = calloc(weights ? weights : 1, sizeof *plan->rows);
-    plan->ranges = calloc((weights ? weights : 1) * (MAX_SLOTS + 3), sizeof *plan->ranges);
+    plan->weights = plan->memory.take(weights ? weights : 1, sizeof *plan->weights);
+    plan->rows = plan->memory.take(weights ? weights : 1, sizeof *plan->rows);
+    plan->ranges = plan->memory.take((weights ? weights : 1) * (MAX_SLOTS + 3), sizeof *plan->ranges);
     if (!plan->weights || !plan->rows || !plan->ranges) {
         optimc_plan_free(plan);
         return NULL;
@@ -162,17 +164,17 @@ void optimc_plan_free(struct plan *plan)
     if (!plan)
         return;
     for (size_t i = 0; i < plan->n_weights; i++) {
-        free(plan->weights[i].shape);
-        free(plan->weights[i].column_sums);
+        plan->memory.give(plan->weights[i].shape);
+        plan->memory.give(plan->weights[i].column_sums);
     }
-    free(plan->weights);
-    free(plan->rows);
-    free(plan->pieces);
-    free(plan->chunks);
-    free(plan->ranges);
-    free(plan->sums[0]);
-    free(plan->sums[1]);
-    free(plan);
+    plan->memory.give(plan->weights);
+    plan->memory.give(plan->rows);
+    plan->memory.give(plan->pieces);
+    plan->memory.give(plan->chunks);
+    plan->memory.give(plan->ranges);
+    plan->memory.give(plan->sums[0]);
+    plan->memory.give(plan->sums[1]);
+    plan->memory.give(plan);
 }
 
 size_t optimc_plan_weights(const struct plan *plan)
@@ -270,7 +272,7 @@ enum fault optimc_plan_add(struct plan *plan, const struct view *view, const str
     *weight = (struct weight){
         .data = view->data, .size = optimc_view_size(view), .kernel = parts->kernel,
         .lane = view->type, .f_order = !view->c_order, .ndim = view->ndim, .waiting = parts->waiting,
-        .shape = calloc((size_t)view->ndim + 1, sizeof *weight->shape),
+        .shape = plan->memory.take((size_t)view->ndim + 1, sizeof *weight->shape),
     };
     if (!weight->shape)
         return FAULT_MEMORY;
@@ -295,12 +297,12 @@ enum fault optimc_plan_add(struct plan *plan, const struct view *view, const str
     if (!fault && variant_of[parts->kernel] & FACTORED && weight->slots[ROW_SLOT]) {
         weight->n_rows = (size_t)view->shape[view->ndim - 2];
         weight->n_columns = (size_t)view->shape[view->ndim - 1];
-        weight->column_sums = calloc(weight->n_columns + 1, sizeof *weight->column_sums);
+        weight->column_sums = plan->memory.take(weight->n_columns + 1, sizeof *weight->column_sums);
         fault = weight->column_sums ? FINE : FAULT_MEMORY;
     }
     if (fault) {
         plan->n_ranges = ranges;
-        free(weight->shape);
+        plan->memory.give(weight->shape);
         return fault;
     }
     weight->row = row_for(plan, weight->lane, parts);
@@ -341,10 +343,10 @@ static enum fault cut(struct plan *plan)
     const size_t size = piece_size(total);
     for (size_t i = 0; i < plan->n_weights; i++)
         pieces += (plan->weights[i].size + size - 1) / size;
-    plan->pieces = calloc(pieces + 1, sizeof *plan->pieces);
-    plan->chunks = calloc(pieces + 1, sizeof *plan->chunks);
-    plan->sums[0] = calloc(n_blocks + 1, sizeof **plan->sums);
-    plan->sums[1] = calloc(plan->variants & LAYERWISE ? n_blocks + 1 : 1, sizeof **plan->sums);
+    plan->pieces = plan->memory.take(pieces + 1, sizeof *plan->pieces);
+    plan->chunks = plan->memory.take(pieces + 1, sizeof *plan->chunks);
+    plan->sums[0] = plan->memory.take(n_blocks + 1, sizeof **plan->sums);
+    plan->sums[1] = plan->memory.take(plan->variants & LAYERWISE ? n_blocks + 1 : 1, sizeof **plan->sums);
     if (!plan->pieces || !plan->chunks || !plan->sums[0] || !plan->sums[1])
         return FAULT_MEMORY;
     size_t filled = 0;                      /* elements in the chunk being made */

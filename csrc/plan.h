@@ -64,8 +64,14 @@ struct request {
 
 struct plan;
 
+/* Where a plan takes its memory: as calloc and free of the C library. */
+struct memory {
+    void *(*take)(size_t n, size_t size);
+    void (*give)(void *pointer);
+};
+
 /* An empty plan for `weights` weights, NULL without memory.  free accepts NULL. */
-struct plan *optimc_plan_new(size_t weights);
+struct plan *optimc_plan_new(size_t weights, struct memory memory);
 void optimc_plan_free(struct plan *plan);
 
 /* Whether a view can be a weight: FINE, FAULT_TYPE, _READ_ONLY, _STRIDES or _ALIGNMENT. */
