@@ -796,6 +796,8 @@ static int is_tuple(PyObject *object, Py_ssize_t n, const char *name)
 /* Looks at an array that a step will write to. */
 static int look_writable(PyObject *object, PyObject *entry, struct view *view)
 {
+    if (!entry)
+        return -1;
     if (!PyArray_Check(object)) {
         if (PyList_Check(object) || PyTuple_Check(object) || PyDict_Check(object))
             return refuse_kind("%U is a %S: flatten nested weights into one list or dict of arrays",
@@ -834,6 +836,18 @@ static PyObject *core_weights_of(PyObject *Py_UNUSED(module), PyObject *params)
     Py_XDECREF(keys);
     Py_XDECREF(weights);
     return result;
+}
+
+PyDoc_STRVAR(address_doc, "address($module, array, /)\n--\n\n"
+"Where the memory of an array begins.");
+
+static PyObject *core_address(PyObject *Py_UNUSED(module), PyObject *array)
+{
+    if (!PyArray_Check(array)) {
+        PyErr_Format(PyExc_TypeError, "array: expected a NumPy array, got %s", Py_TYPE(array)->tp_name);
+        return NULL;
+    }
+    return PyLong_FromVoidPtr(PyArray_DATA((PyArrayObject *)array));
 }
 
 PyDoc_STRVAR(bind_doc, "_bind($self, weights, names, kernels, slot_names, slots, averages, accumulators, "
@@ -1868,6 +1882,7 @@ static PyMethodDef core_methods[] = {
     METHOD("set_num_threads", core_set_num_threads, METH_O, set_num_threads_doc),
     METHOD("check_number", core_check_number, METH_VARARGS, check_number_doc),
     METHOD("weights_of", core_weights_of, METH_O, weights_of_doc),
+    METHOD("address", core_address, METH_O, address_doc),
     METHOD("get_num_threads", core_get_num_threads, METH_NOARGS,
         "get_num_threads($module)\n--\n\nHow many threads a large step may use."),
     METHOD("_force_threads", core_force_threads, METH_O,

@@ -274,13 +274,14 @@ enum fault optimc_plan_add(struct plan *plan, const struct view *view, const str
         .lane = view->type, .f_order = !view->c_order, .ndim = view->ndim, .waiting = parts->waiting,
         .shape = plan->memory.take((size_t)view->ndim + 1, sizeof *weight->shape),
     };
+    *where = PART_WEIGHT;
     if (!weight->shape)
         return FAULT_MEMORY;
     if (view->ndim)
         memcpy(weight->shape, view->shape, (size_t)view->ndim * sizeof *weight->shape);
     const size_t bytes = weight->size * width(view->type), ranges = plan->n_ranges;
     enum fault fault = FINE;
-    add_range(plan, view->data, bytes, *where = PART_WEIGHT);
+    add_range(plan, view->data, bytes, PART_WEIGHT);
     for (int k = 0; k <= PART_ACCUMULATOR && !fault; k++) {
         const struct view *part = k == PART_AVERAGE ? parts->average
             : k == PART_ACCUMULATOR ? parts->accumulator

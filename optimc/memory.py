@@ -9,6 +9,8 @@ import math
 
 import numpy as np
 
+from optimc._core import address
+
 LINE = 64                   # a cache line, and the widest register
 SHIFT = 13 * LINE           # from slot to slot within a page
 PAGE = 4096
@@ -19,17 +21,12 @@ LARGE_SHIFT = 128 << 10     # from slot to slot within huge pages
 def like(weight, k, shape=None):
     """A zeroed array of a weight's dtype, order and shape (or another), to be its slot number `k`."""
     shape = weight.shape if shape is None else shape
-    size, at = math.prod(shape) * weight.itemsize, weight.ctypes.data
+    size, at = math.prod(shape) * weight.itemsize, address(weight)
     small, large = size < PAGE, size >= LARGE
     unit = LINE if small else PAGE
     extra = k * LARGE_SHIFT if large else 0
     memory = np.zeros(size + unit + extra, np.uint8)
     shift = at if small else at + (k + 1) * SHIFT
-    start = (shift - memory.ctypes.data) % unit + extra
-    return np.ndarray(shape, weight.dtype, memory, start,
-                      order="C" if weight.flags.c_contiguous else "F")
-
-
-def address(array):
-    """What identifies an array that is not empty: where it begins."""
-    return array.__array_interface__["data"][0]
+    start = (shift - address(memory)) % unit + extra
+    return memory[start:start + size].view(weight.dtype).reshape(
+        shape, order="C" if weight.flags.c_contiguous else "F")

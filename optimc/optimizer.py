@@ -369,10 +369,10 @@ class Optimizer(_core.Optimizer):
         if patterns and names is None:
             raise ValueError(f"{what}: {patterns[0]!r} is matched against names, but the weights have none: "
                              "pass a dict")
-        where = {memory.address(weight): i for i, weight in enumerate(weights) if weight.size}
+        where = {_core.address(weight): i for i, weight in enumerate(weights) if weight.size}
         chosen = set()
         for k, array in enumerate(arrays):
-            position = where.get(memory.address(array)) if isinstance(array, np.ndarray) else array
+            position = where.get(_core.address(array)) if isinstance(array, np.ndarray) else array
             if position is None or not 0 <= position < len(weights):
                 raise ValueError(f"{what}: entry {k} is not one of the weights")
             chosen.add(position)
@@ -462,7 +462,7 @@ class Optimizer(_core.Optimizer):
         if len(weights) != len(self._weights):
             raise ValueError(f"params has {len(weights)} entries, the optimizer {len(self._weights)}")
         for i, (weight, bound) in enumerate(zip(weights, self._weights, strict=True)):
-            if weight.size and memory.address(weight) != memory.address(bound):
+            if weight.size and _core.address(weight) != _core.address(bound):
                 raise ValueError(f"params[{names[i] if names else i!r}] is not the weight the optimizer "
                                  "was built with")
         return self._weights
@@ -590,11 +590,14 @@ class Optimizer(_core.Optimizer):
             if weights is not None:
                 params = weights if names is None else dict(zip(names, weights, strict=True))
                 twin._build(params)
+            mine, held = self.__dict__, iter([(name, twin.__dict__[name]) for name in HELD])
+            running, calls, skipped = twin._get_running(), twin._calls, twin._skipped
+            if weights is not None:
                 self._bind_arrays(weights, twin.__dict__)
-            for name in HELD:
-                self.__dict__[name] = twin.__dict__[name]
-            self._calls, self._skipped = twin._calls, twin._skipped
-            self._set_running(twin._get_running())
+            for name, value in held:            # from here on nothing takes memory, so nothing can fail
+                mine[name] = value
+            self._calls, self._skipped = calls, skipped
+            self._set_running(running)
         finally:
             self._unlock()
 

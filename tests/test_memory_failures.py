@@ -1,0 +1,151 @@
+"""The N-th allocation fails, for every N: a call is whole or changed nothing."""
+
+import copy
+import functools
+import gc
+import os
+
+import numpy as np
+import pytest
+
+import optimc
+from optimc.registry import classes
+
+hooks = pytest.importorskip("_testcapi", reason="this interpreter cannot make allocations fail")
+
+OPTIONS = {"plain": {}, "options": {"weight_decay": 0.1, "global_clipnorm": 1.0, "use_ema": True,
+                                    "gradient_accumulation_steps": 2}}
+
+
+def made(cls, options, steps):
+    """An optimizer after some steps, its weights and gradients, one converted and one strided on the way."""
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal(shape).astype(np.float32) for shape in [(10, 64), (64,), (3, 2)]]
+    grads = [rng.standard_normal(w.shape).astype(np.float32) for w in weights]
+    grads[1] = grads[1].astype(np.float64)
+    grads[2] = np.asfortranarray(grads[2])
+    optimizer = cls(**OPTIONS[options])
+    for _ in range(steps):
+        optimizer.apply(grads, weights)
+    return optimizer, weights, grads
+
+
+@pytest.fixture(params=[optimc.Adam, optimc.Adafactor, optimc.Muon])
+def start(request):
+    """A vector's slots, a matrix's, and room beside them: what a build and what follows it differ in."""
+    return functools.partial(made, request.param, "options")
+
+
+def picture(optimizer, weights):
+    """All that a refused call may not change."""
+    held = optimizer.state_dict()
+    return [w.tobytes() for w in weights], optimizer.built, {
+        key: value.tobytes() if isinstance(value, np.ndarray) else repr(value) for key, value in held.items()}
+
+
+def failing(action, fresh, judge):
+    """Calls `action(*fresh())` with allocation 0, 1, 2, … failing until it comes through ten times in a row.
+
+    `judge(failed, *made)` looks at what is left.  Returns how many calls failed.
+    """
+    failures = through = n = 0
+    gc.collect()
+    gc.disable()
+    try:
+        while through < 10:
+            subject = fresh()
+            hooks.set_nomemory(n, n + 1)
+            try:
+                action(*subject)
+                failed = False
+            except Exception:       # CPython and NumPy turn some MemoryErrors into others on the way
+                failed = True
+            finally:
+                hooks.remove_mem_hooks()
+            judge(failed, *subject)
+            failures, through, n = failures + failed, 0 if failed else through + 1, n + 1
+    finally:
+        gc.enable()
+    return failures
+
+
+def whole_or_nothing(fresh, action):
+    """What `failing` needs to hold a call to: the bytes before it, or those after one that nothing disturbed."""
+    subject = fresh()
+    before = picture(*subject[:2])
+    action(*subject)
+    after = picture(*subject[:2])
+
+    def judge(failed, optimizer, weights, *_):
+        assert picture(optimizer, weights) == (before if failed else after)
+    return failing(action, fresh, judge)
+
+
+def apply(optimizer, weights, grads):
+    optimizer.apply(grads, weights)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("cls", classes.values())
+def test_a_first_step_is_whole_or_nothing(cls, options):
+    assert whole_or_nothing(lambda: made(cls, options, 0), apply) > 50
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("cls", classes.values())
+def test_a_later_step_is_whole_or_nothing(cls, options, steps):
+    whole_or_nothing(lambda: made(cls, options, steps), apply)
+
+
+def test_a_build_is_whole_or_nothing(start):
+    assert whole_or_nothing(lambda: start(0), lambda optimizer, weights, grads: optimizer.build(weights)) > 50
+
+
+def test_more_weights_are_whole_or_nothing(start):
+    more = np.ones(5, np.float32)
+    assert whole_or_nothing(lambda: start(2),
+                            lambda optimizer, weights, grads: optimizer.build([*weights, more])) > 50
+
+
+def test_a_load_is_whole_or_nothing(start):
+    held = start(3)[0].state_dict()
+    assert whole_or_nothing(lambda: start(2),
+                            lambda optimizer, weights, grads: optimizer.load_state_dict(held)) > 50
+
+
+def test_a_copy_leaves_its_original(start):
+    assert whole_or_nothing(lambda: start(2), lambda optimizer, weights, grads: copy.deepcopy(optimizer)) > 50
+
+
+def test_a_save_leaves_the_old_file_or_the_new(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda file: None)       # 1700 of them take minutes
+    path = tmp_path / "state.safetensors"
+    optimizer, weights, grads = made(optimc.Adam, "options", 2)
+    old = picture(optimizer, weights)[2]
+    optimizer.save(path)
+    optimizer.apply(grads, weights)
+    new = picture(optimizer, weights)[2]
+    kept = path.read_bytes()
+
+    def fresh():
+        path.write_bytes(kept)
+        return (optimizer,)
+
+    def judge(failed, _):
+        held = picture(optimizer, weights)
+        assert held[2] == new
+        assert picture(optimc.load(path), [])[2] == (old if failed and path.read_bytes() == kept else new)
+
+    assert failing(lambda optimizer: optimizer.save(path), fresh, judge) > 50
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_harness_notices_a_half_step():
+    """A call that writes before it can fail is found."""
+    def planted(optimizer, weights, grads):
+        weights[0] += 1
+        optimizer.build([*weights, np.ones(5, np.float32)])
+
+    with pytest.raises(AssertionError):
+        whole_or_nothing(lambda: made(optimc.Adam, "plain", 2), planted)
