@@ -446,6 +446,11 @@ class Optimizer(_core.Optimizer):
 
     # ----------------------------------------------------------------- averages of weights
 
+    @property
+    def keeps_averages(self):
+        """Whether there is something for `averaged` to put in."""
+        return self.use_ema or type(self)._evaluation_weights is not Optimizer._evaluation_weights
+
     def _evaluation_weights(self, weights):
         """What `averaged` puts into the weights: one array each."""
         if not self.use_ema:
