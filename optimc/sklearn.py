@@ -1,0 +1,205 @@
+"""scikit-learn's multi-layer perceptrons with the step in C, and any optimizer of optimc as their solver.
+
+    from optimc.sklearn import MLPClassifier
+    clf = MLPClassifier(solver=optimc.AdamW(1e-3), warm_start=True)
+
+Each class here is a subclass of scikit-learn's own class of that name: network, loss, batches, early stopping and
+every other argument are scikit-learn's.  Its loop calls an optimizer after each batch; here that is optimc's.
+
+What `solver` may be, and what governs then:
+
+- An optimizer: it governs alone.  `fit` works on a copy of it.  scikit-learn's arguments for its own solvers
+  (`GOVERNED`) have no effect; one that is not at its default is warned about.
+- "sgd" and "adam": scikit-learn's solvers, made of scikit-learn's arguments, by the same formulas.
+- Another optimizer's name, in lower case ("adamw"): that optimizer with `learning_rate_init` as its rate.
+- "lbfgs": scikit-learn's own.
+
+`alpha` stays scikit-learn's: an L2 term of the loss, beside any weight decay of the optimizer.
+"""
+
+import contextlib
+import copy
+import inspect
+import warnings
+
+try:
+    from sklearn import neural_network
+except ImportError as error:
+    raise ImportError("optimc.sklearn needs scikit-learn: pip install 'optimc[sklearn]'") from error
+
+from sklearn.neural_network._stochastic_optimizers import SGDOptimizer
+from sklearn.utils._param_validation import StrOptions
+
+from optimc import registry
+from optimc.optimizer import Optimizer
+from optimc.wrappers import MultiOptimizer
+
+#: the arguments that make up scikit-learn's own solvers
+GOVERNED = ("learning_rate", "learning_rate_init", "power_t", "momentum", "nesterovs_momentum", "beta_1", "beta_2",
+            "epsilon")
+SOLVERS = {"solver": [StrOptions({"lbfgs", *(name.lower() for name in registry.classes)}), Optimizer, MultiOptimizer]}
+
+
+class _Steps(SGDOptimizer):
+    """What scikit-learn's loop calls after batches and epochs: its own rates over epochs, optimc's step."""
+
+    def __init__(self, optimizer, made_from, learning_rate_init, lr_schedule, power_t):
+        self.optimizer, self.made_from, self.weights = optimizer, made_from, {}
+        self.learning_rate_init, self.lr_schedule, self.power_t = learning_rate_init, lr_schedule, power_t
+
+    @property
+    def learning_rate(self):
+        return self.optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        self.optimizer.learning_rate = value
+
+    def bind(self, weights):
+        """Builds the optimizer for these weights, unless it is bound to the very same."""
+        known = self.optimizer.built and weights.keys() == self.weights.keys() and all(
+            weights[name] is weight for name, weight in self.weights.items())
+        if not known:
+            self.optimizer.build(weights)
+        self.weights = weights
+
+    def update_params(self, params, grads):
+        self.optimizer.apply(dict(zip(self.weights, grads, strict=True)), self.weights)
+
+    @property
+    def keeps_averages(self):
+        return any(optimizer.keeps_averages for optimizer in self._parts())
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """Within it the weights are what is to be evaluated."""
+        with contextlib.ExitStack() as stack:
+            for optimizer in self._parts():
+                if optimizer.built and optimizer.keeps_averages:
+                    stack.enter_context(optimizer.averaged())
+            yield
+
+    def _parts(self):
+        return self.optimizer._inner() if isinstance(self.optimizer, MultiOptimizer) else [self.optimizer]
+
+
+class _Fits:
+    """What the classes here add to scikit-learn's: the solver, its state, and its averages."""
+
+    def _check_solver(self):
+        return super()._check_solver() if self.solver == "lbfgs" else True
+
+    def _fit(self, *args, **kwargs):
+        solver = self.solver
+        if solver == "lbfgs":
+            self.__dict__.pop("_optimizer", None)       # its state is of weights that now move without it
+            return super()._fit(*args, **kwargs)
+        # scikit-learn asks whether it knows the solver's name before it calls _fit_stochastic
+        self._solver, self.solver = solver, "sgd"
+        try:
+            return super()._fit(*args, **kwargs)
+        finally:
+            self.solver = solver
+            del self._solver
+
+    def _fit_stochastic(self, *args):
+        goes_on, made_from = self.warm_start or args[-1], self._made_from()
+        steps = getattr(self, "_optimizer", None)
+        if not goes_on or steps is None or not _is_same(steps.made_from, made_from):
+            steps = self._new_steps(made_from)
+        elif steps.keeps_averages:                      # coefs_ are the averages: back to what was trained
+            weights, half = list(steps.weights.values()), len(self.coefs_)
+            self.coefs_, self.intercepts_ = weights[:half], weights[half:]
+        steps.bind({f"{name}_{i}": weight for name, weights in
+                    (("coefs", self.coefs_), ("intercepts", self.intercepts_)) for i, weight in enumerate(weights)})
+        self._optimizer, self.optimizer_ = steps, steps.optimizer
+        self.solver = ""                                # by no name of its own, the loop makes no optimizer
+        super()._fit_stochastic(*args)
+        if steps.keeps_averages and not self.early_stopping:
+            with steps.averaged():
+                self.coefs_, self.intercepts_ = ([weight.copy() for weight in weights]
+                                                 for weights in (self.coefs_, self.intercepts_))
+
+    def _update_no_improvement_count(self, early_stopping, *args):
+        # the averages are what is scored, and kept if they are the best
+        with self._optimizer.averaged() if early_stopping else contextlib.nullcontext():
+            super()._update_no_improvement_count(early_stopping, *args)
+
+    def _made_from(self):
+        """The solver and the arguments it depends on; while they stay the same, the optimizer goes on."""
+        named = isinstance(self._solver, str)
+        governed = GOVERNED if self._solver in ("sgd", "adam") else ("learning_rate_init",) if named else ()
+        parameters = inspect.signature(type(self)).parameters
+        for name in GOVERNED:
+            value = getattr(self, name)
+            if name not in governed and value != parameters[name].default:
+                warnings.warn(f"{name}={value!r} has no effect with solver={self._solver!r}: give the optimizer "
+                              "its values where it is made", stacklevel=2)
+        return self._solver, tuple(getattr(self, name) for name in governed)
+
+    def _new_steps(self, made_from):
+        solver, rate = self._solver, self.learning_rate_init
+        config = {"learning_rate": rate}
+        if solver == "sgd":
+            config |= {"momentum": self.momentum, "nesterov": bool(self.nesterovs_momentum)}
+        elif solver == "adam":
+            config |= {"beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}
+        optimizer = registry.get({"class_name": solver, "config": config} if isinstance(solver, str)
+                                 else copy.deepcopy(solver))
+        if optimizer.loss_scale_factor is not None:
+            raise ValueError(f"solver: expected one without loss_scale_factor, since the loss is not scaled, got "
+                             f"{optimizer.loss_scale_factor}")
+        return _Steps(optimizer, made_from, rate, self.learning_rate if solver == "sgd" else "constant", self.power_t)
+
+
+def _is_same(a, b):
+    """Whether two results of `_made_from` are of one solver: one name, or one and the same object."""
+    return (a[0] is b[0] or (isinstance(a[0], str) and a[0] == b[0])) and a[1] == b[1]
+
+
+DOC = """scikit-learn's {name}, with any optimizer of optimc as its solver.
+
+    Arguments, methods and attributes are scikit-learn's, but for:
+
+    Args:
+        solver: an optimizer (`optimc.AdamW(1e-3)`; a `MultiOptimizer` too), of which `fit` uses a copy; or a name:
+            "sgd" and "adam" with scikit-learn's arguments for them, "lbfgs", or another optimizer's in lower case,
+            which takes `learning_rate_init` as its rate.  With an optimizer, `learning_rate_init` and the other
+            arguments of scikit-learn's solvers have no effect.
+
+    `optimizer_` is the optimizer that stepped, with its state.  `partial_fit`, and `fit` with warm_start=True, go on
+    with it, as long as `solver` and the arguments it is made of stay the same.  The weights have the names
+    "coefs_0", ..., "intercepts_0", ..., which the optimizer's groups and exclusions can match.  If it keeps averages
+    (use_ema, ScheduleFreeAdamW, ASGD), `coefs_` and `intercepts_` are these; training goes on from what it left.
+
+    X and weights are float64, or float32 if X is.
+
+    Raises:
+        ValueError: the solver is unknown or has a loss_scale_factor; and as scikit-learn says.
+        FloatingPointError: a gradient is not finite, with check_finite="raise".
+
+    Example:
+        >>> import numpy as np, optimc
+        >>> from optimc.sklearn import {name}
+        >>> X = np.linspace(-1, 1, 40).reshape(20, 2)
+        >>> y = {target}
+        >>> model = {name}(solver=optimc.AdamW(0.05), random_state=0, max_iter=1000)
+        >>> model.fit(X, y).score(X, y) > 0.9
+        True
+        >>> epochs = model.n_iter_
+        >>> model.partial_fit(X, y).optimizer_.iterations == epochs + 1     # one batch each
+        True
+    """
+
+
+class MLPClassifier(_Fits, neural_network.MLPClassifier):
+    __doc__ = DOC.format(name="MLPClassifier", target="X[:, 0] > 0")
+    _parameter_constraints = {**neural_network.MLPClassifier._parameter_constraints, **SOLVERS}
+
+
+class MLPRegressor(_Fits, neural_network.MLPRegressor):
+    __doc__ = DOC.format(name="MLPRegressor", target="X[:, 0] ** 2")
+    _parameter_constraints = {**neural_network.MLPRegressor._parameter_constraints, **SOLVERS}
+
+
+__all__ = ["MLPClassifier", "MLPRegressor"]
