@@ -1,0 +1,48 @@
+"""Every file of examples/ runs as it stands, and does what it says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import require
+
+require("sklearn")
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name, *arguments):
+    """What an example prints."""
+    command = [sys.executable, "-W", "error", EXAMPLES / name, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0 and not result.stderr, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("arguments", [(), ("nadam",)], ids=str)
+def test_numpy_loop(arguments):
+    out = run("numpy_loop.py", *arguments)
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", out)]
+    assert len(losses) == 10 and losses[-1] < losses[0]
+    right = float(re.search(r"([\d.]+)% of 450 new digits", out)[1])
+    assert right > 93
+
+
+def test_federated_server():
+    lines = re.findall(r"^(\w+) +([\d.]+)%$", run("federated_server.py"), re.M)
+    right = {name: float(share) for name, share in lines}
+    average = right.pop("FedAvg")
+    assert set(right) == {"FedAvgM", "FedAdagrad", "FedAdam", "FedYogi"}
+    assert all(share > average + 5 for share in right.values())
+
+
+def test_spacy_thinc():
+    pytest.importorskip("thinc")
+    right = [float(share) for share in re.findall(r": ([\d.]+)% of 450 new digits", run("spacy_thinc.py"))]
+    assert len(right) == 3 and min(right) > 92
+
+
+def test_every_example_is_tested():
+    text = Path(__file__).read_text()
+    assert [path.name for path in EXAMPLES.glob("*.py") if f'run("{path.name}"' not in text] == []
