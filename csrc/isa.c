@@ -3,19 +3,43 @@
 
 #include <string.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "isa.h"
+
+#if defined(__x86_64__)
+/* What the system saves of the registers, by XGETBV: without it wide ones are no use.  macOS does not say so
+   of the widest before they are used: there AVX2 is chosen. */
+enum { SAVES_AVX = 0x06, SAVES_AVX512 = 0xe6 };
+
+static unsigned saved(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & bit_OSXSAVE))
+        return 0;
+    __asm__("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
+    return eax;
+}
+
+/* Asked by CPUID itself: __builtin_cpu_supports needs a library that Windows' linker does not bring. */
+static unsigned features(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) ? ebx : 0;
+}
+#endif
 
 size_t optimc_isas(const struct isa *found[MAX_ISAS])
 {
     size_t n = 0;
     found[n++] = &optimc_isa_baseline;
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    /* These ask XGETBV too: a system that does not save the wide registers is no AVX machine. */
-    if (__builtin_cpu_supports("avx2"))
+    const unsigned avx512 = bit_AVX512F | bit_AVX512VL | bit_AVX512DQ | bit_AVX512BW;
+    if ((saved() & SAVES_AVX) == SAVES_AVX && features() & bit_AVX2)
         found[n++] = &optimc_isa_avx2;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")
-        && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
+    if ((saved() & SAVES_AVX512) == SAVES_AVX512 && (features() & avx512) == avx512)
         found[n++] = &optimc_isa_avx512;
 #endif
     return n;
