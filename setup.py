@@ -7,6 +7,7 @@ Switches, from the environment:
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from glob import glob
@@ -17,9 +18,16 @@ from setuptools.command.build_ext import build_ext
 
 # -O3: gcc before 13 vectorises nothing at -O2.  Without -fno-math-errno no loop with a square root is
 # vectorised, without -fno-trapping-math no select is.  Neither changes a result; contraction would.
-compile_args = ["-O3", "-std=c11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
-                "-fvisibility=hidden", "-pthread"]
-link_args = ["-pthread"]
+compile_args = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+# as system headers: their warnings are not ours
+system_include = ["-isystem", numpy.get_include()]
+link_args = []
+if sys.platform == "win32":                 # clang-cl hands on what follows /clang:
+    compile_args = ["/std:c11", *(f"/clang:{flag}" for flag in compile_args)]
+    system_include = [f"/imsvc{numpy.get_include()}"]
+else:
+    compile_args += ["-std=c11", "-fvisibility=hidden", "-pthread"]
+    link_args += ["-pthread"]
 debug = os.environ.get("OPTIMC_SANITIZE") or os.environ.get("OPTIMC_DEBUG")
 
 if os.environ.get("OPTIMC_STRICT"):
@@ -34,10 +42,24 @@ if sanitizers:
     link_args += [f"-fsanitize={sanitizers}"]
 
 
+#: what clang-cl calls the targets of the wheels
+WINDOWS_TARGETS = {"win-amd64": "x86_64-pc-windows-msvc", "win-arm64": "aarch64-pc-windows-msvc"}
+
+
 class BuildExt(build_ext):
-    """Adds what only gcc takes: tails of loops stay loops, which makes the kernels a fifth smaller."""
+    """Adds what only gcc takes: tails of loops stay loops, which makes the kernels a fifth smaller.
+
+    On Windows clang-cl compiles and Microsoft's linker links: Microsoft's compiler has no per-function ISA.
+    """
 
     def build_extensions(self):
+        if self.compiler.compiler_type == "msvc":
+            if not shutil.which("clang-cl") or self.plat_name not in WINDOWS_TARGETS:
+                sys.exit(f"optimc needs clang-cl (part of LLVM) on PATH, for {' or '.join(WINDOWS_TARGETS)}")
+            self.compiler.initialize(self.plat_name)
+            self.compiler.cc = shutil.which("clang-cl")
+            for extension in self.extensions:
+                extension.extra_compile_args.append(f"--target={WINDOWS_TARGETS[self.plat_name]}")
         command = getattr(self.compiler, "compiler_so", None)
         if command:
             version = subprocess.run([*command[:1], "--version"], capture_output=True, text=True, check=False)
@@ -53,7 +75,6 @@ setup(cmdclass={"build_ext": BuildExt}, ext_modules=[Extension(
     # what is included is not seen by setuptools: without this an edit would not be rebuilt
     depends=sorted(glob("csrc/*.h") + glob("csrc/*.inc") + glob("csrc/*.def")),
     include_dirs=["csrc"],
-    # as system headers: their warnings are not ours
-    extra_compile_args=[*compile_args, "-isystem", numpy.get_include()],
+    extra_compile_args=[*compile_args, *system_include],
     extra_link_args=link_args,
 )])

@@ -13,15 +13,19 @@
    The only file that knows the operating system.  It refuses to know what a chunk is: see plan.c. */
 
 #define _GNU_SOURCE
-#include <errno.h>
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+
+#if defined(_WIN32)
+#include "winthreads.h"
+#else
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
 #include <time.h>
 #include <unistd.h>
+#endif
 
 #include "pool.h"
 
@@ -62,11 +66,29 @@ static struct {
     .landed = PTHREAD_COND_INITIALIZER,
 };
 
-double optimc_nanoseconds(void)
+#if !defined(_WIN32)
+static double monotonic_nanoseconds(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec * 1e9 + (double)now.tv_nsec;
+}
+
+/* Processors this process may run on. */
+static long allowed_processors(void)
+{
+#if defined(__linux__)
+    cpu_set_t set;
+    if (!sched_getaffinity(0, sizeof set, &set))
+        return CPU_COUNT(&set);
+#endif
+    return sysconf(_SC_NPROCESSORS_ONLN);
+}
+#endif
+
+double optimc_nanoseconds(void)
+{
+    return monotonic_nanoseconds();
 }
 
 static void pause_briefly(void)
@@ -250,12 +272,7 @@ static int quota(int most)
 
 int optimc_pool_processors(void)
 {
-    long most = sysconf(_SC_NPROCESSORS_ONLN);
-#if defined(__linux__)
-    cpu_set_t set;
-    if (!sched_getaffinity(0, sizeof set, &set))
-        most = CPU_COUNT(&set);
-#endif
+    const long most = allowed_processors();
     return quota(most < 1 ? 1 : most > MAX_THREADS ? MAX_THREADS : (int)most);
 }
 
@@ -302,6 +319,12 @@ uint64_t optimc_pool_forks(void)
     return pool.forks;
 }
 
+#if defined(_WIN32)
+int optimc_pool_setup(void)
+{
+    return 0;                               /* no fork() to survive */
+}
+#else
 static void before_fork(void)
 {
     pthread_mutex_lock(&pool.flights);
@@ -340,3 +363,4 @@ int optimc_pool_setup(void)
     done = !error;
     return error;
 }
+#endif
