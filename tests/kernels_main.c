@@ -1,0 +1,354 @@
+/* kernels_main.c - the bits of every kernel, without Python: a hash per kernel, lane type and set of options.
+
+   usage: kernels_main             names the ISAs of this machine, one a line
+          kernels_main isa         what that ISA gives: "kernel lane options hash", one a line
+
+   Every line is computed by one thread and again by three, and it is an error if they differ.  Inputs come from
+   an integer generator and are exact, so every machine and compiler must print what kernels.txt holds;
+   .ci/platforms asks them.  Kernels and hyperparameters are read from optimizers.def: a new kernel is in the
+   output by itself, and a hyperparameter without a value below is an error that names it. */
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "isa.h"
+#include "plan.h"
+#include "pool.h"
+
+enum { STEPS = 6, MOST_ARRAYS = 5, MOST = 3000, THREADS = 3, AXES = 3 };
+
+/* What each hyperparameter is set to, and what in the set of options "others". */
+static const struct { const char *name; double value, other; } hyper_values[] = {
+    {"momentum", 0.9, 0.5}, {"dampening", 0, 0.25}, {"rate_in_velocity", 1, 0}, {"rho", 0.9, 0.75},
+    {"epsilon", 1e-7, 1e-3}, {"epsilon_outside", 0, 1}, {"beta_1", 0.9, 0.5}, {"beta_2", 0.999, 0.9},
+    {"beta_3", 0.99, 0.9}, {"bias_correction", 1, 0}, {"corrected_epsilon", 0, 1},
+    {"learning_rate_decay", 0, 0.1}, {"epsilon_in_norm", 0, 1}, {"momentum_decay", 1, 0.004},
+    {"learning_rate_power", -0.4, -0.7}, {"l1_regularization_strength", 0.01, 0},
+    {"l2_regularization_strength", 0.01, 0}, {"l2_shrinkage_regularization_strength", 0.01, 0},
+    {"beta", 0.1, 0}, {"warmup_steps", 0, 3}, {"eta_minus", 0.5, 0.75}, {"eta_plus", 1.2, 1.5},
+    {"min_step", 1e-6, 0.01}, {"max_step", 50, 0.1}, {"lambd", 1e-4, 0.1}, {"alpha", 0.75, 0.5}, {"t0", 2, 1e6},
+    {"beta_2_decay", -0.8, -0.5}, {"epsilon_1", 1e-30, 1e-6}, {"epsilon_2", 1e-3, 0.1},
+    {"clip_threshold", 1, 0.5}, {"adam_beta_1", 0.9, 0.5}, {"adam_beta_2", 0.999, 0.9},
+    {"adam_lr_ratio", 1, 0.5}, {"rms_rate", 0.2, 0}, {"adam_weight_decay", 0, 0.1},
+};
+enum { HYPER_VALUES = sizeof hyper_values / sizeof *hyper_values };
+
+/* A set of options; what is 0 is off.  `type` is the gradients', TYPE_OTHER the lane's. */
+static const struct setting {
+    const char *name;
+    int others, special, ema, overwrite, steps, cautious, coupled, maximize, check, type, swapped, reversed;
+    double decay, clipnorm, clipvalue, global_clipnorm, loss_scale;
+} settings[] = {
+    {.name = "plain", .type = TYPE_OTHER},
+    {.name = "others", .type = TYPE_OTHER, .others = 1},
+    {.name = "special", .type = TYPE_OTHER, .special = 1, .clipvalue = 1e30},
+    {.name = "decayed", .type = TYPE_OTHER, .decay = 0.01, .ema = 1, .loss_scale = 8},
+    {.name = "clipped", .type = TYPE_F64, .clipnorm = 1.5, .loss_scale = 3, .check = 1},
+    {.name = "accumulated", .type = TYPE_F32, .reversed = 1, .steps = 2, .global_clipnorm = 0.7, .ema = 1,
+        .overwrite = 1, .maximize = 1},
+    {.name = "coupled", .type = TYPE_F16, .coupled = 1, .decay = 0.1, .clipvalue = 0.25},
+    {.name = "cautious", .type = TYPE_BF16, .swapped = 1, .cautious = 1, .decay = 0.01, .ema = 1},
+    {.name = "wide", .type = TYPE_LONG_DOUBLE, .reversed = 1},
+};
+enum { SETTINGS = sizeof settings / sizeof *settings };
+
+#define TEXT_(...) #__VA_ARGS__
+#define TEXT(...) TEXT_(__VA_ARGS__)
+static const char *const hypers_of[RULES] = {
+#define RULE_ROW(rule, slots, hypers, coefs, scalars) TEXT(UNWRAP hypers),
+#include "optimizers.def"
+#undef RULE_ROW
+};
+
+static const struct { const char *name; enum rule rule; int variant, used; } kernels[KERNELS] = {
+#define KERNEL_ROW(kernel, rule, variant, used) {#kernel, RULE_##rule, variant, used},
+#include "optimizers.def"
+#undef KERNEL_ROW
+};
+
+static void fail(const char *what, const char *which)
+{
+    fprintf(stderr, "kernels_main: %s %s\n", what, which);
+    exit(1);
+}
+
+static void *take(size_t n, size_t size)
+{
+    void *memory = calloc(n, size);
+    if (!memory)
+        fail("no memory for", "arrays");
+    return memory;
+}
+
+/* --------------------------------------------------------------------------------------- numbers - */
+
+static uint64_t seed;
+
+static uint64_t draw(void)
+{
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return seed >> 32;
+}
+
+/* In [-1, 1) and of very different sizes; of 24 bits, so exact in float. */
+static double number(void)
+{
+    const double size = 1.0 / (double)(1u << draw() % 12);
+    return ((double)(draw() >> 8) * 0x1p-23 - 1) * size;
+}
+
+static double special(void)
+{
+    static const double rare[] = {0.0, -0.0, INFINITY, -INFINITY, NAN, 0x1p-149, -0x1p-149, 0x1p-127, 0x1p127};
+    return draw() % 16 ? number() : rare[draw() % (sizeof rare / sizeof *rare)];
+}
+
+static size_t size_of(int type)
+{
+    static const size_t sizes[] = {sizeof(float), sizeof(double), 2, 2, sizeof(long double)};
+    return sizes[type];
+}
+
+/* Stores x as `type`; as one of 16 bits, what the upper half of the float means there, below 2 in size. */
+static void put(char *to, int type, int swapped, double x)
+{
+    const float f = (float)x;
+    const long double wide = x;
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    const uint16_t upper = (uint16_t)(bits >> 16 & 0xbfff);
+    const void *const from = type == TYPE_F32 ? &f : type == TYPE_F64 ? &x
+        : type == TYPE_LONG_DOUBLE ? (const void *)&wide : &upper;
+    const size_t size = size_of(type);
+    for (size_t i = 0; i < size; i++)
+        to[swapped ? size - 1 - i : i] = ((const char *)from)[i];
+}
+
+/* ---------------------------------------------------------------------------------------- arrays - */
+
+struct array {
+    char *memory;
+    ptrdiff_t shape[AXES], strides[AXES];
+    struct view view;
+};
+
+/* An array of zeros, in C order `offset` elements behind the start of its memory, or in reverse with gaps. */
+static void make(struct array *array, const ptrdiff_t *shape, int ndim, int type, size_t offset, int reversed)
+{
+    const size_t size = size_of(type);
+    array->memory = take(2 * MOST, size);
+    array->view = (struct view){array->memory, array->shape, array->strides, size, ndim, type, 0, 1, ndim < 2, 1, 1};
+    ptrdiff_t stride = (ptrdiff_t)size * (reversed ? -2 : 1);
+    for (int k = ndim; k-- > 0; stride *= shape[k]) {
+        array->shape[k] = shape[k];
+        array->strides[k] = stride;
+    }
+    const size_t n = optimc_view_size(&array->view);
+    if (!reversed)
+        array->view.data += offset * size;
+    else if (n > 1) {
+        array->view.data += 2 * (n - 1) * size;
+        array->view.c_order = array->view.f_order = 0;
+    }
+}
+
+/* Element i in C order. */
+static char *element(const struct array *array, size_t i)
+{
+    const ptrdiff_t width = array->view.ndim ? array->strides[array->view.ndim - 1] : 0;
+    return array->view.data + (ptrdiff_t)i * width;
+}
+
+static void fill(struct array *array, double (*next)(void), double least)
+{
+    const size_t n = optimc_view_size(&array->view);
+    for (size_t i = 0; i < n; i++) {
+        const double x = next();
+        put(element(array, i), array->view.type, array->view.swapped, x < least ? -x : x);
+    }
+}
+
+static uint64_t hash_bytes(uint64_t hash, const void *data, size_t n)
+{
+    for (const unsigned char *byte = data; n--; byte++)
+        hash = (hash ^ *byte) * 0x100000001b3u;
+    return hash;
+}
+
+/* FNV-1a.  Which NaN an operation gives is not IEEE's to say: all are one here.  The last bit of a power is the
+   C library's: with `rounded`, doubles are hashed as floats. */
+static uint64_t hash_array(uint64_t hash, const struct array *array, int rounded)
+{
+    const size_t n = optimc_view_size(&array->view);
+    for (size_t i = 0; i < n; i++) {
+        float f = 0;
+        double d = 0;
+        memcpy(array->view.type == TYPE_F32 ? (void *)&f : &d, element(array, i), array->view.itemsize);
+        const float short_d = (float)d;
+        if (isnan(f) || isnan(d))
+            hash = hash_bytes(hash, "nan", 3);
+        else if (array->view.type == TYPE_F32)
+            hash = hash_bytes(hash, &f, sizeof f);
+        else
+            hash = rounded ? hash_bytes(hash, &short_d, sizeof short_d) : hash_bytes(hash, &d, sizeof d);
+    }
+    return hash;
+}
+
+/* ----------------------------------------------------------------------------------------- a run - */
+
+/* A weight and what goes with it. */
+enum { WEIGHT, SLOTS, AVERAGE = SLOTS + MAX_SLOTS, ACCUMULATOR, GRADIENT, PARTS };
+struct bundle { struct array parts[PARTS]; };
+
+static void set_values(double *values, enum rule rule, const struct setting *setting)
+{
+    const struct options base = {0.01, setting->decay, setting->clipnorm, setting->clipvalue,
+        setting->global_clipnorm, setting->ema ? 0.9 : 0, setting->loss_scale};
+    memcpy(values, &base, sizeof base);
+    for (size_t k = 1; k < OPTIONS; k++)
+        values[k] = values[k] > 0 ? values[k] : NAN;
+    char names[512], *name = names;
+    snprintf(names, sizeof names, "%s", hypers_of[rule]);
+    for (size_t k = OPTIONS, i = 0; *name; k++, i = 0) {
+        const size_t length = strcspn(name, ", "), gap = strspn(name + length, ", ");
+        name[length] = 0;
+        while (i < HYPER_VALUES && strcmp(hyper_values[i].name, name))
+            i++;
+        if (i == HYPER_VALUES)
+            fail("hyper_values lacks", name);
+        values[k] = setting->others ? hyper_values[i].other : hyper_values[i].value;
+        name += length + gap;
+    }
+}
+
+static void make_bundle(struct bundle *bundle, enum kernel kernel, int lane, const struct setting *setting,
+    const ptrdiff_t *shape, int ndim, size_t index)
+{
+    const int type = setting->type == TYPE_OTHER ? lane : setting->type;
+    for (int part = 0; part < GRADIENT; part++) {
+        struct array *array = &bundle->parts[part];
+        const int k = part - SLOTS;
+        const int factor = kernels[kernel].variant & FACTORED && (k == 1 || k == 2) && kernels[kernel].used >> k & 1;
+        ptrdiff_t left[AXES];               /* of the shape, without the last axis or the last but one */
+        for (int axis = 0, n = 0; axis < ndim; axis++)
+            if (axis != ndim - k)
+                left[n++] = shape[axis];
+        make(array, factor ? left : shape, ndim - factor, lane, (index * 3 + (size_t)part) % 7, 0);
+        if (part == WEIGHT)
+            fill(array, setting->special ? special : number, -INFINITY);
+        else if (k >= 0 && k < MAX_SLOTS)
+            fill(array, number, 0);         /* not negative: some are squares */
+    }
+    make(&bundle->parts[GRADIENT], shape, ndim, type, index % 3, setting->reversed);
+    bundle->parts[GRADIENT].view.swapped = setting->swapped;
+}
+
+static void step(struct plan *plan, struct bundle *bundles, size_t n, struct request *request, int64_t call,
+    const struct setting *setting)
+{
+    optimc_plan_begin(plan);
+    for (size_t i = 0; i < n; i++) {
+        struct place overlap;
+        struct view *const gradient = &bundles[i].parts[GRADIENT].view;
+        fill(&bundles[i].parts[GRADIENT], setting->special ? special : number, -INFINITY);
+        const int missing = i == 1 && call == 2;
+        if (optimc_plan_find(plan, &bundles[i].parts[WEIGHT].view, i) != (ptrdiff_t)i
+            || optimc_plan_take(plan, i, missing ? NULL : gradient, &overlap))
+            fail("a gradient is refused with", setting->name);
+    }
+    request->t = call / request->steps + 1;
+    request->update = (call + 1) % request->steps == 0;
+    request->overwrite = setting->overwrite && call == STEPS - 1;
+    request->norm = request->surveyed = 0;
+    if (optimc_plan_survey(plan, request) >= 0)
+        fail("a gradient is not finite with", setting->name);
+    optimc_plan_run(plan, request);
+    if (request->update)
+        memcpy(request->groups->before, request->groups->after, sizeof request->groups->before);
+}
+
+static uint64_t run(const struct isa *isa, enum kernel kernel, int lane, const struct setting *setting)
+{
+    static const struct shape { int ndim; ptrdiff_t axes[AXES]; } vectors[] = {
+        {1, {2900}}, {1, {33}}, {0, {0}}, {2, {13, 17}}, {1, {0}}}, matrices[] = {
+        {2, {50, 58}}, {3, {2, 3, 7}}, {2, {1, 1}}, {2, {33, 65}}};
+    const int variant = kernels[kernel].variant;
+    const int factored = variant & FACTORED && kernels[kernel].used & SLOT_1;
+    const struct shape *const shapes = factored ? matrices : vectors;
+    const size_t n = factored ? sizeof matrices / sizeof *matrices : sizeof vectors / sizeof *vectors;
+    struct bundle bundles[MOST_ARRAYS];
+    struct group group = {0};
+    struct place overlap[2];
+    int where;
+    seed = 1;
+    set_values(group.values, kernels[kernel].rule, setting);
+    for (int k = 0; k < MAX_HYPERS; k++)
+        group.products[k] = group.powers[k].x = NAN;
+    struct plan *plan = optimc_plan_new(n, (struct memory){calloc, free});
+    if (!plan)
+        fail("no memory for", "a plan");
+    for (size_t i = 0; i < n; i++) {
+        struct array *parts = bundles[i].parts;
+        make_bundle(&bundles[i], kernel, lane, setting, shapes[i].axes, shapes[i].ndim, i);
+        struct view slots[MAX_SLOTS];
+        for (int k = 0; k < MAX_SLOTS; k++)
+            slots[k] = parts[SLOTS + k].view;
+        const struct parts described = {kernel, 0, setting->decay > 0 ? 1 : -1, 1.5, 0, slots,
+            setting->ema ? &parts[AVERAGE].view : NULL, setting->steps ? &parts[ACCUMULATOR].view : NULL};
+        if (optimc_plan_check(&parts[WEIGHT].view)
+            || optimc_plan_add(plan, &parts[WEIGHT].view, &described, &where))
+            fail("a weight is refused for", kernels[kernel].name);
+    }
+    if (optimc_plan_seal(plan, isa, overlap))
+        fail("weights are refused for", kernels[kernel].name);
+    struct request request = {.groups = &group, .steps = setting->steps ? setting->steps : 1,
+        .cautious = setting->cautious && !(variant & (LAYERWISE | FACTORED)), .coupled = setting->coupled,
+        .maximize = setting->maximize, .check = setting->check};
+    for (int64_t call = 0; call < STEPS; call++)
+        step(plan, bundles, n, &request, call, setting);
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < n; i++)
+        for (int part = 0; part < PARTS; part++) {
+            if (part < GRADIENT && (part < SLOTS || part >= AVERAGE || kernels[kernel].used >> (part - SLOTS) & 1))
+                hash = hash_array(hash, &bundles[i].parts[part], variant & ANY_POWER);
+            free(bundles[i].parts[part].memory);
+        }
+    optimc_plan_free(plan);
+    return hash;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) {
+        const struct isa *found[MAX_ISAS];
+        const size_t n = optimc_isas(found);
+        for (size_t i = 0; i < n; i++)
+            puts(found[i]->name);
+        return 0;
+    }
+    const struct isa *isa = optimc_isa_choose(argv[1]);
+    if (!isa)
+        fail("no such ISA here:", argv[1]);
+    if (optimc_pool_setup())
+        fail("no pool of", "threads");
+    for (enum kernel kernel = 0; kernel < KERNELS; kernel++) {
+        if (kernels[kernel].variant & MEASURE)      /* is run by the kernel before it */
+            continue;
+        for (int lane = TYPE_F32; lane <= TYPE_F64; lane++)
+            for (size_t k = 0; k < SETTINGS; k++) {
+                optimc_pool_set_eager(0);
+                optimc_pool_set_threads(1);
+                const uint64_t alone = run(isa, kernel, lane, &settings[k]);
+                optimc_pool_set_threads(THREADS);
+                optimc_pool_set_eager(1);
+                if (run(isa, kernel, lane, &settings[k]) != alone)
+                    fail("threads change the bits of", kernels[kernel].name);
+                printf("%s %s %s %08lx%08lx\n", kernels[kernel].name, lane == TYPE_F32 ? "f32" : "f64",
+                    settings[k].name, (unsigned long)(alone >> 32), (unsigned long)(alone & 0xffffffff));
+            }
+    }
+    return 0;
+}
