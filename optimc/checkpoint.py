@@ -84,7 +84,10 @@ def write(path, tensors, metadata):
                 for part in (header, *flat.values()):
                     _write_all(file, part, advance)
             os.fsync(file.fileno())
-            os.replace(temporary, path)
+            if fcntl:
+                os.replace(temporary, path)             # while it is locked, so that no sweep takes it for stale
+        if not fcntl:
+            os.replace(temporary, path)                 # Windows moves no file that is open
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

@@ -609,3 +609,23 @@ def test_the_file_may_be_open_while_it_is_replaced(tmp_path):
         file.seek(0)
         assert file.read(20) == before
     assert optimc.load(tmp_path / "x").learning_rate == 0.25
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+@pytest.mark.parametrize("locks", [True, False])
+def test_only_a_locked_file_is_open_when_it_is_moved(tmp_path, monkeypatch, locks):
+    """Without locks the system is Windows, which moves no open file."""
+    opened, move = [], os.replace
+
+    def replace(source, target):
+        names = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
+        opened.append(os.path.realpath(source) in names)
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    if not locks:
+        monkeypatch.setattr(checkpoint, "fcntl", None)
+    optimizer = optimc.Adam(0.25)
+    optimizer.save(tmp_path / "file")
+    assert opened == [locks]
+    assert optimc.load(tmp_path / "file").learning_rate == 0.25
