@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 
 import optimc
-from optimc import compare
+from optimc import bench, compare
+from optimc.compare_data import InputError
 
-COMMANDS = (compare,)
+COMMANDS = (compare, bench)
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         return args.run(args)
-    except compare.InputError as error:
+    except InputError as error:
         print(f"{parser.prog} {args.command}: error: {error}".replace("\n", " "), file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -216,18 +216,8 @@ def _read_all(path, file, array, advance):
 
 def _read_header(path, file, size):
     """The entries (dtype, shape, begin, end), metadata and checksums of a file, and where its data start."""
-    if size < 8:
-        raise CheckpointError(f"{path}: not a checkpoint: {size} bytes")
-    length, = struct.unpack("<Q", file.read(8))
-    if length > min(MOST_HEADER, size - 8):
-        raise CheckpointError(f"{path}: not a checkpoint, or cut short: a header of {length} bytes in {size}")
-    text = file.read(length)
-    if len(text) != length or not text.startswith(b"{"):
-        raise CheckpointError(f"{path}: not a checkpoint: its header is no JSON object")
-    try:
-        header = json.loads(text, object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its header is damaged: {error}") from None
+    header, text = read_json(path, file, size)
+    length = len(text)
     metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or metadata.get("format") != "optimc" \
             or not all(isinstance(value, str) for value in metadata.values()):
@@ -246,6 +236,22 @@ def _read_header(path, file, size):
     if not isinstance(checksums, dict) or set(checksums) != set(entries):
         raise CheckpointError(f"{path}: its header is damaged: checksums and tensors do not match")
     return entries, metadata, checksums, 8 + length
+
+
+def read_json(path, file, size):
+    """The header of any safetensors file of so many bytes, as JSON and as text."""
+    if size < 8:
+        raise CheckpointError(f"{path}: not a checkpoint: {size} bytes")
+    length, = struct.unpack("<Q", file.read(8))
+    if length > min(MOST_HEADER, size - 8):
+        raise CheckpointError(f"{path}: not a checkpoint, or cut short: a header of {length} bytes in {size}")
+    text = file.read(length)
+    if len(text) != length or not text.startswith(b"{"):
+        raise CheckpointError(f"{path}: not a checkpoint: its header is no JSON object")
+    try:
+        return json.loads(text, object_pairs_hook=_no_duplicates), text
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its header is damaged: {error}") from None
 
 
 def _no_duplicates(pairs):

@@ -1,0 +1,183 @@
+"""The machine's own limit for a step: what it can read, write, divide and root in the time; for bench_run.py.
+
+Two bounds, both C compiled for this very CPU when it is asked for, with the system's compiler:
+
+    stream      the arrays of the step are read and written as often as the rule does, with next to nothing
+                computed: a += 0 g.  It runs over the optimizer's own arrays, so its pages are the same ones.
+    divider     as many square roots and divisions as the rule has, within the first-level cache: what bounds
+                a rule whose arrays lie in cache.
+
+Without a compiler there is no limit, and the tables leave its column empty.
+"""
+
+import concurrent.futures
+import ctypes
+import functools
+import os
+import shlex
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+
+import numpy as np
+
+import optimc
+from optimc import registry
+from optimc.bench_peers import Ours, Work
+
+#: square roots and divisions per weight in rules.inc, by kernel, where they are what the time goes to
+DIVIDER = {
+    **dict.fromkeys(("adam", "amsgrad", "adagrad", "rmsprop", "rmsprop_momentum", "rmsprop_centered",
+                     "rmsprop_centered_momentum", "yogi", "adabelief"), (1, 1)),
+    "radam": (1, 1), "adan": (1, 1), "adamax": (0, 1), "adadelta": (2, 1), "nadam": (1, 4),
+    "schedule_free": (1, 3), "lamb": (2, 6),
+}
+#: passes over memory, where there is more than one: (what is read, what is read and written)
+PASSES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "lamb": [(("g", "w"), ("m", "v")), (("m", "v"), ("w",))],
+    "adafactor_vector": [(("g",), ("velocity",)), (("g", "velocity"), ()), (("w",), ()),
+                         (("g", "velocity"), ("w",))],
+}
+#: kernels that do more than stream: a matrix product, a power
+UNBOUNDED = {"muon", "adafactor", "ftrl_power"}
+
+STREAM = """
+#include <stdint.h>
+typedef {real} real;
+static volatile {word} sink;
+void stream(const long count, const long *const n, real **const *const arrays, const long part,
+            const long parts, const real zero)
+{{
+    for (long k = 0; k < count; k++) {{
+        {pointers}
+        const long end = n[k] * (part + 1) / parts;
+        long i = n[k] * part / parts;
+        {word} seen = 0;
+        for (; i < end && (uintptr_t)({first} + i) % 64; i++) {{ {body} }}
+        for (; i < end; i++) {{ {body} }}
+        sink = seen;
+    }}
+}}
+"""
+DIVIDE = """
+#include <math.h>
+typedef {real} real;
+void divide(long n, const real one, const real *restrict const x, real *restrict const y)
+{{
+    for (; n > 0; n -= {size})
+        for (long i = 0; i < {size}; i++) {{
+            real t = x[i];
+            {body}
+            y[i] = t;
+        }}
+}}
+"""
+L1 = 1024           # elements of the divider's loop
+
+
+class NoLimit(Exception):
+    """No limit can be measured here."""
+
+
+@functools.cache
+def compiled(source: str) -> ctypes.CDLL:
+    """The library made of a C source, for this CPU."""
+    command = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    if shutil.which(command[0]) is None:
+        raise NoLimit(f"no C compiler {command[0]!r}")
+    flags = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+    if optimc.isa == "avx512":
+        flags.append("-mprefer-vector-width=512")
+    with tempfile.TemporaryDirectory() as folder:
+        library = os.path.join(folder, "limit.so")
+        done = subprocess.run([*command[:1], *flags, "-x", "c", "-", "-o", library, "-lm"], input=source,
+                              capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise NoLimit(f"{command[0]}: {done.stderr.strip().splitlines()[-1:]}")
+        return ctypes.CDLL(library)
+
+
+def passes(work: Work, ours: Ours) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """The passes over memory that a step needs, what options add included."""
+    kernel = ours.optimizer._kernel_of(None, ours.weights[0])
+    if kernel in UNBOUNDED:
+        raise NoLimit(f"{kernel} is more than a stream")
+    slots = tuple(registry.used_slots(ours.optimizer))
+    given = work.arguments
+    steps = list(PASSES.get(kernel, [(("g",), ("w", *slots))]))
+    if given.get("use_ema"):
+        steps[-1] = steps[-1][0], (*steps[-1][1], "ema")
+    if given.get("cautious"):
+        steps.insert(0, (("g", *slots), ()))
+    if given.get("gradient_accumulation_steps"):
+        raise NoLimit("accumulating steps differ from one another")
+    if any(given.get(name) for name in ("global_clipnorm", "clipnorm", "check_finite")):
+        steps.insert(0, (("g",), ()))
+    return steps
+
+
+def bytes_per_weight(work: Work, ours: Ours) -> int:
+    """What a step reads and writes for each weight."""
+    item = np.dtype(work.dtype).itemsize
+    return item * sum(len(read) + 2 * len(both) for read, both in passes(work, ours))
+
+
+def stream(work: Work, ours: Ours, threads: int):
+    """A function that streams the optimizer's arrays once as a step does, on so many threads."""
+    named = {"g": ours.grads, "w": ours.weights, **ours.optimizer._slots}
+    if ours.optimizer._averages:
+        named["ema"] = ours.optimizer._averages
+    calls = [_pass(work, [named[name] for name in read], [named[name] for name in both])
+             for read, both in passes(work, ours)]
+    if threads == 1:
+        return lambda: [call(0, 1) for call in calls]
+    pool = concurrent.futures.ThreadPoolExecutor(threads - 1)
+
+    def step():
+        for call in calls:
+            others = [pool.submit(call, part, threads) for part in range(1, threads)]
+            call(0, threads)
+            for other in others:
+                other.result()
+    return step
+
+
+def _pass(work, read, both):
+    real, word, number = {4: ("float", "uint32_t", ctypes.c_float), 8: ("double", "uint64_t", ctypes.c_double)}[
+        np.dtype(work.dtype).itemsize]
+    names = [f"r{k}" for k in range(len(read))] + [f"a{k}" for k in range(len(both))]
+    pointers = " ".join(f"{'const ' * name.startswith('r')}real *restrict const {name} = arrays[{k}][k];"
+                        for k, name in enumerate(names))
+    if both:
+        total = " + ".join(f"{name}[i]" for name in names[:len(read)])
+        body = f"const real t = ({total}) * zero; " + " ".join(f"{name}[i] += t;" for name in names[len(read):])
+    else:
+        body = " ".join(f"seen ^= ((const {word} *){name})[i];" for name in names)
+    function = compiled(STREAM.format(real=real, word=word, pointers=pointers, first=names[len(read) * bool(both)],
+                                      body=body)).stream
+    function.argtypes = [ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long, ctypes.c_long, number]
+    function.restype = None
+    count = len(work.shapes)
+    sizes = (ctypes.c_long * count)(*(array.size for array in read[0]))
+    rows = [(ctypes.c_void_p * count)(*(array.ctypes.data for array in arrays)) for arrays in (*read, *both)]
+    table = (ctypes.c_void_p * len(rows))(*(ctypes.addressof(row) for row in rows))
+
+    def call(part, parts, keep=(rows, read, both)):
+        function(count, sizes, table, part, parts, 0.0)
+    return call
+
+
+def divider(work: Work, ours: Ours):
+    """A function that takes the roots and divides as often as a step, in cache; None if the rule does not."""
+    roots, divisions = DIVIDER.get(ours.optimizer._kernel_of(None, ours.weights[0]), (0, 0))
+    if not roots + divisions:
+        return None
+    real, root, number = {4: ("float", "sqrtf", ctypes.c_float), 8: ("double", "sqrt", ctypes.c_double)}[
+        np.dtype(work.dtype).itemsize]
+    body = f"t = {root}(t); " * roots + "t = one / t; " * divisions
+    function = compiled(DIVIDE.format(real=real, size=L1, body=body)).divide
+    function.argtypes = [ctypes.c_long, number, ctypes.c_void_p, ctypes.c_void_p]
+    function.restype = None
+    x, y = (np.full(L1, 1.5, work.dtype) for _ in range(2))
+    return lambda: function(work.weights, 1.0, x.ctypes.data, y.ctypes.data)
