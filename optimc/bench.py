@@ -107,6 +107,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def needed(work: Work) -> int:
+    """Bytes that a set of peers needs for a job, about."""
+    return work.weights * np.dtype(work.dtype).itemsize * COPIES
+
+
 def memory() -> int:
     """Bytes of memory of this machine; as good as endless where it cannot be asked."""
     try:
@@ -251,10 +256,9 @@ def run(args: argparse.Namespace) -> int:
     if args.threads < 0:
         raise InputError(f"--threads: expected a number above 0, got {args.threads}")
     work = Work(read_shapes(args.shapes), args.dtype, names[args.optimizer.lower()])
-    needed = work.weights * np.dtype(work.dtype).itemsize * COPIES
-    if needed > memory():
-        raise InputError(f"--shapes: {work.weights:,} weights need about {needed / 1e9:.3g} GB with all copies, "
-                         f"there are {memory() / 1e9:.3g}")
+    if needed(work) > memory():
+        raise InputError(f"--shapes: {work.weights:,} weights need about {needed(work) / 1e9:.3g} GB with all "
+                         f"copies, there are {memory() / 1e9:.3g}")
     chosen = peers_named(args.peers)
     most = args.threads or optimc.get_num_threads()
     threads = (1, most) if most > 1 else (1,)

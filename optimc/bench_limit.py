@@ -23,8 +23,8 @@ import tempfile
 import numpy as np
 
 import optimc
-from optimc import registry
 from optimc.bench_peers import Ours, Work
+from optimc.optimizer import _used
 
 #: square roots and divisions per weight in rules.inc, by kernel, where they are what the time goes to
 DIVIDER = {
@@ -103,7 +103,7 @@ def passes(work: Work, ours: Ours) -> list[tuple[tuple[str, ...], tuple[str, ...
     kernel = ours.optimizer._kernel_of(None, ours.weights[0])
     if kernel in UNBOUNDED:
         raise NoLimit(f"{kernel} is more than a stream")
-    slots = tuple(registry.used_slots(ours.optimizer))
+    slots = tuple(_used(kernel))
     given = work.arguments
     steps = list(PASSES.get(kernel, [(("g",), ("w", *slots))]))
     if given.get("use_ema"):

@@ -1,7 +1,7 @@
 """Optimizers by name: what `optimc.get("adam")` finds, and configurations that can be stored."""
 
-from optimc import _core, optimizers, structured
-from optimc.optimizer import Optimizer
+from optimc import optimizers, structured
+from optimc.optimizer import Optimizer, _used
 
 #: every optimizer class of optimc, by its name
 classes = {name: value for name, value in {**vars(optimizers), **vars(structured)}.items()
@@ -64,5 +64,4 @@ def get(identifier):
 
 def used_slots(optimizer):
     """Names of the slots an optimizer keeps for weights whose shape makes no difference."""
-    _, rule, mask = _core.kernels[optimizer._kernel()]
-    return [name for k, name in enumerate(_core.rules[rule][0].split(", ")) if mask >> k & 1]
+    return list(_used(optimizer._kernel()))

@@ -1,0 +1,1 @@
+"""Speed, beside peers and the machine's own limit: python -m benchmarks"""

@@ -1,0 +1,120 @@
+"""The benchmark: python -m benchmarks
+
+Times optimc beside the installed peers and the machine's own limit and writes, beside one another, FILE.json,
+FILE.md with all tables, and plots.  The README's table is made of such a file by `python -m benchmarks.report`.
+A quiet machine gives the truth; `spread` in the tables shows how quiet it was.
+"""
+
+import argparse
+import fnmatch
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+import optimc
+from benchmarks import cases, report
+from optimc import bench, bench_run
+from optimc.bench_peers import SETS
+from optimc.compare_data import InputError
+
+
+def chosen(args):
+    """The cases that the options ask for, with the peers that they leave."""
+    peers, threads = bench.peers_named(args.peers), args.threads or optimc.get_num_threads()
+    found = []
+    for case in cases.cases(threads):
+        name = f"{case.group}/{case.title}"
+        if args.quick and name not in cases.QUICK:
+            continue
+        if args.cases and not any(fnmatch.fnmatch(name, f"*{word.strip()}*") for word in args.cases.split(",")):
+            continue
+        allowed = cases.FAST if args.quick else peers if case.job.peers is None else case.job.peers
+        job = case.job._replace(name=name, peers=tuple(peer for peer in peers if peer in allowed))
+        if args.quick:
+            job = job._replace(repeats=11, seconds=0.005, budget=1.0)
+        if args.smoke:
+            job = job._replace(repeats=1, seconds=1e-4, budget=0.0, pause=min(job.pause, 1e-3))
+        if bench.needed(job.work) > bench.memory():
+            print(f"left out for lack of memory: {name}", file=sys.stderr)
+        else:
+            found.append(case._replace(job=job))
+    if not found:
+        raise InputError(f"--cases: there is no case {args.cases!r}; --list shows them")
+    return found
+
+
+def sets_of(job):
+    """The sets whose processes a job needs; of a job without peers, the first."""
+    return [name for name, (_, peers) in SETS.items() if set(peers) & set(job.peers)] or [next(iter(SETS))]
+
+
+def measured(found):
+    """The cases with their figures, set by set, and what is missing."""
+    results = {case.job.name: {"name": case.job.name, "group": case.group, "title": case.title,
+                               "optimizer": case.job.work.optimizer, "arguments": case.job.work.arguments,
+                               "dtype": case.job.work.dtype, "arrays": len(case.job.work.shapes),
+                               "weights": case.job.work.weights, "threads": case.job.threads, "sets": {}}
+               for case in found}
+    absent = {}
+    for name, (_, peers) in SETS.items():
+        jobs = [case.job for case in found if name in sets_of(case.job)]
+        gone = jobs and bench_run.missing(name)
+        if gone:
+            absent |= dict.fromkeys(peers, gone)
+            continue
+        for k, (job, figures) in enumerate(bench_run.run(jobs, name)):
+            results[job.name]["sets"][name] = figures
+            failed = [f"{one}: {entry['error']}" for one, entry in figures.items() if "error" in entry]
+            print(f"{name} {k + 1}/{len(jobs)}: {job.name}", *failed, sep="; ", file=sys.stderr, flush=True)
+    return list(results.values()), absent
+
+
+def import_time(repeats):
+    """Milliseconds that `import optimc` adds to `import numpy`: medians of alternating fresh processes."""
+    code = "import time, numpy\nt = time.perf_counter()\nimport optimc\nprint(time.perf_counter() - t)"
+    return statistics.median(1e3 * float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                                                        check=True).stdout) for _ in range(repeats))
+
+
+def main(argv=None):
+    """Runs the command line and returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--quick", action="store_true", help="seven cases beside the fastest peers, under two minutes")
+    add("--smoke", action="store_true", help="every case a few times only: whether it runs, not how fast")
+    add("--cases", metavar="NAMES", help="only cases whose name contains one of these (* and ? match), separated by "
+        "commas")
+    add("--peers", metavar="NAMES", help="only peers whose name contains one of these, separated by commas")
+    add("--threads", metavar="N", type=int, default=0, help="beside one thread time so many (default: all)")
+    add("--cpu", help="what the CPU is called in the tables (default: found out)")
+    add("--out", metavar="FILE.json", type=pathlib.Path, default=pathlib.Path("build/speed.json"),
+        help="default: %(default)s")
+    add("--list", action="store_true", help="print the names of the cases and stop")
+    args = parser.parse_args(argv)
+    try:
+        found = chosen(args)
+        if args.list:
+            print(*(case.job.name for case in found), sep="\n")
+            return 0
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        figures, absent = measured(found)
+        results = {"command": " ".join(["python -m benchmarks", *(sys.argv[1:] if argv is None else argv)]),
+                   **bench.about(), "missing": absent,
+                   "import_ms": import_time(1 if args.smoke else 9), "seconds": round(time.monotonic() - start),
+                   "cases": figures}
+        results["cpu"] = args.cpu or results["cpu"]
+        report.write(args.out, results)
+    except (InputError, OSError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    print(report.headline(results))
+    print(f"\n{report.targets(results)}\n\nWritten: {args.out} and what is drawn from it beside it; "
+          f"{results['seconds']} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

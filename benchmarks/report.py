@@ -1,0 +1,220 @@
+"""Tables of a file of results; the README's table and plot: python -m benchmarks.report [FILE.json]
+
+FILE.json is what `python -m benchmarks` wrote; default: benchmarks/results/speed.json, the one in the tree.
+"""
+
+import json
+import pathlib
+import re
+import sys
+
+from optimc.bench import duration, is_peer, merged, share
+from optimc.bench_run import OURS, with_threads
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
+MARKED = re.compile(r"(<!-- speed -->\n).*?(\n<!-- end -->)", re.S)
+#: columns of the README's table
+COLUMNS = ("NumPy out=", "torch fused", "torch foreach", "optax jit", "Keras on NumPy", "thinc", "scikit-learn")
+#: its rows: case, what it is called
+ROWS = {
+    "lists/lesson": "10 → 64 → 1 network: 4 arrays, 769 weights", "lists/50 x 100": "50 arrays of 100",
+    "lists/1000 x 64": "1000 arrays of 64", "lists/100 x 10 000": "100 arrays of 10 000",
+    "lists/ResNet-50": "ResNet-50: 161 arrays, 25.6 million",
+    "lists/GPT-2 small": "GPT-2 small: 148 arrays, 124 million",
+    "sizes/1 000 000": "one array of 1 million", "sizes/25 000 000": "one array of 25 million",
+    "float64/25 000 000": "the same in float64",
+    "options/clip, AdamW, EMA": "25 million: global clip, AdamW, EMA",
+    "options/modern step": "the same with unscaling and finite check",
+}
+
+
+def load(path):
+    """The results in a file."""
+    return json.loads(pathlib.Path(path).read_text("utf-8"))
+
+
+def write(path, results):
+    """Writes results, their tables and plots beside one another."""
+    path = pathlib.Path(path)
+    head = json.dumps({key: value for key, value in results.items() if key != "cases"}, indent=1)
+    lines = ",\n".join(json.dumps(_rounded(case), ensure_ascii=False) for case in results["cases"])
+    path.write_text(f'{head[:-2]},\n "cases": [\n{lines}\n]}}\n', "utf-8")
+    path.with_suffix(".md").write_text(whole(results) + "\n", "utf-8")
+    try:
+        from benchmarks import figures
+    except ImportError:
+        print("no plots: matplotlib is not installed: pip install 'optimc[compare]'", file=sys.stderr)
+        return
+    figures.draw(path.with_suffix(".png"), results)
+    figures.draw_optimizers(path.with_name(f"{path.stem}-optimizers.png"), results)
+
+
+def _rounded(value):
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def markdown(header, rows):
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def headline(results):
+    """The README's table: medians on one thread, optimc's share of the limit, each peer and its multiple."""
+    found = {case["name"]: merged(case["sets"]) for case in results["cases"]}
+    found = {name: found[name] for name in ROWS if "median" in found.get(name, {}).get(OURS, {})}
+    columns = [name for name in COLUMNS if any("ratio" in entries.get(name, {}) for entries in found.values())]
+    rows = []
+    for name, entries in found.items():
+        least = min((entries[peer]["ratio"] for peer in columns if "ratio" in entries.get(peer, {})), default=2)
+        ours = duration(entries[OURS]["median"])
+        reached = share(entries)
+        rows.append([ROWS[name], f"**{ours}**" if least > 1 else ours, f"{reached:.0%}" if reached else "",
+                     *(_cell(entries.get(peer, {})) for peer in columns)])
+    return markdown(["one step of Adam, float32, one thread", OURS, "of the limit", *columns], rows)
+
+
+def _cell(entry):
+    if "ratio" not in entry:
+        return "failed" if "error" in entry else ""
+    cell = f"{duration(entry['median'])} ({entry['ratio']:.3g}x)"
+    return f"**{cell}**" if entry["ratio"] < 1 else cell
+
+
+def source(results):
+    """Where the figures come from, in a paragraph."""
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    absent = "".join(f" Without {peer}: {module} was not installed." for peer, module in results["missing"].items())
+    return (f"{results['cpu']}; {versions}; {results['date']}; `{results['command']}`. Medians of steps timed in "
+            f"turn; in brackets, the multiple of optimc's time in the same process.{absent}")
+
+
+def whole(results):
+    """All tables: every case with everybody's minimum, median, maximum and spread."""
+    parts = [f"# Speed\n\n{source(results)}\n\n{headline(results)}\n\n{targets(results)}"]
+    for group in dict.fromkeys(case["group"] for case in results["cases"]):
+        rows = []
+        for case in (case for case in results["cases"] if case["group"] == group):
+            entries = merged(case["sets"])
+            for name, entry in entries.items():
+                title = case["title"] if name == next(iter(entries)) else ""
+                rows.append([title, name, *_figures(case, name, entry, entries)])
+        parts.append(f"## {group}\n\n" + markdown(
+            ["case", "step", "minimum", "median", "maximum", "spread", "repeats", "ns/weight", "of optimc",
+             "of the limit"], rows))
+    return "\n\n".join(parts)
+
+
+def _figures(case, name, entry, entries):
+    if "error" in entry:
+        return [entry["error"].replace("|", "/"), *[""] * 7]
+    reached = next((share(entries, n) for n in case["threads"] if name == with_threads(OURS, n)), None)
+    return [*(duration(entry[key]) for key in ("min", "median", "max")),
+            f"{(entry['high'] - entry['low']) / entry['median']:.0%}", str(entry["repeats"]),
+            f"{entry['median'] / case['weights']:.3g}", f"{entry['ratio']:.3g}" if "ratio" in entry else "",
+            f"{reached:.0%}" if reached else ""]
+
+
+# ------------------------------------------------------------------------------------------ targets
+
+
+def targets(results):
+    """What the project asks of its own speed, and whether these results meet it."""
+    rows = [[text, value, "met" if good else "not met"] for text, value, good in _judged(results)]
+    return markdown(["target", "here", ""], rows)
+
+
+def _judged(results):
+    """(target, figure, whether it is met) for each that these results can tell."""
+    found = {case["name"]: case for case in results["cases"]}
+    entries = {name: merged(case["sets"]) for name, case in found.items()}
+
+    def times(name, least, peers=None):
+        ratios = {peer: entry["ratio"] for peer, entry in entries.get(name, {}).items()
+                  if "ratio" in entry and is_peer(peer) and (peers is None or peer in peers)}
+        if ratios:
+            best = min(ratios, key=ratios.get)
+            yield (f"{name}: {least} times as fast as {' or '.join(peers) if peers else 'any peer'}",
+                   f"{ratios[best]:.3g} ({best})", ratios[best] >= least)
+
+    def most(name, limit):
+        ours = entries.get(name, {}).get(OURS, {}).get("median")
+        if ours:
+            yield f"{name}: at most {duration(limit)}", duration(ours), ours <= limit
+
+    def near(name, least):
+        reached = share(entries.get(name, {}))
+        if reached:
+            yield f"{name}: {least:.0%} of the limit", f"{reached:.1%}", reached >= least
+
+    yield from most("lists/lesson", 600)
+    yield from times("lists/lesson", 33)
+    yield from most("lists/50 x 100", 5000)
+    yield from times("lists/100 x 10 000", 2.7, ("torch fused",))
+    yield from near("lists/100 x 10 000", 1 / 1.12)
+    yield from times("sizes/25 000 000", 1.05, ("torch fused",))
+    yield from near("sizes/25 000 000", 0.97)
+    yield from times("options/modern step", 1.45, ("torch fused",))
+    yield from times("options/clip, AdamW, EMA", 1.3, ("torch fused",))
+    torch = ("torch fused", "torch foreach", "torch default")
+    for title, least in {"RMSprop": 7, "Nadam": 5, "Adamax": 5, "Adadelta": 5}.items():
+        yield from times(f"optimizers, 25 000 000/{title}", least, torch)
+    for name in found:
+        if name.startswith("optimizers, 25 000 000"):
+            yield from near(name, 0.9)
+        if name.startswith("float64/") and found[name]["weights"] >= 25_000_000:
+            yield from near(name, 0.97)
+    yield from _threads(found, entries)
+    if "import_ms" in results:
+        yield ("import optimc adds at most 30 ms to NumPy's", f"{results['import_ms']:.1f} ms",
+               results["import_ms"] <= 30)
+
+
+def _threads(found, entries):
+    """More threads are never slower than one beyond the spread; with a rival, at most 1.5 times."""
+    for name, case in found.items():
+        one, many = (entries[name].get(with_threads(OURS, n), {}) for n in (case["threads"][0], case["threads"][-1]))
+        if one is many or "median" not in one or "median" not in many:
+            continue
+        ratio = many["median"] / one["median"]
+        if case["group"] == "with a rival process":
+            yield (f"{name}: {case['threads'][-1]} threads at most 1.5 times one's", f"{ratio:.2f}", ratio <= 1.5)
+        else:
+            yield (f"{name}: {case['threads'][-1]} threads no slower than one beyond the spread", f"{ratio:.2f}",
+                   many["low"] <= one["high"])
+
+
+# ------------------------------------------------------------------------------------------- README
+
+
+def section(results):
+    """What stands between the README's markers."""
+    return (f"{headline(results)}\n\n{source(results)} All cases: "
+            "[benchmarks/results/speed.md](benchmarks/results/speed.md).\n\n"
+            "![Time of a step beside peers, and per weight by size](docs/speed.png)")
+
+
+def filled(text, results):
+    """The text of the README with its section on speed as it should be."""
+    text, n = MARKED.subn(lambda m: m[1] + section(results) + m[2], text)
+    if n != 1:
+        raise ValueError(f"the README has {n} sections between <!-- speed --> and <!-- end -->, expected one")
+    return text
+
+
+def main(argv):
+    """Fills README.md and draws docs/speed.png from a file of results."""
+    from benchmarks import figures
+    results = load(argv[0] if argv else RESULTS)
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text("utf-8"), results), "utf-8")
+    figures.draw(ROOT / "docs" / "speed.png", results)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
