@@ -7,7 +7,9 @@ A quiet machine gives the truth; `spread` in the tables shows how quiet it was.
 
 import argparse
 import fnmatch
+import os
 import pathlib
+import shlex
 import statistics
 import subprocess
 import sys
@@ -30,12 +32,12 @@ def chosen(args):
             continue
         if args.cases and not any(fnmatch.fnmatch(name, f"*{word.strip()}*") for word in args.cases.split(",")):
             continue
-        allowed = cases.FAST if args.quick else peers if case.job.peers is None else case.job.peers
+        allowed = cases.FASTEST if args.quick else peers if case.job.peers is None else case.job.peers
         job = case.job._replace(name=name, peers=tuple(peer for peer in peers if peer in allowed))
         if args.quick:
             job = job._replace(repeats=11, seconds=0.005, budget=1.0)
         if args.smoke:
-            job = job._replace(repeats=1, seconds=1e-4, budget=0.0, pause=min(job.pause, 1e-3))
+            job = job._replace(repeats=2, seconds=1e-4, budget=0.0, pause=min(job.pause, 1e-3))
         if bench.needed(job.work) > bench.memory():
             print(f"left out for lack of memory: {name}", file=sys.stderr)
         else:
@@ -51,31 +53,40 @@ def sets_of(job):
 
 
 def measured(found):
-    """The cases with their figures, set by set, and what is missing."""
+    """What the file of results says of the cases; after Ctrl-C, with the figures that are there."""
     results = {case.job.name: {"name": case.job.name, "group": case.group, "title": case.title,
                                "optimizer": case.job.work.optimizer, "arguments": case.job.work.arguments,
                                "dtype": case.job.work.dtype, "arrays": len(case.job.work.shapes),
                                "weights": case.job.work.weights, "threads": case.job.threads, "sets": {}}
                for case in found}
-    absent = {}
+    absent, interrupted = {}, False
+    try:
+        _measure(found, results, absent)
+    except KeyboardInterrupt:
+        interrupted = True
+    return {"missing": absent, "interrupted": interrupted, "cases": list(results.values())}
+
+
+def _measure(found, results, absent):
     for name, (_, peers) in SETS.items():
         jobs = [case.job for case in found if name in sets_of(case.job)]
         gone = jobs and bench_run.missing(name)
         if gone:
-            absent |= dict.fromkeys(peers, gone)
+            absent.update(dict.fromkeys(peers, gone))
             continue
         for k, (job, figures) in enumerate(bench_run.run(jobs, name)):
             results[job.name]["sets"][name] = figures
             failed = [f"{one}: {entry['error']}" for one, entry in figures.items() if "error" in entry]
             print(f"{name} {k + 1}/{len(jobs)}: {job.name}", *failed, sep="; ", file=sys.stderr, flush=True)
-    return list(results.values()), absent
 
 
 def import_time(repeats):
-    """Milliseconds that `import optimc` adds to `import numpy`: medians of alternating fresh processes."""
-    code = "import time, numpy\nt = time.perf_counter()\nimport optimc\nprint(time.perf_counter() - t)"
-    return statistics.median(1e3 * float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                                                        check=True).stdout) for _ in range(repeats))
+    """Milliseconds that `import optimc` adds to `import numpy`: the median of new processes after a first."""
+    code = "import time, numpy\nt = time.perf_counter()\nimport optimc\nprint(1e3 * (time.perf_counter() - t))"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    times = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                                  env=environment).stdout) for _ in range(repeats + 1)]
+    return statistics.median(times[1:])
 
 
 def main(argv=None):
@@ -91,6 +102,8 @@ def main(argv=None):
     add("--cpu", help="what the CPU is called in the tables (default: found out)")
     add("--out", metavar="FILE.json", type=pathlib.Path, default=pathlib.Path("build/speed.json"),
         help="default: %(default)s")
+    add("--readme", action="store_true", help="write to benchmarks/results/speed.json, and the README's table and "
+        "plot from it")
     add("--list", action="store_true", help="print the names of the cases and stop")
     args = parser.parse_args(argv)
     try:
@@ -98,22 +111,25 @@ def main(argv=None):
         if args.list:
             print(*(case.job.name for case in found), sep="\n")
             return 0
+        if args.readme:
+            args.out = report.RESULTS
         args.out.parent.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
-        figures, absent = measured(found)
-        results = {"command": " ".join(["python -m benchmarks", *(sys.argv[1:] if argv is None else argv)]),
-                   **bench.about(), "missing": absent,
-                   "import_ms": import_time(1 if args.smoke else 9), "seconds": round(time.monotonic() - start),
-                   "cases": figures}
+        figures = measured(found)
+        results = {"command": shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if argv is None else argv)]),
+                   **bench.about(), "import_ms": import_time(1 if args.smoke else 9),
+                   "seconds": round(time.monotonic() - start), **figures}
         results["cpu"] = args.cpu or results["cpu"]
         report.write(args.out, results)
+        if args.readme:
+            report.publish(report.load(args.out))
     except (InputError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     print(report.headline(results))
     print(f"\n{report.targets(results)}\n\nWritten: {args.out} and what is drawn from it beside it; "
-          f"{results['seconds']} s")
-    return 0
+          f"{results['seconds']} s{', interrupted' * results['interrupted']}")
+    return 130 if results["interrupted"] else 0
 
 
 if __name__ == "__main__":

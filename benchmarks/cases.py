@@ -17,6 +17,7 @@ BIG = 25_000_000
 SIZES = (1, 10, 100, 1_000, 10_000, 32_000, 100_000, 320_000, 1_000_000, 3_200_000, 10_000_000, BIG, 100_000_000)
 WITH_ALL_PEERS = (1_000, 32_000, 1_000_000, BIG)
 FAST = ("NumPy out=", "torch fused", "torch foreach", "optax jit")
+FASTEST = ("NumPy out=", "torch fused", "optax jit")           # of these, for --quick
 TORCH = tuple(SETS["torch"][1])
 CALLED = (*TORCH, "optax jit")                                  # that have more than Adam
 EVERYWHERE = {                                                  # each option of its own, on AdamW

@@ -5,12 +5,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from optimc.bench import bound, duration, is_peer, merged, share
-from optimc.bench_run import OURS, STREAM
+from optimc.bench_run import OURS, with_threads
 from optimc.compare_figures import BLUE, GREY, ORANGE, STYLE
 
-GREEN, VIOLET, SKY = "#009E73", "#CC79A7", "#56B4E9"
-LINES = {OURS: (BLUE, "o-"), "torch fused": (ORANGE, "s-"), "optax jit": (GREEN, "^-"),
-         "NumPy out=": (VIOLET, "v-")}
+COLORS = {OURS: BLUE, "NumPy out=": "#CC79A7", "NumPy plain": "#882255", "torch fused": ORANGE,
+          "torch foreach": "#E69F00", "torch default": "#F0E442", "optax jit": "#009E73", "Keras on NumPy": "#56B4E9",
+          "Keras on torch": "#332288", "thinc": "#999933", "scikit-learn": "0.5"}
+LINES = {OURS: "o-", "torch fused": "s-", "optax jit": "^-", "NumPy out=": "v-"}
 
 
 def draw_growth(axes, cases):
@@ -18,7 +19,8 @@ def draw_growth(axes, cases):
     cases = sorted((case for case in cases if case["group"] == "sizes" and case["weights"] >= 1000),
                    key=lambda case: case["weights"])
     entries = [(case["weights"], merged(case["sets"])) for case in cases]
-    for name, (color, line) in LINES.items():
+    for name, line in LINES.items():
+        color = COLORS[name]
         points = [(n, *(found[name][key] / n for key in ("median", "low", "high"))) for n, found in entries
                   if "median" in found.get(name, {})]
         if points:
@@ -34,7 +36,8 @@ def draw_growth(axes, cases):
         axes.plot(*zip(*limits, strict=True), ":", color="black", label="the machine's limit", linewidth=1.8)
     axes.set(xscale="log", yscale="log", xlabel="weights", ylabel="ns per weight",
              title="One array, Adam, float32: time per weight")
-    axes.legend(fontsize=8)
+    if entries:
+        axes.legend(fontsize=8)
 
 
 def draw_peers(axes, cases, title="Lists of arrays, Adam, float32, one thread"):
@@ -42,11 +45,10 @@ def draw_peers(axes, cases, title="Lists of arrays, Adam, float32, one thread"):
     cases = cases[::-1]
     names = list(dict.fromkeys(name for case in cases for name, entry in merged(case["sets"]).items()
                                if "ratio" in entry and is_peer(name)))
-    colors = [VIOLET, "#882255", ORANGE, "#E69F00", "#F0E442", GREEN, SKY, "#332288", "#999933", "0.5"]
-    for k, name in enumerate(names):
+    for name in names:
         points = [(merged(case["sets"])[name]["ratio"], row) for row, case in enumerate(cases)
                   if "ratio" in merged(case["sets"]).get(name, {})]
-        axes.plot(*zip(*points, strict=True), "o", color=colors[k % len(colors)], label=name, markersize=6)
+        axes.plot(*zip(*points, strict=True), "o", color=COLORS.get(name, GREY), label=name, markersize=6)
     axes.axvline(1, color=BLUE, linewidth=2, label=OURS)
     axes.set(xscale="log", xlabel="time of a step, as a multiple of optimc's", title=title,
              yticks=range(len(cases)), yticklabels=[
@@ -62,8 +64,27 @@ def draw_shares(axes, cases, title):
     found = dict(sorted(((name, value) for name, value in found.items() if value), key=lambda item: item[1]))
     axes.barh(list(found), [100 * value for value in found.values()], color=BLUE)
     axes.axvline(90, color=ORANGE, linestyle="--", linewidth=1)
-    axes.set(xlabel=f"per cent of the machine's limit ({STREAM.split(': ')[1]}, or its divider)", title=title)
+    axes.set(xlim=(0, 120), xlabel="per cent of the machine's limit", title=title)
     axes.tick_params(axis="y", labelsize=8)
+
+
+def draw_threads(axes, cases, title):
+    """By size, the time of a step on all threads as a multiple of one's, with quartiles: it should not cross 1."""
+    for name, color in ((OURS, BLUE), ("torch fused", ORANGE)):
+        points = []
+        for case in cases:
+            entries = merged(case["sets"])
+            one, many = (entries.get(with_threads(name, case["threads"][k]), {}) for k in (0, -1))
+            if one is not many and "median" in one and "median" in many:
+                points.append((case["weights"], *(many[key] / one["median"] for key in ("median", "low", "high"))))
+        if points:
+            n, median, low, high = zip(*points, strict=True)
+            axes.plot(n, median, "o-", color=color, label=name, markersize=4)
+            axes.fill_between(n, low, high, color=color, alpha=0.2, linewidth=0)
+    axes.axhline(1, color="black", linewidth=1)
+    axes.set(xscale="log", yscale="log", xlabel="weights", ylabel="time on all threads / on one", title=title)
+    if cases:
+        axes.legend(fontsize=8)
 
 
 def timed(results, group):

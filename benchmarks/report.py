@@ -9,7 +9,7 @@ import re
 import sys
 
 from optimc.bench import duration, is_peer, merged, share
-from optimc.bench_run import OURS, with_threads
+from optimc.bench_run import OURS, STREAM, with_threads
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
@@ -23,9 +23,9 @@ ROWS = {
     "lists/ResNet-50": "ResNet-50: 161 arrays, 25.6 million",
     "lists/GPT-2 small": "GPT-2 small: 148 arrays, 124 million",
     "sizes/1 000 000": "one array of 1 million", "sizes/25 000 000": "one array of 25 million",
-    "float64/25 000 000": "the same in float64",
-    "options/clip, AdamW, EMA": "25 million: global clip, AdamW, EMA",
-    "options/modern step": "the same with unscaling and finite check",
+    "float64/25 000 000": "one array of 25 million, float64",
+    "options/clip, AdamW, EMA": "25 million: global clip, AdamW, EMA of weights",
+    "options/modern step": "25 million: unscaling, finite check, global clip, AdamW, EMA",
 }
 
 
@@ -36,9 +36,9 @@ def load(path):
 
 def write(path, results):
     """Writes results, their tables and plots beside one another."""
-    path = pathlib.Path(path)
+    path, results = pathlib.Path(path), rounded(results)
     head = json.dumps({key: value for key, value in results.items() if key != "cases"}, indent=1)
-    lines = ",\n".join(json.dumps(_rounded(case), ensure_ascii=False) for case in results["cases"])
+    lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in results["cases"])
     path.write_text(f'{head[:-2]},\n "cases": [\n{lines}\n]}}\n', "utf-8")
     path.with_suffix(".md").write_text(whole(results) + "\n", "utf-8")
     try:
@@ -50,9 +50,12 @@ def write(path, results):
     figures.draw_optimizers(path.with_name(f"{path.stem}-optimizers.png"), results)
 
 
-def _rounded(value):
+def rounded(value):
+    """Results with their numbers to five digits."""
     if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
+        return {key: rounded(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [rounded(entry) for entry in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
@@ -76,13 +79,14 @@ def headline(results):
         reached = share(entries)
         rows.append([ROWS[name], f"**{ours}**" if least > 1 else ours, f"{reached:.0%}" if reached else "",
                      *(_cell(entries.get(peer, {})) for peer in columns)])
-    return markdown(["one step of Adam, float32, one thread", OURS, "of the limit", *columns], rows)
+    return markdown(["one step, one thread; Adam and float32 unless said", OURS, "of the limit", *columns], rows)
 
 
 def _cell(entry):
     if "ratio" not in entry:
         return "failed" if "error" in entry else ""
-    cell = f"{duration(entry['median'])} ({entry['ratio']:.3g}x)"
+    multiple = f"{entry['ratio']:,.0f}" if entry["ratio"] >= 100 else f"{entry['ratio']:.3g}"
+    cell = f"{duration(entry['median'])} ({multiple}x)"
     return f"**{cell}**" if entry["ratio"] < 1 else cell
 
 
@@ -91,7 +95,8 @@ def source(results):
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     absent = "".join(f" Without {peer}: {module} was not installed." for peer, module in results["missing"].items())
     return (f"{results['cpu']}; {versions}; {results['date']}; `{results['command']}`. Medians of steps timed in "
-            f"turn; in brackets, the multiple of optimc's time in the same process.{absent}")
+            f"turn; in brackets, the multiple of optimc's time in the same process.{absent}"
+            + " Interrupted: not all is there." * results["interrupted"])
 
 
 def whole(results):
@@ -105,18 +110,20 @@ def whole(results):
                 title = case["title"] if name == next(iter(entries)) else ""
                 rows.append([title, name, *_figures(case, name, entry, entries)])
         parts.append(f"## {group}\n\n" + markdown(
-            ["case", "step", "minimum", "median", "maximum", "spread", "repeats", "ns/weight", "of optimc",
-             "of the limit"], rows))
+            ["case", "step", "minimum", "median", "maximum", "spread", "repeats", "ns/weight", "GB/s",
+             "of optimc", "of the limit"], rows))
     return "\n\n".join(parts)
 
 
 def _figures(case, name, entry, entries):
     if "error" in entry:
-        return [entry["error"].replace("|", "/"), *[""] * 7]
+        return [entry["error"].replace("|", "/"), *[""] * 8]
     reached = next((share(entries, n) for n in case["threads"] if name == with_threads(OURS, n)), None)
+    moved = entries.get(STREAM, {}).get("bytes") if name.startswith((OURS, STREAM)) else None
     return [*(duration(entry[key]) for key in ("min", "median", "max")),
             f"{(entry['high'] - entry['low']) / entry['median']:.0%}", str(entry["repeats"]),
-            f"{entry['median'] / case['weights']:.3g}", f"{entry['ratio']:.3g}" if "ratio" in entry else "",
+            f"{entry['median'] / case['weights']:.3g}", f"{moved / entry['median']:.3g}" if moved else "",
+            f"{entry['ratio']:.3g}" if "ratio" in entry else "",
             f"{reached:.0%}" if reached else ""]
 
 
@@ -207,14 +214,13 @@ def filled(text, results):
     return text
 
 
-def main(argv):
-    """Fills README.md and draws docs/speed.png from a file of results."""
+def publish(results):
+    """Fills README.md and draws docs/speed.png."""
     from benchmarks import figures
-    results = load(argv[0] if argv else RESULTS)
     readme = ROOT / "README.md"
     readme.write_text(filled(readme.read_text("utf-8"), results), "utf-8")
     figures.draw(ROOT / "docs" / "speed.png", results)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    publish(load(sys.argv[1] if len(sys.argv) > 1 else RESULTS))

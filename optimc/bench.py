@@ -132,7 +132,8 @@ def duration(nanoseconds: float) -> str:
         '1.23 µs'
     """
     units = {"s": 1e9, "ms": 1e6, "µs": 1e3, "ns": 1}
-    unit = next((unit for unit, size in units.items() if nanoseconds >= size * 0.9995), "ns")
+    nanoseconds = float(f"{nanoseconds:.3g}")
+    unit = next((unit for unit, size in units.items() if nanoseconds >= size), "ns")
     value = nanoseconds / units[unit]
     return f"{value:.{max(0, 2 - math.floor(math.log10(max(value, 0.1))))}f} {unit}"
 
@@ -240,6 +241,8 @@ def peers_named(words: str | None) -> list[str]:
     if words is None:
         return known
     wanted = [word.strip().lower() for word in words.split(",") if word.strip()]
+    if not wanted:
+        raise InputError(f"--peers: expected names, got {words!r}")
     for word in wanted:
         if not any(word in name.lower() for name in known):
             raise InputError(f"--peers: there is no peer {word!r}; there are {', '.join(known)}")

@@ -31,7 +31,7 @@ DIVIDER = {
     **dict.fromkeys(("adam", "amsgrad", "adagrad", "rmsprop", "rmsprop_momentum", "rmsprop_centered",
                      "rmsprop_centered_momentum", "yogi", "adabelief"), (1, 1)),
     "radam": (1, 1), "adan": (1, 1), "adamax": (0, 1), "adadelta": (2, 1), "nadam": (1, 4),
-    "schedule_free": (1, 3), "lamb": (2, 6),
+    "schedule_free": (1, 3), "lamb": (2, 6), "ftrl": (2, 3), "adafactor_vector": (2, 3), "muon_adam": (1, 1),
 }
 #: passes over memory, where there is more than one: (what is read, what is read and written)
 PASSES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
@@ -43,16 +43,17 @@ PASSES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
 UNBOUNDED = {"muon", "adafactor", "ftrl_power"}
 
 STREAM = """
+#include <stddef.h>
 #include <stdint.h>
 typedef {real} real;
 static volatile {word} sink;
-void stream(const long count, const long *const n, real **const *const arrays, const long part,
-            const long parts, const real zero)
+void stream(const ptrdiff_t count, const ptrdiff_t *const n, real **const *const arrays, const ptrdiff_t part,
+            const ptrdiff_t parts, const real zero)
 {{
-    for (long k = 0; k < count; k++) {{
+    for (ptrdiff_t k = 0; k < count; k++) {{
         {pointers}
-        const long end = n[k] * (part + 1) / parts;
-        long i = n[k] * part / parts;
+        const ptrdiff_t end = n[k] * (part + 1) / parts;
+        ptrdiff_t i = n[k] * part / parts;
         {word} seen = 0;
         for (; i < end && (uintptr_t)({first} + i) % 64; i++) {{ {body} }}
         for (; i < end; i++) {{ {body} }}
@@ -62,11 +63,12 @@ void stream(const long count, const long *const n, real **const *const arrays, c
 """
 DIVIDE = """
 #include <math.h>
+#include <stddef.h>
 typedef {real} real;
-void divide(long n, const real one, const real *restrict const x, real *restrict const y)
+void divide(ptrdiff_t n, const real one, const real *restrict const x, real *restrict const y)
 {{
     for (; n > 0; n -= {size})
-        for (long i = 0; i < {size}; i++) {{
+        for (ptrdiff_t i = 0; i < {size}; i++) {{
             real t = x[i];
             {body}
             y[i] = t;
@@ -94,7 +96,7 @@ def compiled(source: str) -> ctypes.CDLL:
         done = subprocess.run([*command[:1], *flags, "-x", "c", "-", "-o", library, "-lm"], input=source,
                               capture_output=True, text=True, check=False)
         if done.returncode:
-            raise NoLimit(f"{command[0]}: {done.stderr.strip().splitlines()[-1:]}")
+            raise NoLimit(f"{command[0]} failed: {done.stderr.strip()[-200:]}".replace("\n", " "))
         return ctypes.CDLL(library)
 
 
@@ -156,12 +158,13 @@ def _pass(work, read, both):
         body = " ".join(f"seen ^= ((const {word} *){name})[i];" for name in names)
     function = compiled(STREAM.format(real=real, word=word, pointers=pointers, first=names[len(read) * bool(both)],
                                       body=body)).stream
-    function.argtypes = [ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long, ctypes.c_long, number]
+    size, pointer = ctypes.c_ssize_t, ctypes.c_void_p
+    function.argtypes = [size, pointer, pointer, size, size, number]
     function.restype = None
     count = len(work.shapes)
-    sizes = (ctypes.c_long * count)(*(array.size for array in read[0]))
-    rows = [(ctypes.c_void_p * count)(*(array.ctypes.data for array in arrays)) for arrays in (*read, *both)]
-    table = (ctypes.c_void_p * len(rows))(*(ctypes.addressof(row) for row in rows))
+    sizes = (size * count)(*(array.size for array in read[0]))
+    rows = [(pointer * count)(*(array.ctypes.data for array in arrays)) for arrays in (*read, *both)]
+    table = (pointer * len(rows))(*(ctypes.addressof(row) for row in rows))
 
     def call(part, parts, keep=(rows, read, both)):
         function(count, sizes, table, part, parts, 0.0)
@@ -177,7 +180,7 @@ def divider(work: Work, ours: Ours):
         np.dtype(work.dtype).itemsize]
     body = f"t = {root}(t); " * roots + "t = one / t; " * divisions
     function = compiled(DIVIDE.format(real=real, size=L1, body=body)).divide
-    function.argtypes = [ctypes.c_long, number, ctypes.c_void_p, ctypes.c_void_p]
+    function.argtypes = [ctypes.c_ssize_t, number, ctypes.c_void_p, ctypes.c_void_p]
     function.restype = None
     x, y = (np.full(L1, 1.5, work.dtype) for _ in range(2))
     return lambda: function(work.weights, 1.0, x.ctypes.data, y.ctypes.data)

@@ -277,7 +277,7 @@ def sklearn_adam(work):
         optimizer = AdamOptimizer(weights)
     elif work.optimizer == "SGD" and work.arguments:
         given = work.only("momentum", "nesterov")
-        optimizer = SGDOptimizer(weights, momentum=given["momentum"], nesterov=given.get("nesterov", False))
+        optimizer = SGDOptimizer(weights, 1e-3, momentum=given["momentum"], nesterov=given.get("nesterov", False))
     else:
         raise Unsupported(work.optimizer)
     return lambda: optimizer.update_params(weights, grads)

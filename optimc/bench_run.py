@@ -14,13 +14,14 @@ import importlib.util
 import json
 import math
 import os
+import queue
 import random
-import selectors
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -149,9 +150,8 @@ def summary(times: Sequence[float]) -> dict[str, float]:
 # ---------------------------------------------------------------------------------------- the child
 
 
-def contestants(job: Job, set_name: str) -> tuple[dict[str, Contestant], dict[str, str]]:
+def contestants(job: Job, set_name: str, ours: Ours) -> tuple[dict[str, Contestant], dict[str, str]]:
     """Those of a set that can do the job, and what the others raised when they were built."""
-    ours = Ours(job.work)
     built, failed = {}, {}
     for threads in job.threads:
         built[with_threads(OURS, threads)] = Contestant(ours, _setter(optimc.set_num_threads, threads))
@@ -186,7 +186,8 @@ def _setter(function, threads):
 
 def measure(job: Job, set_name: str) -> dict[str, dict[str, Any]]:
     """The figures of a job, by contestant; {"error": why} for one that failed."""
-    built, failed = contestants(job, set_name)
+    ours = Ours(job.work)
+    built, failed = contestants(job, set_name, ours)
     rival = subprocess.Popen([sys.executable, "-c", RIVAL]) if job.rival else None
     try:
         times = interleaved(built, job.repeats, job.seconds, job.budget, job.pause)
@@ -197,6 +198,8 @@ def measure(job: Job, set_name: str) -> dict[str, dict[str, Any]]:
     results: dict[str, dict[str, Any]] = {name: {"error": why} for name, why in failed.items()}
     for name, measured in times.items():
         results[name] = {"error": measured} if isinstance(measured, str) else summary(measured)
+    if "median" in results.get(STREAM, {}):
+        results[STREAM]["bytes"] = job.work.weights * bench_limit.bytes_per_weight(job.work, ours)
     return results
 
 
@@ -238,23 +241,19 @@ def _messages(jobs, set_name):
     with tempfile.TemporaryFile() as orders, tempfile.TemporaryFile() as errors:
         orders.write(json.dumps(jobs).encode())
         orders.seek(0)
-        # unbuffered, so that what is ready is what `select` sees
-        process = subprocess.Popen([sys.executable, "-m", "optimc.bench_run", set_name], stdin=orders, bufsize=0,
+        process = subprocess.Popen([sys.executable, "-m", "optimc.bench_run", set_name], stdin=orders,
                                    stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **SETS[set_name][0]})
+        lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=_listen, args=(process.stdout, lines), daemon=True).start()
         now, done, why = 0, 0, None
         try:
-            with process.stdout, selectors.DefaultSelector() as ready:
-                ready.register(process.stdout, selectors.EVENT_READ)
-                while ready.select(jobs[now].budget + PATIENCE):
-                    line = process.stdout.readline()
-                    if not line:
-                        break
-                    message = json.loads(line)
-                    now, done = message[1], message[1] + (message[0] == "done")
-                    yield message
-                else:
-                    why = "took too long"
-                    process.kill()
+            while line := _next(lines, jobs[now].budget + PATIENCE):
+                message = json.loads(line)
+                now, done = message[1], message[1] + (message[0] == "done")
+                yield message
+            if line is None:
+                why = "took too long"
+                process.kill()
             code = process.wait()
         except BaseException:
             process.kill()                  # whoever listened has stopped
@@ -262,6 +261,21 @@ def _messages(jobs, set_name):
             raise
         if done < len(jobs):
             yield ["lost", done, why or _reason(code, errors)]
+
+
+def _listen(pipe, lines):
+    with pipe:
+        for line in pipe:
+            lines.put(line)
+    lines.put(b"")
+
+
+def _next(lines, seconds):
+    """The next line, empty at the end; None if none came in this time."""
+    try:
+        return lines.get(timeout=seconds)
+    except queue.Empty:
+        return None
 
 
 def _reason(code, errors):

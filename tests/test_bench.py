@@ -1,0 +1,417 @@
+"""The benchmark: what it times, what it says, what it does with peers that fail.  Nothing here is timed."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import require
+from tables import ROOT
+
+import optimc
+from optimc import _core, bench, bench_limit, bench_peers, bench_run
+from optimc.__main__ import main
+from optimc.bench_peers import Ours, Unsupported, Work
+from optimc.bench_run import Contestant, Job
+
+sys.path.append(str(ROOT))          # last: optimc may be an installed one
+
+from benchmarks import cases, report
+
+SHAPES = [(5, 3), (3,), (40,)]
+
+
+def call(*argv):
+    """The exit code of `bench` with these arguments, in this process."""
+    try:
+        return main(["bench", *argv])
+    except SystemExit as stop:
+        return stop.code
+
+
+# ---------------------------------------------------------------------------------------- the timing
+
+
+def test_contestants_take_turns():
+    done = []
+    times = bench_run.interleaved({name: Contestant(lambda name=name: done.append(name)) for name in "ab"},
+                                  repeats=8, seconds=0)
+    assert {name: len(measured) for name, measured in times.items()} == {"a": 8, "b": 8}
+    rounds = "".join(done)[-16:]
+    assert all({*rounds[k:k + 2]} == {"a", "b"} for k in range(0, 16, 2))
+    assert "ab" in rounds[::2] + rounds and len({rounds[k:k + 2] for k in range(0, 16, 2)}) == 2
+
+
+def test_what_comes_before_a_repeat_comes_once():
+    before, done = [], []
+    bench_run.interleaved({"a": Contestant(lambda: done.append(0), lambda: before.append(len(done)), most=7)},
+                          repeats=6, seconds=1)
+    assert np.diff(before)[-5:].tolist() == [7] * 5
+
+
+def test_a_budget_leaves_five_repeats():
+    assert len(bench_run.interleaved({"a": Contestant(lambda: None)}, repeats=50, seconds=0, budget=0)["a"]) == 5
+
+
+def test_after_a_pause_comes_one_step():
+    done = []
+    bench_run.interleaved({"a": Contestant(lambda: done.append(0))}, repeats=5, pause=1e-4)
+    assert len(done) <= 2 + 10 + 5
+
+
+def test_a_contestant_that_raises_leaves_the_race():
+    calls = []
+
+    def fails():
+        calls.append(0)
+        if len(calls) > 3:
+            raise MemoryError("no more\nof it")
+    times = bench_run.interleaved({"good": Contestant(lambda: None), "bad": Contestant(fails, most=1)}, repeats=6,
+                                  seconds=0)
+    assert times["bad"] == "MemoryError: no more"
+    assert len(times["good"]) == 6
+
+
+def test_a_summary():
+    assert bench_run.summary([5.0, 1.0, 3.0, 2.0, 4.0]) == {
+        "min": 1.0, "low": 2.0, "median": 3.0, "high": 4.0, "max": 5.0, "repeats": 5}
+
+
+# ------------------------------------------------------------------------------------------ processes
+
+
+def speaking(tmp_path, monkeypatch, script):
+    """Has a script in the place of the children's Python."""
+    path = tmp_path / "child"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(bench_run.sys, "executable", str(path))
+
+
+JOBS = [Job("first", Work([(4,)])), Job("second", Work([(4,)]), peers=("NumPy out=",))]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script plays the child")
+@pytest.mark.parametrize("script, said", [
+    ("echo '[\"begun\", 0]'; kill -9 $$", "the process died of SIGKILL"),
+    ("echo 'a\nno room' >&2; exit 3", "the process ended: no room"),
+    ("exit 3", "the process ended: exit code 3"),
+    ("echo '[\"begun\", 0]'; exec sleep 60", "took too long"),
+])
+def test_a_child_that_dies_is_a_line_for_each_job(tmp_path, monkeypatch, script, said):
+    speaking(tmp_path, monkeypatch, script)
+    monkeypatch.setattr(bench_run, "PATIENCE", 0.3)
+    jobs = [job._replace(budget=0.0) for job in JOBS]
+    assert [(job.name, figures) for job, figures in bench_run.run(jobs, "numpy")] == [
+        ("first", {"NumPy out=": {"error": said}, "NumPy plain": {"error": said}}),
+        ("second", {"NumPy out=": {"error": said}})]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script plays the child")
+def test_jobs_after_a_death_are_done(tmp_path, monkeypatch):
+    speaking(tmp_path, monkeypatch, f"""
+        if mkdir {tmp_path}/once 2>/dev/null; then echo '["begun", 0]'; kill -6 $$; fi
+        echo '["begun", 0]'; echo '["done", 0, {{"optimc": {{"median": 1}}}}]'""")
+    found = {job.name: figures for job, figures in bench_run.run(JOBS, "numpy")}
+    assert found["first"]["NumPy plain"] == {"error": "the process died of SIGABRT"}
+    assert found["second"] == {"optimc": {"median": 1}}
+
+
+def test_a_job_survives_json():
+    job = Job("one", Work([(2, 3), (4,)], "float64", "SGD", {"momentum": 0.5}), (1, 2), peers=("thinc",))
+    assert Job.from_json(json.loads(json.dumps(job)))._replace(peers=job.peers) == job
+
+
+# ----------------------------------------------------------------------------------------------- peers
+
+
+class Watched(Work):
+    """Work that remembers the weights it gave away."""
+
+    given: list = []
+
+    def arrays(self, seed):
+        made = super().arrays(seed)
+        if seed == 0:
+            self.given.append(made)
+        return made
+
+
+IN_PLACE = {name: (set_name, peer) for set_name in ("numpy", "torch", "thinc", "sklearn")
+            for name, peer in bench_peers.SETS[set_name][1].items()}
+
+
+@pytest.mark.parametrize("optimizer, arguments", [
+    ("Adam", {}), ("SGD", {"momentum": 0.5}), ("AdamW", {"weight_decay": 0.01}),
+    ("AdamW", {"weight_decay": 0.01, "global_clipnorm": 1.0, "use_ema": True}),
+], ids=str)
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_peer_does_the_same_step(name, optimizer, arguments):
+    peer = IN_PLACE[name][1]
+    require(peer.needs)
+    Watched.given.clear()
+    work = Watched(SHAPES, "float32", optimizer, arguments)
+    try:
+        step = peer.build(work)
+    except Unsupported:
+        pytest.skip(f"{name} has no {optimizer} with {arguments}")
+    weights = Watched.given[0]
+    ours = Ours(Work(SHAPES, "float32", optimizer, arguments))
+    ours.optimizer.learning_rate = 1e-3
+    for _ in range(3):
+        getattr(step, "before", lambda: None)()
+        step()
+        ours()
+    start = Work(SHAPES).arrays(0)
+    for mine, theirs, first in zip(ours.weights, weights, start, strict=True):
+        assert not np.array_equal(theirs, first)
+        np.testing.assert_allclose(theirs, mine, rtol=0, atol=3e-5)     # a hundredth of the way
+
+
+def test_libraries_do_not_get_what_they_lack():
+    with pytest.raises(Unsupported):
+        bench_peers.numpy_out(Work(SHAPES, optimizer="Lion"))
+    with pytest.raises(Unsupported):
+        bench_peers.sklearn_adam(Work(SHAPES, arguments={"amsgrad": True}))
+    if bench_run.missing("torch") is None:
+        with pytest.raises(Unsupported):
+            bench_peers.torch_step(fused=True)(Work(SHAPES, optimizer="Lion"))
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(bench_run.importlib.util, "find_spec", lambda name: None if name == "torch" else object())
+    assert bench_run.missing("keras-torch") == "torch"
+    assert bench_run.missing("keras-numpy") is None
+
+
+# ----------------------------------------------------------------------------------------------- limit
+
+
+@pytest.mark.parametrize("optimizer, arguments, expected", [
+    ("SGD", {}, 12), ("SGD", {"momentum": 0.9}, 20), ("Adam", {}, 28), ("Adam", {"amsgrad": True}, 36),
+    ("AdamW", {"use_ema": True, "global_clipnorm": 1.0, "check_finite": "skip"}, 40),
+    ("Lion", {"cautious": True}, 28),
+])
+def test_bytes_that_a_step_moves(optimizer, arguments, expected):
+    work = Work(SHAPES, "float32", optimizer, arguments)
+    assert bench_limit.bytes_per_weight(work, Ours(work)) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_stream_leaves_the_arrays_as_they_are(dtype, threads):
+    work = Work([(1000,), (7, 9), (1,)], dtype, "AdamW", {"use_ema": True, "global_clipnorm": 1.0})
+    ours = Ours(work)
+    ours()
+    slots = ours.optimizer._slots
+    arrays = [*ours.weights, *ours.grads, *ours.optimizer._averages, *slots["m"], *slots["v"]]
+    before = [array.copy() for array in arrays]
+    try:
+        bench_limit.stream(work, ours, threads)()
+        bench_limit.divider(work, ours)()
+    except bench_limit.NoLimit as error:
+        pytest.skip(str(error))
+    for array, kept in zip(arrays, before, strict=True):
+        assert np.array_equal(array, kept)
+
+
+def test_without_a_compiler_there_is_no_limit(monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    bench_limit.compiled.cache_clear()
+    work = Work([(bench_run.LIMITED,)])
+    built, failed = bench_run.contestants(Job("", work, peers=()), "numpy", Ours(work))
+    assert list(built) == ["optimc"] and failed == {bench_run.STREAM: "no C compiler 'no-such-compiler'"}
+
+
+# ------------------------------------------------------------------------------------------ the command
+
+
+def test_the_command_times_and_recommends(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "optimc", "bench", "--shapes", "4x3,3", "--seconds", "0.01",
+                           "--peers", "numpy out", "--json", str(tmp_path / "b.json")],
+                          capture_output=True, text=True, timeout=100, check=True)
+    assert re.search(r"^Adam, float32, 2 arrays, 15 weights; ", done.stdout)
+    assert re.search(r"^optimc +\S+ [nµm]s .* 1\.00$", done.stdout, re.M)
+    assert re.search(r"^NumPy out= ", done.stdout, re.M)
+    assert "times as fast as the fastest peer here, NumPy out=." in done.stdout
+    assert "torch" not in done.stdout.split("\n\n", 1)[1]
+    figures = json.loads((tmp_path / "b.json").read_text())
+    assert figures["sets"]["numpy"]["NumPy out="]["min"] > 0 and figures["versions"]["optimc"] == optimc.__version__
+
+
+def test_shapes_come_from_files_too(tmp_path):
+    arrays = {"kernel": np.zeros((4, 3), np.float16), "bias": np.zeros(3)}
+    np.savez(tmp_path / "net.npz", **arrays)
+    assert bench.read_shapes(str(tmp_path / "net.npz")) == [(4, 3), (3,)]
+    require("safetensors.numpy").save_file(arrays, tmp_path / "net.safetensors")
+    assert sorted(bench.read_shapes(str(tmp_path / "net.safetensors"))) == [(3,), (4, 3)]
+
+
+@pytest.mark.parametrize("argv, said", [
+    (["--shapes", "10xx"], "expected shapes like"), (["--shapes", ""], "expected shapes like"),
+    (["--shapes", "0"], "expected shapes like"), (["--shapes", "3,-2"], "expected shapes like"),
+    (["--shapes", "999999999999"], "999,999,999,999 weights need about"),
+    (["--shapes", "none.npz"], "none.npz: No such file"), (["--shapes", "none.safetensors"], "No such file"),
+    (["--shapes", "bad.npz"], "not a .npz file"), (["--shapes", "bad.safetensors"], "not a .safetensors file"),
+    (["--shapes", "text.npz"], "not a .npz file"), (["--shapes", "list.safetensors"], "not a .safetensors file"),
+    (["--shapes", "empty.npz"], "there are no weights in it"),
+    (["--optimizer", "adamm"], "there is no 'adamm'; there are adabelief"),
+    (["--peers", "zz"], "there is no peer 'zz'"),
+    (["--peers", ","], "expected names"), (["--seconds", "0"], "expected a number above 0"),
+    (["--seconds", "nan"], "expected a number above 0"), (["--threads", "-1"], "--threads: expected"),
+    (["--dtype", "f2"], "invalid choice"),
+])
+def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, argv, said):
+    monkeypatch.chdir(tmp_path)
+    for name in ("bad.npz", "bad.safetensors"):
+        (tmp_path / name).write_bytes(b"\x05\0\0\0\0\0\0\0nonsense")
+    (tmp_path / "list.safetensors").write_bytes(b"\x0e\0\0\0\0\0\0\0" + b'{"a":[1, 2]}  ')
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
+        archive.writestr("a.txt", "hello")
+    np.savez(tmp_path / "empty.npz", a=np.zeros(0))
+    assert call(*argv) == 2
+    out, err = capsys.readouterr()
+    assert said in err and err.count("\n") == 1 and not out
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench_run, "run", lambda jobs, name: [(job, {}) for job in jobs])
+    assert call("--json", str(tmp_path / "no" / "b.json"), "--peers", "numpy") == 2
+    assert "No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ns, text", [(0.5, "0.500 ns"), (999.4, "999 ns"), (999.9, "1.00 µs"), (1234, "1.23 µs"),
+                                      (12345678, "12.3 ms"), (5e9, "5.00 s"), (5e11, "500 s")])
+def test_durations(ns, text):
+    assert bench.duration(ns) == text
+
+
+def figure(median, **more):
+    return {"min": median * 0.9, "low": median * 0.95, "median": median, "high": median * 1.05, "max": median * 1.2,
+            "repeats": 5, **more}
+
+
+SETS = {
+    "numpy": {"optimc": figure(100.0), "optimc, 2 threads": figure(60.0), "limit: memory": figure(95.0, bytes=2800),
+              "limit: divider": figure(40.0), "NumPy out=": figure(500.0)},
+    "torch": {"optimc": figure(110.0), "torch fused": figure(121.0), "torch default": {"error": "ValueError: a | b"}}}
+
+
+def test_ratios_are_of_one_process():
+    merged = bench.merged(SETS)
+    assert merged["torch fused"]["ratio"] == pytest.approx(1.1) and merged["optimc"]["median"] == 100.0
+    assert bench.share(SETS["numpy"]) == 0.95
+
+
+@pytest.mark.parametrize("peer, said", [(200.0, "optimc: its Adam is 2 times as fast as the fastest peer here, p."),
+                                        (101.0, "optimc or p: within 5% of each other"),
+                                        (50.0, "p: it is 2 times as fast as optimc here.")])
+def test_recommendations_follow_the_figures(peer, said):
+    figures = {**SETS["numpy"], "p": figure(peer)}
+    del figures["NumPy out="]
+    first, second, third = bench.recommendation(Work([(100,)]), (1, 2), {"numpy": figures})
+    assert first.startswith(said)
+    assert second == "2 threads are 1.7 times as fast as one."
+    assert third.startswith("optimc takes 95% of the speed that memory allows on one thread: only")
+
+
+# ----------------------------------------------------------------------------------------- benchmarks/
+
+
+def test_the_cases_reach_every_kernel_of_a_vector():
+    reached = {cls._kernel_of(None, np.ones(1)) for cls in
+               (getattr(optimc, name)(**arguments) for name, arguments in cases.variants())}
+    assert reached == set(_core.kernels) - {"lamb_measure", "adafactor", "muon"}
+
+
+def test_cases_have_names_of_their_own():
+    names = [f"{case.group}/{case.title}" for case in cases.cases(2)]
+    assert len(set(names)) == len(names)
+    assert set(cases.QUICK) <= set(names) and set(report.ROWS) <= set(names)
+
+
+def test_the_networks_are_those_of_their_papers():
+    assert len(cases.resnet50()) == 161 and Work(cases.resnet50()).weights == 25_557_032
+    assert len(cases.gpt2_small()) == 148 and Work(cases.gpt2_small()).weights == 124_439_808
+
+
+@pytest.fixture
+def results():
+    case = {"group": "sizes", "title": "25 000 000", "optimizer": "Adam", "arguments": {}, "dtype": "float32",
+            "arrays": 1, "weights": 25_000_000, "threads": [1, 2]}
+    return {"command": "python -m benchmarks", "date": "2026-01-02", "cpu": "a CPU", "versions": {"optimc": "0.1"},
+            "missing": {"thinc": "thinc"}, "interrupted": False, "import_ms": 12.0, "seconds": 3,
+            "cases": [{**case, "name": "sizes/25 000 000", "sets": SETS},
+                      {**case, "name": "lists/lesson", "group": "lists", "title": "lesson", "weights": 769,
+                       "sets": {"torch": {"optimc": figure(700.0), "torch fused": figure(350.0)}}},
+                      {**case, "name": "sizes/10", "title": "10", "weights": 10, "sets": {}}]}
+
+
+def test_the_table_shows_where_we_do_not_win(results):
+    lines = report.headline(results).splitlines()
+    assert lines[0].endswith(" | optimc | of the limit | NumPy out= | torch fused |")
+    assert "| 700 ns |  |  | **350 ns (0.5x)** |" in lines[2]
+    assert "| **100 ns** | 95% | 500 ns (5x) | 121 ns (1.1x) |" in lines[3]
+
+
+def test_targets_are_judged(results):
+    text = report.targets(results)
+    assert "| lists/lesson: at most 600 ns | 700 ns | not met |" in text
+    assert "| sizes/25 000 000: 1.05 times as fast as torch fused | 1.1 (torch fused) | met |" in text
+    assert "| sizes/25 000 000: 97% of the limit | 95.0% | not met |" in text
+    assert "| import optimc adds at most 30 ms to NumPy's | 12.0 ms | met |" in text
+
+
+def test_results_are_written_and_read_again(results, tmp_path):
+    require("matplotlib")
+    report.write(tmp_path / "speed.json", results)
+    assert report.load(tmp_path / "speed.json") == report.rounded(results)
+    text = (tmp_path / "speed.md").read_text()
+    assert "ValueError: a / b" in text and "| 28 |" in text and "Without thinc: thinc was not installed." in text
+    assert (tmp_path / "speed.png").stat().st_size > 1000
+    text = report.filled("a\n<!-- speed -->\nold\n<!-- end -->\nb", results)
+    assert text == f"a\n<!-- speed -->\n{report.section(results)}\n<!-- end -->\nb" == report.filled(text, results)
+    with pytest.raises(ValueError, match="has 0 sections"):
+        report.filled("no markers", results)
+
+
+def test_the_readme_shows_the_results_in_the_tree():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert text == report.filled(text, report.load(report.RESULTS)), "run: python -m benchmarks.report"
+    assert report.RESULTS.with_suffix(".md").read_text("utf-8") == report.whole(report.load(report.RESULTS)) + "\n"
+
+
+def test_the_benchmark_runs_one_case(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "benchmarks", "--smoke", "--threads", "2", "--cases", "lists/lesson",
+                           "--peers", "numpy out", "--out", str(tmp_path / "s.json")],
+                          cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    case, = report.load(tmp_path / "s.json")["cases"]
+    assert case["sets"]["numpy"].keys() == {"optimc", "optimc, 2 threads", "NumPy out="}
+
+
+def test_an_interrupted_benchmark_keeps_what_is_done(tmp_path, monkeypatch, capsys):
+    from benchmarks.__main__ import main as benchmark
+
+    def run(jobs, name):
+        yield jobs[0], SETS["numpy"]
+        raise KeyboardInterrupt
+    monkeypatch.setattr(bench_run, "run", run)
+    monkeypatch.setattr("benchmarks.__main__.import_time", lambda repeats: 1.0)
+    assert benchmark(["--cases", "lists/*", "--peers", "numpy", "--out", str(tmp_path / "s.json")]) == 130
+    results = report.load(tmp_path / "s.json")
+    assert results["interrupted"] and results["cases"][0]["sets"] == {"numpy": SETS["numpy"]}
+    assert not results["cases"][1]["sets"]
+    assert "interrupted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv, said", [(["--cases", "nothing"], "there is no case 'nothing'"),
+                                        (["--peers", "nobody"], "there is no peer 'nobody'")])
+def test_bad_options_of_the_benchmark_are_one_line(capsys, argv, said):
+    from benchmarks.__main__ import main as benchmark
+    assert benchmark(argv) == 2
+    assert said in capsys.readouterr().err
