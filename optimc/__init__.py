@@ -11,7 +11,7 @@
 Importing it needs NumPy and nothing else.
 """
 
-from importlib.metadata import version as _version
+import typing as _typing
 
 try:
     from optimc import _core
@@ -51,11 +51,20 @@ from optimc.registry import deserialize, get, serialize
 from optimc.structured import Muon
 from optimc.wrappers import LossScaleOptimizer, MultiOptimizer, OptimizerMap
 
-__version__ = _version("optimc")
+__version__: str
+
+if not _typing.TYPE_CHECKING:       # to a checker it would say that every name is there
+    def __getattr__(name):
+        """`__version__` is looked up when asked for: importing importlib.metadata takes longer than all of optimc."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version
+        return version("optimc")
 
 
 def show_config():
     """Prints what a bug report or a benchmark needs: version, compiler, ISA, threads."""
+    from optimc import __version__
     print(f"optimc {__version__}, built with {_core.compiler}\n"
           f"ISA: {isa} of {', '.join(_core.isas)} (force one with OPTIMC_ISA)\n"
           f"threads: up to {get_num_threads()} (OPTIMC_NUM_THREADS, set_num_threads)")

@@ -1,5 +1,8 @@
 """Every kernel equals its NumPy formula bit for bit: all sizes, offsets, ISAs, threads, special values."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from cases import CASES, Guarded, assert_equal, assert_same_bits, values
@@ -124,3 +127,11 @@ def test_schedules_and_callables_give_the_rate(case):
 def test_isa_is_printable(capsys):
     optimc.show_config()
     assert f"ISA: {optimc.isa}" in capsys.readouterr().out
+
+
+def test_the_version_costs_nothing_until_it_is_asked_for():
+    code = "import sys, optimc; print('importlib.metadata' in sys.modules, optimc.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", optimc.__version__]
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = optimc.nothing
