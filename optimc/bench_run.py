@@ -243,7 +243,7 @@ def _messages(jobs, set_name):
         orders.seek(0)
         process = subprocess.Popen([sys.executable, "-m", "optimc.bench_run", set_name], stdin=orders,
                                    stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **SETS[set_name][0]})
-        lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        lines = queue.SimpleQueue()
         threading.Thread(target=_listen, args=(process.stdout, lines), daemon=True).start()
         now, done, why = 0, 0, None
         try:
