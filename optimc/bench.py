@@ -198,7 +198,8 @@ def recommendation(work: Work, threads: Sequence[int], sets: dict[str, dict[str,
     one, many = figures.get(OURS, {}), figures.get(with_threads(OURS, threads[-1]), {})
     if len(threads) > 1 and "median" in one and "median" in many:
         gain = one["median"] / many["median"]
-        said.append(f"{threads[-1]} threads are " + (f"{gain:.2g} times as fast as one." if gain >= EVEN else
+        real = gain >= EVEN and many["high"] < one["low"]       # beyond the spread
+        said.append(f"{threads[-1]} threads are " + (f"{gain:.2g} times as fast as one." if real else
                                                      "no faster than one for these shapes: one is enough."))
     reached = share(figures)
     if reached is not None:

@@ -195,9 +195,10 @@ def measure(job: Job, set_name: str) -> dict[str, dict[str, Any]]:
         if rival:
             rival.kill()
             rival.wait()
-    results: dict[str, dict[str, Any]] = {name: {"error": why} for name, why in failed.items()}
-    for name, measured in times.items():
-        results[name] = {"error": measured} if isinstance(measured, str) else summary(measured)
+    results: dict[str, dict[str, Any]] = {
+        name: {"error": measured} if isinstance(measured, str) else summary(measured)
+        for name, measured in times.items()}
+    results |= {name: {"error": why} for name, why in failed.items()}
     if "median" in results.get(STREAM, {}):
         results[STREAM]["bytes"] = job.work.weights * bench_limit.bytes_per_weight(job.work, ours)
     return results

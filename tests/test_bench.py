@@ -319,6 +319,12 @@ def test_recommendations_follow_the_figures(peer, said):
     assert third.startswith("optimc takes 95% of the speed that memory allows on one thread: only")
 
 
+def test_threads_are_praised_beyond_the_spread_only():
+    figures = {"optimc": figure(100.0), "optimc, 2 threads": figure(93.0)}
+    _, = [said for said in bench.recommendation(Work([(100,)]), (1, 2), {"numpy": figures})
+          if said == "2 threads are no faster than one for these shapes: one is enough."]
+
+
 # ----------------------------------------------------------------------------------------- benchmarks/
 
 
