@@ -34,6 +34,7 @@ static const double GIL_WORTH = 50e3;   /* ns */
 
 struct state {
     const struct isa *isa;              /* chosen at import; tests change it between optimizers */
+    PyTypeObject *type;                 /* Optimizer */
 };
 
 static struct PyModuleDef core_module;
@@ -64,9 +65,9 @@ enum { PROPAGATE, RAISE, SKIP };        /* what is done about gradients that are
 typedef struct {
     PyObject_HEAD
     PyThread_type_lock lock;
-    unsigned long owner;                /* the thread that holds the lock */
-    uint64_t forks;                     /* when it took it: a lock from before a fork has no owner */
-    int held;
+    _Atomic uint64_t owner;             /* the thread that holds the lock, 0 for none */
+    _Atomic uint64_t forks;             /* when it was last taken here: in a child it may have no owner */
+    int matching;                       /* the plan is in use by the step in progress */
     struct plan *plan;                  /* NULL until built */
     PyObject *arrays;                   /* everything the plan points into */
     PyObject *weights;                  /* the bound weights, in order: a tuple */
@@ -225,6 +226,93 @@ static PyObject *place_name(PyObject *names, PyObject *slot_names, struct place 
     Py_DECREF(weight);
     return name;
 }
+
+/* ---------------------------------------------------------------------------------------- lock - */
+
+static void drop_gradients(Optimizer *self)
+{
+    while (self->n_gradients)
+        Py_DECREF(self->gradients[--self->n_gradients]);
+    self->matching = 0;
+}
+
+/* Thread states have numbers of their own, which no later thread gets again, not even in a child process. */
+static uint64_t this_thread(void)
+{
+    return PyThreadState_GetID(PyThreadState_Get());
+}
+
+/* In a child process: a lock that was taken before the fork, by a thread that stayed in the parent.  Its step
+   was whole or had written nothing (optimc_pool_enter); what it left is dropped. */
+static int take_over(Optimizer *self)
+{
+    PyThread_type_lock fresh = PyThread_allocate_lock();    /* the old one cannot even be freed */
+    if (!fresh) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    self->lock = fresh;
+    PyThread_acquire_lock(fresh, NOWAIT_LOCK);
+    drop_gradients(self);
+    Py_CLEAR(self->undo);
+    return 0;
+}
+
+static int refuse_nested(Optimizer *self)
+{
+    PyErr_Format(PyExc_RuntimeError, "%s: a step was asked for while one is in progress in this thread "
+        "(a schedule or callback may not step or rebuild its own optimizer)", Py_TYPE(self)->tp_name);
+    return -1;
+}
+
+/* One step at a time.  A step asked for from inside a step (by a schedule, say) is an error; one from
+   another thread waits without the GIL. */
+static int lock(Optimizer *self)
+{
+    const uint64_t me = this_thread();
+    if (!PyThread_acquire_lock(self->lock, NOWAIT_LOCK)) {
+        if (self->owner == me)
+            return refuse_nested(self);
+        if (self->forks != optimc_pool_forks()) {
+            if (take_over(self))
+                return -1;
+        } else {
+            Py_BEGIN_ALLOW_THREADS
+            PyThread_acquire_lock(self->lock, WAIT_LOCK);
+            Py_END_ALLOW_THREADS
+        }
+    }
+    self->owner = me;
+    self->forks = optimc_pool_forks();
+    return 0;
+}
+
+static void unlock(Optimizer *self)
+{
+    self->owner = 0;
+    PyThread_release_lock(self->lock);
+}
+
+/* Calls a method that changes what a step reads, while no step of another thread is in progress.  In this
+   thread one may be: it is being checked then, and not yet running. */
+static PyObject *between_steps(Optimizer *self, PyObject *args,
+    PyObject *(*method)(Optimizer *, PyObject *))
+{
+    const int mine = self->owner == this_thread();
+    if (!mine && lock(self))
+        return NULL;
+    PyObject *result = method(self, args);
+    if (!mine)
+        unlock(self);
+    return result;
+}
+
+/* The method optimizer_name: name_now, between steps. */
+#define BETWEEN_STEPS(name) \
+    static PyObject *optimizer_##name(Optimizer *self, PyObject *args) \
+    { \
+        return between_steps(self, args, name##_now); \
+    }
 
 /* --------------------------------------------------------------------------------------- values - */
 
@@ -399,7 +487,7 @@ static PyObject *optimizer_declare(Optimizer *self, PyObject *args)
 PyDoc_STRVAR(add_group_doc, "_add_group($self, /)\n--\n\n"
 "Adds a group, whose values are the first one's until set; returns its index.");
 
-static PyObject *optimizer_add_group(Optimizer *self, PyObject *Py_UNUSED(ignored))
+static PyObject *add_group_now(Optimizer *self, PyObject *Py_UNUSED(ignored))
 {
     const size_t n = self->n_groups + 1;
     struct group *groups = PyMem_Realloc(self->groups, n * sizeof *groups);
@@ -418,10 +506,20 @@ static PyObject *optimizer_add_group(Optimizer *self, PyObject *Py_UNUSED(ignore
     return PyLong_FromSize_t(n - 1);
 }
 
+/* Not within a step: one that asks for its values holds pointers into the groups. */
+static PyObject *optimizer_add_group(Optimizer *self, PyObject *args)
+{
+    if (lock(self))
+        return NULL;
+    PyObject *index = add_group_now(self, args);
+    unlock(self);
+    return index;
+}
+
 PyDoc_STRVAR(set_value_doc, "_set_value($self, group, index, value, with_step, /)\n--\n\n"
 "Sets a value to a number, None if it is optional, or a callable, called with the step or without.");
 
-static PyObject *optimizer_set_value(Optimizer *self, PyObject *args)
+static PyObject *set_value_now(Optimizer *self, PyObject *args)
 {
     PyObject *object;
     Py_ssize_t group, k;
@@ -462,10 +560,12 @@ static PyObject *optimizer_set_value(Optimizer *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+BETWEEN_STEPS(set_value)
+
 PyDoc_STRVAR(set_item_doc, "_set_item($self, group, index, mapping, key, item, zero_is_off, /)\n--\n\n"
 "Lets a value be read from mapping[key], or mapping[key][item] for an item >= 0, at every step.");
 
-static PyObject *optimizer_set_item(Optimizer *self, PyObject *args)
+static PyObject *set_item_now(Optimizer *self, PyObject *args)
 {
     PyObject *mapping, *key;
     Py_ssize_t group, k;
@@ -486,6 +586,8 @@ static PyObject *optimizer_set_item(Optimizer *self, PyObject *args)
     self->groups[group].values[k] = number;
     Py_RETURN_NONE;
 }
+
+BETWEEN_STEPS(set_item)
 
 /* The value as it was set; `group` may inherit it. */
 static PyObject *value_of(Optimizer *self, Py_ssize_t group, Py_ssize_t k)
@@ -542,7 +644,7 @@ static PyObject *optimizer_is_own(Optimizer *self, PyObject *args)
 PyDoc_STRVAR(inherit_doc, "_inherit($self, group, index, /)\n--\n\n"
 "Lets a group have the first group's value again.");
 
-static PyObject *optimizer_inherit(Optimizer *self, PyObject *args)
+static PyObject *inherit_now(Optimizer *self, PyObject *args)
 {
     Py_ssize_t group, k;
     if (!PyArg_ParseTuple(args, "nn", &group, &k) || find_value(self, group, k))
@@ -554,6 +656,8 @@ static PyObject *optimizer_inherit(Optimizer *self, PyObject *args)
     Py_CLEAR(setting->key);
     Py_RETURN_NONE;
 }
+
+BETWEEN_STEPS(inherit)
 
 PyDoc_STRVAR(current_doc, "_current($self, group, index, /)\n--\n\n"
 "The number a value has in the step in progress.");
@@ -569,7 +673,7 @@ static PyObject *optimizer_current(Optimizer *self, PyObject *args)
 PyDoc_STRVAR(get_running_doc, "_get_running($self, /)\n--\n\n"
 "What runs along with the updates beside the slots: per group a tuple of floats.");
 
-static PyObject *optimizer_get_running(Optimizer *self, PyObject *Py_UNUSED(ignored))
+static PyObject *get_running_now(Optimizer *self, PyObject *Py_UNUSED(ignored))
 {
     PyObject *all = PyTuple_New((Py_ssize_t)self->n_groups);
     for (size_t i = 0; all && i < self->n_groups; i++) {
@@ -591,9 +695,11 @@ static PyObject *optimizer_get_running(Optimizer *self, PyObject *Py_UNUSED(igno
     return all;
 }
 
+BETWEEN_STEPS(get_running)
+
 PyDoc_STRVAR(set_running_doc, "_set_running($self, running, /)\n--\n\nSets what `_get_running` gave.");
 
-static PyObject *optimizer_set_running(Optimizer *self, PyObject *running)
+static PyObject *set_running_now(Optimizer *self, PyObject *running)
 {
     double numbers[MAX_HYPERS + MAX_SCALARS];
     if (!PyTuple_Check(running) || (size_t)PyTuple_GET_SIZE(running) != self->n_groups) {
@@ -622,47 +728,7 @@ static PyObject *optimizer_set_running(Optimizer *self, PyObject *running)
     Py_RETURN_NONE;
 }
 
-/* ---------------------------------------------------------------------------------------- lock - */
-
-/* One step at a time.  A step asked for from inside a step (by a schedule, say) is an error; one from
-   another thread waits without the GIL. */
-static int lock(Optimizer *self)
-{
-    const unsigned long me = PyThread_get_thread_ident();
-    if (!PyThread_acquire_lock(self->lock, NOWAIT_LOCK)) {
-        if (self->held && self->forks == optimc_pool_forks() && self->owner == me) {
-            PyErr_Format(PyExc_RuntimeError,
-                "%s: a step was asked for while one is in progress in this thread "
-                "(a schedule or callback may not step or rebuild its own optimizer)",
-                Py_TYPE(self)->tp_name);
-            return -1;
-        }
-        if (self->held && self->forks != optimc_pool_forks()) {
-            /* Its owner stayed in the parent process; no step was half done (optimc_pool_enter). */
-            PyThread_type_lock fresh = PyThread_allocate_lock();
-            if (!fresh) {
-                PyErr_NoMemory();
-                return -1;
-            }
-            self->lock = fresh;
-            PyThread_acquire_lock(fresh, NOWAIT_LOCK);
-        } else {
-            Py_BEGIN_ALLOW_THREADS
-            PyThread_acquire_lock(self->lock, WAIT_LOCK);
-            Py_END_ALLOW_THREADS
-        }
-    }
-    self->owner = me;
-    self->forks = optimc_pool_forks();
-    self->held = 1;
-    return 0;
-}
-
-static void unlock(Optimizer *self)
-{
-    self->held = 0;
-    PyThread_release_lock(self->lock);
-}
+BETWEEN_STEPS(set_running)
 
 /* --------------------------------------------------------------------------------------- pairs - */
 
@@ -870,11 +936,11 @@ static int look_at_part(PyObject *arrays, Py_ssize_t i, PyObject *keys, int part
         place_name(keys, NULL, (struct place){(size_t)i, part}), view);
 }
 
-static PyObject *optimizer_bind(Optimizer *self, PyObject *args)
+static PyObject *bind_now(Optimizer *self, PyObject *args)
 {
     PyObject *weights, *names, *slot_names, *slots, *averages, *accumulators, *decays, *groups;
     PyObject *kernels, *factors, *waiting;
-    if (!PyArg_ParseTuple(args, "O!OO!O!O!OOO!O!O!O!", &PyTuple_Type, &weights, &names, &PyTuple_Type,
+    if ((self->matching && refuse_nested(self)) || !PyArg_ParseTuple(args, "O!OO!O!O!OOO!O!O!O!", &PyTuple_Type, &weights, &names, &PyTuple_Type,
             &kernels, &PyTuple_Type, &slot_names, &PyTuple_Type, &slots, &averages, &accumulators,
             &PyTuple_Type, &decays, &PyTuple_Type, &factors, &PyTuple_Type, &groups, &PyTuple_Type,
             &waiting))
@@ -970,10 +1036,12 @@ fail:
     return NULL;
 }
 
+BETWEEN_STEPS(bind)
+
 PyDoc_STRVAR(waiting_doc, "_waiting($self, /)\n--\n\n"
 "For each weight, whether gradients were accumulated since its last update.");
 
-static PyObject *optimizer_waiting(Optimizer *self, PyObject *Py_UNUSED(ignored))
+static PyObject *waiting_now(Optimizer *self, PyObject *Py_UNUSED(ignored))
 {
     const size_t n = self->plan ? optimc_plan_weights(self->plan) : 0;
     PyObject *waiting = PyTuple_New((Py_ssize_t)n);
@@ -982,13 +1050,19 @@ static PyObject *optimizer_waiting(Optimizer *self, PyObject *Py_UNUSED(ignored)
     return waiting;
 }
 
+BETWEEN_STEPS(waiting)
+
 PyDoc_STRVAR(unbind_doc, "_unbind($self)\n--\n\nForgets the plan; the optimizer is as before it was built.");
 
-static PyObject *optimizer_unbind(Optimizer *self, PyObject *Py_UNUSED(ignored))
+static PyObject *unbind_now(Optimizer *self, PyObject *Py_UNUSED(ignored))
 {
+    if (self->matching && refuse_nested(self))
+        return NULL;
     unbind(self);
     Py_RETURN_NONE;
 }
+
+BETWEEN_STEPS(unbind)
 
 /* --------------------------------------------------------------------------- a step: the checks - */
 
@@ -1058,12 +1132,6 @@ static int take(Optimizer *self, const struct pairs *pairs, size_t index, PyObje
     return -1;
 }
 
-static void drop_gradients(Optimizer *self)
-{
-    while (self->n_gradients)
-        Py_DECREF(self->gradients[--self->n_gradients]);
-}
-
 /* The pairs as owned tuples, gradients made arrays: for gradients of other libraries. */
 static int convert_pairs(struct pairs *pairs, PyObject **owned)
 {
@@ -1126,6 +1194,7 @@ static int match(Optimizer *self, struct pairs *pairs, PyObject **owned)
     int more, missing = 0;
     const struct pairs start = *pairs;
     optimc_plan_begin(self->plan);
+    self->matching = 1;
     while ((more = next_pair(pairs, &grad, &weight)) > 0) {
         if (!PyArray_Check(grad) && grad != Py_None) {
             if (*owned || !offers_array(grad))
@@ -1180,16 +1249,17 @@ static int is_long(Optimizer *self)
     return optimc_plan_cost(self->plan) >= GIL_WORTH;
 }
 
+/* A fork() waits for what enters the pool.  It enters with the GIL, which a fork() takes too, so that no step
+   begins while one waits; it leaves without the GIL, so that a fork() that has it need not wait for ever. */
 static ptrdiff_t survey(Optimizer *self)
 {
-    ptrdiff_t bad;
     if (!is_long(self))
         return optimc_plan_survey(self->plan, &self->request);
-    Py_BEGIN_ALLOW_THREADS
     optimc_pool_enter();
-    bad = optimc_plan_survey(self->plan, &self->request);
+    PyThreadState *thread = PyEval_SaveThread();
+    const ptrdiff_t bad = optimc_plan_survey(self->plan, &self->request);
     optimc_pool_leave();
-    Py_END_ALLOW_THREADS
+    PyEval_RestoreThread(thread);
     return bad;
 }
 
@@ -1237,28 +1307,35 @@ static int check_step(Optimizer *self, PyObject *grads, PyObject *weights, int f
     return failed ? -1 : survey_step(self, finite);
 }
 
-/* The writing half.  Cannot fail. */
-static void run_step(Optimizer *self)
+/* The writing half of the steps of n optimizers.  Cannot fail.  A fork() comes before all of it or after. */
+static void run_steps(Optimizer *const *all, size_t n)
 {
-    if (self->request.update)
-        settle_groups(self);
-    self->calls++;
-    if (self->request.surveyed) {
-        self->norm = self->request.norm;
-        self->normed = 1;
-    }
-    if (!is_long(self)) {
-        optimc_plan_run(self->plan, &self->request);
-    } else {
-        Py_BEGIN_ALLOW_THREADS
+    int any_long = 0;
+    for (size_t i = 0; i < n; i++)
+        any_long |= is_long(all[i]);
+    if (any_long)
         optimc_pool_enter();
-        optimc_plan_run(self->plan, &self->request);
-        optimc_pool_leave();
-        Py_END_ALLOW_THREADS
+    for (size_t i = 0; i < n; i++) {
+        if (all[i]->request.update)
+            settle_groups(all[i]);
+        all[i]->calls++;
+        if (all[i]->request.surveyed) {
+            all[i]->norm = all[i]->request.norm;
+            all[i]->normed = 1;
+        }
     }
-    if (self->request.update)
-        for (size_t i = 0; i < self->n_groups; i++)
-            memcpy(self->groups[i].before, self->groups[i].after, sizeof self->groups[i].before);
+    PyThreadState *thread = any_long ? PyEval_SaveThread() : NULL;
+    for (size_t i = 0; i < n; i++) {
+        optimc_plan_run(all[i]->plan, &all[i]->request);
+        for (size_t k = 0; all[i]->request.update && k < all[i]->n_groups; k++) {
+            struct group *group = &all[i]->groups[k];
+            memcpy(group->before, group->after, sizeof group->before);
+        }
+    }
+    if (any_long) {
+        optimc_pool_leave();
+        PyEval_RestoreThread(thread);
+    }
 }
 
 PyDoc_STRVAR(apply_doc, "apply($self, grads, trainable_variables=None)\n--\n\n"
@@ -1313,7 +1390,7 @@ static PyObject *optimizer_apply(Optimizer *self, PyObject *const *args, Py_ssiz
         return NULL;
     const int checked = check_step(self, given[0], given[1], self->check_finite);
     if (checked > 0)
-        run_step(self);
+        run_steps(&self, 1);
     self->skipped += checked == 0;
     end_step(self, checked > 0);
     unlock(self);
@@ -1416,6 +1493,20 @@ static int look_tensor(const struct tensor_exchange *table, PyObject *object, Py
     return 0;
 }
 
+/* For steps in two halves: notes (self, ready) in the caller's list, if there is one, before a signal handler can
+   run, so that whoever has the list can finish.  On an error the step is given up. */
+static int note_started(Optimizer *self, PyObject *started, int ready)
+{
+    PyObject *entry = started ? Py_BuildValue("(OO)", self, ready ? Py_True : Py_False) : NULL;
+    const int failed = started && (!entry || PyList_Append(started, entry));
+    Py_XDECREF(entry);
+    if (failed) {
+        end_step(self, 0);
+        unlock(self);
+    }
+    return failed ? -1 : 0;
+}
+
 enum { NO_GRADIENTS, CHECKED, NOT_AS_PLANNED };
 
 /* The first half of a step over tensors, with the lock held: CHECKED; NO_GRADIENTS, if none has one; or
@@ -1439,6 +1530,7 @@ static int check_tensors(Optimizer *self, PyObject *tensors, const struct tensor
     if (self->n_sources && ask_all(self))
         return -1;
     optimc_plan_begin(self->plan);
+    self->matching = 1;
     ptrdiff_t *room = self->room;
     Py_ssize_t missing = 0;
     const Py_ssize_t n = PyList_GET_SIZE(tensors);
@@ -1509,18 +1601,20 @@ static int start_tensors(Optimizer *self, PyObject *tensors, PyObject *capsule)
     return checked;
 }
 
-PyDoc_STRVAR(check_tensors_doc, "_check_tensors($self, tensors, exchange, /)\n--\n\n"
-"The first half of a step over tensors: 1, and `_finish` must follow; 0 if none has a gradient; 2 if only\n"
-"some have one, or something that was watched has changed.");
+PyDoc_STRVAR(check_tensors_doc, "_check_tensors($self, tensors, exchange, started, /)\n--\n\n"
+"The first half of a step over tensors: 1, and `finish` must follow, see `_check`; 0 if none has a gradient; 2\n"
+"if only some have one, or something that was watched has changed.");
 
 static PyObject *optimizer_check_tensors(Optimizer *self, PyObject *const *args, Py_ssize_t n)
 {
-    if (n != 2) {
-        PyErr_SetString(PyExc_TypeError, "_check_tensors() takes 2 arguments");
+    if (n != 3 || !PyList_Check(args[2])) {
+        PyErr_SetString(PyExc_TypeError, "_check_tensors() takes 3 arguments, the last a list");
         return NULL;
     }
     const int checked = start_tensors(self, args[0], args[1]);
-    return checked < 0 ? NULL : PyLong_FromLong(checked);
+    if (checked < 0 || (checked == CHECKED && note_started(self, args[2], 1)))
+        return NULL;
+    return PyLong_FromLong(checked);
 }
 
 PyDoc_STRVAR(apply_tensors_doc, "_apply_tensors($self, tensors, exchange, /)\n--\n\n"
@@ -1534,7 +1628,7 @@ static PyObject *optimizer_apply_tensors(Optimizer *self, PyObject *const *args,
     }
     const int checked = start_tensors(self, args[0], args[1]);
     if (checked == CHECKED) {
-        run_step(self);
+        run_steps(&self, 1);
         end_step(self, 1);
         unlock(self);
     }
@@ -1543,19 +1637,20 @@ static PyObject *optimizer_apply_tensors(Optimizer *self, PyObject *const *args,
 
 /* For wrappers, which check the steps of several optimizers before they run any. */
 
-PyDoc_STRVAR(check_doc, "_check($self, grads, trainable_variables, finite, /)\n--\n\n"
+PyDoc_STRVAR(check_doc, "_check($self, grads, trainable_variables, finite, started=None, /)\n--\n\n"
 "The first half of a step: takes the lock and checks everything.  True if it may run; False, with\n"
-"`finite`, if a gradient is not finite.  `_finish` must follow; not after an error.");
+"`finite`, if a gradient is not finite.  Not after an error, `_finish` must follow; or, if this has appended\n"
+"(self, what it returns) to the list `started`, `finish`, even if a signal handler raised in between.");
 
 static PyObject *optimizer_check(Optimizer *self, PyObject *args)
 {
-    PyObject *grads, *weights;
+    PyObject *grads, *weights, *started = NULL;
     int finite;
-    if (!PyArg_ParseTuple(args, "OOp", &grads, &weights, &finite) || lock(self))
+    if (!PyArg_ParseTuple(args, "OOp|O!", &grads, &weights, &finite, &PyList_Type, &started) || lock(self))
         return NULL;
     const int checked = check_step(self, grads, weights, finite ? SKIP : self->check_finite);
     if (checked >= 0)
-        return PyBool_FromLong(checked);
+        return note_started(self, started, checked) ? NULL : PyBool_FromLong(checked);
     end_step(self, 0);
     unlock(self);
     return NULL;
@@ -1595,10 +1690,62 @@ static PyObject *optimizer_finish(Optimizer *self, PyObject *argument)
 {
     const int run = PyObject_IsTrue(argument);
     if (run > 0)
-        run_step(self);
+        run_steps(&self, 1);
     end_step(self, run > 0);
     unlock(self);
     if (run < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(finish_all_doc, "finish($module, started, run, then=(), /)\n--\n\n"
+"The second half of several steps, as `_check` noted them: runs those that are ready and counts the others as\n"
+"skipped, or gives all up; makes the calls `then`, tuples of a function in C and its arguments; releases the\n"
+"locks.  No signal handler comes between.");
+
+static PyObject *core_finish(PyObject *module, PyObject *args)
+{
+    PyObject *started, *then = NULL;
+    int run, failed = 0;
+    if (!PyArg_ParseTuple(args, "O!p|O!", &PyList_Type, &started, &run, &PyTuple_Type, &then))
+        return NULL;
+    PyTypeObject *type = state_of(module)->type;
+    const Py_ssize_t n = PyList_GET_SIZE(started);
+    Optimizer **ready = PyMem_Calloc((size_t)n + 1, sizeof *ready);
+    size_t n_ready = 0;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *entry = PyList_GET_ITEM(started, i);
+        failed |= !PyTuple_Check(entry) || PyTuple_GET_SIZE(entry) != 2
+            || !PyObject_TypeCheck(PyTuple_GET_ITEM(entry, 0), type);
+    }
+    if (failed || !ready) {
+        PyMem_Free(ready);
+        return failed ? PyErr_Format(PyExc_TypeError, "started: expected what _check notes") : PyErr_NoMemory();
+    }
+    for (Py_ssize_t i = 0; run && i < n; i++) {
+        Optimizer *self = (Optimizer *)PyTuple_GET_ITEM(PyList_GET_ITEM(started, i), 0);
+        if (PyTuple_GET_ITEM(PyList_GET_ITEM(started, i), 1) == Py_True)
+            ready[n_ready++] = self;
+        else
+            self->skipped++;
+    }
+    run_steps(ready, n_ready);
+    PyMem_Free(ready);
+    for (Py_ssize_t i = 0; then && !failed && i < PyTuple_GET_SIZE(then); i++) {
+        PyObject *call = PyTuple_GET_ITEM(then, i);
+        PyObject *rest = PyTuple_GetSlice(call, 1, PyTuple_GET_SIZE(call));
+        PyObject *result = rest ? PyObject_Call(PyTuple_GET_ITEM(call, 0), rest, NULL) : NULL;
+        failed = !result;
+        Py_XDECREF(rest);
+        Py_XDECREF(result);
+    }
+    for (Py_ssize_t i = n; i-- > 0;) {
+        PyObject *entry = PyList_GET_ITEM(started, i);
+        Optimizer *self = (Optimizer *)PyTuple_GET_ITEM(entry, 0);
+        end_step(self, run && PyTuple_GET_ITEM(entry, 1) == Py_True);
+        unlock(self);
+    }
+    if (failed || PyList_SetSlice(started, 0, n, NULL))
         return NULL;
     Py_RETURN_NONE;
 }
@@ -1639,7 +1786,12 @@ static int set_iterations(Optimizer *self, PyObject *value, void *Py_UNUSED(clos
         PyErr_Format(PyExc_ValueError, "iterations must be >= 0 and fit in 64 bits, got %S", value);
         return -1;
     }
+    const int mine = self->owner == this_thread();
+    if (!mine && lock(self))
+        return -1;
     self->calls = count * self->steps;
+    if (!mine)
+        unlock(self);
     return 0;
 }
 
@@ -1713,7 +1865,7 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *Py_UNUSED(args), Py
     if (!self)
         return NULL;
     self->steps = 1;
-    PyObject *first = optimizer_add_group(self, NULL);
+    PyObject *first = add_group_now(self, NULL);
     Py_XDECREF(first);
     self->lock = PyThread_allocate_lock();
     if (!first || !self->lock) {
@@ -1881,6 +2033,7 @@ static PyObject *core_use_isa(PyObject *module, PyObject *argument)
 static PyMethodDef core_methods[] = {
     METHOD("set_num_threads", core_set_num_threads, METH_O, set_num_threads_doc),
     METHOD("check_number", core_check_number, METH_VARARGS, check_number_doc),
+    METHOD("finish", core_finish, METH_VARARGS, finish_all_doc),
     METHOD("weights_of", core_weights_of, METH_O, weights_of_doc),
     METHOD("address", core_address, METH_O, address_doc),
     METHOD("get_num_threads", core_get_num_threads, METH_NOARGS,
@@ -1957,7 +2110,7 @@ static int core_exec(PyObject *module)
         Py_XDECREF(type);
         return -1;
     }
-    Py_DECREF(type);
+    state_of(module)->type = (PyTypeObject *)type;
     PyObject *isas = isa_names();
     const int failed = !isas || PyModule_AddObjectRef(module, "isas", isas)
         || PyModule_AddIntMacro(module, MAX_SLOTS) || PyModule_AddIntMacro(module, MAX_HYPERS)
@@ -1978,6 +2131,18 @@ static PyModuleDef_Slot core_slots[] = {
     {0, NULL},
 };
 
+static int core_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    Py_VISIT(state_of(module)->type);
+    return 0;
+}
+
+static int core_clear(PyObject *module)
+{
+    Py_CLEAR(state_of(module)->type);
+    return 0;
+}
+
 static struct PyModuleDef core_module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "optimc._core",
@@ -1985,6 +2150,8 @@ static struct PyModuleDef core_module = {
     .m_size = sizeof(struct state),
     .m_methods = core_methods,
     .m_slots = core_slots,
+    .m_traverse = core_traverse,
+    .m_clear = core_clear,
 };
 
 PyMODINIT_FUNC PyInit__core(void)

@@ -411,7 +411,7 @@ class Optimizer(_core.Optimizer):
             [var_names] if isinstance(var_names, str) else var_names or ())])
         try:
             self._rebind()
-        except ValueError:
+        except BaseException:
             self._excluded = before
             raise
 
@@ -476,8 +476,12 @@ class Optimizer(_core.Optimizer):
         """Puts the averages into the weights, with `use_ema`; as Keras does at the end of `fit`."""
         weights = self._bound(params)
         if self.use_ema:
-            for weight, average in zip(weights, self._averages, strict=True):
-                weight[...] = average
+            self._lock()
+            try:
+                for weight, average in zip(weights, self._averages, strict=True):
+                    weight[...] = average
+            finally:
+                self._unlock()
 
     @contextlib.contextmanager
     def averaged(self, params=None):
@@ -496,10 +500,10 @@ class Optimizer(_core.Optimizer):
             array([0.], dtype=float32)
         """
         weights = self._bound(params)
-        kept = [weight.copy() for weight in weights]
-        for weight, average in zip(weights, self._evaluation_weights(weights), strict=True):
-            weight[...] = average
+        averages, kept = self._evaluation_weights(weights), [weight.copy() for weight in weights]
         try:
+            for weight, average in zip(weights, averages, strict=True):
+                weight[...] = average
             yield
         finally:
             for weight, value in zip(weights, kept, strict=True):

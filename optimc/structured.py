@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 
+from optimc import _core
 from optimc.arguments import HIGH_OPEN, Option, Value, count, fraction, patterns, real
 from optimc.optimizer import Optimizer
 
@@ -80,16 +81,13 @@ class Muon(Optimizer):
         return max(weight.shape, default=1) ** 0.5
 
     def apply(self, grads, trainable_variables=None):
-        run = False
-        ready = self._check(grads, trainable_variables, False)
+        started, run = [], False
         try:
-            if ready:
+            if self._check(grads, trainable_variables, False, started):
                 self._between()
-                run = True
-            else:
-                self._skipped += 1
+            run = True
         finally:
-            self._finish(run)
+            _core.finish(started, run)
 
     apply.__doc__ = Optimizer.apply.__doc__
 

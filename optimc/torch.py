@@ -25,7 +25,7 @@ except ImportError as error:
 
 import torch.optim.optimizer as _torch
 
-from optimc import registry
+from optimc import _core, registry
 from optimc.migrate import TORCH
 
 #: the table by which C looks at tensors; None before torch 2.10: then steps go through NumPy views
@@ -151,26 +151,23 @@ class _Step:
                 len({param.grad is None for param in cohort.params}) > 1 or not self._as_planned(cohort)
                 for cohort in self._cohorts):
             self._regroup()
-        started = []
-        run = False
+        started, run, then = [], False, ()
         try:
             for cohort in self._cohorts:
                 if cohort.params[0].grad is None:
                     continue
+                then += ((cohort.core._set_value, 0, cohort.core._index["loss_scale_factor"], None, False),)
                 cohort.core.loss_scale_factor = scale
                 if EXCHANGE is not None:
-                    if cohort.core._check_tensors(cohort.params, EXCHANGE) == 1:
-                        started.append(cohort)
+                    cohort.core._check_tensors(cohort.params, EXCHANGE, started)
                 else:
                     cohort.core._check([_view(param.grad, param) for param in cohort.params],
-                                       [_view(param, param) for param in cohort.params], False)
-                    started.append(cohort)
+                                       [_view(param, param) for param in cohort.params], False, started)
+            stepped = [cohort for cohort in self._cohorts if any(core is cohort.core for core, _ in started)]
             run = True
         finally:
-            for cohort in started:
-                cohort.core._finish(run)
-                cohort.core.loss_scale_factor = None
-        for cohort in started:
+            _core.finish(started, run, then)
+        for cohort in stepped:
             torch.autograd.graph.increment_version(cohort.params)
 
     # ---------------------------------------------------------------------------- planning

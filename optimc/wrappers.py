@@ -1,7 +1,8 @@
 """Optimizers made of optimizers: a loss scale that adapts, and routing of weights.
 
 Both check the steps of all they wrap before any of them writes: the step of an optimizer has two halves,
-`_check` and `_finish`, and `_between` them what needs NumPy.
+`_check` and `finish`, and `_between` them what needs NumPy.  The second half is one call for all, so that Ctrl-C
+comes before all of it or after.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import warnings
 
 import numpy as np
 
-from optimc import checkpoint, registry
+from optimc import _core, checkpoint, registry
 from optimc.optimizer import Optimizer
 
 
@@ -37,7 +38,7 @@ class Wrapper:
     def save(self, path):
         """Writes a checkpoint that `optimc.load` continues from; see `Optimizer.save`."""
         with contextlib.ExitStack() as stack:
-            for optimizer in self._inner():
+            for optimizer in sorted(self._inner(), key=id):     # as a step takes their locks
                 optimizer._lock()
                 stack.callback(optimizer._unlock)
             checkpoint.save(path, self)
@@ -157,27 +158,25 @@ class LossScaleOptimizer(Wrapper):
 
     def apply(self, grads, trainable_variables=None):
         """One step, or none if a gradient is not finite; arguments and errors are `Optimizer.apply`'s."""
-        inner = self.inner_optimizer
-        finite, run = inner._check(grads, trainable_variables, True), False
+        inner, started, run, then = self.inner_optimizer, [], False, ()
         try:
+            finite = inner._check(grads, trainable_variables, True, started)
             if finite:
                 inner._between()
-                run = True
+            run, then = finite, self._adapted(finite)
         finally:
-            inner._finish(run)
-        self._adapt(finite)
+            _core.finish(started, run, then)
 
-    def _adapt(self, finite):
-        """Moves the scale after a step whose gradients were, or were not, all finite."""
-        inner = self.inner_optimizer
+    def _adapted(self, finite):
+        """The calls that move the scale after a step whose gradients were, or were not, all finite."""
+        inner, counter = self.inner_optimizer, self.step_counter + 1 if finite else 0
+        scale = inner.loss_scale_factor
         if not finite:
-            self.step_counter = 0
-            inner.loss_scale_factor = max(inner.loss_scale_factor / 2, 2.0 ** -126)
-        elif self.step_counter + 1 >= self.dynamic_growth_steps:
-            self.step_counter = 0
-            inner.loss_scale_factor = min(inner.loss_scale_factor * 2, 2.0 ** 127)
-        else:
-            self.step_counter += 1
+            scale = max(scale / 2, 2.0 ** -126)
+        elif counter >= self.dynamic_growth_steps:
+            counter, scale = 0, min(scale * 2, 2.0 ** 127)
+        return ((self.__dict__.__setitem__, "step_counter", counter),
+                (inner._set_value, 0, inner._index["loss_scale_factor"], scale, False))
 
     def scale_loss(self, loss):
         """The loss multiplied by the scale."""
@@ -367,24 +366,17 @@ class MultiOptimizer(Wrapper):
         if idle:
             names = ", ".join(f"params[{name!r}]" for key in idle for name in parts[key])
             warnings.warn(f"Gradients do not exist for {names}: these weights are left as they are", stacklevel=2)
-        checked, run = [], False
+        started, run, then = [], False, ()
         try:
-            for key, part in parts.items():
-                if key not in idle:
-                    optimizer = self._used[key]
-                    ready = optimizer._check(
-                        part, None if trainable_variables is None else weights[key], False)
-                    checked.append((optimizer, ready))
-            for optimizer, ready in checked:
+            for key in sorted(parts.keys() - idle):     # in one order: threads that share optimizers wait in turn
+                self._used[key]._check(
+                    parts[key], None if trainable_variables is None else weights[key], False, started)
+            for optimizer, ready in started:
                 if ready:
                     optimizer._between()
-            run = True
+            run, then = True, ((self.__dict__.__setitem__, "iterations", self.iterations + 1),)
         finally:
-            for optimizer, ready in checked:
-                optimizer._finish(run and ready)
-        for optimizer, ready in checked:
-            optimizer._skipped += not ready
-        self.iterations += 1
+            _core.finish(started, run, then)
 
     def scale_loss(self, loss):
         """The loss multiplied by `loss_scale_factor`, if there is one."""
