@@ -14,7 +14,7 @@ from optimc.registry import classes
 MODULES = [optimc, *(importlib.import_module(f"optimc.{module.name}")
                      for module in pkgutil.iter_modules(optimc.__path__)
                      if module.name not in {"_core", "__main__", "compare", "compare_data", "compare_figures",
-                                            "torch", "keras", "sklearn", "mpi"})]
+                                            "torch", "keras", "sklearn", "mpi", "threadpoolctl"})]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
