@@ -1510,12 +1510,18 @@ static int note_started(Optimizer *self, PyObject *started, int ready)
 enum { NO_GRADIENTS, CHECKED, NOT_AS_PLANNED };
 
 /* The first half of a step over tensors, with the lock held: CHECKED; NO_GRADIENTS, if none has one; or
-   NOT_AS_PLANNED, if only some have, or what was watched has changed: then nothing has happened. */
-static int check_tensors(Optimizer *self, PyObject *tensors, const struct tensor_exchange *table)
+   NOT_AS_PLANNED, if only some have, or what was watched has changed: then nothing has happened.  `grads` is a
+   list, or NULL: then they are the tensors' own. */
+static int check_tensors(Optimizer *self, PyObject *tensors, const struct tensor_exchange *table,
+    PyObject *grads)
 {
     if (!self->plan || !self->orders || !PyList_Check(tensors)
         || (size_t)PyList_GET_SIZE(tensors) != optimc_plan_weights(self->plan)) {
         PyErr_SetString(PyExc_ValueError, "tensors: expected a list of the weights the plan was made for");
+        return -1;
+    }
+    if (grads && (!PyList_Check(grads) || PyList_GET_SIZE(grads) != PyList_GET_SIZE(tensors))) {
+        PyErr_SetString(PyExc_ValueError, "grads: expected a list with an entry per tensor");
         return -1;
     }
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(self->watched); i++) {
@@ -1553,7 +1559,7 @@ static int check_tensors(Optimizer *self, PyObject *tensors, const struct tensor
                 : "expected the memory layout it was built with");
             return -1;
         }
-        PyObject *grad = PyObject_GetAttr(tensor, self->grad_name);
+        PyObject *grad = grads ? Py_NewRef(PyList_GET_ITEM(grads, i)) : PyObject_GetAttr(tensor, self->grad_name);
         if (!grad)
             return -1;
         if (grad == Py_None) {
@@ -1583,12 +1589,12 @@ static int check_tensors(Optimizer *self, PyObject *tensors, const struct tensor
 }
 
 /* check_tensors and what check_step does after the matching; the lock is held only after CHECKED. */
-static int start_tensors(Optimizer *self, PyObject *tensors, PyObject *capsule)
+static int start_tensors(Optimizer *self, PyObject *tensors, PyObject *capsule, PyObject *grads)
 {
     const struct tensor_exchange *table = exchange_of(capsule);
     if (!table || lock(self))
         return -1;
-    int checked = check_tensors(self, tensors, table);
+    int checked = check_tensors(self, tensors, table, grads);
     if (checked == CHECKED) {
         const int ready = survey_step(self, self->check_finite);
         self->skipped += ready == 0;
@@ -1611,22 +1617,23 @@ static PyObject *optimizer_check_tensors(Optimizer *self, PyObject *const *args,
         PyErr_SetString(PyExc_TypeError, "_check_tensors() takes 3 arguments, the last a list");
         return NULL;
     }
-    const int checked = start_tensors(self, args[0], args[1]);
+    const int checked = start_tensors(self, args[0], args[1], NULL);
     if (checked < 0 || (checked == CHECKED && note_started(self, args[2], 1)))
         return NULL;
     return PyLong_FromLong(checked);
 }
 
-PyDoc_STRVAR(apply_tensors_doc, "_apply_tensors($self, tensors, exchange, /)\n--\n\n"
-"A whole step over tensors, if `_check_tensors` says 1.  Returns what that says.");
+PyDoc_STRVAR(apply_tensors_doc, "_apply_tensors($self, tensors, exchange, grads=None, /)\n--\n\n"
+"A whole step over tensors, if `_check_tensors` says 1.  Returns what that says.  `grads`, a list of tensors of\n"
+"the same library, are used instead of the tensors' own.");
 
 static PyObject *optimizer_apply_tensors(Optimizer *self, PyObject *const *args, Py_ssize_t n)
 {
-    if (n != 2) {
-        PyErr_SetString(PyExc_TypeError, "_apply_tensors() takes 2 arguments");
+    if (n != 2 && n != 3) {
+        PyErr_SetString(PyExc_TypeError, "_apply_tensors() takes 2 or 3 arguments");
         return NULL;
     }
-    const int checked = start_tensors(self, args[0], args[1]);
+    const int checked = start_tensors(self, args[0], args[1], n == 3 && args[2] != Py_None ? args[2] : NULL);
     if (checked == CHECKED) {
         run_steps(&self, 1);
         end_step(self, 1);

@@ -6,7 +6,7 @@ Neither library is imported here: the optimizer that is passed brings its own.
 import numpy as np
 
 from optimc import registry
-from optimc.optimizer import _used
+from optimc.optimizer import slots_of
 
 
 def from_keras(optimizer):
@@ -39,7 +39,7 @@ def from_keras(optimizer):
     ours = registry.classes[name].from_config(config)
     if not optimizer.built:
         return ours
-    weights = [_Like(variable) for variable in optimizer._trainable_variables]
+    weights = [Like(v.shape, str(v.dtype).rpartition(".")[2]) for v in optimizer._trainable_variables]
     names = [variable.path for variable in optimizer._trainable_variables]
     state = iter([np.asarray(_numpy(variable)) for variable in optimizer.variables])
     calls = int(next(state))
@@ -48,12 +48,12 @@ def from_keras(optimizer):
     averages = [next(state) for _ in weights] if ours.use_ema else None
     accumulators = [next(state) for _ in weights] if ours.gradient_accumulation_steps else None
     kernels = [ours._kernel_of(path, weight) for path, weight in zip(names, weights, strict=True)]
-    slots = {slot: [None] * len(weights) for kernel in kernels for slot in _used(kernel)
+    slots = {slot: [None] * len(weights) for kernel in kernels for slot in slots_of(kernel)
              if slot not in ours.scratch_slots}
     for block in ours.keras_slots:
         for i, kernel in enumerate(kernels):
             for slot in block:
-                if slot in _used(kernel):
+                if slot in slots_of(kernel):
                     slots[slot][i] = next(state).astype(weights[i].dtype).reshape(
                         ours._slot_shape(slot, weights[i]))
                 elif name == "Adafactor":
@@ -100,9 +100,9 @@ def from_torch(optimizer):
     if len(counts) > 1 or not all(states):
         raise ValueError(f"the parameters have done different numbers of steps ({sorted(counts)}): "
                          "optimc has one step count")
-    weights = [_Like(p.detach().numpy()) for p in params]
+    weights = [Like(p.shape, str(p.dtype).rpartition(".")[2]) for p in params]
     held = {}
-    for slot in _used(ours._kernel()):
+    for slot in slots_of(ours._kernel()):
         key, factor = slots[slot]
         held[slot] = [state[key].detach().numpy() * factor for state in states]
     steps = counts.pop() if counts else 1               # plain SGD counts none; only t = 1 is special
@@ -166,11 +166,11 @@ def _torch_arguments(group, names):
     return arguments
 
 
-class _Like:
+class Like:
     """What an array is like: enough of one to choose kernels and slots by."""
 
-    def __init__(self, array):
-        self.shape, self.dtype = tuple(array.shape), np.dtype(str(array.dtype).rpartition(".")[2])
+    def __init__(self, shape, dtype):
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
         self.ndim, self.size = len(self.shape), int(np.prod(self.shape))
         self.flags = np.empty(0).flags              # in C order
 

@@ -88,6 +88,8 @@ class Optimizer(_core.Optimizer):
     styles: dict[str, dict[str, object]] = {}
     #: slots that are room to work in, not state
     scratch_slots: tuple[str, ...] = ()
+    #: slots that start from what a weight or the learning rate is at the first step
+    late_slots: tuple[str, ...] = ()
 
     weight_decay = Value(None)
     clipnorm = Value(None, -math.inf)
@@ -215,7 +217,7 @@ class Optimizer(_core.Optimizer):
                              f"got {' and '.join(given)}")
         kernels = self._kernels(self._names, self._weights) if self.built else ()
         if any(slot not in self._slots or self._slots[slot][i] is None
-               for i, kernel in enumerate(kernels) for slot in _used(kernel)):
+               for i, kernel in enumerate(kernels) for slot in slots_of(kernel)):
             raise ValueError(f"{name}={value!r} needs a slot the optimizer was not built with")
 
     # ---------------------------------------------------------------------------- building
@@ -255,8 +257,8 @@ class Optimizer(_core.Optimizer):
         kernels, groups = self._kernels(names, weights), self._group_of_each(names, weights)
         old = self._match(names, weights, kernels, may_add)
         if adopt is None:
-            numbers = {slot: k for kernel in kernels for slot, k in _used(kernel).items()}
-            slots = {slot: [self._slot(slot, k, weights[i], groups[i], old[i]) if slot in _used(kernel)
+            numbers = {slot: k for kernel in kernels for slot, k in slots_of(kernel).items()}
+            slots = {slot: [self._slot(slot, k, weights[i], groups[i], old[i]) if slot in slots_of(kernel)
                             else None for i, kernel in enumerate(kernels)]
                      for slot, k in sorted(numbers.items(), key=lambda item: item[1])}
         else:
@@ -296,7 +298,7 @@ class Optimizer(_core.Optimizer):
         self._bind(
             weights, names, tuple(_core.kernels[kernel][0] for kernel in kernels),
             tuple(tuple(rule) for rule in rules),
-            tuple(tuple(slots[slot][i] if slot in _used(kernels[i]) else None for slot in rule)
+            tuple(tuple(slots[slot][i] if slot in slots_of(kernels[i]) else None for slot in rule)
                   for i, rule in enumerate(rules)),
             held["_averages"] and tuple(held["_averages"]),
             held["_accumulators"] and tuple(held["_accumulators"]),
@@ -305,11 +307,18 @@ class Optimizer(_core.Optimizer):
             tuple(float(self._factor(weight)) for weight in weights),
             self._group_of_each(names, weights), held["_held_waiting"])
 
-    def _rebind(self):
-        """Makes the plan anew after a change of what it depends on."""
+    def _rebind(self, waiting=None):
+        """Makes the plan anew after a change of what it depends on, or of which accumulators hold something."""
         if self.built:
-            self._held_waiting = self._waiting_now()
+            self._held_waiting = self._waiting_now() if waiting is None else waiting
             self._bind_arrays(self._weights, self.__dict__)
+
+    def _fill_late_slots(self):
+        """Starts the late slots from what the weights and the learning rate are now."""
+        groups = self._group_of_each(self._names, self._weights)
+        for slot in self.late_slots:
+            for array, weight, group in zip(self._slots[slot], self._weights, groups, strict=True):
+                array[...] = self._initial(slot, weight, group)
 
     def _waiting_now(self):
         return self._waiting() if self.built else self._held_waiting
@@ -355,7 +364,7 @@ class Optimizer(_core.Optimizer):
             if held[k] != (weights[i].shape, weights[i].dtype):
                 raise ValueError(f"{label}: expected shape {held[k][0]} and dtype {held[k][1]}, like the slots "
                                  f"the optimizer holds, got {weights[i].shape} and {weights[i].dtype}")
-            lacking = [slot for slot in _used(kernels[i]) if slot not in self.scratch_slots
+            lacking = [slot for slot in slots_of(kernels[i]) if slot not in self.scratch_slots
                        and (slot not in self._slots or self._slots[slot][k] is None)]
             if lacking:
                 raise ValueError(f"{label}: the optimizer holds no slot {lacking[0]!r} for it, "
@@ -704,10 +713,13 @@ class Optimizer(_core.Optimizer):
         self._held_names, self._held_shapes, self._held_waiting = (
             state["names"], state["shapes"], state["waiting"])
 
+    def _scalar_names(self):
+        """Names of the rule's scalars, in the order of its row."""
+        return [name for name in _core.rules[self.rule][3].replace("double ", "").rstrip(";").split(", ") if name]
+
     def _scalars(self, group=0):
         """The rule's scalars, in the order of its row."""
-        names = _core.rules[self.rule][3].replace("double ", "").rstrip(";").split(", ")
-        return self._get_running()[group][_core.MAX_HYPERS + 1:][:len(names)]
+        return self._get_running()[group][_core.MAX_HYPERS + 1:][:len(self._scalar_names())]
 
     def _set_scalars(self, values, group=None):
         """Sets what `_scalars` gave, in one group or in all."""
@@ -853,14 +865,14 @@ def _check_part(what, i, array, like, expected, is_slot):
                          f"{array.dtype}")
 
 
-def _used(kernel):
+def slots_of(kernel):
     """The slots that a kernel keeps: name -> number."""
     _, rule, mask = _core.kernels[kernel]
     return {name: k for k, name in enumerate(_core.rules[rule][0].split(", ")) if mask >> k & 1}
 
 
 def _adopted(kernels, slots):
-    used = {slot for kernel in kernels for slot in _used(kernel)}
+    used = {slot for kernel in kernels for slot in slots_of(kernel)}
     if set(slots) != used:
         raise ValueError(f"slots: expected {sorted(used)}, got {sorted(slots)}")
     for name, arrays in slots.items():

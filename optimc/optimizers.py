@@ -399,6 +399,7 @@ class ScheduleFreeAdamW(Optimizer):
     epsilon = Value(1e-8)
     warmup_steps = Value(0, also=3)
     keras_slots = ({"z": "momentum", "v": "velocity"},)
+    late_slots = ("z",)
 
     def _initial(self, slot, weight, group):
         return weight if slot == "z" else 0
@@ -537,6 +538,7 @@ class Rprop(Optimizer):
     min_step = Value(1e-6)
     max_step = Value(50.0)
     styles = {"torch": {}}
+    late_slots = ("size",)
 
     def _initial(self, slot, weight, group):
         return self._ask_value(group, self._index["learning_rate"]) if slot == "size" else 0

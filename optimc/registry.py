@@ -1,7 +1,7 @@
 """Optimizers by name: what `optimc.get("adam")` finds, and configurations that can be stored."""
 
 from optimc import optimizers, structured
-from optimc.optimizer import Optimizer, _used
+from optimc.optimizer import Optimizer, slots_of
 
 #: every optimizer class of optimc, by its name
 classes = {name: value for name, value in {**vars(optimizers), **vars(structured)}.items()
@@ -64,4 +64,4 @@ def get(identifier):
 
 def used_slots(optimizer):
     """Names of the slots an optimizer keeps for weights whose shape makes no difference."""
-    return list(_used(optimizer._kernel()))
+    return list(slots_of(optimizer._kernel()))
