@@ -76,6 +76,7 @@ typedef struct {
     size_t n_gradients;
     struct request request;             /* the step in progress */
     PyObject *undo;                     /* if it built the optimizer: what undoes that */
+    int begun;                          /* some of it has been written: see _advance */
     int n_values;                       /* options and the rule's hyperparameters */
     struct bound bounds[MAX_VALUES];
     size_t n_groups;
@@ -1187,8 +1188,8 @@ static int warn_missing(struct pairs pairs)
     return result;
 }
 
-/* Matches and checks every pair; the plan is then ready to run. */
-static int match(Optimizer *self, struct pairs *pairs, PyObject **owned)
+/* Matches and checks every pair; the plan is then ready to run.  Warns of missing gradients unless quiet. */
+static int match(Optimizer *self, struct pairs *pairs, PyObject **owned, int quiet)
 {
     PyObject *grad, *weight;
     int more, missing = 0;
@@ -1202,7 +1203,7 @@ static int match(Optimizer *self, struct pairs *pairs, PyObject **owned)
                     pair_label(pairs, "grads"), grad);
             *pairs = start;
             drop_gradients(self);
-            return convert_pairs(pairs, owned) ? -1 : match(self, pairs, owned);
+            return convert_pairs(pairs, owned) ? -1 : match(self, pairs, owned, quiet);
         }
         const Py_ssize_t index = find(self, pairs, weight);
         if (index < 0 || take(self, pairs, (size_t)index, grad))
@@ -1215,7 +1216,7 @@ static int match(Optimizer *self, struct pairs *pairs, PyObject **owned)
         PyErr_SetString(PyExc_ValueError, "No gradients provided for any variable.");
         return -1;
     }
-    return missing ? warn_missing(*pairs) : 0;
+    return missing && !quiet ? warn_missing(*pairs) : 0;
 }
 
 static PyObject *call_method(Optimizer *self, const char *name, PyObject *argument)
@@ -1263,8 +1264,8 @@ static ptrdiff_t survey(Optimizer *self)
     return bad;
 }
 
-/* After matching: what the step is to do, and what must be known of its gradients.  As check_step. */
-static int survey_step(Optimizer *self, int finite)
+/* What a matched step is to do. */
+static void make_request(Optimizer *self, int finite)
 {
     const int64_t before = self->calls / self->steps;
     self->request = (struct request){
@@ -1274,6 +1275,12 @@ static int survey_step(Optimizer *self, int finite)
         .cautious = self->cautious, .coupled = self->coupled, .maximize = self->maximize,
         .check = finite != PROPAGATE,
     };
+}
+
+/* What must be known of the gradients of a matched step.  As check_step. */
+static int survey_step(Optimizer *self, int finite)
+{
+    make_request(self, finite);
     const ptrdiff_t bad = survey(self);
     if (bad < 0)
         return 1;
@@ -1283,12 +1290,13 @@ static int survey_step(Optimizer *self, int finite)
         NULL);
 }
 
-/* Everything that can refuse a step, with the lock held: 1 if it may run, 0 if it is to be skipped, -1
-   with an error.  Nothing of the caller's has changed.  end_step must follow. */
-static int check_step(Optimizer *self, PyObject *grads, PyObject *weights, int finite)
+/* Everything that can refuse a step without a look into its gradients, with the lock held: 0, or -1 with an
+   error.  Nothing of the caller's has changed.  end_step must follow. */
+static int match_step(Optimizer *self, PyObject *grads, PyObject *weights, int quiet)
 {
     PyObject *owned = NULL;
     struct pairs pairs;
+    self->begun = 0;
     if (self->n_sources && ask_all(self))
         return -1;
     if (!self->plan) {
@@ -1302,9 +1310,35 @@ static int check_step(Optimizer *self, PyObject *grads, PyObject *weights, int f
         if (!self->undo)
             return -1;
     }
-    const int failed = open_pairs(self, grads, weights, &pairs) || match(self, &pairs, &owned);
+    const int failed = open_pairs(self, grads, weights, &pairs) || match(self, &pairs, &owned, quiet);
     Py_XDECREF(owned);
-    return failed ? -1 : survey_step(self, finite);
+    return failed ? -1 : 0;
+}
+
+/* Everything that can refuse a step, with the lock held: 1 if it may run, 0 if it is to be skipped, -1
+   with an error.  Nothing of the caller's has changed.  end_step must follow. */
+static int check_step(Optimizer *self, PyObject *grads, PyObject *weights, int finite)
+{
+    return match_step(self, grads, weights, 0) ? -1 : survey_step(self, finite);
+}
+
+/* The writing half.  Cannot fail.  What is counted first and what is kept last: */
+static void open_step(Optimizer *self)
+{
+    if (self->request.update)
+        settle_groups(self);
+    self->calls++;
+    if (self->request.surveyed) {
+        self->norm = self->request.norm;
+        self->normed = 1;
+    }
+}
+
+static void close_step(Optimizer *self)
+{
+    if (self->request.update)
+        for (size_t i = 0; i < self->n_groups; i++)
+            memcpy(self->groups[i].before, self->groups[i].after, sizeof self->groups[i].before);
 }
 
 /* The writing half of the steps of n optimizers.  Cannot fail.  A fork() comes before all of it or after. */
@@ -1315,22 +1349,12 @@ static void run_steps(Optimizer *const *all, size_t n)
         any_long |= is_long(all[i]);
     if (any_long)
         optimc_pool_enter();
-    for (size_t i = 0; i < n; i++) {
-        if (all[i]->request.update)
-            settle_groups(all[i]);
-        all[i]->calls++;
-        if (all[i]->request.surveyed) {
-            all[i]->norm = all[i]->request.norm;
-            all[i]->normed = 1;
-        }
-    }
+    for (size_t i = 0; i < n; i++)
+        open_step(all[i]);
     PyThreadState *thread = any_long ? PyEval_SaveThread() : NULL;
     for (size_t i = 0; i < n; i++) {
         optimc_plan_run(all[i]->plan, &all[i]->request);
-        for (size_t k = 0; all[i]->request.update && k < all[i]->n_groups; k++) {
-            struct group *group = &all[i]->groups[k];
-            memcpy(group->before, group->after, sizeof group->before);
-        }
+        close_step(all[i]);
     }
     if (any_long) {
         optimc_pool_leave();
@@ -1663,42 +1687,58 @@ static PyObject *optimizer_check(Optimizer *self, PyObject *args)
     return NULL;
 }
 
-PyDoc_STRVAR(pull_doc, "_pull($self, index, to, /)\n--\n\n"
+/* Whether there is such a weight; else an IndexError. */
+static int is_weight(Optimizer *self, Py_ssize_t index)
+{
+    if (self->plan && index >= 0 && (size_t)index < optimc_plan_weights(self->plan))
+        return 1;
+    PyErr_SetString(PyExc_IndexError, "no such weight");
+    return 0;
+}
+
+PyDoc_STRVAR(pull_doc, "_pull($self, index, to, begin=-1, /)\n--\n\n"
 "Between `_check` and `_finish`: writes the gradient of a weight, as its kernel will see it, into an array\n"
-"like the weight.  False if the weight has none in this step.");
+"like the weight; or, from element `begin` in the order of the weight's memory, into a vector.  False if the\n"
+"weight has none in this step.");
 
 static PyObject *optimizer_pull(Optimizer *self, PyObject *args)
 {
-    Py_ssize_t index;
+    Py_ssize_t index, begin = -1;
     PyObject *to;
     struct view view;
-    if (!PyArg_ParseTuple(args, "nO", &index, &to))
+    if (!PyArg_ParseTuple(args, "nO|n", &index, &to, &begin) || !is_weight(self, index)
+        || look_writable(to, PyUnicode_FromString("to"), &view))
         return NULL;
-    if (!self->plan || index < 0 || (size_t)index >= optimc_plan_weights(self->plan)) {
-        PyErr_SetString(PyExc_IndexError, "no such weight");
-        return NULL;
-    }
-    if (look_writable(to, PyUnicode_FromString("to"), &view))
-        return NULL;
-    if (optimc_plan_same(self->plan, (size_t)index, &view)) {
+    const size_t size = optimc_view_size(&view), start = begin < 0 ? 0 : (size_t)begin;
+    const PyArrayObject *weight = (PyArrayObject *)PyTuple_GET_ITEM(self->weights, index);
+    if (begin < 0 ? optimc_plan_same(self->plan, (size_t)index, &view) != FINE
+        : view.ndim != 1 || view.type != type_of((PyArrayObject *)weight)
+            || start > optimc_plan_size(self->plan, (size_t)index)
+            || size > optimc_plan_size(self->plan, (size_t)index) - start) {
         PyErr_SetString(PyExc_ValueError, "to: expected an array like the weight");
         return NULL;
     }
     if (!optimc_plan_takes(self->plan, &self->request, (size_t)index))
         Py_RETURN_FALSE;
-    optimc_plan_pull(self->plan, &self->request, (size_t)index, view.data);
+    optimc_plan_pull(self->plan, &self->request, (size_t)index, start, start + size, view.data);
     Py_RETURN_TRUE;
 }
 
 PyDoc_STRVAR(finish_doc, "_finish($self, run, /)\n--\n\n"
-"The second half of a step that was checked: runs it, or gives it up, and releases the lock.");
+"The second half of a step that was checked: runs it, or gives it up, and releases the lock.  What\n"
+"`_advance` has begun is not run again.");
 
 static PyObject *optimizer_finish(Optimizer *self, PyObject *argument)
 {
     const int run = PyObject_IsTrue(argument);
-    if (run > 0)
+    if (self->begun) {
+        optimc_plan_end(self->plan);
+        close_step(self);
+    } else if (run > 0) {
         run_steps(&self, 1);
-    end_step(self, run > 0);
+    }
+    end_step(self, run > 0 || self->begun);
+    self->begun = 0;
     unlock(self);
     if (run < 0)
         return NULL;
@@ -1754,6 +1794,114 @@ static PyObject *core_finish(PyObject *module, PyObject *args)
     }
     if (failed || PyList_SetSlice(started, 0, n, NULL))
         return NULL;
+    Py_RETURN_NONE;
+}
+
+/* For steps over parts of weights whose other parts are elsewhere (optimc/mpi.py): the first half without
+   a look into the gradients, then the look, then the second half in parts. */
+
+PyDoc_STRVAR(match_doc, "_match_step($self, grads, trainable_variables, quiet, /)\n--\n\n"
+"`_check` without a look into the gradients, whose values need not be there yet.  Gives for each weight\n"
+"whether it takes part.  quiet: do not warn of missing gradients.  `_finish` must follow; not after an error.");
+
+static PyObject *optimizer_match(Optimizer *self, PyObject *args)
+{
+    PyObject *grads, *weights, *taken = NULL;
+    int quiet;
+    if (!PyArg_ParseTuple(args, "OOp", &grads, &weights, &quiet) || lock(self))
+        return NULL;
+    if (!match_step(self, grads, weights, quiet)) {
+        make_request(self, PROPAGATE);
+        const size_t n = optimc_plan_weights(self->plan);
+        taken = PyTuple_New((Py_ssize_t)n);
+        for (size_t i = 0; taken && i < n; i++)
+            PyTuple_SET_ITEM(taken, (Py_ssize_t)i,
+                PyBool_FromLong(optimc_plan_takes(self->plan, &self->request, i)));
+    }
+    if (!taken) {
+        end_step(self, 0);
+        unlock(self);
+    }
+    return taken;
+}
+
+PyDoc_STRVAR(survey_doc, "_survey($self, finite, /)\n--\n\n"
+"After `_match_step`, the rest of `_check`, which says what it gives; an error does not end the step.");
+
+static PyObject *optimizer_survey(Optimizer *self, PyObject *argument)
+{
+    const int finite = PyObject_IsTrue(argument);
+    const int checked = finite < 0 ? -1 : survey_step(self, finite ? SKIP : self->check_finite);
+    return checked < 0 ? NULL : PyBool_FromLong(checked);
+}
+
+PyDoc_STRVAR(sums_doc, "_sums($self, /)\n--\n\n"
+"The sums of squares that `_survey` made, one per SUM_BLOCK elements of each weight: bytes of doubles.");
+
+static PyObject *optimizer_sums(Optimizer *self, PyObject *Py_UNUSED(ignored))
+{
+    size_t n = 0;
+    const double *sums = self->plan ? optimc_plan_sums(self->plan, &n) : NULL;
+    return PyBytes_FromStringAndSize((const char *)sums, (Py_ssize_t)(n * sizeof *sums));
+}
+
+PyDoc_STRVAR(refold_doc, "_refold($self, sums, counts, /)\n--\n\n"
+"Takes these sums of squares (contiguous doubles) instead of those `_survey` made: counts[i] (contiguous\n"
+"64-bit integers) of them for weight i.");
+
+static PyObject *optimizer_refold(Optimizer *self, PyObject *args)
+{
+    Py_buffer sums, counts;
+    if (!PyArg_ParseTuple(args, "y*y*", &sums, &counts))
+        return NULL;
+    const size_t n = self->plan ? optimc_plan_weights(self->plan) : 0;
+    int64_t needed = 0;
+    int fits = (size_t)counts.len == n * sizeof needed;
+    for (size_t i = 0; fits && i < n; i++) {
+        needed += ((const int64_t *)counts.buf)[i];
+        fits = ((const int64_t *)counts.buf)[i] >= 0 && needed <= sums.len / (Py_ssize_t)sizeof(double);
+    }
+    if (fits && n)
+        optimc_plan_refold(self->plan, &self->request, sums.buf, counts.buf);
+    else
+        PyErr_SetString(PyExc_ValueError, "counts: expected one per weight, and together as many as there are sums");
+    PyBuffer_Release(&sums);
+    PyBuffer_Release(&counts);
+    if (!fits || !n)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(advance_doc, "_advance($self, double, begin, end, /)\n--\n\n"
+"After `_survey`: steps elements begin .. end - 1 of all weights of one type (float64 if `double`), counted\n"
+"in their order.  Every element must be stepped once before `_finish`.");
+
+static PyObject *optimizer_advance(Optimizer *self, PyObject *args)
+{
+    int is_double;
+    Py_ssize_t begin, end;
+    if (!PyArg_ParseTuple(args, "pnn", &is_double, &begin, &end))
+        return NULL;
+    Py_ssize_t size = 0;
+    const int lane = is_double ? TYPE_F64 : TYPE_F32;
+    for (size_t i = 0; self->plan && i < optimc_plan_weights(self->plan); i++)
+        if (type_of((PyArrayObject *)PyTuple_GET_ITEM(self->weights, (Py_ssize_t)i)) == lane)
+            size += (Py_ssize_t)optimc_plan_size(self->plan, i);
+    if (!self->plan || begin < 0 || begin > end || end > size) {
+        PyErr_Format(PyExc_IndexError, "expected elements from 0 to %zd, got %zd to %zd", size, begin, end);
+        return NULL;
+    }
+    const int begun = self->begun;
+    self->begun = 1;
+    if (!begun)
+        open_step(self);
+    Py_BEGIN_ALLOW_THREADS
+    optimc_pool_enter();
+    if (!begun)
+        optimc_plan_start(self->plan, &self->request);
+    optimc_plan_part(self->plan, lane, (size_t)begin, (size_t)end);
+    optimc_pool_leave();
+    Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 
@@ -1906,6 +2054,11 @@ static PyMethodDef optimizer_methods[] = {
     METHOD("_apply_tensors", optimizer_apply_tensors, METH_FASTCALL, apply_tensors_doc),
     METHOD("_check", optimizer_check, METH_VARARGS, check_doc),
     METHOD("_pull", optimizer_pull, METH_VARARGS, pull_doc),
+    METHOD("_match_step", optimizer_match, METH_VARARGS, match_doc),
+    METHOD("_survey", optimizer_survey, METH_O, survey_doc),
+    METHOD("_sums", optimizer_sums, METH_NOARGS, sums_doc),
+    METHOD("_refold", optimizer_refold, METH_VARARGS, refold_doc),
+    METHOD("_advance", optimizer_advance, METH_VARARGS, advance_doc),
     METHOD("_finish", optimizer_finish, METH_O, finish_doc),
     METHOD("_bind", optimizer_bind, METH_VARARGS, bind_doc),
     METHOD("_waiting", optimizer_waiting, METH_NOARGS, waiting_doc),
@@ -2121,6 +2274,7 @@ static int core_exec(PyObject *module)
     PyObject *isas = isa_names();
     const int failed = !isas || PyModule_AddObjectRef(module, "isas", isas)
         || PyModule_AddIntMacro(module, MAX_SLOTS) || PyModule_AddIntMacro(module, MAX_HYPERS)
+        || PyModule_AddIntMacro(module, SUM_BLOCK)
         || PyModule_AddStringConstant(module, "isa", state_of(module)->isa->name)
         || PyModule_AddStringConstant(module, "compiler", optimc_compiler());
     Py_XDECREF(isas);

@@ -23,6 +23,7 @@ struct weight {
     struct source source;                   /* of this step, otherwise */
     uint64_t seen, taken;                   /* the last step that named it; that had a gradient */
     size_t size, row;
+    size_t first, first_piece;              /* of its elements, among all of its lane type; of its pieces */
     enum kernel kernel;
     int lane, f_order, ndim;
     ptrdiff_t *shape;
@@ -53,12 +54,13 @@ struct plan {
     struct row *rows;
     size_t n_rows;
     struct piece *pieces;
-    size_t n_pieces;
+    size_t n_pieces, piece_size;
     size_t *chunks;                         /* chunk k is pieces chunks[k] .. chunks[k + 1] - 1 */
     size_t n_chunks;
     struct range *ranges;                   /* all memory a step may write, sorted */
     size_t n_ranges;
     double *sums[2];                        /* two numbers per block of SUM_BLOCK elements */
+    size_t n_blocks, total;                 /* such blocks; elements */
     int variants;                           /* of all its kernels together */
     const struct isa *isa;
     struct memory memory;
@@ -335,15 +337,23 @@ static size_t blocks(size_t size)
 
 static enum fault cut(struct plan *plan)
 {
-    size_t total = 0, pieces = 0, n_blocks = 0;
+    size_t of_lane[2] = {0}, total = 0, pieces = 0, n_blocks = 0;
     for (size_t i = 0; i < plan->n_weights; i++) {
-        total += plan->weights[i].size;
-        plan->weights[i].first_block = n_blocks;
-        n_blocks += blocks(plan->weights[i].size);
+        struct weight *weight = &plan->weights[i];
+        total += weight->size;
+        weight->first = of_lane[weight->lane == TYPE_F64];
+        of_lane[weight->lane == TYPE_F64] += weight->size;
+        weight->first_block = n_blocks;
+        n_blocks += blocks(weight->size);
     }
     const size_t size = piece_size(total);
-    for (size_t i = 0; i < plan->n_weights; i++)
+    for (size_t i = 0; i < plan->n_weights; i++) {
+        plan->weights[i].first_piece = pieces;
         pieces += (plan->weights[i].size + size - 1) / size;
+    }
+    plan->piece_size = size;
+    plan->n_blocks = n_blocks;
+    plan->total = total;
     plan->pieces = plan->memory.take(pieces + 1, sizeof *plan->pieces);
     plan->chunks = plan->memory.take(pieces + 1, sizeof *plan->chunks);
     plan->sums[0] = plan->memory.take(n_blocks + 1, sizeof **plan->sums);
@@ -616,13 +626,28 @@ static void survey(void *plan, size_t chunk)
     each_piece(plan, chunk, survey_f32, survey_f64);
 }
 
+static double add_up(const double *numbers, size_t n)
+{
+    double sum = 0;
+    for (size_t k = 0; k < n; k++)
+        sum += numbers[k];
+    return sum;
+}
+
 /* A number per block, added up over a weight in their order. */
 static double total(const struct plan *plan, const struct weight *weight, int which)
 {
+    return add_up(plan->sums[which] + weight->first_block, blocks(weight->size));
+}
+
+/* The norm of all gradients together, from those of the weights. */
+static double norm_of(const struct plan *plan)
+{
     double sum = 0;
-    for (size_t k = 0; k < blocks(weight->size); k++)
-        sum += plan->sums[which][weight->first_block + k];
-    return sum;
+    for (size_t i = 0; i < plan->n_weights; i++)
+        if (takes_part(plan, &plan->weights[i]))
+            sum += plan->weights[i].square;
+    return sqrt(sum);
 }
 
 ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request)
@@ -638,20 +663,33 @@ ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request)
         return -1;
     plan->request = request;
     optimc_pool_run(survey, plan, plan->n_chunks, plan->cost);
-    double sum = 0;
     for (size_t i = 0; i < plan->n_weights; i++) {
         struct weight *weight = &plan->weights[i];
         if (!takes_part(plan, weight))
             continue;
         weight->square = total(plan, weight, 0);
-        sum += weight->square;
         if (request->check && !isfinite(weight->square) && weight->taken == plan->step
             && !(weight->lane == TYPE_F32 ? finite_f32 : finite_f64)(plan, weight))
             return (ptrdiff_t)i;
     }
-    request->norm = sqrt(sum);
+    request->norm = norm_of(plan);
     request->surveyed = 1;
     return -1;
+}
+
+const double *optimc_plan_sums(const struct plan *plan, size_t *n)
+{
+    *n = plan->n_blocks;
+    return plan->sums[0];
+}
+
+void optimc_plan_refold(struct plan *plan, struct request *request, const double *sums,
+    const int64_t *counts)
+{
+    for (size_t i = 0; i < plan->n_weights; sums += counts[i++])
+        plan->weights[i].square = add_up(sums, (size_t)counts[i]);
+    plan->request = request;
+    request->norm = norm_of(plan);
 }
 
 /* ------------------------------------------------------------------------ a step: what writes ---- */
@@ -717,18 +755,24 @@ int optimc_plan_takes(struct plan *plan, const struct request *request, size_t i
     return request->update && takes_part(plan, &plan->weights[index]);
 }
 
-void optimc_plan_pull(struct plan *plan, const struct request *request, size_t index, void *to)
+size_t optimc_plan_size(const struct plan *plan, size_t index)
+{
+    return plan->weights[index].size;
+}
+
+void optimc_plan_pull(struct plan *plan, const struct request *request, size_t index, size_t begin,
+    size_t end, void *to)
 {
     const struct weight *weight = &plan->weights[index];
     plan->request = request;
     fill(plan);
     if (weight->lane == TYPE_F32)
-        pull_f32(plan, weight, to);
+        pull_f32(plan, weight, begin, end, to);
     else
-        pull_f64(plan, weight, to);
+        pull_f64(plan, weight, begin, end, to);
 }
 
-void optimc_plan_run(struct plan *plan, const struct request *request)
+void optimc_plan_start(struct plan *plan, const struct request *request)
 {
     plan->request = request;
     fill(plan);
@@ -738,9 +782,77 @@ void optimc_plan_run(struct plan *plan, const struct request *request)
         find_shares(plan);
     if (request->update && plan->variants & FACTORED)
         optimc_pool_run(factored, plan, plan->n_weights, plan->cost);
-    optimc_pool_run(update, plan, plan->n_chunks, plan->cost);
+}
+
+void optimc_plan_end(struct plan *plan)
+{
+    const struct request *request = plan->request;
     if (request->steps > 1)
         for (size_t i = 0; i < plan->n_weights; i++)
             if (plan->weights[i].taken == plan->step || request->update)
                 plan->weights[i].waiting = !request->update;
+}
+
+void optimc_plan_run(struct plan *plan, const struct request *request)
+{
+    optimc_plan_start(plan, request);
+    optimc_pool_run(update, plan, plan->n_chunks, plan->cost);
+    optimc_plan_end(plan);
+}
+
+/* Elements begin .. end - 1 of a lane type, and the first chunk that holds some. */
+struct part {
+    const struct plan *plan;
+    int lane;
+    size_t begin, end, chunk;
+};
+
+static void update_part(void *context, size_t chunk)
+{
+    const struct part *part = context;
+    const struct plan *plan = part->plan;
+    chunk += part->chunk;
+    for (size_t i = plan->chunks[chunk]; i < plan->chunks[chunk + 1]; i++) {
+        const struct piece *piece = &plan->pieces[i];
+        const struct weight *weight = &plan->weights[piece->weight];
+        const size_t low = weight->first + piece->begin, high = weight->first + piece->end;
+        const size_t begin = low < part->begin ? part->begin : low;
+        const size_t end = high < part->end ? high : part->end;
+        if (weight->lane == part->lane && begin < end)
+            (weight->lane == TYPE_F32 ? update_f32 : update_f64)(
+                plan, weight, begin - weight->first, end - weight->first);
+    }
+}
+
+/* The chunk that a piece is in. */
+static size_t chunk_of(const struct plan *plan, size_t piece)
+{
+    size_t a = 0, b = plan->n_chunks;
+    while (b - a > 1) {
+        const size_t middle = a + (b - a) / 2;
+        if (plan->chunks[middle] > piece)
+            b = middle;
+        else
+            a = middle;
+    }
+    return a;
+}
+
+/* The piece that holds an element of a lane type. */
+static size_t piece_of(const struct plan *plan, int lane, size_t element)
+{
+    const struct weight *weight = plan->weights;
+    while (weight->lane != lane || weight->first + weight->size <= element)
+        weight++;
+    return weight->first_piece + (element - weight->first) / plan->piece_size;
+}
+
+void optimc_plan_part(struct plan *plan, int lane, size_t begin, size_t end)
+{
+    if (begin >= end)
+        return;
+    struct part part = {plan, lane, begin, end, chunk_of(plan, piece_of(plan, lane, begin))};
+    const size_t last = chunk_of(plan, piece_of(plan, lane, end - 1));
+    optimc_pool_run(update_part, &part, last + 1 - part.chunk,
+        plan->cost * ((double)(end - begin) / (double)plan->total));
 }

@@ -120,13 +120,30 @@ int optimc_plan_waits(const struct plan *plan, size_t index);
    weight whose gradient is not, or -1. */
 ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request);
 
+/* For a step over parts of weights whose other parts are elsewhere: the sums of squares that the survey
+   made, `n` of them in the order of the weights; and the norms as they are with these sums instead, of
+   which counts[i] belong to weight i. */
+const double *optimc_plan_sums(const struct plan *plan, size_t *n);
+void optimc_plan_refold(struct plan *plan, struct request *request, const double *sums,
+    const int64_t *counts);
+
 /* Whether a weight takes part in an update: it has a gradient, now or accumulated from before. */
 int optimc_plan_takes(struct plan *plan, const struct request *request, size_t index);
 
-/* The gradient of a weight in this step as its kernel will see it, into `to`, of the weight's type. */
-void optimc_plan_pull(struct plan *plan, const struct request *request, size_t index, void *to);
+/* The gradient of a weight in this step as its kernel will see it: elements begin .. end - 1 of it into
+   `to`, of the weight's type. */
+void optimc_plan_pull(struct plan *plan, const struct request *request, size_t index, size_t begin,
+    size_t end, void *to);
+
+size_t optimc_plan_size(const struct plan *plan, size_t index);     /* elements of a weight */
 
 /* The second half: updates every weight taken.  Cannot fail. */
 void optimc_plan_run(struct plan *plan, const struct request *request);
+
+/* The same in parts: start, then parts that together are everything once, then end.  A part is elements
+   begin .. end - 1 of one lane type, counted over all its weights in their order. */
+void optimc_plan_start(struct plan *plan, const struct request *request);
+void optimc_plan_part(struct plan *plan, int lane, size_t begin, size_t end);
+void optimc_plan_end(struct plan *plan);
 
 #endif

@@ -105,7 +105,7 @@ def passes(work: Work, ours: Ours) -> list[tuple[tuple[str, ...], tuple[str, ...
     kernel = ours.optimizer._kernel_of(None, ours.weights[0])
     if kernel in UNBOUNDED:
         raise NoLimit(f"{kernel} is more than a stream")
-    slots = tuple(_used(kernel))
+    slots = tuple(slots_of(kernel))
     given = work.arguments
     steps = list(PASSES.get(kernel, [(("g",), ("w", *slots))]))
     if given.get("use_ema"):

@@ -90,6 +90,8 @@ class Optimizer(_core.Optimizer):
     scratch_slots: tuple[str, ...] = ()
     #: slots that start from what a weight or the learning rate is at the first step
     late_slots: tuple[str, ...] = ()
+    #: whether a part of a weight steps as it would within the whole
+    elementwise = True
 
     weight_decay = Value(None)
     clipnorm = Value(None, -math.inf)

@@ -629,6 +629,7 @@ class Lamb(Optimizer):
     """
 
     rule = "lamb"
+    elementwise = False
     learning_rate = Value(0.001)
     beta_1 = fraction(0.9, open=HIGH_OPEN)
     beta_2 = fraction(0.999, open=HIGH_OPEN)
@@ -663,6 +664,7 @@ class Adafactor(Optimizer):
     """
 
     rule = "adafactor"
+    elementwise = False
     learning_rate = Value(0.001)
     beta_2_decay = Value(-0.8, -math.inf, 0.0)
     epsilon_1 = Value(1e-30)

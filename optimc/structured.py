@@ -48,6 +48,7 @@ class Muon(Optimizer):
     """
 
     rule = "muon"
+    elementwise = False
     learning_rate = Value(0.001)
     adam_beta_1 = fraction(0.9, open=HIGH_OPEN)
     adam_beta_2 = fraction(0.999, open=HIGH_OPEN)

@@ -20,7 +20,7 @@ BOUNDS = {"ftrl_power": {np.float64: 1e-10}, "muon": {np.float32: 3e-3, np.float
 
 
 #: rules that look at a weight as a whole, so that a part of one is another weight
-WHOLE_WEIGHTS = {"lamb", "adafactor", "muon"}
+WHOLE_WEIGHTS = {cls.rule for cls in classes.values() if not cls.elementwise}
 
 #: flags that choose no kernel: one is Keras's and has no effect, one looks at names that these weights lack,
 #: one is tested among the options

@@ -1,0 +1,111 @@
+"""A step in parts, as optimc.mpi takes it: matched, looked at, advanced piece by piece; equal to `apply`."""
+
+import numpy as np
+import pytest
+from cases import assert_same_bits, slots_of, values
+from test_options import OPTIONS
+
+import optimc
+from optimc import _core
+
+SHAPES = [(40, 33), (1,), (5000,), (0,), (3, 2, 5, 7), (17,)]
+DTYPES = [np.float32, np.float64, np.float32, np.float32, np.float64, np.float32]
+
+
+def setting(rng):
+    return ([values(rng, shape, dtype) for shape, dtype in zip(SHAPES, DTYPES, strict=True)],
+            [values(rng, shape, dtype) for shape, dtype in zip(SHAPES, DTYPES, strict=True)])
+
+
+def step_in_parts(optimizer, grads, weights, rng):
+    optimizer._match_step(grads, weights, True)
+    if optimizer._survey(False):
+        optimizer._between()
+        for double in (False, True):
+            size = sum(w.size for w in weights if (w.itemsize == 8) == double)
+            cuts = [0, *sorted(rng.integers(0, size + 1, 4).tolist()), size]
+            for begin, end in zip(cuts, cuts[1:], strict=False):
+                optimizer._advance(double, begin, end)
+    optimizer._finish(True)
+
+
+@pytest.mark.parametrize("name", ["decay", "everything", "everything per weight", "coupled decay, clipped"])
+def test_parts_make_a_step(case, threads, name):
+    rng = np.random.default_rng(0)
+    weights, _ = setting(rng)
+    expected = [w.copy() for w in weights]
+    whole, parts = case.make(**OPTIONS[name]), case.make(**OPTIONS[name])
+    for step in range(4):
+        _, grads = setting(rng)
+        if step == 2:
+            grads[0] = None
+            with pytest.warns(UserWarning, match="Gradients do not exist"):
+                whole.apply(grads, expected)
+        else:
+            whole.apply(grads, expected)
+        step_in_parts(parts, grads, weights, rng)
+        for w, e in zip(weights, expected, strict=True):
+            assert_same_bits(w, e, f"step {step}")
+    assert parts.iterations == whole.iterations and parts.last_global_norm == whole.last_global_norm
+    for slot, arrays in slots_of(whole).items():
+        for a, b in zip(arrays, slots_of(parts)[slot], strict=True):
+            if a is not None:
+                assert_same_bits(b, a, slot)
+
+
+def test_norms_come_from_the_sums_given():
+    rng = np.random.default_rng(1)
+    weights, grads = setting(rng)
+    expected = [w.copy() for w in weights]
+    clipped = optimc.SGD(0.5, global_clipnorm=1.0)
+    clipped.apply([2 * g for g in grads], expected)
+    optimizer = optimc.SGD(1.0, global_clipnorm=1.0)
+    optimizer._match_step(grads, weights, False)
+    optimizer._survey(False)
+    sums = np.frombuffer(optimizer._sums())
+    counts = np.array([-(-w.size // _core.SUM_BLOCK) for w in weights])
+    assert len(sums) == counts.sum()
+    optimizer._refold(4 * sums, counts)
+    optimizer._finish(True)
+    assert optimizer.last_global_norm == clipped.last_global_norm
+    for w, g, e in zip(weights, grads, expected, strict=True):
+        assert np.allclose(w, e, atol=1e-4 * max(1, np.abs(g).max(initial=0)))
+
+
+def test_the_look_can_refuse_and_parts_are_checked():
+    weights, grads = setting(np.random.default_rng(2))
+    optimizer = optimc.Adam(check_finite="raise")
+    optimizer.build(weights)
+    before = [w.copy() for w in weights]
+    grads[4][0, 0, 0, 0] = np.nan
+    assert optimizer._match_step(grads, None, False) == (True,) * len(weights)
+    with pytest.raises(FloatingPointError, match=r"grads\[4\]"):
+        optimizer._survey(False)
+    assert not optimizer._survey(True)
+    with pytest.raises(IndexError, match="from 0 to 211, got 0 to 212"):
+        optimizer._advance(True, 0, 212)
+    for wrong in (np.zeros(2, np.int64), np.full(len(weights), 10), np.full(len(weights), -1)):
+        with pytest.raises(ValueError, match="counts"):
+            optimizer._refold(np.zeros(7), wrong)
+    optimizer._finish(False)
+    assert optimizer.iterations == 0
+    for w, b in zip(weights, before, strict=True):
+        assert_same_bits(w, b)
+
+
+def test_a_range_of_a_gradient_is_pulled_in_the_order_of_memory():
+    weights = [np.zeros((5, 7), np.float32, order=order) for order in "CF"]
+    gradient = np.arange(35.0).reshape(5, 7)
+    optimizer = optimc.SGD()
+    optimizer._match_step([gradient, gradient[::-1, ::-1]], weights, False)
+    for i, expected in enumerate((gradient.ravel(), gradient[::-1, ::-1].ravel("F"))):
+        for begin, n in ((0, 35), (3, 20), (35, 0)):
+            to = np.empty(n, np.float32)
+            assert optimizer._pull(i, to, begin)
+            assert_same_bits(to, expected[begin:begin + n].astype(np.float32))
+        for to, begin in ((np.empty(30, np.float32), 6), (np.empty(3), 0), (np.empty((3, 1), np.float32), 0)):
+            with pytest.raises(ValueError, match="to: expected"):
+                optimizer._pull(i, to, begin)
+    optimizer._finish(False)
+
+
