@@ -13,11 +13,17 @@ Then the tensors, C order, little-endian, without gaps: `slot/number of the weig
 code
 or the name of any; nothing is unpickled.
 
+The state of a job of several processes (optimc/mpi.py) is a file per rank, a shard, and one without tensors, the
+index, that is written last and joins them: its metadata entry "shards" says which elements of the weights are in
+which.  A shard is called like the index, with the token of this save and the rank behind it; its tensors are blocks
+of vectors, `slot/number of the weight@first element`, or whole where weights were not cut.
+
 Files are written beside the old one, synced, and renamed over it, so that there is always a whole one.  Reading
 verifies everything before it is used; whatever is wrong is a `CheckpointError`.
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -42,6 +48,10 @@ WORTH_WATCHING = 256 << 20                  # bytes from which progress is shown
 DTYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 NO_CHECKSUM = "0" * 8
+#: what averages and accumulators are called beside the slots
+AVERAGE, ACCUMULATOR = "ema_average", "gradient_accumulator"
+FACTORS = ("row", "column")                 # slots that are not of their weight's shape
+SHARD_BLOCK = 1 << 20                       # elements of a tensor of a shard, at most
 
 
 class CheckpointError(ValueError):
@@ -170,12 +180,12 @@ def _progress(what, total):
 # ------------------------------------------------------------------------------------------- reading
 
 
-def read(path, names=None):
+def read(path, wanted=None):
     """The tensors and the metadata of a file that `write` wrote, every checksum verified.
 
     Args:
         path: where.
-        names: which tensors; default: all.
+        wanted: which tensors: a function of name and shape; default: all.
 
     Raises:
         CheckpointError: anything in the file is not as `write` writes it.
@@ -187,10 +197,11 @@ def read(path, names=None):
             raise CheckpointError(f"{path}: not a regular file")
         size = os.fstat(file.fileno()).st_size
         entries, metadata, checksums, start = _read_header(path, file, size)
-        wanted = entries if names is None else {name: entries[name] for name in names}
         tensors = {}
         with _progress(f"loading {os.path.basename(path)}", size) as advance:
-            for name, (dtype, shape, begin, end) in wanted.items():
+            for name, (dtype, shape, begin, end) in entries.items():
+                if wanted is not None and not wanted(name, shape):
+                    continue
                 file.seek(start + begin)
                 array = np.empty(end - begin, np.uint8)
                 _read_all(path, file, array, advance)
@@ -293,11 +304,14 @@ def decode(path, metadata, key):
 def save(path, optimizer):
     """Writes an optimizer or wrapper; what its `save` calls, which keeps steps away meanwhile."""
     description, tensors = optimizer._export()
+    write(path, tensors, {"optimizer": _encode(description)})
+
+
+def _encode(description):
     try:
-        text = json.dumps(description, allow_nan=False, separators=(",", ":"))
+        return json.dumps(description, allow_nan=False, separators=(",", ":"))
     except TypeError as error:
         raise ValueError(f"the configuration cannot be stored in a checkpoint: {error}") from None
-    write(path, tensors, {"optimizer": text})
 
 
 def load(path, custom_objects=None):
@@ -325,12 +339,21 @@ def load(path, custom_objects=None):
         >>> again.iterations
         1
     """
-    from optimc import registry
     tensors, metadata = read(path)
+    if "shards" not in metadata:
+        return restore(path, metadata, custom_objects, lambda optimizer, description: tensors)
+    return restore(path, metadata, custom_objects, lambda optimizer, description: join(
+        path, decode(path, metadata, "shards"), description))
+
+
+def restore(path, metadata, custom_objects, tensors_for):
+    """An optimizer from the metadata of a file, and the tensors that a function of it and its description gives."""
+    from optimc import registry
     description = decode(path, metadata, "optimizer")
     try:
         optimizer = registry.deserialize(
             {"class_name": description["class_name"], "config": description["config"]}, custom_objects)
+        tensors = tensors_for(optimizer, description)
         optimizer._import(description, tensors)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         if isinstance(error, CheckpointError):
@@ -339,3 +362,140 @@ def load(path, custom_objects=None):
     if tensors:
         raise CheckpointError(f"{os.fsdecode(path)}: tensor {next(iter(tensors))!r} belongs to nothing")
     return optimizer
+
+
+# ------------------------------------------------------------------------------------------ shards
+
+
+def shard_path(path, token, rank):
+    """Where the shard of a rank is, of the save with this token (16 hexadecimal digits) to `path`."""
+    return f"{os.path.realpath(os.fsdecode(path))}.{token}.{rank}"
+
+
+def write_shard(path, token, rank, tensors):
+    """Writes a rank's file of a save to `path`.
+
+    Args:
+        tensors: dict of names to pairs: a vector, and which element of its weight it begins with; or a whole
+            tensor, and None.
+    """
+    blocks = {}
+    for name, (array, low) in tensors.items():
+        if low is None:
+            blocks[name] = array
+        else:
+            for start in range(0, len(array), SHARD_BLOCK):
+                blocks[f"{name}@{low + start}"] = array[start:start + SHARD_BLOCK]
+    write(shard_path(path, token, rank), blocks, {"shard": token})
+
+
+def write_index(path, description, shards):
+    """Ends a save of shards: writes the file that joins them, then removes those of earlier saves.
+
+    Args:
+        description: of the optimizer in one piece, as its `_export` gives it.
+        shards: dict: "token"; "orders", a "C" or "F" per weight, the order of elements in its vectors; "files", for
+            each rank a list of [weight, first element, last + 1].
+    """
+    write(path, {}, {"optimizer": _encode(description), "shards": json.dumps(shards, separators=(",", ":"))})
+    directory, name = os.path.split(os.path.realpath(os.fsdecode(path)))
+    pattern = re.compile(rf"\.?{re.escape(name)}\.([0-9a-f]{{16}})\.[0-9]+(\.[0-9a-f]{{16}}\.tmp)?")
+    for entry in os.listdir(directory):
+        match = pattern.fullmatch(entry)
+        if match and match[1] != shards["token"]:
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                os.unlink(os.path.join(directory, entry))
+
+
+def weights_part(description):
+    """What a description says of the weights: of an optimizer itself, or of the one within a wrapper."""
+    return description["inner"][0] if "inner" in description else description
+
+
+def read_shards(path, shards, description, pieces=None):
+    """What the shards of a save hold of some elements; only blocks with some of these are read.
+
+    Args:
+        shards: the metadata entry of the index.
+        description: of the optimizer.
+        pieces: the (first element, last + 1) wanted of each weight; default: all.
+
+    Returns:
+        Two dicts by name: vectors of the pieces, and the tensors that are stored whole.
+    """
+    likes = [(math.prod(shape), np.dtype(dtype)) for shape, dtype in weights_part(description)["shapes"]]
+    _check_cover(path, shards["files"], [size for size, _ in likes])
+    if not re.fullmatch("[0-9a-f]{16}", shards["token"]):
+        raise CheckpointError(f"{path}: its shards have a token that is none: {shards['token']!r}")
+    pieces = [(0, size) for size, _ in likes] if pieces is None else pieces
+    vectors, whole, filled = {}, {}, {}
+    for rank, segments in enumerate(shards["files"]):
+        held = {i: (max(low, pieces[i][0]), min(high, pieces[i][1])) for i, low, high in segments}
+        held = {i: (low, high) for i, (low, high) in held.items() if low < high}
+        if not held:
+            continue
+        file = shard_path(path, shards["token"], rank)
+        tensors, metadata = read(file, functools.partial(_is_wanted, held))
+        if metadata.get("shard") != shards["token"]:
+            raise CheckpointError(f"{file}: not a shard of {os.fsdecode(path)}")
+        for name, array in tensors.items():
+            base, i, start = _place_of(name)
+            if start is None:
+                whole[base] = array
+                continue
+            low, high = held[i]
+            first, last = max(low, start), min(high, start + len(array))
+            if base not in vectors:
+                vectors[base] = np.empty(pieces[i][1] - pieces[i][0], likes[i][1])
+            vectors[base][first - pieces[i][0]:last - pieces[i][0]] = array[first - start:last - start]
+            filled[base] = filled.get(base, 0) + last - first
+    for base, n in filled.items():
+        if n != len(vectors[base]):
+            raise CheckpointError(f"{os.fsdecode(path)}: tensor {base!r} is not complete in its shards")
+    return vectors, whole
+
+
+def _place_of(name):
+    """A tensor's name without the element it begins with, its weight, and this element, or None."""
+    base, cut, start = name.partition("@")
+    return base, int(base.rpartition("/")[2]), int(start) if cut else None
+
+
+def _is_wanted(held, name, shape):
+    _, i, start = _place_of(name)
+    return i in held and (start is None or (start < held[i][1] and start + math.prod(shape) > held[i][0]))
+
+
+def _check_cover(path, files, sizes):
+    """Whether the segments of all files are every element of every weight once."""
+    reached = [0] * len(sizes)
+    for i, low, high in sorted(segment for segments in files for segment in segments):
+        if not all(type(n) is int for n in (i, low, high)) or not 0 <= i < len(sizes) or low != reached[i] \
+                or high <= low:
+            raise CheckpointError(f"{os.fsdecode(path)}: its shards overlap or leave something out")
+        reached[i] = high
+    if reached != sizes:
+        raise CheckpointError(f"{os.fsdecode(path)}: its shards leave something out")
+
+
+def with_empty(tensors, description):
+    """Adds to tensors those that no shard holds: of the weights without elements, for all that is kept."""
+    part = weights_part(description)
+    prefix = "0/" if part is not description else ""
+    kept = [AVERAGE] * bool(part["config"]["use_ema"]) + \
+        [ACCUMULATOR] * bool(part["config"]["gradient_accumulation_steps"])
+    for what in (*part["slots"], *kept):
+        for i, (shape, dtype) in enumerate(part["shapes"]):
+            if math.prod(shape) == 0 and what not in FACTORS:
+                tensors[f"{prefix}{what}/{i}"] = np.empty(shape, dtype)
+    return tensors
+
+
+def join(path, shards, description):
+    """The tensors of all shards, in the shape of their weights."""
+    vectors, whole = read_shards(path, shards, description)
+    shapes = weights_part(description)["shapes"]
+    for base, vector in vectors.items():
+        i = _place_of(base)[1]
+        whole[base] = vector.reshape(shapes[i][0], order=shards["orders"][i])
+    return with_empty(whole, description)

@@ -42,8 +42,6 @@ OPTIONS = ("learning_rate", "weight_decay", "clipnorm", "clipvalue", "global_cli
 CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
 WHOLE = ("global_clipnorm", "ema_momentum", "loss_scale_factor")    # no group can have its own
 POLICIES = ("propagate", "raise", "skip")
-#: what these are called beside the slots, in checkpoints
-AVERAGE, ACCUMULATOR = "ema_average", "gradient_accumulator"
 #: what an optimizer holds for its weights
 HELD = ("_slots", "_averages", "_accumulators", "_held_names", "_held_shapes", "_held_waiting")
 
@@ -627,8 +625,9 @@ class Optimizer(_core.Optimizer):
             return [None if math.isnan(number) else number for number in numbers]
 
         tensors = {f"{what}/{i}": array for what, arrays in
-                   ({slot: arrays for slot, arrays in self._slots.items() if slot not in self.scratch_slots} | {
-                       AVERAGE: self._averages or (), ACCUMULATOR: self._accumulators or ()}).items()
+                   ({slot: arrays for slot, arrays in self._slots.items() if slot not in self.scratch_slots}
+                    | {checkpoint.AVERAGE: self._averages or (),
+                       checkpoint.ACCUMULATOR: self._accumulators or ()}).items()
                    for i, array in enumerate(arrays) if array is not None}
         return {
             "class_name": type(self).__name__,
@@ -661,7 +660,7 @@ class Optimizer(_core.Optimizer):
         waiting = tuple(map(bool, description["waiting"]))
         if len(waiting) not in (0, n):
             raise ValueError("waiting: expected one per weight")
-        kept = [(AVERAGE, self.use_ema), (ACCUMULATOR, bool(self.gradient_accumulation_steps))]
+        kept = [(checkpoint.AVERAGE, self.use_ema), (checkpoint.ACCUMULATOR, bool(self.gradient_accumulation_steps))]
         wanted = [*((slot, True) for slot in description["slots"]), *kept]
         held = {}
         for what, expected in wanted:
@@ -678,8 +677,8 @@ class Optimizer(_core.Optimizer):
             positions, patterns = description["excluded"]
             self._excluded = _weights_or_patterns("excluded", [*positions, *patterns])
         self._slots = {slot: held[slot] for slot in description["slots"]}
-        self._averages = held[AVERAGE] if self.use_ema and n else None
-        self._accumulators = held[ACCUMULATOR] if self.gradient_accumulation_steps and n else None
+        self._averages = held[checkpoint.AVERAGE] if self.use_ema and n else None
+        self._accumulators = held[checkpoint.ACCUMULATOR] if self.gradient_accumulation_steps and n else None
         self._held_names, self._held_shapes = names and tuple(names), shapes
         self._held_waiting, self._calls, self._skipped = waiting, calls, skipped
 
@@ -862,7 +861,7 @@ def _check_part(what, i, array, like, expected, is_slot):
         return
     if not expected:
         raise ValueError(f"tensor '{what}/{i}' belongs to nothing")
-    if array.dtype != dtype or (array.shape != shape and what not in ("row", "column")):
+    if array.dtype != dtype or (array.shape != shape and what not in checkpoint.FACTORS):
         raise ValueError(f"tensor '{what}/{i}': expected shape {shape} and dtype {dtype}, got {array.shape} and "
                          f"{array.dtype}")
 

@@ -1,5 +1,7 @@
 """A step in parts, as optimc.mpi takes it: matched, looked at, advanced piece by piece; equal to `apply`."""
 
+import itertools
+
 import numpy as np
 import pytest
 from cases import assert_same_bits, slots_of, values
@@ -24,7 +26,7 @@ def step_in_parts(optimizer, grads, weights, rng):
         for double in (False, True):
             size = sum(w.size for w in weights if (w.itemsize == 8) == double)
             cuts = [0, *sorted(rng.integers(0, size + 1, 4).tolist()), size]
-            for begin, end in zip(cuts, cuts[1:], strict=False):
+            for begin, end in itertools.pairwise(cuts):
                 optimizer._advance(double, begin, end)
     optimizer._finish(True)
 
