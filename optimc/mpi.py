@@ -23,6 +23,8 @@ import builtins
 import contextlib
 import copy
 import itertools
+import os
+import secrets
 import sys
 import time
 import zlib
@@ -227,6 +229,10 @@ class Layout:
     def piece(self, i, low, high, flat):
         """A rank's piece of a weight, or of what is like the weight, from its `flat` memory."""
         return self.in_shape(i, flat[low:high])
+
+    def owned(self, rank):
+        """A rank's segments as a checkpoint lists them."""
+        return [[i, low, high] for i, (low, high) in enumerate(self.pieces(rank)) if low < high]
 
     def in_shape(self, i, part):
         """A rank's piece of weight i, a vector, as its optimizer knows it."""
@@ -736,8 +742,111 @@ class Sharded(Wrapper):
         """This rank's share of what `Optimizer.variables` gives."""
         return self._local.variables
 
+    def save(self, path):
+        """Writes a checkpoint: a file per rank beside `path`, each with its share, then `path`, which joins them.
+
+        `load` here continues from it in a job of any size, `optimc.load` in one process.  While files of ranks are
+        being written, `path` and what it joins are those of the save before.
+
+        Raises:
+            ValueError: the optimizer has no weights yet, or a function gives a value.
+            OSError: of the system, of the rank named; the checkpoint before is still whole.
+        """
+        team, error, mark = self._team, None, 0
+        token = team.gather(np.frombuffer(secrets.token_bytes(8), np.uint8))[0].tobytes().hex()
+        self._local._lock()
+        try:
+            mark = zlib.crc32(os.fsencode(path))
+            description, tensors = self._export()
+            checkpoint.write_shard(path, token, self.rank, tensors)
+        except Exception as caught:
+            error = caught
+        finally:
+            self._local._unlock()
+        try:
+            team.agree("save", error, another_path=mark)
+        except BaseException:
+            if error is None:
+                os.unlink(checkpoint.shard_path(path, token, self.rank))
+            raise
+        if self.rank == 0:
+            try:
+                checkpoint.write_index(path, description, {
+                    "token": token, "orders": "".join(like.order for like in self._layout.likes),
+                    "files": [self._layout.owned(rank) for rank in range(self.size)]})
+            except Exception as caught:
+                error = caught
+        team.agree("end the save", error)
+
+    def _export(self):
+        """The description of the optimizer in one piece, and this rank's tensors as `write_shard` takes them."""
+        layout = self._layout
+        if layout is None:
+            raise ValueError("the optimizer is not built: it has no state to save")
+        description, tensors = self.optimizer._export()
+        part = checkpoint.weights_part(description)
+        part["shapes"] = [[list(like.shape), like.dtype.name] for like in layout.likes]
+        part["slots"] = self._slot_names
+        pieces = layout.pieces(self.rank)
+        numbered = [(name, array, *pieces[int(name.rpartition("/")[2])]) for name, array in tensors.items()]
+        return description, {name: (array, None if layout.cut == "tensors" else low)
+                             for name, array, low, high in numbered if low < high}
+
+    def _take_shards(self, path, shards, description):
+        """Cuts the weights that a description tells of, and gives this rank's tensors."""
+        part = checkpoint.weights_part(description)
+        layout = self._layout = Layout(
+            [Like(tuple(shape), np.dtype(dtype), order)
+             for (shape, dtype), order in zip(part["shapes"], shards["orders"], strict=True)], self.size, self._cut())
+        self._slot_names, pieces = part["slots"], layout.pieces(self.rank)
+        vectors, whole = checkpoint.read_shards(path, shards, description, pieces)
+        tensors = {name: layout.in_shape(int(name.rpartition("/")[2]), vector) for name, vector in vectors.items()}
+        for name, array in whole.items():
+            i = int(name.rpartition("/")[2])
+            tensors[name] = layout.piece_of(i, *pieces[i], array)
+        part["shapes"] = [[list(shape), dtype.name] for shape, dtype in self._piece_shapes()]
+        return checkpoint.with_empty(tensors, description)
+
     def __reduce__(self):
         raise TypeError("a Sharded optimizer belongs to its job and cannot be copied or pickled: use save and load")
 
     def __repr__(self):
         return f"<Sharded({self.optimizer!r}): rank {self.rank} of {self.size}>"
+
+
+def load(path, comm=MPI.COMM_WORLD, *, custom_objects=None, **options):
+    """A `Sharded` optimizer from a checkpoint that one of any number of ranks wrote, or `Optimizer.save`.
+
+    Each rank reads what its share needs.  It binds to the weights of its next step, whose shapes and dtypes must
+    match.  All ranks call it with the same arguments.
+
+    Args:
+        path: the file.
+        comm, options: as `Sharded` takes them.
+        custom_objects: as `optimc.load` takes them.
+
+    Raises (on every rank, with the rank named):
+        CheckpointError, OSError: as `optimc.load`.
+    """
+    sharded, error, mark = None, None, 0
+    try:
+        sharded, mark = _load(path, comm, custom_objects, options)
+    except Exception as caught:
+        error = caught
+    Team(comm, options.get("timeout", TIMEOUT)).agree("load", error, another_checkpoint=mark)
+    return sharded
+
+
+def _load(path, comm, custom_objects, options):
+    _, metadata = checkpoint.read(path, lambda name, shape: False)
+    mark = zlib.crc32(repr(metadata).encode())
+    if "shards" not in metadata:
+        return Sharded(checkpoint.load(path, custom_objects), comm, **options), mark
+    made = []
+
+    def tensors_for(optimizer, description):
+        made.append(Sharded(optimizer, comm, **options))
+        return made[0]._take_shards(path, checkpoint.decode(path, metadata, "shards"), description)
+
+    checkpoint.restore(path, metadata, custom_objects, tensors_for)
+    return made[0], mark
