@@ -479,7 +479,9 @@ class Sharded(Wrapper):
         pieces = layout.pieces(self.rank)
 
         def mine(arrays):
-            return arrays and [copy.copy(layout.piece_of(i, *pieces[i], array)) for i, array in enumerate(arrays)]
+            return arrays and [
+                copy.copy(layout.piece_of(i, *pieces[i], array)) if pieces[i][0] < pieces[i][1]
+                else np.empty(0, layout.likes[i].dtype) for i, array in enumerate(arrays)]
 
         slots, waiting = {slot: mine(arrays) for slot, arrays in local._slots.items()}, local._waiting_now()
         local._unbind()
@@ -632,7 +634,7 @@ class Sharded(Wrapper):
         self._team.agree("step", error)
 
     def _room(self, number, dtype, size):
-        return self._rooms[number].view(dtype)[:size] if size else np.empty(0, dtype)
+        return self._rooms[number][:size * dtype.itemsize].view(dtype)
 
     def _reduced(self, taken):
         """Gives the buckets in order, when their gradients are there; the next one is on its way by then."""

@@ -3,7 +3,13 @@
 Each job checks with `assert`; a rank that fails ends the job.
 """
 
+import copy
+import itertools
+import os
+import re
 import sys
+import time
+import warnings
 
 import numpy as np
 from cases import CASES, assert_equal, assert_same_bits, values
@@ -127,6 +133,261 @@ def load(folder, start, step):
             if WORLD.rank == 0:
                 for w, e in zip(weights, expected, strict=True):
                     assert_equal(case, w, e, f"{path}, in one piece")
+
+
+def refused(kind, message, sharded, act, weights):
+    """Whether every rank raises alike, and nothing has changed."""
+    before = state(sharded, weights)
+    try:
+        act()
+    except kind as error:
+        assert re.search(message, str(error)), f"{error} instead of {message}"
+    else:
+        raise AssertionError(f"not refused: {message}")
+    assert state(sharded, weights) == before, message
+
+
+def state(sharded, weights):
+    local = sharded._local
+    slots = [array.tobytes() for arrays in local._slots.values() for array in arrays if array is not None]
+    return ([w.tobytes() for w in weights], slots if sharded.built else sharded.built, local._calls,
+            sharded.skipped_steps, repr(local._get_running()), repr(local.get_config()))
+
+
+def errors():
+    """What one rank does wrong is refused by all, at the first step and later; then all go on."""
+    last, weights = WORLD.size - 1, some(0)
+    bad = WORLD.rank == last
+    grads = some((1, WORLD.rank))
+
+    def with_entry(entries, i, value):
+        return [value if bad and k == i else entry for k, entry in enumerate(entries)]
+
+    def wrong(kind, message, grads, rate=0.1, weights=weights):
+        refused(kind, message, sharded, lambda: sharded.apply(grads, weights), weights)
+
+    def odd_rate():
+        return np.inf if bad and broken else 0.1
+
+    broken = False
+    sharded = mpi.Sharded(optimc.Adam(odd_rate, check_finite="raise"))
+    for first in (True, False):
+        wrong(ValueError, f"rank {last}: grads.2.: expected shape", with_entry(grads, 2, np.ones(3)))
+        wrong(TypeError, f"rank {last}: grads.1.: expected a gradient of floats",
+              with_entry(grads, 1, np.ones(1, int)))
+        wrong(ValueError, f"rank {last}: grads.0. overlaps", with_entry(grads, 0, weights[0]))
+        wrong(ValueError, f"rank {last}: grads and params must have one entry", grads[:-1] if bad else grads)
+        wrong(ValueError, f"rank {last}: No gradients", [None] * len(grads) if bad else grads)
+        wrong(FloatingPointError, f"rank {last}: grads.4. is not finite", with_entry(
+            grads, 4, np.full(SHAPES[4], np.nan)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wrong(ValueError, f"rank {last} has gradients for other weights than rank 0", with_entry(grads, 2, None))
+        broken = True
+        wrong(ValueError, f"rank {last}: learning_rate must be", grads)
+        broken = False
+        if first:
+            wrong(ValueError, f"rank {last} has other numbers in its weights", grads,
+                  weights=[np.asarray(w + bad) for w in weights])
+            wrong(ValueError, f"rank {last} has other weights or arguments", grads,
+                  weights=with_entry(weights, 5, np.zeros((17, 1), np.float32)))
+            wrong(ValueError, f"rank {last}: params.0.", grads,
+                  weights=with_entry(weights, 0, np.zeros((3, 3))[:, 0]))
+        if not first:
+            wrong(ValueError, f"rank {last}: params.5. is not in the memory", grads,
+                  weights=with_entry(weights, 5, weights[5].copy()))
+            sharded._local.beta_1 = 0.8 if bad else 0.9
+            wrong(ValueError, f"rank {last} has other hyperparameters than rank 0", grads)
+            sharded._local.beta_1 = 0.9
+            sharded._local.iterations += bad
+            wrong(ValueError, f"rank {last} has done other steps than rank 0", grads)
+            sharded._local.iterations -= bad
+            refused(RuntimeError, "do different things", sharded, lambda: (
+                sharded.finalize_variable_values() if bad else sharded.apply(grads, weights)), weights)
+            sharded._local.clipnorm = 1.0
+            wrong(ValueError, "clipnorm, global_clipnorm and cautious can be turned on only before", grads)
+            sharded._local.clipnorm = None
+            refused(ValueError, "rank 0: .*averages", sharded, lambda: sharded.averaged().__enter__(), weights)
+        wrong(FloatingPointError, "finite, but what they add up to is not", [
+            np.full(g.shape, np.finfo(g.dtype).max) for g in grads])
+        sharded.apply(grads, weights)
+        assert_same_everywhere(weights)
+    assert sharded.iterations == 2
+
+
+def broken_saves(folder):
+    """A rank that cannot write spoils the save for all; the one before is still whole."""
+    last, weights = WORLD.size - 1, some(0)
+    sharded, path = mpi.Sharded(optimc.Adam()), f"{folder}/adam"
+    refused(ValueError, "rank 0: the optimizer is not built", sharded, lambda: sharded.save(path), weights)
+    sharded.apply(some(1), weights)
+    sharded.save(path)
+    WORLD.barrier()
+    files = sorted(os.listdir(folder))
+    sharded.apply(some(2), weights)
+    replace = os.replace
+
+    def full(source, target):
+        if WORLD.rank == broken:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    for broken in (last, 0):
+        os.replace = full
+        refused(OSError, f"rank {broken}: .*No space left", sharded, lambda: sharded.save(path), weights)
+        os.replace = replace
+        WORLD.barrier()
+        assert sorted(os.listdir(folder)) == files
+        WORLD.barrier()
+    if WORLD.size > 1:
+        refused(ValueError, f"rank {last} has another path", sharded, lambda: sharded.save(
+            path if WORLD.rank < last else f"{path}.other"), weights)
+        refused(OSError, f"rank {last}: .*No such file", sharded, lambda: mpi.load(
+            path if WORLD.rank < last else f"{path}.other"), weights)
+    assert mpi.load(path).iterations == 1
+    sharded.save(path)
+    assert mpi.load(path).iterations == 2
+    WORLD.barrier()
+    if WORLD.rank == 0:
+        assert len(os.listdir(folder)) == len(files)
+        shard = next(name for name in os.listdir(folder) if name.endswith(f".{last}"))
+        with open(f"{folder}/{shard}", "r+b") as file:
+            file.seek(-3, os.SEEK_END)
+            file.write(b"x")
+    WORLD.barrier()
+    refused(optimc.CheckpointError, f"rank {last}: .*damaged", sharded, lambda: mpi.load(path), weights)
+    if WORLD.rank == 0:
+        os.unlink(f"{folder}/{shard}")
+    WORLD.barrier()
+    refused(OSError, f"rank {last}: .*No such file", sharded, lambda: mpi.load(path), weights)
+
+
+def equal():
+    """The library's reduction: after 50 steps of every class, all ranks hold the same bits."""
+    for case in {case.cls: case for case in CASES}.values():
+        sharded, weights = mpi.Sharded(case.make()), some(0)
+        alone, expected = case.make(), some(0)
+        for t in range(50):
+            grads = all_grads(t)
+            sharded.apply(grads[WORLD.rank], weights)
+            if t == 0:
+                alone.apply(mean(grads), expected)
+                for w, e in zip(weights, expected, strict=True):
+                    assert np.allclose(w, e, rtol=1e-3, atol=1e-3 * np.abs(e).max(initial=0)), case
+        assert_same_everywhere(weights)
+
+
+def skips():
+    """A gradient that is not finite on one rank: all skip the step."""
+    for make in (lambda: optimc.Adam(check_finite="skip", global_clipnorm=1.0),
+                 lambda: optimc.LossScaleOptimizer(optimc.Adam(), initial_scale=8.0, dynamic_growth_steps=2)):
+        sharded, weights = mpi.Sharded(make(), deterministic=True), some(0)
+        alone, expected = make(), some(0)
+        for t in range(6):
+            grads = all_grads(t)
+            if t in (0, 4):
+                grads[-1][2][3] = np.inf
+            sharded.apply(grads[WORLD.rank], weights)
+            alone.apply(mean(grads), expected)
+            for w, e in zip(weights, expected, strict=True):
+                assert_same_bits(w, e)
+        assert repr(sharded.optimizer.get_config()) == repr(alone.get_config())
+        assert sharded.iterations == alone.iterations == 4
+        assert sharded.skipped_steps == getattr(alone, "inner_optimizer", alone).skipped_steps
+        assert sharded.scale_loss(2.0) == alone.scale_loss(2.0)
+
+
+def features():
+    """Missing gradients, names, groups, averages, new memory, state from before, other gradient types."""
+    names = "abcdefg"
+    for cls in (optimc.Adam, optimc.ScheduleFreeAdamW, optimc.Muon):
+        def make(cls=cls):
+            optimizer = cls(use_ema=True, weight_decay=0.1, groups=[{"params": "[ce]", "learning_rate": 0.1}],
+                            gradient_accumulation_steps=2, clipnorm=2.0)
+            optimizer.exclude_from_weight_decay(var_names=["a"])
+            return optimizer
+
+        alone, expected = make(), dict(zip(names, some(0), strict=True))
+        for t in range(3):
+            alone.apply(dict(zip(names, some(t), strict=True)), expected)
+        sharded = mpi.Sharded(copy.deepcopy(alone), deterministic=True)
+        weights = {name: np.array(w, order="F" if cls is optimc.Adam else "C") for name, w in expected.items()}
+        for t in range(3, 9):
+            grads = [dict(zip(names, g, strict=True)) for g in all_grads(t)]
+            total = dict(zip(names, mean([[*g.values()] for g in grads]), strict=True))
+            mine = {k: np.asarray(g, "f8", order="F") for k, g in grads[WORLD.rank].items()}
+            if t in (4, 5):
+                mine["c"] = total["c"] = None
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                sharded.apply(mine, weights if t % 2 else None)
+                alone.apply(total, expected if t % 2 else None)
+            if t == 6:                                  # weights move, and are a subset in another order
+                weights = {name: w.copy(order="K") for name, w in weights.items()}
+                sharded.build(weights)
+                sharded.apply({k: mine[k] for k in "ec"}, {k: weights[k] for k in "ec"})
+                alone.apply({k: total[k] for k in "ec"}, {k: expected[k] for k in "ec"})
+            if t == 7:
+                sharded.exclude_from_weight_decay([weights["c"]])
+                alone.exclude_from_weight_decay([expected["c"]])
+            check(weights, expected)
+        with sharded.averaged(weights), alone.averaged(expected):
+            check(weights, expected)
+        check(weights, expected)
+        sharded.finalize_variable_values(weights)
+        alone.finalize_variable_values(expected)
+        check(weights, expected)
+    refused(TypeError, "cannot be copied", sharded, lambda: copy.deepcopy(sharded), [*weights.values()])
+    refused(ValueError, "params: expected 7 weights", sharded, lambda: sharded.build(
+        {**weights, "h": np.ones(2)}), [*weights.values()])
+
+
+def check(weights, expected):
+    for name, w in weights.items():
+        if name == "a":                                 # Muon's, by way of a matrix product
+            assert np.allclose(w, expected[name], rtol=1e-4, atol=1e-4 * np.abs(expected[name]).max())
+        else:
+            assert_same_bits(w, expected[name], name)
+
+
+def memory(ranks):
+    """From a million weights on, a rank keeps 1/ranks of the slots, and 1 % more at most."""
+    shapes = [(700, 900), (900,), (611, 607), (3,)]
+    for options in ({}, {"global_clipnorm": 1.0}):
+        for cls in (optimc.Adam, optimc.SGD, optimc.Lion, optimc.Adan):
+            weights = [np.ones(shape, np.float32) for shape in shapes]
+            alone = cls(use_ema=True, **options)
+            alone.build(weights)
+            whole = sum(a.nbytes for a in alone.variables[2:])
+            sharded = mpi.Sharded(cls(use_ema=True, **options))
+            sharded.build(weights)
+            assert sum(a.nbytes for a in sharded.variables[2:]) <= 1.01 * whole / int(ranks)
+            layout = [mpi.Layout(sharded._layout.likes, ranks, sharded._layout.cut) for ranks in (5, 7, 64, 4096)]
+            for one in layout:
+                assert sum(one.share(np.dtype("f4"), r) for r in range(one.ranks)) == sum(w.size for w in weights)
+
+
+def until_killed(folder, victim):
+    """Steps and saves until the victim dies."""
+    sharded, weights = mpi.Sharded(optimc.Adam()), some(0)
+    for t in itertools.count():
+        sharded.apply(some(t), weights)
+        sharded.save(f"{folder}/adam")
+        if t == 2:
+            if WORLD.rank == int(victim):
+                with open(f"{folder}/victim.tmp", "w") as file:
+                    file.write(str(os.getpid()))
+                os.replace(f"{folder}/victim.tmp", f"{folder}/victim")
+            time.sleep(0.5)
+
+
+def until_left(timeout):
+    """One rank leaves in silence, or raises; the others wait for it no longer than they must."""
+    sharded, weights = mpi.Sharded(optimc.Adam(), timeout=float(timeout)), some(0)
+    sharded.apply(some(0), weights)
+    if WORLD.rank == WORLD.size - 1:
+        sys.exit(0)
+    sharded.apply(some(1), weights)
 
 
 if __name__ == "__main__":

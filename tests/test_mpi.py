@@ -8,10 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import require
 
+import optimc
+
 require("mpi4py")
+mpi = pytest.importorskip("optimc.mpi")
 
 HERE = Path(__file__).parent
 MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -42,3 +46,98 @@ def run(ranks, job, *arguments):
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_steps_have_the_bits_of_the_serial_sum(ranks):
     assert "runs" in run(ranks, "serial", "everything", ranks % 2, 2)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_hold_the_same_weights(ranks):
+    run(ranks, "equal")
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_options_of_an_unsharded_optimizer(ranks):
+    run(ranks, "features")
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_skips_are_agreed(ranks):
+    run(ranks, "skips")
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_rank_keeps_its_share_of_the_slots(ranks):
+    run(ranks, "memory", ranks)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_errors_are_agreed(ranks):
+    run(ranks, "errors")
+
+
+@pytest.mark.parametrize("saving, loading", [(2, 1), (2, 3), (2, 4), (4, 2), (1, 2), (3, 3)])
+def test_checkpoints_are_loaded_by_any_number_of_ranks(tmp_path, saving, loading):
+    part = (saving + loading) % 5, 5
+    run(saving, "save", tmp_path, *part)
+    run(loading, "load", tmp_path, *part)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_broken_saves_and_loads_are_agreed(tmp_path, ranks):
+    run(ranks, "broken_saves", tmp_path)
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_killed_rank_ends_the_job_and_leaves_a_checkpoint(tmp_path, victim):
+    process = start(3, "until_killed", tmp_path, victim)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "victim").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    os.kill(int((tmp_path / "victim").read_text()), signal.SIGKILL)
+    process.communicate(timeout=10)
+    assert process.returncode != 0
+    assert optimc.load(tmp_path / "adam").iterations >= 3
+
+
+def test_a_rank_that_left_is_waited_for_no_longer_than_the_timeout():
+    process = start(3, "until_left", 1.5)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert "waited 1.5 s for the other ranks" in output
+
+
+def test_a_layout_is_cut_where_it_may():
+    likes = [mpi.Like(shape, np.dtype(dtype), "C") for shape, dtype in (
+        ((3000,), "f4"), ((0, 2), "f4"), ((7, 5), "f8"), ((100, 100), "f4"), ((), "f4"))]
+    for cut, expected in (("elements", [0, 4333, 8667, 13001]), ("blocks", [0, 3000 + 2048, 3000 + 3 * 2048, 13001]),
+                          ("tensors", [0, 3000, 13000, 13001])):
+        layout = mpi.Layout(likes, 3, cut)
+        assert layout.spaces[np.dtype("f4")][2] == expected
+        for i, like in enumerate(likes):
+            pieces = sorted(layout.pieces(rank)[i] for rank in range(3) if like.size)
+            reached = 0
+            for low, high in (piece for piece in pieces if piece[0] < piece[1]):
+                assert low == reached
+                reached = high
+            assert reached == like.size
+
+
+@pytest.mark.parametrize("arguments, error, message", [
+    ({"optimizer": "adam"}, TypeError, "optimizer must be an optimizer or a LossScaleOptimizer, got str"),
+    ({"optimizer": optimc.MultiOptimizer(lambda name: None)}, TypeError, "got MultiOptimizer"),
+    ({"comm": 3}, TypeError, "comm must be an intracommunicator of mpi4py, got int"),
+    ({"average": 1}, TypeError, "average must be a bool"),
+    ({"deterministic": None}, TypeError, "deterministic must be a bool"),
+    ({"bucket_bytes": 0}, ValueError, "bucket_bytes must be at least 1, got 0"),
+    ({"bucket_bytes": 1.5}, TypeError, "bucket_bytes must be an int"),
+    ({"timeout": 0}, ValueError, "timeout must be finite and > 0"),
+    ({"timeout": "long"}, TypeError, "timeout"),
+])
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        mpi.Sharded(**{"optimizer": optimc.SGD(), **arguments})
+
+
+def test_without_mpi4py_the_error_names_the_extra():
+    code = "import sys; sys.modules['mpi4py'] = None; import optimc.mpi"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ImportError: optimc.mpi needs mpi4py" in done.stderr and "optimc[mpi]" in done.stderr
