@@ -74,16 +74,17 @@ def serial(name="", start=0, step=1):
 KEPT = ["everything", "decay", "ema", "accumulation"]
 
 
-def stored(case):
-    """Cases of optimizers as checkpoints are tested with them; some within a loss scale."""
-    for k, options in enumerate(KEPT):
+def stored(start, step):
+    """Some cases and their optimizers, each with some options, as checkpoints are tested with them."""
+    for k, case in list(enumerate(CASES))[int(start)::int(step)]:
+        options = KEPT[k // int(step) % len(KEPT)]
         optimizer = case.make(**OPTIONS[options], groups=[{"params": [0, 4], "learning_rate": 0.5}])
         optimizer.exclude_from_weight_decay([4])
-        optimizer.name = f"{case!r} {options}".replace("/", " ")
+        optimizer.name = f"{case!r} {options}"
         if k % 2:
             optimizer.loss_scale_factor = None
             optimizer = optimc.LossScaleOptimizer(optimizer, initial_scale=4.0)
-        yield optimizer
+        yield case, optimizer
 
 
 def path_of(folder, optimizer):
@@ -97,42 +98,40 @@ def share_of(grads):
 
 def save(folder, start, step):
     """Steps each case, and saves it after three steps."""
-    for case in CASES[int(start)::int(step)]:
-        for optimizer in stored(case):
-            sharded, weights = mpi.Sharded(optimizer, average=False), some(0)
-            for t in range(3):
-                sharded.apply(share_of(some(t + 1)), weights)
-            sharded.save(path_of(folder, optimizer))
-            if WORLD.rank == 0:
-                np.savez(path_of(folder, optimizer), *weights)
+    for _, optimizer in stored(start, step):
+        sharded, weights = mpi.Sharded(optimizer, average=False), some(0)
+        for t in range(3):
+            sharded.apply(share_of(some(t + 1)), weights)
+        sharded.save(path_of(folder, optimizer))
+        if WORLD.rank == 0:
+            np.savez(path_of(folder, optimizer), *weights)
 
 
 def load(folder, start, step):
     """Goes on from `save` in another job, and saves again; both as if it had never stopped."""
-    for case in CASES[int(start)::int(step)]:
-        for optimizer in stored(case):
-            path = path_of(folder, optimizer)
-            with np.load(f"{path}.npz") as file:
-                weights = [file[f"arr_{i}"].copy() for i in range(len(SHAPES))]
-            expected = some(0)
-            sharded = mpi.load(path, average=False)
-            for t in range(6):
-                optimizer.apply(some(t + 1), expected)
-                if t < 3:
-                    continue
-                sharded.apply(share_of(some(t + 1)), weights)
-                for w, e in zip(weights, expected, strict=True):
-                    assert_equal(case, w, e, f"{path}, step {t}")
-            assert sharded.iterations == optimizer.iterations
-            assert repr(sharded.optimizer.get_config()) == repr(optimizer.get_config())
-            sharded.save(f"{path}.again")
-            if WORLD.rank == 0:
-                one = optimc.load(f"{path}.again")
-                one.apply(some(9), expected)
-            sharded.apply(share_of(some(9)), weights)
-            if WORLD.rank == 0:
-                for w, e in zip(weights, expected, strict=True):
-                    assert_equal(case, w, e, f"{path}, in one piece")
+    for case, optimizer in stored(start, step):
+        path = path_of(folder, optimizer)
+        with np.load(f"{path}.npz") as file:
+            weights = [file[f"arr_{i}"].copy() for i in range(len(SHAPES))]
+        expected = some(0)
+        sharded = mpi.load(path, average=False)
+        for t in range(6):
+            optimizer.apply(some(t + 1), expected)
+            if t < 3:
+                continue
+            sharded.apply(share_of(some(t + 1)), weights)
+            for w, e in zip(weights, expected, strict=True):
+                assert_equal(case, w, e, f"{path}, step {t}")
+        assert sharded.iterations == optimizer.iterations
+        assert repr(sharded.optimizer.get_config()) == repr(optimizer.get_config())
+        sharded.save(f"{path}.again")
+        if WORLD.rank == 0:
+            one = optimc.load(f"{path}.again")
+            one.apply(some(9), expected)
+        sharded.apply(share_of(some(9)), weights)
+        if WORLD.rank == 0:
+            for w, e in zip(weights, expected, strict=True):
+                assert_equal(case, w, e, f"{path}, in one piece")
 
 
 def refused(kind, message, sharded, act, weights):

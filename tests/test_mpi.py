@@ -48,7 +48,7 @@ def test_steps_have_the_bits_of_the_serial_sum(ranks):
     assert "runs" in run(ranks, "serial", "everything", ranks % 2, 2)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_ranks_hold_the_same_weights(ranks):
     run(ranks, "equal")
 
@@ -73,9 +73,9 @@ def test_errors_are_agreed(ranks):
     run(ranks, "errors")
 
 
-@pytest.mark.parametrize("saving, loading", [(2, 1), (2, 3), (2, 4), (4, 2), (1, 2), (3, 3)])
+@pytest.mark.parametrize("saving, loading", [(2, 1), (2, 3), (2, 4), (4, 2), (1, 2)])
 def test_checkpoints_are_loaded_by_any_number_of_ranks(tmp_path, saving, loading):
-    part = (saving + loading) % 5, 5
+    part = (saving + loading) % 4, 4
     run(saving, "save", tmp_path, *part)
     run(loading, "load", tmp_path, *part)
 
