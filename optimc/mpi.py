@@ -43,7 +43,7 @@ from optimc.optimizer import HELD, Optimizer, _used
 from optimc.optimizers import SGD
 from optimc.wrappers import LossScaleOptimizer, Wrapper
 
-BUCKET = 4 << 20                    # bytes of a bucket, all ranks' parts together
+BUCKET, PART = 4 << 20, 64 << 10    # bytes of a bucket, and of each rank's part in it, at least (docs/mpi.md)
 TIMEOUT = 300.0                     # seconds
 SPIN = 1e-3                         # seconds that a wait asks again and again, before it sleeps in between
 NAP = 1e-4                          # seconds
@@ -271,6 +271,11 @@ class Bucket(NamedTuple):
         return sum(self.counts)
 
 
+def default_bucket(ranks):
+    """Bytes of a bucket."""
+    return max(BUCKET, PART * ranks)
+
+
 def _buckets(layout, rank, most):
     """The buckets of at most so many bytes (or one element of each rank) that shares are cut into."""
     buckets = []
@@ -304,7 +309,7 @@ class Sharded(Wrapper):
         average: step with the mean of the ranks' gradients; otherwise with their sum.
         deterministic: add up gradients in the order of the ranks, so that the bits do not depend on the MPI
             library.  With 1, 2, 4, ... ranks the mean is exact beyond the sum.
-        bucket_bytes: how much travels as one message.
+        bucket_bytes: how much travels as one message; default: 4 MiB, and 64 KiB for each rank at least.
         timeout: seconds to wait for the other ranks before the job is ended; None: for ever.
 
     Raises (all methods, on every rank alike, with the rank named, and nothing changed):
@@ -320,20 +325,20 @@ class Sharded(Wrapper):
         print(w)                                        # [0.75 0.75 0.75 0.75], twice
     """
 
-    def __init__(self, optimizer, comm=MPI.COMM_WORLD, *, average=True, deterministic=False, bucket_bytes=BUCKET,
+    def __init__(self, optimizer, comm=MPI.COMM_WORLD, *, average=True, deterministic=False, bucket_bytes=None,
                  timeout=TIMEOUT):
         inner = optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
         if not isinstance(inner, Optimizer):
             raise TypeError(f"optimizer must be an optimizer or a LossScaleOptimizer, got {type(inner).__name__}")
         check_bool("average", average)
         check_bool("deterministic", deterministic)
-        if not count(1)("bucket_bytes", bucket_bytes):
-            raise ValueError(f"bucket_bytes must be at least 1, got {bucket_bytes}")
+        bucket_bytes = count(1)("bucket_bytes", bucket_bytes)
         if timeout is not None:
             timeout = _core.check_number("timeout", timeout, 0.0, float("inf"), LOW_OPEN)
         self.optimizer = optimizer          #: what was wrapped: its values may be set
-        self.average, self.deterministic, self.bucket_bytes = average, deterministic, bucket_bytes
+        self.average, self.deterministic = average, deterministic
         self._team = Team(comm, timeout)
+        self.bucket_bytes = bucket_bytes or default_bucket(self.size)
         self._local = inner                 # steps this rank's share
         self._whole = SGD(check_finite="raise")     # is never stepped: checks gradients and reads them
         self._layout = None

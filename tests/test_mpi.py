@@ -1,6 +1,7 @@
 """optimc.mpi, in jobs of 1 to 4 ranks under mpiexec; what the ranks do is in mpi_jobs.py."""
 
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -25,16 +26,17 @@ if MPIEXEC is None:
     pytest.skip("no mpiexec", allow_module_level=True)
 
 
-def start(ranks, job, *arguments, runner=("-m", "mpi4py")):
+def start(ranks, *arguments, script=HERE / "mpi_jobs.py"):
+    """Starts a job; its output is a pipe."""
     return subprocess.Popen(
-        [MPIEXEC, "-n", str(ranks), sys.executable, *runner, str(HERE / "mpi_jobs.py"), job, *map(str, arguments)],
+        [MPIEXEC, "-n", str(ranks), sys.executable, "-m", "mpi4py", str(script), *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "OPTIMC_NUM_THREADS": "1"})
 
 
-def run(ranks, job, *arguments):
+def run(ranks, *arguments, **script):
     """What a job printed, which must end well."""
-    process = start(ranks, job, *arguments)
+    process = start(ranks, *arguments, **script)
     try:
         output, _ = process.communicate(timeout=120)
     finally:
@@ -105,6 +107,46 @@ def test_a_rank_that_left_is_waited_for_no_longer_than_the_timeout():
     assert "waited 1.5 s for the other ranks" in output
 
 
+def test_the_example_prints_the_same_for_any_number_of_ranks(tmp_path):
+    require("sklearn")
+    example = HERE.parent / "examples" / "mpi_train.py"
+    one, two, four = (run(ranks, "--epochs", 3, "--checkpoint", tmp_path / "last", script=example)
+                      for ranks in (1, 2, 4))
+    assert one == two == four
+    losses = [float(line.split()[4].rstrip(",")) for line in one.splitlines()]
+    assert len(losses) == 4 and losses[-1] < 0.8 * losses[0]
+    assert optimc.load(tmp_path / "last").iterations == 3 * 9
+
+
+RECKONING = runpy.run_path(str(HERE.parent / "benchmarks" / "mpi_reckoning.py"))
+
+
+def test_the_page_has_the_reckoned_numbers():
+    page = RECKONING["PAGE"].read_text()
+    for name in ("sizes", "times", "buckets"):
+        assert f"<!-- {name} -->\n" + "\n".join(RECKONING["TABLES"][name]()) + "\n<!-- end -->" in page
+    assert all(RECKONING["default"](ranks) == mpi.default_bucket(ranks) for ranks in (1, 64, 65, 4096))
+
+
+@pytest.mark.parametrize("algorithm", ["ring", "halving"])
+@pytest.mark.parametrize("ranks, bucket", [(8, 1 << 22), (64, 1 << 22), (128, 1 << 25)])
+def test_the_reckoning_is_what_the_simulation_finds(ranks, bucket, algorithm):
+    weights = 12 * bucket // 4
+    for network in RECKONING["NETWORKS"]:
+        seconds, sent = RECKONING["simulate"](
+            RECKONING["buckets_of"](weights, ranks, bucket), network, algorithm)
+        reckoned = RECKONING["step_time"](weights, ranks, network, algorithm, bucket)
+        assert abs(seconds - reckoned) < 0.05 * reckoned
+        assert abs(sent - RECKONING["bytes_sent"](weights, ranks)).max() <= 1e-3 * sent.max()
+
+
+def test_a_share_is_reckoned_as_it_is_cut():
+    weights = [np.ones(1 << 20, np.float32)]
+    layout = mpi.Layout([mpi.Like((1 << 20,), np.dtype("f4"), "C")], 4, "elements")
+    reckoned = RECKONING["memory"](1 << 20, 4, 2, 1 << 22) - 4 * (1 << 22) - 2 * weights[0].nbytes
+    assert reckoned == 3 * 4 * layout.share(np.dtype("f4"), 1)
+
+
 def test_a_layout_is_cut_where_it_may():
     likes = [mpi.Like(shape, np.dtype(dtype), "C") for shape, dtype in (
         ((3000,), "f4"), ((0, 2), "f4"), ((7, 5), "f8"), ((100, 100), "f4"), ((), "f4"))]
@@ -127,7 +169,7 @@ def test_a_layout_is_cut_where_it_may():
     ({"comm": 3}, TypeError, "comm must be an intracommunicator of mpi4py, got int"),
     ({"average": 1}, TypeError, "average must be a bool"),
     ({"deterministic": None}, TypeError, "deterministic must be a bool"),
-    ({"bucket_bytes": 0}, ValueError, "bucket_bytes must be at least 1, got 0"),
+    ({"bucket_bytes": -1}, ValueError, "bucket_bytes must be None or at least 1, got -1"),
     ({"bucket_bytes": 1.5}, TypeError, "bucket_bytes must be an int"),
     ({"timeout": 0}, ValueError, "timeout must be finite and > 0"),
     ({"timeout": "long"}, TypeError, "timeout"),
