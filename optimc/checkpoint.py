@@ -423,6 +423,7 @@ def read_shards(path, shards, description, pieces=None):
     Returns:
         Two dicts by name: vectors of the pieces, and the tensors that are stored whole.
     """
+    path = os.fsdecode(path)
     likes = [(math.prod(shape), np.dtype(dtype)) for shape, dtype in weights_part(description)["shapes"]]
     _check_cover(path, shards["files"], [size for size, _ in likes])
     if not re.fullmatch("[0-9a-f]{16}", shards["token"]):
@@ -437,7 +438,7 @@ def read_shards(path, shards, description, pieces=None):
         file = shard_path(path, shards["token"], rank)
         tensors, metadata = read(file, functools.partial(_is_wanted, held))
         if metadata.get("shard") != shards["token"]:
-            raise CheckpointError(f"{file}: not a shard of {os.fsdecode(path)}")
+            raise CheckpointError(f"{file}: not a shard of {path}")
         for name, array in tensors.items():
             base, i, start = _place_of(name)
             if start is None:
@@ -451,7 +452,7 @@ def read_shards(path, shards, description, pieces=None):
             filled[base] = filled.get(base, 0) + last - first
     for base, n in filled.items():
         if n != len(vectors[base]):
-            raise CheckpointError(f"{os.fsdecode(path)}: tensor {base!r} is not complete in its shards")
+            raise CheckpointError(f"{path}: tensor {base!r} is not complete in its shards")
     return vectors, whole
 
 
@@ -472,10 +473,10 @@ def _check_cover(path, files, sizes):
     for i, low, high in sorted(segment for segments in files for segment in segments):
         if not all(type(n) is int for n in (i, low, high)) or not 0 <= i < len(sizes) or low != reached[i] \
                 or high <= low:
-            raise CheckpointError(f"{os.fsdecode(path)}: its shards overlap or leave something out")
+            raise CheckpointError(f"{path}: its shards overlap or leave something out")
         reached[i] = high
     if reached != sizes:
-        raise CheckpointError(f"{os.fsdecode(path)}: its shards leave something out")
+        raise CheckpointError(f"{path}: its shards leave something out")
 
 
 def with_empty(tensors, description):

@@ -39,7 +39,7 @@ except ImportError as error:
 
 from optimc import _core, checkpoint
 from optimc.arguments import LOW_OPEN, check_bool, count
-from optimc.optimizer import HELD, Optimizer, _used
+from optimc.optimizer import HELD, Optimizer, _used, unzip
 from optimc.optimizers import SGD
 from optimc.wrappers import LossScaleOptimizer, Wrapper
 
@@ -321,7 +321,7 @@ class Sharded(Wrapper):
         import numpy as np, optimc, optimc.mpi
         opt = optimc.mpi.Sharded(optimc.SGD(0.5))
         w = np.ones(4, np.float32)
-        opt.apply([np.full(4, opt.rank)], [w])          # the mean of 0 and 1
+        opt.apply([np.full(4, float(opt.rank))], [w])   # the mean of 0 and 1
         print(w)                                        # [0.75 0.75 0.75 0.75], twice
     """
 
@@ -529,7 +529,7 @@ class Sharded(Wrapper):
 
         Args:
             grads: this rank's gradients, as `Optimizer.apply` takes them.  A weight may be without one (None) if it
-                is on all ranks.
+                is on all ranks.  They are added up in the weight's type.
             trainable_variables: the weights.  The first call builds the optimizer for them.
         """
         before = None
@@ -542,6 +542,16 @@ class Sharded(Wrapper):
             if before is not None:
                 self._undo_build(before)
             raise
+
+    def apply_gradients(self, grads_and_vars):
+        """`apply` for pairs, as `zip(grads, weights)` gives them.  Returns `iterations`."""
+        try:
+            pairs = unzip(grads_and_vars)
+        except Exception as error:
+            self._team.agree("apply", error)
+            raise
+        self.apply(*pairs)
+        return self.iterations
 
     def _apply(self, grads, weights):
         local, whole = self._local, self._whole
@@ -574,7 +584,8 @@ class Sharded(Wrapper):
                              "built: weights are cut as they need it")
         values = [local._current(group, k) for group in range(len(local.groups) + 1)
                   for k in range(len(local._index))]
-        options = local._check_finite, local._steps, local._cautious, local._coupled, local._maximize
+        options = (local._check_finite, local._steps, local._overwrite, local._cautious, local._coupled,
+                   local._maximize, local._excluded, [(group.arrays, group.patterns) for group in local.groups])
         return local._calls, zlib.crc32(bytes(taken)), zlib.crc32(repr((values, options)).encode())
 
     def _step(self, taken):
@@ -585,11 +596,11 @@ class Sharded(Wrapper):
             local._current(group, local._index[name]) > 0 for group in range(len(local.groups) + 1)
             for name in ("clipnorm", "global_clipnorm"))
         finite = isinstance(self.optimizer, LossScaleOptimizer)
-        ready = self._reduced(taken)
-        if clipping or finite or local._check_finite or self._layout.cut == "tensors":
+        looking, ready = clipping or finite or local._check_finite, self._reduced(taken)
+        if looking or self._layout.cut == "tensors":
             with team.no_return():
                 ready = list(ready)
-            if not self._survey(finite, clipping):
+            if looking and not self._survey(finite):
                 return False
             self._between()
         with team.no_return():
@@ -603,7 +614,7 @@ class Sharded(Wrapper):
     def _advance(self, bucket):
         self._local._advance(bucket.dtype.itemsize == 8, bucket.begin, bucket.end)
 
-    def _survey(self, finite, clipping):
+    def _survey(self, finite):
         """Looks at the gradients: whether the step can be done.  Norms are made of the sums of all ranks."""
         team, local = self._team, self._local
         try:
@@ -620,11 +631,10 @@ class Sharded(Wrapper):
                 error = caught
             team.agree("name the gradient", error)
             raise FloatingPointError("the gradients of all ranks are finite, but what they add up to is not")
-        if clipping:
-            counts = self._blocks.sum(axis=1).tolist()
-            sums = np.empty(sum(counts))
-            team.wait(team.comm.Iallgatherv([np.frombuffer(local._sums()), MPI.DOUBLE], [sums, counts, MPI.DOUBLE]))
-            local._refold(sums[self._block_order], self._blocks.sum(axis=0))
+        counts = self._blocks.sum(axis=1).tolist()
+        sums = np.empty(sum(counts))
+        team.wait(team.comm.Iallgatherv([np.frombuffer(local._sums()), MPI.DOUBLE], [sums, counts, MPI.DOUBLE]))
+        local._refold(sums[self._block_order], self._blocks.sum(axis=0))
         return True
 
     def _between(self):

@@ -438,14 +438,7 @@ class Optimizer(_core.Optimizer):
             >>> optimc.SGD(learning_rate=0.5).apply_gradients(zip([np.ones(2, np.float32)], [w]))
             1
         """
-        pairs = list(grads_and_vars)
-        if not pairs:
-            raise ValueError("grads_and_vars is empty")
-        try:
-            grads, weights = zip(*pairs, strict=True)
-        except (TypeError, ValueError):
-            raise TypeError("grads_and_vars must be pairs (gradient, weight)") from None
-        self.apply(grads, weights)
+        self.apply(*unzip(grads_and_vars))
         return self.iterations
 
     def scale_loss(self, loss):
@@ -824,6 +817,18 @@ class Group:
     def __repr__(self):
         values = ", ".join(f"{name}={self[name]!r}" for name in self._own)
         return f"<group of {len(self.arrays)} weights and {list(self.patterns)}: {values}>"
+
+
+def unzip(grads_and_vars):
+    """Gradients and weights from pairs of them."""
+    pairs = list(grads_and_vars)
+    if not pairs:
+        raise ValueError("grads_and_vars is empty")
+    try:
+        grads, weights = zip(*pairs, strict=True)
+    except (TypeError, ValueError):
+        raise TypeError("grads_and_vars must be pairs (gradient, weight)") from None
+    return grads, weights
 
 
 def _weights_or_patterns(what, entries):

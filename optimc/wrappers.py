@@ -12,7 +12,7 @@ import warnings
 import numpy as np
 
 from optimc import _core, checkpoint, registry
-from optimc.optimizer import Optimizer
+from optimc.optimizer import Optimizer, unzip
 
 
 class Wrapper:
@@ -25,11 +25,7 @@ class Wrapper:
 
     def apply_gradients(self, grads_and_vars):
         """`apply` for pairs, as `zip(grads, weights)` gives them.  Returns `iterations`."""
-        pairs = list(grads_and_vars)
-        if not pairs:
-            raise ValueError("grads_and_vars is empty")
-        grads, weights = zip(*pairs, strict=True)
-        self.apply(grads, weights)
+        self.apply(*unzip(grads_and_vars))
         return self.iterations
 
     def _own_variables(self):

@@ -17,7 +17,7 @@ from mpi4py import MPI
 from test_options import OPTIONS
 
 import optimc
-from optimc import mpi
+from optimc import checkpoint, mpi
 
 WORLD = MPI.COMM_WORLD
 SHAPES = [(40, 33), (1,), (5000,), (0,), (3, 2, 5, 7), (17,), ()]
@@ -97,7 +97,8 @@ def share_of(grads):
 
 
 def save(folder, start, step):
-    """Steps each case, and saves it after three steps."""
+    """Steps each case, and saves it after three steps, in small blocks."""
+    checkpoint.SHARD_BLOCK = 700
     for _, optimizer in stored(start, step):
         sharded, weights = mpi.Sharded(optimizer, average=False), some(0)
         for t in range(3):
@@ -193,6 +194,11 @@ def errors():
             wrong(ValueError, f"rank {last}: params.0.", grads,
                   weights=with_entry(weights, 0, np.zeros((3, 3))[:, 0]))
         if not first:
+            refused(TypeError, f"rank {last}: grads_and_vars must be pairs", sharded, lambda: (
+                sharded.apply_gradients([1] if bad else zip(grads, weights, strict=True))), weights)
+            sharded.exclude_from_weight_decay([weights[0]] if bad else [])
+            wrong(ValueError, f"rank {last} has other hyperparameters than rank 0", grads)
+            sharded.exclude_from_weight_decay([])
             wrong(ValueError, f"rank {last}: params.5. is not in the memory", grads,
                   weights=with_entry(weights, 5, weights[5].copy()))
             sharded._local.beta_1 = 0.8 if bad else 0.9
@@ -209,9 +215,24 @@ def errors():
             refused(ValueError, "rank 0: .*averages", sharded, lambda: sharded.averaged().__enter__(), weights)
         wrong(FloatingPointError, "finite, but what they add up to is not", [
             np.full(g.shape, np.finfo(g.dtype).max) for g in grads])
-        sharded.apply(grads, weights)
+        assert sharded.apply_gradients(zip(grads, weights, strict=True)) == 2 - first
         assert_same_everywhere(weights)
-    assert sharded.iterations == 2
+
+
+def few():
+    """More ranks than elements: some have no share, and go on like the others."""
+    weights, expected = [np.ones((1, 1), np.float32)], [np.ones((1, 1), np.float32)]
+    for options in ({}, {"clipnorm": 0.1, "use_ema": True}, {"check_finite": "raise", "cautious": True}):
+        sharded, alone = mpi.Sharded(optimc.Adam(**options), deterministic=True), optimc.Adam(**options)
+        for t in range(4):
+            grads = [[np.full((1, 1), 1.0 + t + rank)] for rank in range(WORLD.size)]
+            sharded.apply(grads[WORLD.rank], weights)
+            alone.apply(mean([[g.astype("f4") for g in one] for one in grads]), expected)
+        assert_same_bits(weights[0], expected[0])
+        assert sharded.iterations == 4 and sharded.last_global_norm == alone.last_global_norm
+    sharded = mpi.Sharded(optimc.Adam())
+    sharded.apply([np.ones(0)], [np.ones(0)])
+    assert sharded.iterations == 1
 
 
 def broken_saves(folder):

@@ -629,3 +629,115 @@ def test_only_a_locked_file_is_open_when_it_is_moved(tmp_path, monkeypatch, lock
     optimizer.save(tmp_path / "file")
     assert opened == [locks]
     assert optimc.load(tmp_path / "file").learning_rate == 0.25
+# ------------------------------------------------------------------------------------------- shards
+
+
+def save_in_shards(path, optimizer, parts, token="0123456789abcdef"):
+    """Writes a checkpoint as `parts` ranks would, each with its part of every weight; gives what the index says."""
+    description, tensors = optimizer._export()
+    sizes = [int(np.prod(shape)) for shape, _ in description["shapes"]]
+    files = [[[i, size * k // parts, size * (k + 1) // parts] for i, size in enumerate(sizes)
+              if size * k // parts < size * (k + 1) // parts] for k in range(parts)]
+    for rank, segments in enumerate(files):
+        held = {i: (low, high) for i, low, high in segments}
+        numbered = [(name, int(name.rpartition("/")[2]), array) for name, array in tensors.items()]
+        checkpoint.write_shard(path, token, rank, {
+            name: (array.reshape(-1)[held[i][0]:held[i][1]], held[i][0]) for name, i, array in numbered if i in held})
+    shards = {"token": token, "orders": "C" * len(sizes), "files": files}
+    checkpoint.write_index(path, description, shards)
+    return description, shards
+
+
+@pytest.fixture
+def stepped(monkeypatch):
+    """An optimizer with state, and its weights; shards are written in blocks of seven elements."""
+    monkeypatch.setattr(checkpoint, "SHARD_BLOCK", 7)
+    optimizer, weights = optimc.AdamW(**OPTIONS["everything"]), weights_of()
+    steps(optimizer, weights, range(1, 6))
+    return optimizer, weights
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5])
+def test_shards_are_one_checkpoint(stepped, tmp_path, parts):
+    optimizer, weights = stepped
+    save_in_shards(tmp_path / "x", optimizer, parts)
+    again, moved = optimc.load(tmp_path / "x"), {k: w.copy() for k, w in weights.items()}
+    steps(optimizer, weights, range(6, 9))
+    steps(again, moved, range(6, 9))
+    same(again, optimizer)
+    for k in weights:
+        assert_same_bits(moved[k], weights[k])
+
+
+def test_only_blocks_that_are_wanted_are_read(stepped, tmp_path, monkeypatch):
+    optimizer, _ = stepped
+    description, shards = save_in_shards(tmp_path / "x", optimizer, 2)
+    read, reached = checkpoint._read_all, []
+    monkeypatch.setattr(checkpoint, "_read_all", lambda path, file, array, advance: (
+        reached.append(array.nbytes), read(path, file, array, advance))[1])
+    whole = {name: array.copy() for name, array in optimizer._export()[1].items()}
+    for low, high in ((0, 24), (3, 9), (11, 13), (20, 21), (5, 5)):
+        reached.clear()
+        pieces = [(0, 0)] * 4 + [(low, high)]                       # of "e", 24 elements of four bytes
+        vectors, _ = checkpoint.read_shards(tmp_path / "x", shards, description, pieces)
+        assert set(vectors) == ({name for name in whole if name.endswith("/4")} if low < high else set())
+        for name, vector in vectors.items():
+            assert_same_bits(vector, whole[name].reshape(-1)[low:high])
+        assert sum(reached) <= len(vectors) * 4 * (high - low + 2 * 6)
+
+
+def test_later_saves_replace_shards(stepped, tmp_path):
+    optimizer, weights = stepped
+    save_in_shards(tmp_path / "x", optimizer, 3)
+    optimizer.save(tmp_path / "x.0123456789abcdee")                 # files of others that look alike
+    optimizer.save(tmp_path / "y")
+    (tmp_path / ".x.0123456789abcdef.1.0123456789abcdef.tmp").touch()
+    steps(optimizer, weights, [6])
+    save_in_shards(tmp_path / "x", optimizer, 2, token="f" * 16)
+    assert sorted(os.listdir(tmp_path)) == ["x", "x.0123456789abcdee", f"x.{'f' * 16}.0", f"x.{'f' * 16}.1", "y"]
+    same(optimc.load(tmp_path / "x"), optimizer)
+
+
+def test_shards_that_do_not_fit_are_refused(stepped, tmp_path):
+    optimizer, _ = stepped
+    path, changes = tmp_path / "x", {
+        "leave something out": lambda shards: shards["files"].pop(),
+        "overlap or leave": lambda shards: shards["files"][1].append(shards["files"][0][0]),
+        "overlap": lambda shards: shards["files"][0].append([9, 0, 1]),
+        "leave something": lambda shards: shards["files"][0].__setitem__(0, [0, 0, 6.0]),
+        "a token that is none": lambda shards: shards.__setitem__("token", "../../../etc/pass"),
+        "x: ": lambda shards: shards.pop("files"),
+        "index": lambda shards: shards.__setitem__("orders", "C"),
+        "order": lambda shards: shards.__setitem__("orders", "CCXXX"),
+    }
+    for message, change in changes.items():
+        description, shards = save_in_shards(path, optimizer, 2)
+        change(shards)
+        checkpoint.write_index(path, description, {"token": "0" * 16} | shards)
+        with pytest.raises(optimc.CheckpointError, match=message):
+            optimc.load(path)
+
+
+def test_damaged_shards_are_refused(stepped, tmp_path):
+    optimizer, _ = stepped
+    save_in_shards(tmp_path / "x", optimizer, 2)
+    shard, rng = tmp_path / "x.0123456789abcdef.1", random.Random(0)
+    data = shard.read_bytes()
+    for _ in range(100):
+        flipped = bytearray(data)
+        flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        shard.write_bytes(flipped)
+        with pytest.raises(optimc.CheckpointError, match=r"x\.0123456789abcdef\.1"):
+            optimc.load(tmp_path / "x")
+    checkpoint.write(shard, {"m/0": np.zeros(2, np.float32)}, {"shard": "f" * 16})
+    with pytest.raises(optimc.CheckpointError, match="not a shard of"):
+        optimc.load(tmp_path / "x")
+    checkpoint.write(shard, {"m/0@x": np.zeros(2, np.float32)}, {"shard": "0123456789abcdef"})
+    with pytest.raises(optimc.CheckpointError):
+        optimc.load(tmp_path / "x")
+    checkpoint.write(shard, {"m/0@6": np.zeros(2, np.float32)}, {"shard": "0123456789abcdef"})
+    with pytest.raises(optimc.CheckpointError, match="'m/0' is not complete"):
+        optimc.load(tmp_path / "x")
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=r"x\.0123456789abcdef\.1"):
+        optimc.load(tmp_path / "x")

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -70,6 +71,10 @@ def test_a_rank_keeps_its_share_of_the_slots(ranks):
     run(ranks, "memory", ranks)
 
 
+def test_ranks_without_a_share():
+    run(3, "few")
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_errors_are_agreed(ranks):
     run(ranks, "errors")
@@ -116,6 +121,12 @@ def test_the_example_prints_the_same_for_any_number_of_ranks(tmp_path):
     losses = [float(line.split()[4].rstrip(",")) for line in one.splitlines()]
     assert len(losses) == 4 and losses[-1] < 0.8 * losses[0]
     assert optimc.load(tmp_path / "last").iterations == 3 * 9
+
+
+def test_the_example_of_the_class(tmp_path):
+    _, _, example = mpi.Sharded.__doc__.partition("example.py`:\n")
+    (tmp_path / "example.py").write_text(textwrap.dedent(example))
+    assert run(2, script=tmp_path / "example.py").splitlines() == ["[0.75 0.75 0.75 0.75]"] * 2
 
 
 RECKONING = runpy.run_path(str(HERE.parent / "benchmarks" / "mpi_reckoning.py"))
