@@ -45,8 +45,8 @@ from optimc.wrappers import LossScaleOptimizer, Wrapper
 
 BUCKET, PART = 4 << 20, 64 << 10    # bytes of a bucket, and of each rank's part in it, at least (docs/mpi.md)
 TIMEOUT = 300.0                     # seconds
-SPIN = 1e-3                         # seconds that a wait asks again and again, before it sleeps in between
-NAP = 1e-4                          # seconds
+TESTS = 20                          # times a wait asks, and the library moves data, between two naps
+SPIN, NAP = 1e-3, 1e-4              # seconds: how long naps only make way for others, and how long they are then
 MESSAGE = 1000                      # bytes of an error that other ranks are told
 CUTS = ("elements", "blocks", "tensors")    # where weights may be cut, each allowing less
 FACTS = 3                           # numbers that ranks compare when they agree
@@ -74,7 +74,7 @@ class Team:
     def wait(self, request):
         """Waits for a request; after `timeout` seconds, ends the job."""
         start = time.monotonic()
-        while not request.Test():
+        while not any(request.Test() for _ in range(TESTS)):
             waited = time.monotonic() - start
             if self.timeout is not None and waited > self.timeout:
                 self.abort(f"waited {self.timeout:g} s for the other ranks (timeout)")
