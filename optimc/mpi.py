@@ -34,7 +34,7 @@ import numpy as np
 
 try:
     from mpi4py import MPI
-except ImportError as error:
+except (ImportError, RuntimeError) as error:        # no mpi4py; no MPI library
     raise ImportError("optimc.mpi needs mpi4py and an MPI library: pip install 'optimc[mpi]'") from error
 
 from optimc import _core, checkpoint
@@ -134,7 +134,8 @@ def _plain(array):
 def _error(name, message):
     """An exception of a builtin type by its name; of a type that is unknown here, a RuntimeError."""
     kind = {"CheckpointError": checkpoint.CheckpointError}.get(name, getattr(builtins, name, None))
-    if not isinstance(kind, type) or not issubclass(kind, Exception) or issubclass(kind, UnicodeError):
+    if not isinstance(kind, type) or not issubclass(kind, Exception) or issubclass(kind, (
+            UnicodeError, ExceptionGroup)):         # they are made of more than a message
         return RuntimeError(f"{message} ({name})")
     return kind(message)
 
@@ -726,11 +727,11 @@ class Sharded(Wrapper):
         error = None
         try:
             self._whole._bound(params)
-            self._local.finalize_variable_values()
         except Exception as caught:
             error = caught
         self._team.agree("finalize", error)
         with self._team.no_return():
+            self._local.finalize_variable_values()
             self._spread(self._buckets)
 
     @contextlib.contextmanager

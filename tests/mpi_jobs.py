@@ -354,6 +354,10 @@ def features():
         with sharded.averaged(weights), alone.averaged(expected):
             check(weights, expected)
         check(weights, expected)
+        others = {**weights, "b": weights["b"].copy()} if WORLD.rank == WORLD.size - 1 else weights
+        for use in (sharded.finalize_variable_values, lambda params, use=sharded.averaged: use(params).__enter__()):
+            refused(ValueError, f"rank {WORLD.size - 1}: params.'b'. is not the weight", sharded,
+                    lambda use=use, others=others: use(others), [*weights.values()])
         sharded.finalize_variable_values(weights)
         alone.finalize_variable_values(expected)
         check(weights, expected)
