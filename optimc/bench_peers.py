@@ -56,7 +56,6 @@ class Work(NamedTuple):
 class Peer(NamedTuple):
     needs: str                              # the module that must be there
     build: Callable[[Work], Callable[[], object]]
-    before: Callable[[], object] | None = None
     threads: Callable[[int], object] | None = None      # sets the number of threads, if it can
 
 
