@@ -24,7 +24,7 @@ import numpy as np
 
 import optimc
 from optimc.bench_peers import Ours, Work
-from optimc.optimizer import _used
+from optimc.optimizer import slots_of
 
 #: square roots and divisions per weight in rules.inc, by kernel, where they are what the time goes to
 DIVIDER = {

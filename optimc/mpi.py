@@ -39,7 +39,7 @@ except (ImportError, RuntimeError) as error:        # no mpi4py; no MPI library
 
 from optimc import _core, checkpoint
 from optimc.arguments import LOW_OPEN, check_bool, count
-from optimc.optimizer import HELD, Optimizer, _used, unzip
+from optimc.optimizer import HELD, Optimizer, slots_of, unzip
 from optimc.optimizers import SGD
 from optimc.wrappers import LossScaleOptimizer, Wrapper
 
@@ -441,7 +441,7 @@ class Sharded(Wrapper):
                 raise ValueError(f"params[{names[i] if names else i!r}]: expected {known}, as before, got {like}")
         self._whole.build(params)
         kernels = self._local._kernels(names, weights)
-        self._slot_names = list(dict.fromkeys(slot for kernel in kernels for slot in _used(kernel)
+        self._slot_names = list(dict.fromkeys(slot for kernel in kernels for slot in slots_of(kernel)
                                               if slot not in local.scratch_slots))
         local._excluded = self._numbered(local._excluded[0]), local._excluded[1]
         for group in local.groups:
