@@ -23,6 +23,7 @@ FACTS = {
         r"cancer, 569 rows \| adam \| adam \| momentum \| 0\.\d\d \| holds",
         r"recurrent, digits by rows \| rmsprop or adam \| adam \| momentum \| 0\.\d\d \| holds",
         r"large linear, digits \| momentum \| momentum \| adam \| 1\.\d\d \| does not hold",
+        r"adagrad +rate \S+ +first jumps 0\.[23]\d+, last jumps 0\.[789]\d+",
         r"momentum +keeps 4 bytes per weight, moves 20 per step",
     ],
     "torch": [
