@@ -337,12 +337,16 @@ class Reference:
     def t(self, updates):
         self.calls = updates * (self.o.gradient_accumulation_steps or 1)
 
+    def build(self, weights):
+        """Makes the slots; the first step does it by itself.  After updates, averages start at the weights."""
+        self.state = [{slot: initial(slot, w, self.o) for slot in self.slots_of(w)}
+                      for w in weights]
+        self.averages = [w.copy() if self.t else np.zeros_like(w) for w in weights]
+        self.accumulators = [None for w in weights]
+
     def step(self, weights, grads, excluded=()):
         if self.state is None:
-            self.state = [{slot: initial(slot, w, self.o) for slot in self.slots_of(w)}
-                          for w in weights]
-            self.averages = [np.zeros_like(w) for w in weights]
-            self.accumulators = [None for w in weights]
+            self.build(weights)
         with np.errstate(all="ignore"):
             return self.sequence(list(weights), grads, excluded)
 
