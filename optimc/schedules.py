@@ -5,6 +5,7 @@ they are computed in double from the Python floats, where Keras rounds every ope
 """
 
 import math
+from collections.abc import Callable
 
 from optimc import _core
 
@@ -53,6 +54,10 @@ class LearningRateSchedule:
         if not isinstance(config, dict):
             return f"{type(self).__name__}()"
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in config.items())})"
+
+
+#: what a hyperparameter may be given as, for annotations
+Rate = float | LearningRateSchedule | Callable[[], float]
 
 
 class _Schedule(LearningRateSchedule):

@@ -2,11 +2,14 @@
 
 import pathlib
 
+import pytest
 from stubs import text
 
 import optimc
+from optimc.registry import classes
 
 
-def test_generated_types_are_up_to_date():
-    generated = pathlib.Path(optimc.__file__).with_name("optimizers.pyi").read_text()
-    assert generated == text(), "run: python tests/stubs.py > optimc/optimizers.pyi"
+@pytest.mark.parametrize("module", sorted({cls.__module__.partition(".")[2] for cls in classes.values()}))
+def test_generated_types_are_up_to_date(module):
+    generated = pathlib.Path(optimc.__file__).with_name(f"{module}.pyi").read_text()
+    assert generated == text(module), f"run: python tests/stubs.py {module} > optimc/{module}.pyi"
