@@ -118,6 +118,7 @@ def test_a_copy_leaves_its_original(start):
     assert whole_or_nothing(lambda: start(2), lambda optimizer, weights, grads: copy.deepcopy(optimizer)) > 50
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")      # open() drops its file itself
 def test_a_save_leaves_the_old_file_or_the_new(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda file: None)       # 1700 of them take minutes
     path = tmp_path / "state.safetensors"
