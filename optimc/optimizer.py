@@ -253,9 +253,33 @@ class Optimizer(_core.Optimizer):
     def _build(self, params, may_add=False, adopt=None, averages=None, accumulators=None):
         """Builds and returns what `_undo_build` needs to undo it; on an error nothing has changed."""
         names, weights = _core.weights_of(params)
-        before = {name: self.__dict__[name] for name in HELD}
-        kernels, groups = self._kernels(names, weights), self._group_of_each(names, weights)
+        before = {name: self.__dict__[name] for name in (*HELD, "_excluded")}
+        before["groups"] = [group.arrays for group in self.groups]
+        kernels = self._kernels(names, weights)
         old = self._match(names, weights, kernels, may_add)
+        try:
+            self._choose_anew(old)
+            self._make(names, weights, kernels, old, adopt, averages, accumulators)
+        except BaseException:
+            self._undo_build(before)
+            raise
+        return before
+
+    def _choose_anew(self, old):
+        """Excluded and grouped weights that were bound, or held for, become positions among the new ones."""
+        now = {k: i for i, k in enumerate(old) if k is not None}
+
+        def moved(arrays):
+            return tuple(now.get(entry, entry) if isinstance(entry, int) else entry
+                         for entry in self._positions(arrays))
+
+        self._excluded = (moved(self._excluded[0]), self._excluded[1])
+        for group in self.groups:
+            group.arrays = moved(group.arrays)
+
+    def _make(self, names, weights, kernels, old, adopt, averages, accumulators):
+        """The part of `_build` that makes what is held, and binds."""
+        groups = self._group_of_each(names, weights)
         if adopt is None:
             numbers = {slot: k for kernel in kernels for slot, k in slots_of(kernel).items()}
             slots = {slot: [self._slot(slot, k, weights[i], groups[i], old[i]) if slot in slots_of(kernel)
@@ -281,9 +305,10 @@ class Optimizer(_core.Optimizer):
         }
         self._bind_arrays(weights, new)
         self.__dict__.update(new)
-        return before
 
     def _undo_build(self, before):
+        for group, arrays in zip(self.groups, before.pop("groups"), strict=True):
+            group.arrays = arrays
         self.__dict__.update(before)
 
     def _kernels(self, names, weights):

@@ -381,8 +381,6 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def build_in_new_memory(self):
-        # exclusions are of weights, so of memory: they are made anew for the new ones
-        self.exclude(())
         self.build([weight.copy() for weight in self.weights])
 
     @rule(data=st.data())

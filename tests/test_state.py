@@ -129,6 +129,31 @@ def test_build_moves_to_new_memory_and_adds_weights(case):
             b.build({"x": moved["x"]})
 
 
+@pytest.mark.parametrize("move", [lambda o: o, copy.deepcopy], ids=["built", "copy"])
+def test_exclusions_and_groups_move_with_their_weights(move):
+    def start():
+        return {name: np.ones(2, np.float32) for name in ("x", "y", "z")}
+
+    g, first, second = np.ones(2, np.float32), start(), start()
+    optimizers = []
+    for weights in (first, second):
+        optimizer = optimc.SGD(0.5, weight_decay=0.5, groups=[{"params": [weights["y"]], "learning_rate": 0.25}])
+        optimizer.exclude_from_weight_decay([weights["x"]])
+        optimizer.apply(dict.fromkeys(weights, g), weights)
+        optimizers.append(optimizer)
+    straight, moved = optimizers[0], move(optimizers[1])
+    with pytest.raises(ValueError, match="overlap"):        # changes nothing
+        moved.build({"new": np.ones(2, np.float32), **second, "again": second["x"]})
+    again = {"new": np.ones(2, np.float32), **{name: second[name].copy() for name in ("z", "y", "x")}}
+    moved.build(again)
+    straight.apply(dict.fromkeys(first, g), first)
+    moved.apply(dict.fromkeys(again, g), again)
+    for name, weight in first.items():
+        assert_same_bits(again[name], weight, name)
+    assert moved.get_config()["groups"][0]["params"] == [2]
+    assert again["new"].tolist() == [0.25, 0.25]            # decayed, and stepped at the rate of no group
+
+
 def test_slots_can_be_adopted(case):
     w = np.ones(5, np.float32)
     own = {slot: [np.zeros(5, np.float32)] for slot in case.slots}
