@@ -2190,7 +2190,14 @@ static PyObject *core_use_isa(PyObject *module, PyObject *argument)
     Py_RETURN_NONE;
 }
 
+#ifdef OPTIMC_PLANT
+#include "plant.inc"
+#endif
+
 static PyMethodDef core_methods[] = {
+#ifdef OPTIMC_PLANT
+    METHOD("_plant", core_plant, METH_VARARGS, plant_doc),
+#endif
     METHOD("set_num_threads", core_set_num_threads, METH_O, set_num_threads_doc),
     METHOD("check_number", core_check_number, METH_VARARGS, check_number_doc),
     METHOD("finish", core_finish, METH_VARARGS, finish_all_doc),

@@ -181,6 +181,8 @@ assert [entry for entry in info if entry != own] == others
 for limits in (1, {"optimc": 1}):
     with threadpoolctl.threadpool_limits(limits):
         assert optimc.get_num_threads() == 1
+import doctest
+assert not doctest.testmod(optimc.threadpoolctl).failed
 """)
 
 
