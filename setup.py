@@ -39,7 +39,8 @@ if not debug and sys.platform == "linux":
 if debug:
     compile_args += ["-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer"]
 if sanitizers:
-    compile_args += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=undefined"]
+    # python's own flags may say -fwrapv, which would make signed overflow defined
+    compile_args += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=undefined", "-fno-wrapv"]
     link_args += [f"-fsanitize={sanitizers}"]
 
 

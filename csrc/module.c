@@ -2294,7 +2294,9 @@ static PyModuleDef_Slot core_slots[] = {
     {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
 #endif
 #ifdef Py_mod_gil
-    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+    /* The lists and dicts of a call are read through borrowed references, and values without the optimizer's
+       lock: that rests on the GIL, so a free-threaded interpreter is to turn it on.  Large steps give it up. */
+    {Py_mod_gil, Py_MOD_GIL_USED},
 #endif
     {0, NULL},
 };

@@ -573,7 +573,8 @@ class Sharded(Wrapper):
             for optimizer in held:
                 optimizer._finish(run and optimizer is local)
         if isinstance(self.optimizer, LossScaleOptimizer):
-            self.optimizer._adapt(run)
+            for call, *arguments in self.optimizer._adapted(run):
+                call(*arguments)
         elif not run:
             local._skipped += 1
 

@@ -75,9 +75,9 @@ def interrupt(name):
     subject, caught = SUBJECTS[name](), False
     subject.step()
     while True:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("stepping", flush=True)
         try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            print("stepping", flush=True)
             while True:
                 subject.step()
         except KeyboardInterrupt:

@@ -21,13 +21,13 @@ HERE = os.path.dirname(__file__)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))}
 
 
-def run(code, **environment):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+def run(code, timeout=60, **environment):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout,
                           env={**ENVIRONMENT, **environment})
 
 
-def succeed(code, **environment):
-    done = run(code, **environment)
+def succeed(code, timeout=60, **environment):
+    done = run(code, timeout, **environment)
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
     return done.stdout
 
@@ -108,7 +108,7 @@ for worker in workers:
     worker.join()
 assert subject.check()
 sys.exit(max(codes, key=abs))
-""")
+""", timeout=600 if soak else 60)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
