@@ -52,7 +52,7 @@ if BACKEND == "torch":
         return value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
     def _call(function, values, shapes, dtypes):
-        return [torch.from_numpy(array) for array in function(*map(_array, values))]
+        return map(torch.from_numpy, function(*map(_array, values)))
 
     def _dense(grad):
         return grad if getattr(grad, "layout", torch.strided) is torch.strided else grad.to_dense()
@@ -61,6 +61,8 @@ elif BACKEND == "tensorflow":
     import tensorflow
 
     def _call(function, values, shapes, dtypes):
+        if tensorflow.executing_eagerly():
+            return function(*(np.asarray(tensorflow.convert_to_tensor(value)) for value in values))
         results = tensorflow.numpy_function(function, values, [tensorflow.as_dtype(dtype) for dtype in dtypes])
         for result, shape in zip(results, shapes, strict=True):
             result.set_shape(shape)
@@ -73,8 +75,13 @@ elif BACKEND == "jax":
     import jax
 
     def _call(function, values, shapes, dtypes):
+        def call(*arrays):
+            return function(*map(np.asarray, arrays))
+
+        if not any(isinstance(value, jax.core.Tracer) for value in values):
+            return call(*values)
         results = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
-        return jax.pure_callback(lambda *arrays: function(*map(np.asarray, arrays)), results, *values)
+        return jax.pure_callback(call, results, *values)
 
     def _dense(grad):
         return grad.todense() if hasattr(grad, "todense") else grad
@@ -154,6 +161,8 @@ class _Step(keras.optimizers.Optimizer):
         kwargs.pop("decay", None)
         name = core._signature.bind_partial(*args, **kwargs).arguments.get("name")
         rate = core._get_value(0, 0)
+        if isinstance(rate, Schedule):
+            rate = rate.schedule
         for argument, value in core._given().items():
             _check_number(core, argument, value)
         # past __setattr__, which refuses to work before Keras's constructor, and tracks what it is given
@@ -233,9 +242,12 @@ class _Step(keras.optimizers.Optimizer):
                         variables[i] = self._add_slot(layout, slot, name, i)
         for k in range(len(core.groups) + 1):
             for name in core._scalar_names():
-                layout.scalars.append(self.add_variable(
-                    (), "ones", layout.likes[0].dtype.name, name=f"{name}_{k}" if k else name))
+                dtype = layout.likes[0].dtype.name if layout.likes else None
+                layout.scalars.append(self.add_variable((), "ones", dtype, name=f"{name}_{k}" if k else name))
         layout.finish()
+        if BACKEND == "numpy":                                  # where Keras begins float64 variables in float32
+            for variable in layout.held:
+                variable.assign(variable.value)
         self.__dict__["_layout"] = layout
 
     def _add_slot(self, layout, slot, name, i):
@@ -264,6 +276,12 @@ class _Step(keras.optimizers.Optimizer):
         core.build(dict(zip(layout.names, weights, strict=True)), slots=slots,
                    averages=averages if self.use_ema else None,
                    accumulators=accumulators if self.gradient_accumulation_steps else None)
+        self._prepare()
+
+    def _prepare(self):
+        """Readies a new plan for steps over tensors."""
+        if EXCHANGE is not None:
+            self._core._prepare_tensors((None,) * len(self._layout.weights), ())
 
     # ------------------------------------------------------------------------------ the step
 
@@ -318,10 +336,8 @@ class _Step(keras.optimizers.Optimizer):
         with self._mutex:
             if self._places != places:
                 self._bind(arrays)
-                self.__dict__["_places"] = places
-                if EXCHANGE is not None:
-                    core._prepare_tensors((None,) * len(layout.weights), ())
-                    self.__dict__["_tensors"] = values if self._is_plain() else None
+                self.__dict__.update(_places=places,
+                                     _tensors=values if EXCHANGE is not None and self._is_plain() else None)
             self._settle(int(_array(self._iterations.value)), self._rate(),
                          [_array(variable.value) for variable in layout.scalars])
             core.apply([_array(grad) for grad in grads], [core._weights[k] for k in chosen])
@@ -381,6 +397,7 @@ class _Step(keras.optimizers.Optimizer):
             steps = core.gradient_accumulation_steps
             if steps:
                 core._rebind(tuple(calls % steps != 0 and bool(held.any()) for held in core._accumulators))
+                self._prepare()
         if rate is not None:
             rate = float(rate.value if isinstance(rate, keras.Variable) else rate)
             if rate != self._told:
