@@ -217,15 +217,20 @@ class _Step(keras.optimizers.Optimizer):
         """Makes the variables of the state, for the model's; once.
 
         Raises:
-            TypeError: a variable is neither float32 nor float64.
+            TypeError: a variable is neither float32 nor float64, or, on torch, not on the CPU.
+            ValueError: a strategy of tf.distribute has several replicas.
         """
         if self.built:
             return
         core, variables = self._core, list(variables)
         for variable in variables:
+            name = getattr(variable, "path", variable.name)
             if keras.backend.standardize_dtype(variable.dtype) not in ("float32", "float64"):
-                raise TypeError(f"{getattr(variable, 'path', variable.name)}: expected a variable of float32 or "
-                                f"float64, got {variable.dtype}")
+                raise TypeError(f"{name}: expected a variable of float32 or float64, got {variable.dtype}")
+            if BACKEND == "torch" and variable.value.device.type != "cpu":
+                raise TypeError(f"{name}: expected a variable on the CPU, got one on {variable.value.device}")
+        if BACKEND == "tensorflow" and self._distribution_strategy.num_replicas_in_sync > 1:
+            raise ValueError(f"expected one replica, got {self._distribution_strategy.num_replicas_in_sync}")
         super().build(variables)
         stepped = [i for i, v in enumerate(variables) if not self._overwrite_variable_with_gradient(v)]
         layout = _Layout(core, variables, stepped)
@@ -410,6 +415,13 @@ class _Step(keras.optimizers.Optimizer):
             core._set_scalars([float(value) for value in scalars[k * each:(k + 1) * each]], k)
         if not calls and core.late_slots:
             core._fill_late_slots()
+
+    def finalize_variable_values(self, var_list):
+        """With `use_ema`, puts the averages into the variables, as `fit` does at its end."""
+        super().finalize_variable_values(var_list)
+        if BACKEND == "jax" and self.use_ema:
+            for variable in var_list:       # Keras has both share memory, which a step cannot be given twice
+                variable.assign(jax.numpy.array(variable.value))
 
     def _scalars_now(self):
         return [value for k in range(len(self._core.groups) + 1) for value in self._core._scalars(k)]
