@@ -38,7 +38,7 @@ def test_federated_server():
 
 
 def test_spacy_thinc():
-    pytest.importorskip("thinc")
+    require("thinc")
     right = [float(share) for share in re.findall(r": ([\d.]+)% of 450 new digits", run("spacy_thinc.py"))]
     assert len(right) == 3 and min(right) > 92
 

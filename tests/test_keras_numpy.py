@@ -7,8 +7,9 @@ Keras's float32 1 - beta ** t, which optimc computes in double: at most 2.3e-5 o
 import numpy as np
 import pytest
 from cases import CASES, assert_same_bits
+from conftest import require
 
-keras = pytest.importorskip("keras")
+keras = require("keras")
 if keras.backend.backend() != "numpy":
     pytest.skip("needs KERAS_BACKEND=numpy", allow_module_level=True)
 

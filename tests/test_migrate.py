@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from cases import CASES, assert_same_bits
+from conftest import require
 from test_keras_numpy import KERAS_CASES, equal_bits
 from test_styles import TORCH_CASES, problem
 
@@ -19,7 +20,7 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("case", KERAS_CASES, ids=repr)
 def test_keras_optimizers_go_on(case, name):
-    keras = pytest.importorskip("keras")
+    keras = require("keras")
     rng = np.random.default_rng(0)
     shapes = [(6, 4), (4,), (2, 3, 4)]
     options = OPTIONS[name] if case.cls.rule != "muon" or name == "plain" else {"use_ema": True}
@@ -43,7 +44,7 @@ def test_keras_optimizers_go_on(case, name):
 
 
 def test_keras_schedules_and_loss_scales_come_over():
-    keras = pytest.importorskip("keras")
+    keras = require("keras")
     schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 1, 0.5)
     theirs = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(schedule, momentum=0.5), 8.0, 3)
     v = keras.Variable(np.zeros(3, np.float32))
@@ -61,7 +62,7 @@ def test_keras_schedules_and_loss_scales_come_over():
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_unbuilt_keras_optimizers_bring_their_configuration():
-    keras = pytest.importorskip("keras")
+    keras = require("keras")
     ours = optimc.from_keras(keras.optimizers.AdamW(0.5, weight_decay=0.25))
     assert (ours.learning_rate, ours.weight_decay, ours.iterations) == (0.5, 0.25, 0)
     with pytest.raises(TypeError, match="expected an optimizer of keras"):
@@ -71,7 +72,7 @@ def test_unbuilt_keras_optimizers_bring_their_configuration():
 @pytest.mark.parametrize("name,arguments,their_name,their_arguments", TORCH_CASES,
                          ids=[f"{row[0]}-{row[1]}" for row in TORCH_CASES])
 def test_torch_optimizers_go_on(name, arguments, their_name, their_arguments):
-    torch = pytest.importorskip("torch")
+    torch = require("torch")
     start, grads = problem(np.float64)
     params = [torch.nn.Parameter(torch.tensor(w)) for w in start]
     theirs = getattr(torch.optim, their_name)(params, **their_arguments)
@@ -94,7 +95,7 @@ def test_torch_optimizers_go_on(name, arguments, their_name, their_arguments):
 
 
 def test_torch_groups_come_over():
-    torch = pytest.importorskip("torch")
+    torch = require("torch")
     start, grads = problem(np.float64)
     params = [torch.nn.Parameter(torch.tensor(w)) for w in start]
     theirs = torch.optim.SGD([{"params": params[:1]}, {"params": params[1:], "lr": 0.5, "weight_decay": 0.1}],
@@ -111,7 +112,7 @@ def test_torch_groups_come_over():
 
 
 def test_what_has_no_counterpart_is_refused():
-    torch = pytest.importorskip("torch")
+    torch = require("torch")
     p = [torch.nn.Parameter(torch.zeros(2))]
     with pytest.raises(ValueError, match="no optimizer like torch's LBFGS"):
         optimc.from_torch(torch.optim.LBFGS(p))

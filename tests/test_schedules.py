@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+from conftest import require
 
 import optimc
 from optimc import schedules as s
@@ -41,7 +42,7 @@ def schedule(request):
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if name not in ("one cycle", "join")])
 def test_values_equal_keras(name):
-    keras = pytest.importorskip("keras")
+    keras = require("keras")
     cls, arguments = SCHEDULES[name]
     theirs = getattr(keras.optimizers.schedules, cls.__name__)(**arguments)
     for step in range(60):
@@ -49,7 +50,7 @@ def test_values_equal_keras(name):
 
 
 def test_one_cycle_equals_torch():
-    torch = pytest.importorskip("torch")
+    torch = require("torch")
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.3, total_steps=40)
     ours = s.OneCycle(0.3, 40)
@@ -118,7 +119,7 @@ def test_bad_schedules(make, error, message):
 
 
 def test_kerass_own_schedules_work():
-    keras = pytest.importorskip("keras")
+    keras = require("keras")
     w = np.zeros(1, np.float64)
     optimizer = optimc.SGD(keras.optimizers.schedules.ExponentialDecay(0.5, 1, 0.5))
     for rate in (0.5, 0.25):

@@ -5,6 +5,7 @@ The table of conventions in the documentation has one row per entry here.
 
 import numpy as np
 import pytest
+from conftest import require
 
 import optimc
 from optimc.registry import classes
@@ -82,7 +83,7 @@ TORCH_CASES = [(name, *row) for name, rows in TORCH.items() for row in rows]
 @pytest.mark.parametrize("name,arguments,their_name,their_arguments", TORCH_CASES,
                          ids=[f"{row[0]}-{row[1]}" for row in TORCH_CASES])
 def test_torch_style(name, arguments, their_name, their_arguments, dtype):
-    torch = pytest.importorskip("torch")
+    torch = require("torch")
 
     def run(start, grads):
         params = [torch.nn.Parameter(torch.tensor(w)) for w in start]
@@ -132,7 +133,7 @@ OPTAX_CASES = [(name, *row) for name, rows in OPTAX.items() for row in rows]
 @pytest.mark.parametrize("name,arguments,their_name,their_arguments", OPTAX_CASES,
                          ids=[f"{row[0]}-{row[1]}" for row in OPTAX_CASES])
 def test_optax_style(name, arguments, their_name, their_arguments, dtype):
-    optax, jax = pytest.importorskip("optax"), pytest.importorskip("jax")
+    optax, jax = require("optax"), require("jax")
 
     def run(start, grads):
         with jax.enable_x64(start[0].dtype == np.float64):

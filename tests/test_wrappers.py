@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 from cases import assert_same_bits, slots_of, values
+from conftest import require
 
 import optimc
 
@@ -58,7 +59,7 @@ def test_good_steps_are_the_inner_optimizers(case):
 
 
 def test_loss_scale_equals_keras():
-    keras = pytest.importorskip("keras")
+    keras = require("keras")
     ours = optimc.LossScaleOptimizer(optimc.SGD(0.1), 16.0, 2)
     theirs = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), 16.0, 2)
     w, v = np.ones(3, F), keras.Variable(np.ones(3, F))
