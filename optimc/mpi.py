@@ -64,12 +64,13 @@ class Team:
     def __init__(self, comm, timeout):
         if not isinstance(comm, MPI.Intracomm):
             raise TypeError(f"comm must be an intracommunicator of mpi4py, got {type(comm).__name__}")
-        self.timeout = timeout
+        self.comm, self.rank, self.size, self.timeout = comm, comm.rank, comm.size, timeout
         twin = comm.Get_attr(self._twins)
         if twin is None:                    # so that no message of the program's meets one of ours
-            twin = comm.Dup()
+            twin, request = comm.Idup()
+            self.wait(request)
             comm.Set_attr(self._twins, twin)
-        self.comm, self.rank, self.size = twin, twin.rank, twin.size
+        self.comm = twin
 
     def wait(self, request):
         """Waits for a request; after `timeout` seconds, ends the job."""

@@ -405,8 +405,10 @@ def until_killed(folder, victim):
             time.sleep(0.5)
 
 
-def until_left(timeout):
-    """One rank leaves in silence, or raises; the others wait for it no longer than they must."""
+def until_left(timeout, early):
+    """One rank leaves in silence, at once or after a step; the others wait for it no longer than they must."""
+    if early == "True" and WORLD.rank == WORLD.size - 1:
+        sys.exit(0)
     sharded, weights = mpi.Sharded(optimc.Adam(), timeout=float(timeout)), some(0)
     sharded.apply(some(0), weights)
     if WORLD.rank == WORLD.size - 1:

@@ -105,8 +105,9 @@ def test_a_killed_rank_ends_the_job_and_leaves_a_checkpoint(tmp_path, victim):
     assert optimc.load(tmp_path / "adam").iterations >= 3
 
 
-def test_a_rank_that_left_is_waited_for_no_longer_than_the_timeout():
-    process = start(3, "until_left", 1.5)
+@pytest.mark.parametrize("early", [True, False])
+def test_a_rank_that_left_is_waited_for_no_longer_than_the_timeout(early):
+    process = start(3, "until_left", 1.5, early)
     output, _ = process.communicate(timeout=20)
     assert process.returncode != 0
     assert "waited 1.5 s for the other ranks" in output
