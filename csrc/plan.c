@@ -451,9 +451,11 @@ static size_t range_after(const struct plan *plan, const char *low)
 
 ptrdiff_t optimc_plan_find(const struct plan *plan, const struct view *view, size_t hint)
 {
-    if (hint < plan->n_weights && plan->weights[hint].data == view->data)
+    const int empty = !optimc_view_size(view);
+    if (!empty && hint < plan->n_weights && plan->weights[hint].size
+        && plan->weights[hint].data == view->data)
         return (ptrdiff_t)hint;
-    if (!optimc_view_size(view)) {          /* empty arrays have no identity: any like it will do */
+    if (empty) {                            /* empty arrays have no identity: any like it will do */
         for (size_t i = 0; i < plan->n_weights; i++) {
             const size_t k = (hint + i) % plan->n_weights;
             if (!plan->weights[k].size && plan->weights[k].seen != plan->step

@@ -1,6 +1,7 @@
 """What an optimizer remembers: weights by their memory, slots over copies and rebuilds, configuration."""
 
 import copy
+import itertools
 import pickle
 
 import numpy as np
@@ -91,6 +92,19 @@ def test_subsets_in_any_order(case):
         twin.apply([grads[0], grads[1], None, None], expected)
     for w, e in zip(weights, expected, strict=True):
         assert_same_bits(w, e)
+
+
+def test_empty_weights_in_any_order():
+    """They may begin where another weight does, and any like one will do."""
+    base = np.ones(4, np.float32)
+    for order in itertools.permutations(range(6)):
+        whole = base.copy()
+        weights = [whole[:0], whole[:2], whole[2:2], whole[2:2].reshape(0, 3), whole[2:], np.zeros(0, np.float32)]
+        optimizer = optimc.SGD(1.0)
+        optimizer.build(weights)
+        for _ in range(2):
+            optimizer.apply([np.ones_like(weights[i]) for i in order], [weights[i] for i in order])
+        assert whole.tolist() == [-1] * 4 and optimizer.iterations == 2
 
 
 def test_weights_may_be_left_out_once_built():
