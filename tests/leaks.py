@@ -207,7 +207,7 @@ def measure(call, rounds, plant):
 
 def main():
     parser = argparse.ArgumentParser(description="The leak loop.")
-    parser.add_argument("--rounds", type=int, default=150, help="calls between two readings (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=100, help="calls between two readings (default: %(default)s)")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--plant", help="leak on purpose: memory, block or reference")
     options = parser.parse_args()
