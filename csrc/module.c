@@ -1893,10 +1893,10 @@ static PyObject *optimizer_advance(Optimizer *self, PyObject *args)
     }
     const int begun = self->begun;
     self->begun = 1;
+    optimc_pool_enter();                            /* with the GIL: a fork comes before all of it or after */
     if (!begun)
         open_step(self);
     Py_BEGIN_ALLOW_THREADS
-    optimc_pool_enter();
     if (!begun)
         optimc_plan_start(self->plan, &self->request);
     optimc_plan_part(self->plan, lane, (size_t)begin, (size_t)end);
