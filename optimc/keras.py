@@ -167,7 +167,7 @@ class _Step(keras.optimizers.Optimizer):
             _check_number(core, argument, value)
         # past __setattr__, which refuses to work before Keras's constructor, and tracks what it is given
         self.__dict__.update(_core=core, _layout=None, _places=None, _tensors=None, _told=None, _counted=None,
-                             _mutex=threading.Lock())
+                             _mutex=threading.RLock())
         super().__init__(0.0 if isinstance(rate, schedules.LearningRateSchedule) else
                          rate if callable(rate) else float(rate),
                          **{name: getattr(core, name) for name in COMMON}, name=name)

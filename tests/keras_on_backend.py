@@ -465,6 +465,19 @@ def test_bad_input():
     assert int(opt.iterations) == 0
 
 
+@pytest.mark.skipif(not IN_PLACE, reason="elsewhere the error comes through the framework")
+def test_a_schedule_cannot_step_its_own_optimizer():
+    class Steps(optimc.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            opt.apply(tensors(gradients(0)), weights)
+
+    weights, opt = variables(), optimc.keras.SGD(Steps())
+    with pytest.raises(RuntimeError):
+        opt.apply(tensors(gradients(0)), weights)
+    for value, before in zip(numpy(weights), start(), strict=True):
+        np.testing.assert_array_equal(value, before)
+
+
 def test_old_argument_warns():
     with pytest.warns(UserWarning, match="`decay` is no longer supported"):
         optimc.keras.SGD(0.1, decay=0.5)
