@@ -25,6 +25,7 @@
 #include "plan.h"
 #include "pool.h"
 #include "tensor.h"
+#include "xla_door.h"
 
 _Static_assert(sizeof(npy_intp) == sizeof(ptrdiff_t), "shapes and strides are passed as they are");
 
@@ -915,6 +916,15 @@ static PyObject *core_address(PyObject *Py_UNUSED(module), PyObject *array)
         return NULL;
     }
     return PyLong_FromVoidPtr(PyArray_DATA((PyArrayObject *)array));
+}
+
+PyDoc_STRVAR(xla_target_doc, "_xla_target($module, function, /)\n--\n\n"
+"A capsule for jax.ffi.register_ffi_target.  XLA then calls function(number, arguments, results) with the\n"
+"memory of its buffers: memoryviews of bytes, the results' writable.  Process-wide.");
+
+static PyObject *core_xla_target(PyObject *Py_UNUSED(module), PyObject *function)
+{
+    return optimc_xla_target(function);
 }
 
 PyDoc_STRVAR(bind_doc, "_bind($self, weights, names, kernels, slot_names, slots, averages, accumulators, "
@@ -2203,6 +2213,7 @@ static PyMethodDef core_methods[] = {
     METHOD("finish", core_finish, METH_VARARGS, finish_all_doc),
     METHOD("weights_of", core_weights_of, METH_O, weights_of_doc),
     METHOD("address", core_address, METH_O, address_doc),
+    METHOD("_xla_target", core_xla_target, METH_O, xla_target_doc),
     METHOD("get_num_threads", core_get_num_threads, METH_NOARGS,
         "get_num_threads($module)\n--\n\nHow many threads a large step may use."),
     METHOD("_force_threads", core_force_threads, METH_O,

@@ -17,6 +17,7 @@ import functools
 import itertools
 import operator
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ except ImportError as error:
 
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
-from optimc import memory, registry, schedules
+from optimc import _core, memory, registry, schedules
 from optimc.arguments import Value
 from optimc.migrate import Like
 from optimc.optimizer import slots_of
@@ -74,6 +75,31 @@ elif BACKEND == "tensorflow":
 elif BACKEND == "jax":
     import jax
 
+    class _Traced:
+        """A step as XLA calls it: a function of the arrays given and the arrays to fill."""
+
+        known = weakref.WeakValueDictionary()                   # by number; each lives as long as its optimizer
+        numbers = itertools.count()
+
+        def __init__(self, function, given, made):
+            self.function, self.given, self.made = function, given, made
+            self.number = next(self.numbers)
+            self.known[self.number] = self
+
+        @classmethod
+        def call(cls, number, given, made):
+            traced = cls.known.get(number)
+            if traced is None:
+                raise RuntimeError("the optimizer of this compiled step is gone")
+            traced.function(*([np.ndarray(shape, dtype, memory) for memory, (shape, dtype) in
+                               zip(memories, likes, strict=True)]
+                              for memories, likes in ((given, traced.given), (made, traced.made))))
+
+    #: whether XLA calls over the memory of its own buffers; elsewhere it copies them to a Python callback and back
+    IN_BUFFERS = hasattr(jax, "ffi") and jax.default_backend() == "cpu"
+    if IN_BUFFERS:
+        jax.ffi.register_ffi_target("optimc_step", _core._xla_target(_Traced.call), platform="cpu")
+
     def _call(function, values, shapes, dtypes):
         def call(*arrays):
             return function(*map(np.asarray, arrays))
@@ -82,6 +108,24 @@ elif BACKEND == "jax":
             return call(*values)
         results = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
         return jax.pure_callback(call, results, *values)
+
+    def _call_in_buffers(optimizer, function, values, shapes, dtypes):
+        """Calls a function of the first arrays, to be changed in place, and the others; gives the former's values.
+
+        None where that cannot be: outside a compiled step, or where XLA does not run on the CPU.
+        """
+        if not IN_BUFFERS or not any(isinstance(value, jax.core.Tracer) for value in values):
+            return None
+        values = [jax.numpy.asarray(value) for value in values]
+        made = list(zip(shapes, dtypes, strict=True))
+        given = [(value.shape, np.dtype(value.dtype)) for value in values]
+        if given[:len(made)] != made:
+            return None
+        traced = _Traced(lambda given, made: function(made, given[len(made):]), given, made)
+        optimizer.__dict__["_traced"].append(traced)
+        return jax.ffi.ffi_call("optimc_step", [jax.ShapeDtypeStruct(*like) for like in made],
+                                input_output_aliases={i: i for i in range(len(made))})(
+            *values, number=np.int64(traced.number))
 
     def _dense(grad):
         return grad.todense() if hasattr(grad, "todense") else grad
@@ -140,7 +184,7 @@ class _Layout:
             self.names.append(name if name not in self.names else f"{name}#{len(self.names)}")
         self.kernels = core._kernels(self.names, self.likes)
         self.slots, self.averages, self.accumulators = {}, [], []
-        self.scalars = []
+        self.scalars, self.room = [], None
 
     def finish(self):
         """Once all is there: what the steps go over, in one order."""
@@ -166,7 +210,7 @@ class _Step(keras.optimizers.Optimizer):
         for argument, value in core._given().items():
             _check_number(core, argument, value)
         # past __setattr__, which refuses to work before Keras's constructor, and tracks what it is given
-        self.__dict__.update(_core=core, _layout=None, _places=None, _tensors=None, _told=None, _counted=None,
+        self.__dict__.update(_core=core, _layout=None, _places=None, _tensors=None, _told=None, _counted=None, _traced=[],
                              _mutex=threading.RLock())
         super().__init__(0.0 if isinstance(rate, schedules.LearningRateSchedule) else
                          rate if callable(rate) else float(rate),
@@ -365,34 +409,54 @@ class _Step(keras.optimizers.Optimizer):
         variables = [self._iterations, *layout.scalars, *layout.variables]
         values = [variable.value if isinstance(variable, keras.Variable) else variable for variable in variables]
         rates = [] if rate is None else [keras.ops.convert_to_tensor(rate)]
-        count, *results = _call(
-            functools.partial(self._step_of_arrays, chosen, len(rates)), [*values, *rates, *grads],
-            [tuple(variable.shape) for variable in variables],
-            [np.dtype(keras.backend.standardize_dtype(variable.dtype)) for variable in variables])
+        values = [*values, *rates, *grads]
+        shapes = [tuple(variable.shape) for variable in variables]
+        dtypes = [np.dtype(keras.backend.standardize_dtype(variable.dtype)) for variable in variables]
+        results = None
+        if BACKEND == "jax":
+            results = _call_in_buffers(self, functools.partial(self._step_in_buffers, chosen, len(rates)),
+                                       values, shapes, dtypes)
+        if results is None:
+            results = _call(functools.partial(self._step_of_arrays, chosen, len(rates)), values, shapes, dtypes)
+        count, *results = results
         for variable, result in zip(variables[1:], results, strict=True):
             self.assign(variable, result)
         self.__dict__["_counted"] = count
 
     def _step_of_arrays(self, chosen, rated, count, *arrays):
         """A step as a function: from the count, scalars, weights, state, rate and gradients to what they become."""
-        core, layout = self._core, self._layout
+        layout = self._layout
         n, m = len(layout.scalars), len(layout.variables)
-        scalars, values, rates, grads = (arrays[start:end] for start, end in itertools.pairwise(
-            (0, n, n + m, n + m + rated, len(arrays))))
+        scalars, values, others = arrays[:n], arrays[n:n + m], arrays[n + m:]
         with self._mutex:
-            if self._places is not layout:
+            if layout.room is None:
                 layout.room = [memory.like(np.empty(shape, dtype), k) for k, (shape, dtype) in
                                enumerate(zip(layout.shapes, layout.dtypes, strict=True))]
-                self._bind(layout.room)
-                self.__dict__.update(_places=layout, _tensors=None)
             for array, value in zip(layout.room, values, strict=True):
                 np.copyto(array, value)
-            core._calls = -1                                    # whatever was before, these accumulators are new
-            self._settle(int(count), rates[0] if rated else None, scalars)
-            core.apply(list(grads), [core._weights[k] for k in chosen])
-            numbers = zip([core._calls, *self._scalars_now()], [count, *scalars], strict=True)
-            return [*(np.asarray(value, before.dtype) for value, before in numbers),
-                    *(array.copy() for array in layout.room)]
+            numbers = self._step_over(layout.room, chosen, rated, count, scalars, others)
+            return [*numbers, *(array.copy() for array in layout.room)]
+
+    def _step_in_buffers(self, chosen, rated, changed, others):
+        """The same over memory that already holds the count, scalars, weights and state."""
+        count, scalars, arrays = changed[0], changed[1:1 + len(self._layout.scalars)], changed[1 + len(self._layout.scalars):]
+        with self._mutex:
+            numbers = self._step_over(arrays, chosen, rated, count, scalars, others)
+            for array, number in zip([count, *scalars], numbers, strict=True):
+                array[...] = number
+
+    def _step_over(self, arrays, chosen, rated, count, scalars, others):
+        """Steps arrays of weights and state that may be others than at the last step; gives the numbers after it."""
+        core = self._core
+        places = [memory.address(array) for array in arrays]
+        if self._places != places:
+            self._bind(arrays)
+            self.__dict__.update(_places=places, _tensors=None)
+        core._calls = -1                                        # whatever was before, these accumulators are new
+        self._settle(int(count), others[0] if rated else None, scalars)
+        core.apply(list(others[rated:]), [core._weights[k] for k in chosen])
+        numbers = zip([core._calls, *self._scalars_now()], [count, *scalars], strict=True)
+        return [np.asarray(value, before.dtype) for value, before in numbers]
 
     def _settle(self, calls, rate, scalars, loss_scale=None):
         """Brings the core to where the variables are: after a load, by a callback, or as ever."""

@@ -1,0 +1,102 @@
+/* xla.c - the door by which XLA calls back from a compiled program, with the memory of its buffers.
+
+   One function for all: it gets the call's one attribute, a number, and memoryviews of the arguments (to read) and
+   the results (to write), and says what they mean (optimc/keras.py).  An exception of it is the call's error. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "xla.h"
+#include "xla_door.h"
+
+static PyObject *callee;                    /* of the process, as XLA's table of targets is */
+
+static Py_ssize_t item_size(int type)
+{
+    static const signed char sizes[] = {[1] = 1, [2] = 1, [3] = 2, [4] = 4, [5] = 8, [6] = 1, [7] = 2, [8] = 4,
+        [9] = 8, [10] = 2, [11] = 4, [12] = 8, [15] = 8, [16] = 2, [18] = 16};
+    return type > 0 && (size_t)type < sizeof sizes ? sizes[type] : 0;
+}
+
+/* A tuple of views of the bytes of buffers. */
+static PyObject *views(const struct xla_buffers *given, int flags)
+{
+    static char nothing;
+    PyObject *all = PyTuple_New((Py_ssize_t)given->n);
+    for (int64_t i = 0; all && i < given->n; i++) {
+        const struct xla_buffer *buffer = given->buffers[i];
+        Py_ssize_t size = item_size(buffer->type);
+        if (!size) {
+            PyErr_Format(PyExc_TypeError, "XLA passes a buffer of a type unknown here, %d", buffer->type);
+            Py_CLEAR(all);
+            break;
+        }
+        for (int64_t k = 0; k < buffer->ndim; k++)
+            size *= (Py_ssize_t)buffer->shape[k];
+        PyObject *view = PyMemoryView_FromMemory(size ? buffer->data : &nothing, size, flags);
+        if (view)
+            PyTuple_SET_ITEM(all, (Py_ssize_t)i, view);
+        else
+            Py_CLEAR(all);
+    }
+    return all;
+}
+
+static void *refuse_call(const struct xla_api *api)
+{
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyErr_NormalizeException(&type, &value, &trace);
+    PyObject *text = PyUnicode_FromFormat("%s: %S", type ? ((PyTypeObject *)type)->tp_name : "error",
+        value ? value : Py_None);
+    const char *message = text ? PyUnicode_AsUTF8(text) : NULL;
+    struct xla_error_args args = {sizeof args, NULL, message ? message : "no memory", XLA_INTERNAL};
+    void *error = api->make_error(&args);
+    Py_XDECREF(text);
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(trace);
+    PyErr_Clear();
+    return error;
+}
+
+/* XLA's entry: NULL, or an error made by its table. */
+static void *handle(struct xla_frame *frame)
+{
+    for (struct xla_extension *e = frame->extensions; e; e = e->next) {
+        if (e->type == XLA_EXTENSION_METADATA) {
+            struct xla_metadata_extension *asked = (struct xla_metadata_extension *)(void *)e;
+            asked->metadata->version.major = XLA_MAJOR;
+            asked->metadata->version.minor = frame->api->version.minor;
+            asked->metadata->traits = 0;
+            return NULL;
+        }
+    }
+    if (frame->stage != XLA_EXECUTE)
+        return NULL;
+    const PyGILState_STATE gil = PyGILState_Ensure();
+    PyObject *arguments = NULL, *results = NULL, *done = NULL;
+    const struct xla_attributes *attributes = &frame->attributes;
+    if (attributes->n != 1 || attributes->types[0] != XLA_SCALAR || attributes->values[0]->type != XLA_S64)
+        PyErr_SetString(PyExc_TypeError, "expected one attribute, a 64-bit integer");
+    else if ((arguments = views(&frame->arguments, PyBUF_READ))
+             && (results = views(&frame->results, PyBUF_WRITE)))
+        done = PyObject_CallFunction(callee, "LOO", (long long)*(const int64_t *)attributes->values[0]->value,
+            arguments, results);
+    void *error = done ? NULL : refuse_call(frame->api);
+    Py_XDECREF(arguments);
+    Py_XDECREF(results);
+    Py_XDECREF(done);
+    PyGILState_Release(gil);
+    return error;
+}
+
+PyObject *optimc_xla_target(PyObject *function)
+{
+    if (!PyCallable_Check(function)) {
+        PyErr_Format(PyExc_TypeError, "function: expected a callable, got %s", Py_TYPE(function)->tp_name);
+        return NULL;
+    }
+    Py_XSETREF(callee, Py_NewRef(function));
+    union { void *(*function)(struct xla_frame *); void *pointer; } entry = {handle};
+    return PyCapsule_New(entry.pointer, XLA_CAPSULE, NULL);
+}
