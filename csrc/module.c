@@ -429,26 +429,27 @@ static int ask(Optimizer *self, size_t group, int k, double *number)
     return got > 0 ? 0 : -1;
 }
 
+/* The values of a step: asks where they have sources, and gives the groups those they share. */
 static int ask_all(Optimizer *self)
 {
-    for (size_t group = 0; group < self->n_groups; group++)
+    for (size_t group = 0; self->n_sources && group < self->n_groups; group++)
         for (int k = 0; k < self->n_values; k++)
             if (self->settings[group][k].source && ask(self, group, k, &self->groups[group].values[k]))
                 return -1;
+    for (size_t group = 1; group < self->n_groups; group++)
+        for (int k = 0; k < self->n_values; k++)
+            if (!self->settings[group][k].own)
+                self->groups[group].values[k] = self->groups[0].values[k];
     return 0;
 }
 
-/* Gives the groups the values they share, and every value that varies its product over the updates. */
+/* Gives every value that varies its product over the updates. */
 static void settle_groups(Optimizer *self)
 {
     for (size_t group = 0; group < self->n_groups; group++) {
         struct group *g = &self->groups[group];
-        for (int k = 0; k < self->n_values; k++) {
+        for (int k = OPTIONS; k < self->n_values; k++) {
             const int own = self->settings[group][k].own, power = k - OPTIONS;
-            if (!own)
-                g->values[k] = self->groups[0].values[k];
-            if (power < 0)
-                continue;
             if (!own)
                 g->products[power] = self->groups[0].products[power];
             else if (!isnan(g->products[power]))
@@ -670,6 +671,26 @@ static PyObject *optimizer_current(Optimizer *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "nn", &group, &k) || find_value(self, group, k))
         return NULL;
     return PyFloat_FromDouble(self->groups[self->settings[group][k].own ? group : 0].values[k]);
+}
+
+/* Whether there is such a weight; else an IndexError. */
+static int is_weight(Optimizer *self, Py_ssize_t index)
+{
+    if (self->plan && index >= 0 && (size_t)index < optimc_plan_weights(self->plan))
+        return 1;
+    PyErr_SetString(PyExc_IndexError, "no such weight");
+    return 0;
+}
+
+PyDoc_STRVAR(value_of_doc, "_value_of($self, weight, index, /)\n--\n\n"
+"The value of that index for a weight, as the step in progress has it.");
+
+static PyObject *optimizer_value_of(Optimizer *self, PyObject *args)
+{
+    Py_ssize_t weight, k;
+    if (!PyArg_ParseTuple(args, "nn", &weight, &k) || !is_weight(self, weight) || find_value(self, 0, k))
+        return NULL;
+    return PyFloat_FromDouble(self->groups[optimc_plan_group(self->plan, (size_t)weight)].values[k]);
 }
 
 PyDoc_STRVAR(get_running_doc, "_get_running($self, /)\n--\n\n"
@@ -1307,7 +1328,7 @@ static int match_step(Optimizer *self, PyObject *grads, PyObject *weights, int q
     PyObject *owned = NULL;
     struct pairs pairs;
     self->begun = 0;
-    if (self->n_sources && ask_all(self))
+    if (ask_all(self))
         return -1;
     if (!self->plan) {
         if (weights == Py_None) {
@@ -1567,7 +1588,7 @@ static int check_tensors(Optimizer *self, PyObject *tensors, const struct tensor
         if (!same)
             return NOT_AS_PLANNED;
     }
-    if (self->n_sources && ask_all(self))
+    if (ask_all(self))
         return -1;
     optimc_plan_begin(self->plan);
     self->matching = 1;
@@ -1695,15 +1716,6 @@ static PyObject *optimizer_check(Optimizer *self, PyObject *args)
     end_step(self, 0);
     unlock(self);
     return NULL;
-}
-
-/* Whether there is such a weight; else an IndexError. */
-static int is_weight(Optimizer *self, Py_ssize_t index)
-{
-    if (self->plan && index >= 0 && (size_t)index < optimc_plan_weights(self->plan))
-        return 1;
-    PyErr_SetString(PyExc_IndexError, "no such weight");
-    return 0;
 }
 
 PyDoc_STRVAR(pull_doc, "_pull($self, index, to, begin=-1, /)\n--\n\n"
@@ -2056,6 +2068,7 @@ static PyMethodDef optimizer_methods[] = {
     METHOD("_is_own", optimizer_is_own, METH_VARARGS, is_own_doc),
     METHOD("_inherit", optimizer_inherit, METH_VARARGS, inherit_doc),
     METHOD("_current", optimizer_current, METH_VARARGS, current_doc),
+    METHOD("_value_of", optimizer_value_of, METH_VARARGS, value_of_doc),
     METHOD("_get_running", optimizer_get_running, METH_NOARGS, get_running_doc),
     METHOD("_set_running", optimizer_set_running, METH_O, set_running_doc),
     METHOD("_set_item", optimizer_set_item, METH_VARARGS, set_item_doc),

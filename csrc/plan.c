@@ -179,6 +179,11 @@ void optimc_plan_free(struct plan *plan)
     plan->memory.give(plan);
 }
 
+size_t optimc_plan_group(const struct plan *plan, size_t index)
+{
+    return plan->rows[plan->weights[index].row].group;
+}
+
 size_t optimc_plan_weights(const struct plan *plan)
 {
     return plan->n_weights;

@@ -96,6 +96,7 @@ enum fault optimc_plan_add(struct plan *plan, const struct view *weight, const s
 /* Ends the making: FINE, FAULT_MEMORY, or FAULT_OVERLAP and the two places that share memory. */
 enum fault optimc_plan_seal(struct plan *plan, const struct isa *isa, struct place overlap[2]);
 
+size_t optimc_plan_group(const struct plan *plan, size_t index);    /* that the weight is in */
 size_t optimc_plan_weights(const struct plan *plan);
 
 /* The first half of a step.  begin forgets an earlier one.  find gives the index of the weight with

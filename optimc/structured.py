@@ -94,11 +94,12 @@ class Muon(Optimizer):
 
     def _between(self):
         """Fills `update` of every matrix that has a gradient."""
-        momentum = self._current(0, self._index["momentum"])
+        index = self._index["momentum"]
         with np.errstate(all="ignore"):             # as in C, what is not finite goes its way in silence
             for i, update in enumerate(self._slots.get("update", ())):
                 if update is None or not self._pull(i, update):
                     continue
+                momentum = self._value_of(i, index)
                 lane, m, room = update.dtype.type, self._slots["m"][i], self._room_for(update)
                 y = np.multiply(m, lane(momentum - 1), out=room.y)
                 y += update

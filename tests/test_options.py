@@ -297,6 +297,43 @@ def test_groups_have_values_of_their_own(case):
     assert again.groups[0]["learning_rate"] == 0.75
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_groups_that_repeat_what_all_have_change_nothing(case, name):
+    rate = case.optimizer.get_config()["learning_rate"]
+    groups = [{"params": [1, 3]}, {"params": [2], "learning_rate": rate}]
+    run(case, np.float32, {**case.arguments, **OPTIONS[name], "groups": groups}, steps=5)
+
+
+@pytest.mark.parametrize("name,value,more", [
+    ("clipvalue", 0.25, {}), ("clipnorm", 0.5, {}), ("loss_scale_factor", 8.0, {"global_clipnorm": 0.5}),
+    ("loss_scale_factor", 8.0, {"gradient_accumulation_steps": 2})])
+def test_a_change_for_all_reaches_the_groups_at_once(name, value, more):
+    g = [np.full(3, 4.0, np.float32), np.full(3, 8.0, np.float32)]
+    ended = []
+    for groups in (None, [{"params": [1]}]):
+        weights = [np.zeros(3, np.float32), np.zeros(3, np.float32)]
+        optimizer = optimc.SGD(1.0, groups=groups, **{name: 1.0}, **more)
+        optimizer.apply(g, weights)
+        setattr(optimizer, name, value)
+        optimizer.apply(g, weights)
+        ended.append(weights)
+    for alone, grouped in zip(*ended, strict=True):
+        assert_same_bits(grouped, alone)
+
+
+def test_muon_takes_a_groups_own_momentum():
+    rng = np.random.default_rng(0)
+    start, grads = rng.standard_normal((4, 3)).astype(np.float32), rng.standard_normal((3, 4, 3)).astype(np.float32)
+    ended = []
+    for arguments in ({"momentum": 0.5}, {"momentum": 0.95, "groups": [{"params": [0], "momentum": 0.5}]}):
+        w = start.copy()
+        optimizer = optimc.Muon(0.1, **arguments)
+        for g in grads:
+            optimizer.apply([g], [w])
+        ended.append(w)
+    assert_same_bits(ended[1], ended[0])
+
+
 def test_groups_of_weights_and_positions():
     a, b = np.zeros(2, np.float32), np.zeros(2, np.float32)
     g = np.ones(2, np.float32)
