@@ -63,7 +63,7 @@ struct bound {
 
 enum { PROPAGATE, RAISE, SKIP };        /* what is done about gradients that are not finite */
 
-typedef struct {
+typedef struct optimizer {
     PyObject_HEAD
     PyThread_type_lock lock;
     _Atomic uint64_t owner;             /* the thread that holds the lock, 0 for none */
@@ -78,6 +78,7 @@ typedef struct {
     struct request request;             /* the step in progress */
     PyObject *undo;                     /* if it built the optimizer: what undoes that */
     int begun;                          /* some of it has been written: see _advance */
+    struct optimizer *together;         /* what steps together with it, after it; see run_steps */
     int n_values;                       /* options and the rule's hyperparameters */
     struct bound bounds[MAX_VALUES];
     size_t n_groups;
@@ -1372,20 +1373,21 @@ static void close_step(Optimizer *self)
             memcpy(self->groups[i].before, self->groups[i].after, sizeof self->groups[i].before);
 }
 
-/* The writing half of the steps of n optimizers.  Cannot fail.  A fork() comes before all of it or after. */
-static void run_steps(Optimizer *const *all, size_t n)
+/* The writing half of the steps of an optimizer and those `together` with it.  Cannot fail.  A fork() comes before
+   all of it or after. */
+static void run_steps(Optimizer *first)
 {
     int any_long = 0;
-    for (size_t i = 0; i < n; i++)
-        any_long |= is_long(all[i]);
+    for (Optimizer *self = first; self; self = self->together)
+        any_long |= is_long(self);
     if (any_long)
         optimc_pool_enter();
-    for (size_t i = 0; i < n; i++)
-        open_step(all[i]);
+    for (Optimizer *self = first; self; self = self->together)
+        open_step(self);
     PyThreadState *thread = any_long ? PyEval_SaveThread() : NULL;
-    for (size_t i = 0; i < n; i++) {
-        optimc_plan_run(all[i]->plan, &all[i]->request);
-        close_step(all[i]);
+    for (Optimizer *self = first; self; self = self->together) {
+        optimc_plan_run(self->plan, &self->request);
+        close_step(self);
     }
     if (any_long) {
         optimc_pool_leave();
@@ -1445,7 +1447,7 @@ static PyObject *optimizer_apply(Optimizer *self, PyObject *const *args, Py_ssiz
         return NULL;
     const int checked = check_step(self, given[0], given[1], self->check_finite);
     if (checked > 0)
-        run_steps(&self, 1);
+        run_steps(self);
     self->skipped += checked == 0;
     end_step(self, checked > 0);
     unlock(self);
@@ -1690,7 +1692,7 @@ static PyObject *optimizer_apply_tensors(Optimizer *self, PyObject *const *args,
     }
     const int checked = start_tensors(self, args[0], args[1], n == 3 && args[2] != Py_None ? args[2] : NULL);
     if (checked == CHECKED) {
-        run_steps(&self, 1);
+        run_steps(self);
         end_step(self, 1);
         unlock(self);
     }
@@ -1757,7 +1759,7 @@ static PyObject *optimizer_finish(Optimizer *self, PyObject *argument)
         optimc_plan_end(self->plan);
         close_step(self);
     } else if (run > 0) {
-        run_steps(&self, 1);
+        run_steps(self);
     }
     end_step(self, run > 0 || self->begun);
     self->begun = 0;
@@ -1780,26 +1782,24 @@ static PyObject *core_finish(PyObject *module, PyObject *args)
         return NULL;
     PyTypeObject *type = state_of(module)->type;
     const Py_ssize_t n = PyList_GET_SIZE(started);
-    Optimizer **ready = PyMem_Calloc((size_t)n + 1, sizeof *ready);
-    size_t n_ready = 0;
     for (Py_ssize_t i = 0; i < n; i++) {
         PyObject *entry = PyList_GET_ITEM(started, i);
-        failed |= !PyTuple_Check(entry) || PyTuple_GET_SIZE(entry) != 2
-            || !PyObject_TypeCheck(PyTuple_GET_ITEM(entry, 0), type);
+        if (!PyTuple_Check(entry) || PyTuple_GET_SIZE(entry) != 2
+                || !PyObject_TypeCheck(PyTuple_GET_ITEM(entry, 0), type))
+            return PyErr_Format(PyExc_TypeError, "started: expected what _check notes");
     }
-    if (failed || !ready) {
-        PyMem_Free(ready);
-        return failed ? PyErr_Format(PyExc_TypeError, "started: expected what _check notes") : PyErr_NoMemory();
-    }
-    for (Py_ssize_t i = 0; run && i < n; i++) {
+    Optimizer *ready = NULL;
+    for (Py_ssize_t i = n; run && i-- > 0;) {
         Optimizer *self = (Optimizer *)PyTuple_GET_ITEM(PyList_GET_ITEM(started, i), 0);
-        if (PyTuple_GET_ITEM(PyList_GET_ITEM(started, i), 1) == Py_True)
-            ready[n_ready++] = self;
-        else
+        if (PyTuple_GET_ITEM(PyList_GET_ITEM(started, i), 1) == Py_True) {
+            self->together = ready;
+            ready = self;
+        } else {
             self->skipped++;
+        }
     }
-    run_steps(ready, n_ready);
-    PyMem_Free(ready);
+    if (ready)
+        run_steps(ready);
     for (Py_ssize_t i = 0; then && !failed && i < PyTuple_GET_SIZE(then); i++) {
         PyObject *call = PyTuple_GET_ITEM(then, i);
         PyObject *rest = PyTuple_GetSlice(call, 1, PyTuple_GET_SIZE(call));
@@ -1811,6 +1811,7 @@ static PyObject *core_finish(PyObject *module, PyObject *args)
     for (Py_ssize_t i = n; i-- > 0;) {
         PyObject *entry = PyList_GET_ITEM(started, i);
         Optimizer *self = (Optimizer *)PyTuple_GET_ITEM(entry, 0);
+        self->together = NULL;
         end_step(self, run && PyTuple_GET_ITEM(entry, 1) == Py_True);
         unlock(self);
     }

@@ -210,8 +210,8 @@ class _Step(keras.optimizers.Optimizer):
         for argument, value in core._given().items():
             _check_number(core, argument, value)
         # past __setattr__, which refuses to work before Keras's constructor, and tracks what it is given
-        self.__dict__.update(_core=core, _layout=None, _places=None, _tensors=None, _told=None, _counted=None, _traced=[],
-                             _mutex=threading.RLock())
+        self.__dict__.update(_core=core, _layout=None, _places=None, _tensors=None, _told=None, _counted=None,
+                             _traced=[], _mutex=threading.RLock())
         super().__init__(0.0 if isinstance(rate, schedules.LearningRateSchedule) else
                          rate if callable(rate) else float(rate),
                          **{name: getattr(core, name) for name in COMMON}, name=name)
@@ -439,7 +439,8 @@ class _Step(keras.optimizers.Optimizer):
 
     def _step_in_buffers(self, chosen, rated, changed, others):
         """The same over memory that already holds the count, scalars, weights and state."""
-        count, scalars, arrays = changed[0], changed[1:1 + len(self._layout.scalars)], changed[1 + len(self._layout.scalars):]
+        n = len(self._layout.scalars)
+        count, scalars, arrays = changed[0], changed[1:1 + n], changed[1 + n:]
         with self._mutex:
             numbers = self._step_over(arrays, chosen, rated, count, scalars, others)
             for array, number in zip([count, *scalars], numbers, strict=True):

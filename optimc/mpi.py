@@ -39,7 +39,7 @@ except (ImportError, RuntimeError) as error:        # no mpi4py; no MPI library
 
 from optimc import _core, checkpoint
 from optimc.arguments import LOW_OPEN, check_bool, count
-from optimc.optimizer import HELD, Optimizer, slots_of, unzip
+from optimc.optimizer import Optimizer, slots_of, unzip
 from optimc.optimizers import SGD
 from optimc.wrappers import LossScaleOptimizer, Wrapper
 
@@ -413,14 +413,11 @@ class Sharded(Wrapper):
 
     def _before_build(self):
         """What `_undo_build` needs."""
-        return (self._layout, self._local._excluded, [group.arrays for group in self._local.groups],
-                [({name: optimizer.__dict__[name] for name in HELD} | {"_held_waiting": optimizer._waiting_now()},
-                  optimizer._weights) for optimizer in (self._whole, self._local)])
+        return self._layout, [(optimizer._before_build() | {"_held_waiting": optimizer._waiting_now()},
+                               optimizer._weights) for optimizer in (self._whole, self._local)]
 
     def _undo_build(self, before):
-        self._layout, self._local._excluded, arrays, states = before
-        for group, kept in zip(self._local.groups, arrays, strict=True):
-            group.arrays = kept
+        self._layout, states = before
         for optimizer, (held, weights) in zip((self._whole, self._local), states, strict=True):
             optimizer._unbind()
             optimizer._undo_build(held)

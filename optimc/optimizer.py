@@ -253,8 +253,7 @@ class Optimizer(_core.Optimizer):
     def _build(self, params, may_add=False, adopt=None, averages=None, accumulators=None):
         """Builds and returns what `_undo_build` needs to undo it; on an error nothing has changed."""
         names, weights = _core.weights_of(params)
-        before = {name: self.__dict__[name] for name in (*HELD, "_excluded")}
-        before["groups"] = [group.arrays for group in self.groups]
+        before = self._before_build()
         kernels = self._kernels(names, weights)
         old = self._match(names, weights, kernels, may_add)
         try:
@@ -305,6 +304,11 @@ class Optimizer(_core.Optimizer):
         }
         self._bind_arrays(weights, new)
         self.__dict__.update(new)
+
+    def _before_build(self):
+        """What `_undo_build` needs."""
+        return {**{name: self.__dict__[name] for name in (*HELD, "_excluded")},
+                "groups": [group.arrays for group in self.groups]}
 
     def _undo_build(self, before):
         for group, arrays in zip(self.groups, before.pop("groups"), strict=True):
