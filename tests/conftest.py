@@ -47,7 +47,7 @@ def require(name):
     """The module of that name; without it the tests are skipped, or fail with OPTIMC_REQUIRE_ADAPTERS=1."""
     if os.environ.get("OPTIMC_REQUIRE_ADAPTERS") == "1":
         return importlib.import_module(name)
-    return pytest.importorskip(name)
+    return pytest.importorskip(name, exc_type=ImportError)
 
 
 def pytest_addoption(parser):

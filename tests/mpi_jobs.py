@@ -327,11 +327,12 @@ def features():
             optimizer.exclude_from_weight_decay(var_names=["a"])
             return optimizer
 
-        alone, expected = make(), dict(zip(names, some(0), strict=True))
+        order = "F" if cls is optimc.Adam else "C"         # norms are summed as the weights lie
+        alone, expected = make(), {name: np.array(w, order=order) for name, w in zip(names, some(0), strict=True)}
         for t in range(3):
             alone.apply(dict(zip(names, some(t), strict=True)), expected)
         sharded = mpi.Sharded(copy.deepcopy(alone), deterministic=True)
-        weights = {name: np.array(w, order="F" if cls is optimc.Adam else "C") for name, w in expected.items()}
+        weights = {name: w.copy(order="K") for name, w in expected.items()}
         for t in range(3, 9):
             grads = [dict(zip(names, g, strict=True)) for g in all_grads(t)]
             total = dict(zip(names, mean([[*g.values()] for g in grads]), strict=True))

@@ -43,6 +43,7 @@ def test_on_backend(backend):
 
 @each_backend
 def test_kerass_own_tests(backend):
+    require("tensorflow")                                       # one of them is about TensorBoard
     files = sorted(map(str, KERAS_TESTS.glob("*_test.py")))
     if not files:
         pytest.skip("this Keras came without its tests")
