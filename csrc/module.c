@@ -338,7 +338,7 @@ static int read_number(PyObject *object, int array_too, double *number)
     return 1;
 }
 
-/* Checks a number against its bound; `origin` says where it came from ("" or " (from its schedule)"). */
+/* Checks a number against its bound; `origin` says where it came from ("" or " from its schedule"). */
 static int check_bound(const struct bound *bound, double number, PyObject *object, const char *origin)
 {
     const int low = bound->open & LOW_OPEN ? number > bound->low : number >= bound->low;
@@ -1406,7 +1406,8 @@ PyDoc_STRVAR(apply_doc, "apply($self, grads, trainable_variables=None)\n--\n\n"
 "        them; later ones may name some of them, in any order, or leave them out to mean all.\n\n"
 "Raises:\n"
 "    TypeError, ValueError: one line that names the entry; nothing at all has changed.\n"
-"    RuntimeError: a schedule tried to step its own optimizer.\n\n"
+"    RuntimeError: a schedule tried to step its own optimizer.\n"
+"    FloatingPointError: with check_finite=\"raise\", a gradient is not finite; nothing has changed.\n\n"
 "Warns:\n"
 "    UserWarning: some, but not all, gradients are None.\n\n"
 "Example:\n"

@@ -100,7 +100,7 @@ size_t optimc_plan_group(const struct plan *plan, size_t index);    /* that the 
 size_t optimc_plan_weights(const struct plan *plan);
 
 /* The first half of a step.  begin forgets an earlier one.  find gives the index of the weight with
-   this memory (`hint` is tried first) or -1, and verifies that shape, type and order are as bound.
+   this memory (`hint` is tried first) or -1; same says whether shape, type and order are as bound.
    take notes the gradient of a weight for this step, or NULL for a missing one. */
 void optimc_plan_begin(struct plan *plan);
 ptrdiff_t optimc_plan_find(const struct plan *plan, const struct view *weight, size_t hint);
