@@ -563,6 +563,70 @@ def test_gradients_of_other_strides_and_types():
         np.testing.assert_array_equal(one, three)
 
 
+def fitted(**arguments):
+    """A small model after a compiled fit, and a second fit of two epochs."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(1)])
+    model.compile(optimizer=optimc.keras.Adam(0.05, **arguments), loss="mse")
+    x = np.linspace(-1, 1, 96, dtype=np.float32).reshape(32, 3)
+    for epochs in (1, 2):
+        model.fit(x, x.sum(1), batch_size=8, epochs=epochs, verbose=0)
+    return model, x
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="of jax")
+@pytest.mark.parametrize("arguments", [{}, {"gradient_accumulation_steps": 3, "global_clipnorm": 0.1}], ids=str)
+def test_over_xlas_own_buffers_and_by_callback(monkeypatch, arguments):
+    """Both ways have the same bits; what is kept of buffers that XLA has taken back is never looked at."""
+    assert optimc.keras.IN_BUFFERS
+    over, x = fitted(**arguments)
+    assert over.optimizer._traced
+    monkeypatch.setattr(optimc.keras, "IN_BUFFERS", False)
+    back, _ = fitted(**arguments)
+    assert not back.optimizer._traced
+    for one, two in zip([*over.weights, *over.optimizer.variables], [*back.weights, *back.optimizer.variables],
+                        strict=True):
+        np.testing.assert_array_equal(one.numpy(), two.numpy())
+    monkeypatch.undo()
+    over.optimizer.learning_rate = 0.0
+    before = numpy(over.weights)
+    over.fit(x, x.sum(1), batch_size=16, verbose=0)
+    for one, two in zip(before, numpy(over.weights), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="of jax")
+def test_an_error_in_xlas_call_is_raised():
+    model, x = fitted(check_finite="raise")
+    with pytest.raises(Exception, match="FloatingPointError: .* is not finite"):
+        model.fit(x * np.float32("nan"), x.sum(1), verbose=0)
+        numpy(model.weights)                                    # jax runs ahead: an error waits for a look
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="of jax")
+def test_a_compiled_step_outlives_its_optimizer_only_to_say_so():
+    import gc
+
+    import jax
+    weights = variables()
+    opt = optimc.keras.SGD(0.5)
+    opt.build(weights)
+    held = [v.value for v in opt.variables]
+
+    def make(opt):
+        return jax.jit(lambda held, ws, gs: opt.stateless_apply(held, gs, ws))
+
+    step = make(opt).lower(held, [w.value for w in weights], tensors(gradients(0))).compile()
+    assert np.isfinite(numpy(step(held, [w.value for w in weights], tensors(gradients(0)))[0])[0]).all()
+    number = opt._traced[0].number
+    del opt
+    jax.clear_caches()
+    gc.collect()
+    if number not in optimc.keras._Traced.known:
+        with pytest.raises(Exception, match="optimizer of this compiled step is gone"):
+            numpy(step(held, [w.value for w in weights], tensors(gradients(0)))[0])
+
+
 def test_no_warnings():
     weights, opt = variables(), optimc.keras.Adam(0.1)
     with warnings.catch_warnings():
