@@ -598,7 +598,7 @@ def test_over_xlas_own_buffers_and_by_callback(monkeypatch, arguments):
 @pytest.mark.skipif(BACKEND != "jax", reason="of jax")
 def test_an_error_in_xlas_call_is_raised():
     model, x = fitted(check_finite="raise")
-    with pytest.raises(Exception, match="FloatingPointError: .* is not finite"):
+    with pytest.raises(Exception, match=r"FloatingPointError: .* is not finite"):
         model.fit(x * np.float32("nan"), x.sum(1), verbose=0)
         numpy(model.weights)                                    # jax runs ahead: an error waits for a look
 
