@@ -10,8 +10,7 @@ multiple of eight, that gives for each tensor its dtype, shape and place; its "_
 
 Then the tensors, C order, little-endian, without gaps: `slot/number of the weight`, `ema_average/...`,
 `gradient_accumulator/...`; those of an optimizer within a wrapper behind a number of its own.  Nothing in the file is
-code
-or the name of any; nothing is unpickled.
+code or the name of any; nothing is unpickled.
 
 The state of a job of several processes (optimc/mpi.py) is a file per rank, a shard, and one without tensors, the
 index, that is written last and joins them: its metadata entry "shards" says which elements of the weights are in
@@ -23,7 +22,6 @@ verifies everything before it is used; whatever is wrong is a `CheckpointError`.
 """
 
 import contextlib
-import functools
 import json
 import math
 import os
@@ -412,6 +410,13 @@ def weights_part(description):
     return description["inner"][0] if "inner" in description else description
 
 
+def shape_of(shape, dtype):
+    """A weight's shape and dtype as a description has them; its text never reaches NumPy's parser of dtypes."""
+    if dtype not in ("float32", "float64") or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"shapes: expected sizes and float32 or float64, got {shape!r:.80} and {dtype!r:.80}")
+    return tuple(shape), np.dtype(dtype)
+
+
 def read_shards(path, shards, description, pieces=None):
     """What the shards of a save hold of some elements; only blocks with some of these are read.
 
@@ -424,47 +429,80 @@ def read_shards(path, shards, description, pieces=None):
         Two dicts by name: vectors of the pieces, and the tensors that are stored whole.
     """
     path = os.fsdecode(path)
-    likes = [(math.prod(shape), np.dtype(dtype)) for shape, dtype in weights_part(description)["shapes"]]
-    _check_cover(path, shards["files"], [size for size, _ in likes])
+    likes = [shape_of(*entry) for entry in weights_part(description)["shapes"]]
+    sizes = [math.prod(shape) for shape, _ in likes]
+    _check_cover(path, shards["files"], sizes)
     if not re.fullmatch("[0-9a-f]{16}", shards["token"]):
         raise CheckpointError(f"{path}: its shards have a token that is none: {shards['token']!r}")
-    pieces = [(0, size) for size, _ in likes] if pieces is None else pieces
-    vectors, whole, filled = {}, {}, {}
-    for rank, segments in enumerate(shards["files"]):
-        held = {i: (max(low, pieces[i][0]), min(high, pieces[i][1])) for i, low, high in segments}
-        held = {i: (low, high) for i, (low, high) in held.items() if low < high}
-        if not held:
+    pieces = [(0, size) for size in sizes] if pieces is None else pieces
+    files, filled = [], {}
+    for rank, segments in enumerate(shards["files"]):       # headers alone: no memory before all is known to fit
+        if not any(_common(pieces[i], low, high) for i, low, high in segments):
             continue
-        file = shard_path(path, shards["token"], rank)
-        tensors, metadata = read(file, functools.partial(_is_wanted, held))
+        file, found, wanted = shard_path(path, shards["token"], rank), [], {}
+        _, metadata = read(file, lambda *entry, found=found: found.append(entry))
         if metadata.get("shard") != shards["token"]:
             raise CheckpointError(f"{file}: not a shard of {path}")
-        for name, array in tensors.items():
-            base, i, start = _place_of(name)
+        for base, i, start, entry in _blocks(file, found, {i: (low, high) for i, low, high in segments}, sizes):
+            low, high = (0, sizes[i]) if start is None else (start, start + entry[1][0])
+            n = _common(pieces[i], low, high)
+            if n:
+                wanted[entry] = base, i, start
+                filled[base] = filled.get(base, 0) + (pieces[i][1] - pieces[i][0] if start is None else n)
+        files.append((file, wanted))
+    for base, n in filled.items():
+        low, high = pieces[_place_of(base)[1]]
+        if n != high - low:
+            raise CheckpointError(f"{path}: tensor {base!r} is not complete in its shards")
+    vectors, whole = {}, {}
+    for file, wanted in files:
+        tensors, _ = read(file, lambda *entry, wanted=wanted: entry in wanted)
+        for (name, _), (base, i, start) in wanted.items():
+            array = tensors[name]
+            if array.dtype != likes[i][1]:
+                raise CheckpointError(f"{file}: tensor {name!r}: expected {likes[i][1]}, got {array.dtype}")
             if start is None:
                 whole[base] = array
                 continue
-            low, high = held[i]
-            first, last = max(low, start), min(high, start + len(array))
+            low, high = pieces[i]
             if base not in vectors:
-                vectors[base] = np.empty(pieces[i][1] - pieces[i][0], likes[i][1])
-            vectors[base][first - pieces[i][0]:last - pieces[i][0]] = array[first - start:last - start]
-            filled[base] = filled.get(base, 0) + last - first
-    for base, n in filled.items():
-        if n != len(vectors[base]):
-            raise CheckpointError(f"{path}: tensor {base!r} is not complete in its shards")
+                vectors[base] = np.empty(high - low, array.dtype)
+            vectors[base][max(start - low, 0):start + len(array) - low] = array[max(low - start, 0):high - start]
     return vectors, whole
+
+
+def _common(piece, low, high):
+    """How many elements a piece has of those from low to high."""
+    return max(min(piece[1], high) - max(piece[0], low), 0)
 
 
 def _place_of(name):
     """A tensor's name without the element it begins with, its weight, and this element, or None."""
-    base, cut, start = name.partition("@")
-    return base, int(base.rpartition("/")[2]), int(start) if cut else None
+    match = re.fullmatch("(.+/(0|[1-9][0-9]{0,18}))(?:@(0|[1-9][0-9]{0,18}))?", name)
+    if not match:
+        raise ValueError(f"tensor {name!r:.80} is not named as a shard names its own")
+    return match[1], int(match[2]), match[3] and int(match[3])
 
 
-def _is_wanted(held, name, shape):
-    _, i, start = _place_of(name)
-    return i in held and (start is None or (start < held[i][1] and start + math.prod(shape) > held[i][0]))
+def _blocks(file, found, segments, sizes):
+    """Name, weight, first element and entry (name and shape) of each tensor of a shard, which follow one another."""
+    reached, blocks = {}, []
+    for name, shape in found:
+        base, i, start = _place_of(name)
+        low, high = segments.get(i, (0, 0))
+        before = reached.get(base, low)
+        if start is None:
+            good, end = [low, high] == [0, *sizes[i:i + 1]], high
+        else:
+            good, end = len(shape) == 1 and start == before, start + math.prod(shape)
+        if not good or not before < end <= high:
+            raise CheckpointError(f"{file}: tensor {name!r} is not where the index has one")
+        reached[base] = end
+        blocks.append((base, i, start, (name, shape)))
+    for base, end in reached.items():
+        if end != segments[_place_of(base)[1]][1]:
+            raise CheckpointError(f"{file}: tensor {base!r} is not complete")
+    return blocks
 
 
 def _check_cover(path, files, sizes):

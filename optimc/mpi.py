@@ -813,8 +813,8 @@ class Sharded(Wrapper):
         """Cuts the weights that a description tells of, and gives this rank's tensors."""
         part = checkpoint.weights_part(description)
         layout = self._layout = Layout(
-            [Like(tuple(shape), np.dtype(dtype), order)
-             for (shape, dtype), order in zip(part["shapes"], shards["orders"], strict=True)], self.size, self._cut())
+            [Like(*checkpoint.shape_of(*entry), order)
+             for entry, order in zip(part["shapes"], shards["orders"], strict=True)], self.size, self._cut())
         self._slot_names, pieces = part["slots"], layout.pieces(self.rank)
         vectors, whole = checkpoint.read_shards(path, shards, description, pieces)
         tensors = {name: layout.in_shape(int(name.rpartition("/")[2]), vector) for name, vector in vectors.items()}

@@ -675,7 +675,7 @@ class Optimizer(_core.Optimizer):
         if description["class_name"] != type(self).__name__:
             raise ValueError(f"state of {description['class_name']}, not of {type(self).__name__}")
         calls, skipped = (_count_of(description, key) for key in ("calls", "skipped"))
-        shapes = tuple(_shape_of(*entry) for entry in description["shapes"])
+        shapes = tuple(checkpoint.shape_of(*entry) for entry in description["shapes"])
         n, names = len(shapes), description["names"]
         if names is not None and (len(names) != n or not all(isinstance(name, str) for name in names)):
             raise ValueError("names: expected one per weight")
@@ -884,13 +884,6 @@ def _count_of(description, key):
     if type(value) is not int or not 0 <= value < 2 ** 62:
         raise ValueError(f"{key}: expected a count, got {value!r}")
     return value
-
-
-def _shape_of(shape, dtype):
-    """A weight's shape and dtype as a description has them; its text never reaches NumPy's parser of dtypes."""
-    if dtype not in ("float32", "float64") or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"shapes: expected sizes and float32 or float64, got {shape!r:.80} and {dtype!r:.80}")
-    return tuple(shape), np.dtype(dtype)
 
 
 def _check_part(what, i, array, like, expected, is_slot):

@@ -748,3 +748,30 @@ def test_damaged_shards_are_refused(stepped, tmp_path):
     shard.unlink()
     with pytest.raises(FileNotFoundError, match=r"x\.0123456789abcdef\.1"):
         optimc.load(tmp_path / "x")
+
+
+@pytest.mark.parametrize("entry", [[[4], "(1,2"], [[4], "f4,,f4(("], [[2 ** 47], "float32"], [[4], "float64"]],
+                         ids=str)
+def test_hostile_shapes_of_an_index_are_refused(tmp_path, entry):
+    optimizer = optimc.SGD(momentum=0.9)
+    optimizer.build([np.ones(4, np.float32)])
+    description, shards = save_in_shards(tmp_path / "x", optimizer, 1)
+    description["shapes"], shards["files"] = [entry], [[[0, 0, entry[0][0]]]]
+    checkpoint.write_index(tmp_path / "x", description, shards)
+    with pytest.raises(optimc.CheckpointError, match="x"):
+        optimc.load(tmp_path / "x")
+
+
+@pytest.mark.parametrize("blocks", [
+    {"@0": 2, "@00": 2}, {"@0": 2, "@1": 2, "@3": 1}, {"@2": 2, "@0": 2}, {"@0": 3, "@3": 2}, {"@0": 2}, {"@1": 3},
+    {"@0": 4, "@4": 0}, {"": 4, "@0": 4}, {"@0": 4, "": 4}, {"@+0": 4}, {"@0": (4, 1)}, {"@\u0660": 4}, {"@": 4},
+    {"9": 4}, {"9@0": 4}], ids=str)
+def test_blocks_that_do_not_follow_one_another_are_refused(tmp_path, blocks):
+    optimizer = optimc.SGD(momentum=0.9)
+    optimizer.build([np.ones(4, np.float32)])
+    save_in_shards(tmp_path / "x", optimizer, 1)
+    checkpoint.write(tmp_path / "x.0123456789abcdef.0",
+                     {f"velocity/0{name}": np.ones(n, np.float32) for name, n in blocks.items()},
+                     {"shard": "0123456789abcdef"})
+    with pytest.raises(optimc.CheckpointError, match=r"x(\.0123456789abcdef\.0)?: tensor 'velocity/0"):
+        optimc.load(tmp_path / "x")
