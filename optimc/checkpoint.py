@@ -347,19 +347,31 @@ def load(path, custom_objects=None):
 def restore(path, metadata, custom_objects, tensors_for):
     """An optimizer from the metadata of a file, and the tensors that a function of it and its description gives."""
     from optimc import registry
-    description = decode(path, metadata, "optimizer")
-    try:
+    with taking_over(os.fsdecode(path)):
+        description = decode(path, metadata, "optimizer")
         optimizer = registry.deserialize(
             {"class_name": description["class_name"], "config": description["config"]}, custom_objects)
         tensors = tensors_for(optimizer, description)
-        optimizer._import(description, tensors)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{os.fsdecode(path)}: {error}") from None
-    if tensors:
-        raise CheckpointError(f"{os.fsdecode(path)}: tensor {next(iter(tensors))!r} belongs to nothing")
+        import_all(optimizer, description, tensors)
     return optimizer
+
+
+@contextlib.contextmanager
+def taking_over(what):
+    """Whatever damage in a state leads to becomes a `CheckpointError` that names the file or argument it is in."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{what}: {'no ' * isinstance(error, KeyError)}{error}") from None
+
+
+def import_all(optimizer, description, tensors):
+    """An optimizer takes over a state, all of it."""
+    optimizer._import(description, tensors)
+    if tensors:
+        raise ValueError(f"tensor {next(iter(tensors))!r} belongs to nothing")
 
 
 # ------------------------------------------------------------------------------------------ shards

@@ -615,15 +615,17 @@ class Optimizer(_core.Optimizer):
 
         Everything is checked before anything changes.  A built optimizer keeps its weights, whose shapes and
         dtypes must match; one that is not binds to those of its next step.  Hyperparameters stay as they are.
+
+        Raises:
+            CheckpointError: an entry is missing or damaged, or the state is of another class; a ValueError.
+            ValueError: the weights are not those of the state.
         """
         if not isinstance(state, dict) or "tensors" not in state:
             raise TypeError("state: expected what state_dict gave")
-        tensors = {name: np.array(array) for name, array in state["tensors"].items()}
         twin = type(self).__new__(type(self))
         twin.__setstate__({**self._state(lambda values: values), "slots": {}, "shapes": ()})
-        twin._import(state, tensors)
-        if tensors:
-            raise ValueError(f"state: tensor {next(iter(tensors))!r} belongs to nothing")
+        with checkpoint.taking_over("state"):
+            checkpoint.import_all(twin, state, {name: np.array(array) for name, array in state["tensors"].items()})
         self._lock()
         try:
             weights, names = self._weights, self._names

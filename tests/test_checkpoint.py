@@ -119,8 +119,11 @@ def test_wrong_states_change_nothing(case):
     if case.slots:
         first = next(iter(state["tensors"]))
         bad.append({**state, "tensors": {**state["tensors"], first: np.ones(77, np.float32)}})
+    bad += [{k: v for k, v in state.items() if k != key} for key in state if key != "tensors"]
+    bad += [{**state, key: value} for key in state for value in (None, 1, [[1]]) if (key, value) != ("names", None)
+            and (key, value) not in (("calls", 1), ("skipped", 1))]
     for wrong in bad:
-        with pytest.raises(ValueError):
+        with pytest.raises(optimc.CheckpointError, match="^state: "):
             optimizer.load_state_dict(wrong)
         assert optimizer.iterations == before[1]
         for slot, arrays in before[0].items():
