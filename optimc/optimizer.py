@@ -690,7 +690,9 @@ class Optimizer(_core.Optimizer):
         for what, expected in wanted:
             held[what] = [tensors.get(f"{what}/{i}") for i in range(n)]
             for i, array in enumerate(held[what]):
-                _check_part(what, i, array, shapes[i], expected, what in description["slots"])
+                like = np.broadcast_to(np.empty((), shapes[i][1]), shapes[i][0])        # takes no memory
+                _check_part(what, i, array, self._slot_shape(what, like), like.dtype, expected,
+                            what in description["slots"])
         running = tuple(tuple(math.nan if number is None else float(number) for number in one)
                         for one in description["running"])
         self._set_running(running)
@@ -888,16 +890,15 @@ def _count_of(description, key):
     return value
 
 
-def _check_part(what, i, array, like, expected, is_slot):
-    """Whether a stored array is what a weight (shape, dtype) can have for a slot, average or accumulator."""
-    shape, dtype = like
+def _check_part(what, i, array, shape, dtype, expected, is_slot):
+    """Whether a stored array is what a weight can have, in this shape, for a slot, average or accumulator."""
     if array is None:
         if expected and not is_slot:
             raise ValueError(f"tensor '{what}/{i}' is missing")
         return
     if not expected:
         raise ValueError(f"tensor '{what}/{i}' belongs to nothing")
-    if array.dtype != dtype or (array.shape != shape and what not in checkpoint.FACTORS):
+    if array.dtype != dtype or array.shape != shape:
         raise ValueError(f"tensor '{what}/{i}': expected shape {shape} and dtype {dtype}, got {array.shape} and "
                          f"{array.dtype}")
 

@@ -123,7 +123,7 @@ def test_wrong_states_change_nothing(case):
     bad += [{**state, key: value} for key in state for value in (None, 1, [[1]]) if (key, value) != ("names", None)
             and (key, value) not in (("calls", 1), ("skipped", 1))]
     for wrong in bad:
-        with pytest.raises(optimc.CheckpointError, match="^state: "):
+        with pytest.raises(optimc.CheckpointError, match=r"^state: "):
             optimizer.load_state_dict(wrong)
         assert optimizer.iterations == before[1]
         for slot, arrays in before[0].items():
@@ -131,6 +131,21 @@ def test_wrong_states_change_nothing(case):
                 assert x is None or (x == y).all()
     with pytest.raises(TypeError, match="state: expected"):
         optimizer.load_state_dict([])
+
+
+@pytest.mark.parametrize("name", ["row/0", "column/0", "velocity/1"])
+@pytest.mark.parametrize("shape", [(1,), (), (1, 4)])
+def test_factors_of_another_shape_are_refused(tmp_path, name, shape):
+    optimizer, weights = optimc.Adafactor(), [np.ones((4, 4), np.float32), np.ones(4, np.float32)]
+    optimizer.apply([2 * w for w in weights], weights)
+    state = optimizer.state_dict()
+    state["tensors"][name] = np.ones(shape, np.float32)
+    with pytest.raises(optimc.CheckpointError, match=rf"^state: tensor '{name}': expected shape \(4,\)"):
+        optimizer.load_state_dict(state)
+    description, tensors = optimizer._export()
+    checkpoint.write(tmp_path / "x", tensors | state["tensors"], {"optimizer": json.dumps(description)})
+    with pytest.raises(optimc.CheckpointError, match=f"tensor '{name}'"):
+        optimc.load(tmp_path / "x")
 
 
 def test_functions_cannot_be_stored(tmp_path):
