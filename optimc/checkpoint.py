@@ -80,12 +80,21 @@ def write(path, tensors, metadata):
     header = _header(tensors, flat, metadata)
     directory, name = os.path.split(path)
     _sweep(directory, name)
+    while not _write_beside(path, directory, name, header, flat):
+        pass
+    _sync_directory(directory)
+
+
+def _write_beside(path, directory, name, header, flat):
+    """Writes the new file and renames it to `path`; False if another saver swept it before it was locked."""
     temporary = os.path.join(directory, f".{name}.{secrets.token_hex(8)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
         with os.fdopen(descriptor, "wb", buffering=0) as file:
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX)        # a saver holds its file: what can be locked is stale
+                if not os.path.exists(temporary):
+                    return False
             if os.path.exists(path):
                 os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
             with _progress(f"saving {name}", len(header) + sum(map(len, flat.values()))) as advance:
@@ -100,7 +109,7 @@ def write(path, tensors, metadata):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-    _sync_directory(directory)
+    return True
 
 
 def _header(tensors, flat, metadata):

@@ -585,6 +585,21 @@ def test_a_living_savers_file_is_not_swept(tmp_path):
     assert not mine.exists() and all(file.exists() for file in others)
 
 
+def test_a_file_swept_before_it_is_locked_is_written_again(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    lock, sweeps = fcntl.flock, [1, 2, 3]
+
+    def flock(file, operation):
+        if operation == fcntl.LOCK_EX and sweeps:               # another save begins just before
+            sweeps.pop()
+            checkpoint._sweep(str(tmp_path), "x")
+        lock(file, operation)
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", flock)
+    optimc.SGD(0.25).save(tmp_path / "x")
+    assert not sweeps and os.listdir(tmp_path) == ["x"] and optimc.load(tmp_path / "x").learning_rate == 0.25
+
+
 def test_savers_and_readers_at_once(tmp_path):
     path = tmp_path / "x"
     optimc.SGD().save(path)
