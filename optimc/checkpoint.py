@@ -162,7 +162,7 @@ def _sweep(directory, name):
         if not pattern.fullmatch(entry):
             continue
         stale = os.path.join(directory, entry)
-        with contextlib.suppress(FileNotFoundError, PermissionError, BlockingIOError), open(stale, "rb") as file:
+        with contextlib.suppress(OSError, CheckpointError), _open_regular(stale) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.unlink(stale)
 
@@ -199,9 +199,7 @@ def read(path, wanted=None):
         OSError: of the system, unchanged.
     """
     path = os.fsdecode(path)
-    with open(path, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise CheckpointError(f"{path}: not a regular file")
+    with _open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         entries, metadata, checksums, start = _read_header(path, file, size)
         tensors = {}
@@ -220,6 +218,15 @@ def read(path, wanted=None):
                     raise CheckpointError(f"{path}: tensor {name!r} is damaged: {error}") from None
                 tensors[name] = array.astype(dtype.newbyteorder("="), copy=False)
     return tensors, metadata
+
+
+@contextlib.contextmanager
+def _open_regular(path):
+    """A file to read; refused at once if it is a pipe, even one that nobody writes to."""
+    with open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise CheckpointError(f"{path}: not a regular file")
+        yield file
 
 
 def _read_all(path, file, array, advance):

@@ -218,6 +218,8 @@ def test_places(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(ValueError, match="not a regular file"):
         optimizer.save(tmp_path / "fifo")
+    with pytest.raises(optimc.CheckpointError, match="not a regular file"):
+        optimc.load(tmp_path / "fifo")
     (tmp_path / "folder" / "real").write_bytes(b"old")
     (tmp_path / "link").symlink_to("folder/real")
     optimizer.save(tmp_path / "link")
@@ -581,6 +583,9 @@ def test_a_living_savers_file_is_not_swept(tmp_path):
         fcntl.flock(file, fcntl.LOCK_EX)
         optimc.SGD().save(tmp_path / "x")
         assert mine.exists()
+    others += [tmp_path / f".x.{'1' * 16}.tmp", tmp_path / f".x.{'2' * 16}.tmp"]
+    others[-2].mkdir()
+    os.mkfifo(others[-1])
     optimc.SGD().save(tmp_path / "x")
     assert not mine.exists() and all(file.exists() for file in others)
 
