@@ -1931,17 +1931,21 @@ static PyObject *optimizer_advance(Optimizer *self, PyObject *args)
 
 /* ------------------------------------------------------------------------------------- the type - */
 
-static PyObject *optimizer_lock(Optimizer *self, PyObject *Py_UNUSED(ignored))
+PyDoc_STRVAR(locked_doc, "_locked($self, function, /, *args, **kwargs)\n--\n\n"
+"Waits for a step in progress and returns what the function gives, while no other can start.  The lock is\n"
+"taken and released here, in C: a signal handler that raises cannot come before a `try` and leave it taken.");
+
+static PyObject *optimizer_locked(Optimizer *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
+    if (!n) {
+        PyErr_SetString(PyExc_TypeError, "_locked() takes a function, got nothing");
+        return NULL;
+    }
     if (lock(self))
         return NULL;
-    Py_RETURN_NONE;
-}
-
-static PyObject *optimizer_unlock(Optimizer *self, PyObject *Py_UNUSED(ignored))
-{
+    PyObject *result = PyObject_Vectorcall(args[0], args + 1, (size_t)n - 1, names);
     unlock(self);
-    Py_RETURN_NONE;
+    return result;
 }
 
 static PyObject *get_iterations(Optimizer *self, void *Py_UNUSED(closure))
@@ -2088,8 +2092,7 @@ static PyMethodDef optimizer_methods[] = {
     METHOD("_bind", optimizer_bind, METH_VARARGS, bind_doc),
     METHOD("_waiting", optimizer_waiting, METH_NOARGS, waiting_doc),
     METHOD("_unbind", optimizer_unbind, METH_NOARGS, unbind_doc),
-    METHOD("_lock", optimizer_lock, METH_NOARGS, "_lock($self)\n--\n\nWaits for a step in progress."),
-    METHOD("_unlock", optimizer_unlock, METH_NOARGS, "_unlock($self)\n--\n\nLets steps go on."),
+    METHOD("_locked", optimizer_locked, METH_FASTCALL | METH_KEYWORDS, locked_doc),
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,5 +1,5 @@
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from numpy.typing import NDArray
 from typing_extensions import Buffer, disjoint_base
@@ -7,6 +7,7 @@ from typing_extensions import Buffer, disjoint_base
 _Array = NDArray[Any]
 _Arrays = Sequence[_Array] | Mapping[str, _Array]
 _Gradients = Sequence[Any] | Mapping[str, Any]
+_Result = TypeVar("_Result")
 
 isa: str
 isas: tuple[str, ...]
@@ -112,5 +113,4 @@ class Optimizer:
         /,
     ) -> None: ...
     def _unbind(self) -> None: ...
-    def _lock(self) -> None: ...
-    def _unlock(self) -> None: ...
+    def _locked(self, function: Callable[..., _Result], /, *args: Any, **kwargs: Any) -> _Result: ...

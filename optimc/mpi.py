@@ -771,15 +771,17 @@ class Sharded(Wrapper):
         """
         team, error, mark = self._team, None, 0
         token = team.gather(np.frombuffer(secrets.token_bytes(8), np.uint8))[0].tobytes().hex()
-        self._local._lock()
-        try:
-            mark = zlib.crc32(os.fsencode(path))
+
+        def write_share():
             description, tensors = self._export()
             checkpoint.write_shard(path, token, self.rank, tensors)
+            return description
+
+        try:
+            mark = zlib.crc32(os.fsencode(path))
+            description = self._local._locked(write_share)
         except Exception as caught:
             error = caught
-        finally:
-            self._local._unlock()
         try:
             team.agree("save", error, another_path=mark)
         except BaseException:

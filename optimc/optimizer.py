@@ -244,11 +244,7 @@ class Optimizer(_core.Optimizer):
             >>> opt.built
             True
         """
-        self._lock()
-        try:
-            self._build(params, may_add=True, adopt=slots, averages=averages, accumulators=accumulators)
-        finally:
-            self._unlock()
+        self._locked(self._build, params, may_add=True, adopt=slots, averages=averages, accumulators=accumulators)
 
     def _build(self, params, may_add=False, adopt=None, averages=None, accumulators=None):
         """Builds and returns what `_undo_build` needs to undo it; on an error nothing has changed."""
@@ -506,13 +502,13 @@ class Optimizer(_core.Optimizer):
     def finalize_variable_values(self, params=None):
         """Puts the averages into the weights, with `use_ema`; as Keras does at the end of `fit`."""
         weights = self._bound(params)
+
+        def put():
+            for weight, average in zip(weights, self._averages, strict=True):
+                weight[...] = average
+
         if self.use_ema:
-            self._lock()
-            try:
-                for weight, average in zip(weights, self._averages, strict=True):
-                    weight[...] = average
-            finally:
-                self._unlock()
+            self._locked(put)
 
     @contextlib.contextmanager
     def averaged(self, params=None):
@@ -595,20 +591,12 @@ class Optimizer(_core.Optimizer):
             ValueError: a function gives a value: a checkpoint can hold numbers and schedules only.
             OSError: of the system, unchanged; an old file is still whole.
         """
-        self._lock()
-        try:
-            checkpoint.save(path, self)
-        finally:
-            self._unlock()
+        self._locked(checkpoint.save, path, self)
 
     def state_dict(self):
         """A copy of the state as a dict: what `load_state_dict` takes.  Configuration is not part of it."""
-        self._lock()
-        try:
-            description, tensors = self._describe()
-            return {**description, "tensors": {name: np.array(array) for name, array in tensors.items()}}
-        finally:
-            self._unlock()
+        description, tensors = self._locked(self._describe, np.array)
+        return {**description, "tensors": tensors}
 
     def load_state_dict(self, state):
         """Takes over a copy of the state that `state_dict` of an optimizer of this class gave.
@@ -623,32 +611,32 @@ class Optimizer(_core.Optimizer):
         if not isinstance(state, dict) or "tensors" not in state:
             raise TypeError("state: expected what state_dict gave")
         twin = type(self).__new__(type(self))
-        twin.__setstate__({**self._state(lambda values: values), "slots": {}, "shapes": ()})
+        twin.__setstate__({**self._locked(self._state, lambda values: values), "slots": {}, "shapes": ()})
         with checkpoint.taking_over("state"):
             checkpoint.import_all(twin, state, {name: np.array(array) for name, array in state["tensors"].items()})
-        self._lock()
-        try:
-            weights, names = self._weights, self._names
-            if weights is not None:
-                params = weights if names is None else dict(zip(names, weights, strict=True))
-                twin._build(params)
-            mine, held = self.__dict__, iter([(name, twin.__dict__[name]) for name in HELD])
-            running, calls, skipped = twin._get_running(), twin._calls, twin._skipped
-            if weights is not None:
-                self._bind_arrays(weights, twin.__dict__)
-            for name, value in held:            # from here on nothing takes memory, so nothing can fail
-                mine[name] = value
-            self._calls, self._skipped = calls, skipped
-            self._set_running(running)
-        finally:
-            self._unlock()
+        self._locked(self._swap_state, twin)
 
-    def _describe(self):
-        """The state as plain values, and its arrays by name."""
+    def _swap_state(self, twin):
+        """Takes over the state of a twin that is not built, moved to this optimizer's weights, if it has some."""
+        weights, names = self._weights, self._names
+        if weights is not None:
+            params = weights if names is None else dict(zip(names, weights, strict=True))
+            twin._build(params)
+        mine, held = self.__dict__, iter([(name, twin.__dict__[name]) for name in HELD])
+        running, calls, skipped = twin._get_running(), twin._calls, twin._skipped
+        if weights is not None:
+            self._bind_arrays(weights, twin.__dict__)
+        for name, value in held:            # from here on nothing takes memory, so nothing can fail
+            mine[name] = value
+        self._calls, self._skipped = calls, skipped
+        self._set_running(running)
+
+    def _describe(self, taken=lambda array: array):
+        """The state as plain values, and its arrays, as `taken`, by name."""
         def plain_numbers(numbers):
             return [None if math.isnan(number) else number for number in numbers]
 
-        tensors = {f"{what}/{i}": array for what, arrays in
+        tensors = {f"{what}/{i}": taken(array) for what, arrays in
                    ({slot: arrays for slot, arrays in self._slots.items() if slot not in self.scratch_slots}
                     | {checkpoint.AVERAGE: self._averages or (),
                        checkpoint.ACCUMULATOR: self._accumulators or ()}).items()
@@ -709,25 +697,21 @@ class Optimizer(_core.Optimizer):
         self._held_waiting, self._calls, self._skipped = waiting, calls, skipped
 
     def _state(self, duplicate):
-        """Everything a copy needs, taken between two steps."""
-        self._lock()
-        try:
-            known = {*self._arguments, *HELD, "groups", "_rooms", "_excluded"}
-            return {
-                "arguments": duplicate(self._given()),
-                "groups": [duplicate(group.given(self._positions(group.arrays))) for group in self.groups],
-                "excluded": (self._positions(self._excluded[0]), self._excluded[1]),
-                "attributes": duplicate({k: v for k, v in self.__dict__.items() if k not in known}),
-                "calls": self._calls, "skipped": self.skipped_steps, "running": self._get_running(),
-                "names": self._names or self._held_names, "waiting": self._waiting_now(),
-                "shapes": self._held_shapes,
-                "slots": {slot: [None if array is None else np.array(array) for array in arrays]
-                          for slot, arrays in self._slots.items() if slot not in self.scratch_slots},
-                "averages": self._averages and [np.array(array) for array in self._averages],
-                "accumulators": self._accumulators and [np.array(array) for array in self._accumulators],
-            }
-        finally:
-            self._unlock()
+        """Everything a copy needs; taken between two steps, by way of `_locked`."""
+        known = {*self._arguments, *HELD, "groups", "_rooms", "_excluded"}
+        return {
+            "arguments": duplicate(self._given()),
+            "groups": [duplicate(group.given(self._positions(group.arrays))) for group in self.groups],
+            "excluded": (self._positions(self._excluded[0]), self._excluded[1]),
+            "attributes": duplicate({k: v for k, v in self.__dict__.items() if k not in known}),
+            "calls": self._calls, "skipped": self.skipped_steps, "running": self._get_running(),
+            "names": self._names or self._held_names, "waiting": self._waiting_now(),
+            "shapes": self._held_shapes,
+            "slots": {slot: [None if array is None else np.array(array) for array in arrays]
+                      for slot, arrays in self._slots.items() if slot not in self.scratch_slots},
+            "averages": self._averages and [np.array(array) for array in self._averages],
+            "accumulators": self._accumulators and [np.array(array) for array in self._accumulators],
+        }
 
     def __setstate__(self, state):
         Optimizer.__init__(self, **state["arguments"], groups=state["groups"])
@@ -763,7 +747,7 @@ class Optimizer(_core.Optimizer):
         self._held_waiting, self._calls = (waiting,) * len(weights), calls
 
     def __reduce__(self):
-        state = self._state(lambda values: values)
+        state = self._locked(self._state, lambda values: values)
         for arguments in (state["arguments"], *state["groups"]):
             for name, value in arguments.items():
                 if callable(value) and "<" in getattr(value, "__qualname__", ""):
@@ -775,7 +759,7 @@ class Optimizer(_core.Optimizer):
     def __deepcopy__(self, memo):
         other = type(self).__new__(type(self))
         memo[id(self)] = other
-        other.__setstate__(self._state(lambda values: copy.deepcopy(values, memo)))
+        other.__setstate__(self._locked(self._state, lambda values: copy.deepcopy(values, memo)))
         return other
 
     def __copy__(self):

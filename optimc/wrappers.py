@@ -5,7 +5,7 @@ Both check the steps of all they wrap before any of them writes: the step of an 
 comes before all of it or after.
 """
 
-import contextlib
+import functools
 import re
 import warnings
 
@@ -33,11 +33,10 @@ class Wrapper:
 
     def save(self, path):
         """Writes a checkpoint that `optimc.load` continues from; see `Optimizer.save`."""
-        with contextlib.ExitStack() as stack:
-            for optimizer in sorted(self._inner(), key=id):     # as a step takes their locks
-                optimizer._lock()
-                stack.callback(optimizer._unlock)
-            checkpoint.save(path, self)
+        write = functools.partial(checkpoint.save, path, self)
+        for optimizer in sorted(self._inner(), key=id, reverse=True):       # the outermost first, as a step locks
+            write = functools.partial(optimizer._locked, write)
+        write()
 
     def _numbers(self):
         """Names of the attributes that are the wrapper's own state: whole numbers."""

@@ -1,5 +1,6 @@
 """Processes and signals: no hang, and whole steps, whatever is forked, pooled, interrupted or ended."""
 
+import copy
 import ctypes
 import functools
 import os
@@ -285,3 +286,38 @@ def test_ctrl_c_reaches_a_thread_that_waits_for_a_step():
         worker.join()
         timer.join()
     assert (w == -optimizer.iterations).all()
+
+
+@pytest.mark.parametrize("action", [
+    lambda optimizer, weights: optimizer.build(weights),
+    lambda optimizer, weights: optimizer.finalize_variable_values(),
+    lambda optimizer, weights: optimizer.save(os.devnull),
+    lambda optimizer, weights: optimc.MultiOptimizer(optimc.OptimizerMap(optimizer)).save(os.devnull),
+    lambda optimizer, weights: optimizer.state_dict(),
+    lambda optimizer, weights: optimizer.load_state_dict(optimizer.state_dict()),
+    lambda optimizer, weights: copy.deepcopy(optimizer),
+], ids=["build", "finalize", "save", "a wrapper's save", "state_dict", "load_state_dict", "copy"])
+def test_ctrl_c_while_waiting_for_a_step_leaves_no_lock(action):
+    """The signal is pending when the wait ends, so that Python hears of it with the lock just taken."""
+    started, weights = threading.Event(), [np.ones(3, np.float32)]
+
+    def rate():
+        started.set()
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        return 0.5
+
+    def step():
+        optimizer.apply([np.ones(3, np.float32)])
+
+    optimizer = optimc.SGD(rate, use_ema=True)
+    optimizer.build(weights)
+    stepper = threading.Thread(target=step)
+    stepper.start()
+    started.wait()
+    with pytest.raises(KeyboardInterrupt):
+        action(optimizer, weights)
+    stepper.join()
+    optimizer.learning_rate = 0.5
+    step()
+    assert optimizer.iterations == 2
