@@ -761,8 +761,15 @@ struct pairs {
     PyObject *grads, *weights;          /* both list or tuple, or both dict, or weights a tuple */
     PyObject *keys;                     /* a tuple of names for tuples that have them, or NULL */
     Py_ssize_t i, n, position;
-    PyObject *key;                      /* of the current pair, or NULL */
+    PyObject *key, *grad, *weight;      /* the current pair, owned: __eq__ and __repr__ of keys may drop it */
 };
+
+static void close_pairs(struct pairs *pairs)
+{
+    Py_CLEAR(pairs->key);
+    Py_CLEAR(pairs->grad);
+    Py_CLEAR(pairs->weight);
+}
 
 static int is_list(PyObject *object)
 {
@@ -819,39 +826,53 @@ static PyObject *pair_label(const struct pairs *pairs, const char *argument)
     return PyUnicode_FromFormat("%s[%zd]", argument, pairs->i - 1);
 }
 
+/* A new reference, or NULL past the end. */
 static PyObject *item(PyObject *list, Py_ssize_t i)
 {
-    return PyList_Check(list) ? PyList_GET_ITEM(list, i) : PyTuple_GET_ITEM(list, i);
+    return i < PySequence_Fast_GET_SIZE(list) ? Py_NewRef(PySequence_Fast_GET_ITEM(list, i)) : NULL;
 }
 
-/* The next pair, borrowed: 1, 0 at the end, -1 on an error.  Runs no code of the caller's. */
-static int next_pair(struct pairs *pairs, PyObject **grad, PyObject **weight)
+static int refuse_shrunk(const char *name)
 {
+    PyErr_Format(PyExc_RuntimeError, "%s changed size while it was read", name);
+    return -1;
+}
+
+/* Makes the next pair the current one: 1, 0 at the end, -1 on an error.  Of the caller's code it runs only
+   __hash__ and __eq__ of keys that are not plain str. */
+static int next_pair(struct pairs *pairs)
+{
+    close_pairs(pairs);
     if (pairs->i == pairs->n)
         return 0;
-    pairs->key = NULL;
     if (PyDict_Check(pairs->weights)) {
-        if (!PyDict_Next(pairs->weights, &pairs->position, &pairs->key, weight))
-            return 0;
+        if (!PyDict_Next(pairs->weights, &pairs->position, &pairs->key, &pairs->weight))
+            return refuse_shrunk("params");
+        Py_INCREF(pairs->key);
+        Py_INCREF(pairs->weight);
         if (!PyUnicode_Check(pairs->key)) {
             PyErr_Format(PyExc_TypeError, "params: keys must be str, got %s",
                 Py_TYPE(pairs->key)->tp_name);
             return -1;
         }
     } else {
-        *weight = item(pairs->weights, pairs->i);
+        pairs->weight = item(pairs->weights, pairs->i);
+        if (!pairs->weight)
+            return refuse_shrunk("params");
         if (pairs->keys)
-            pairs->key = PyTuple_GET_ITEM(pairs->keys, pairs->i);
+            pairs->key = Py_NewRef(PyTuple_GET_ITEM(pairs->keys, pairs->i));
     }
     if (PyDict_Check(pairs->grads)) {
-        *grad = PyDict_GetItemWithError(pairs->grads, pairs->key);
-        if (!*grad) {
+        pairs->grad = Py_XNewRef(PyDict_GetItemWithError(pairs->grads, pairs->key));
+        if (!pairs->grad) {
             if (!PyErr_Occurred())
                 PyErr_Format(PyExc_ValueError, "grads has no entry for params[%R]", pairs->key);
             return -1;
         }
     } else {
-        *grad = item(pairs->grads, pairs->i);
+        pairs->grad = item(pairs->grads, pairs->i);
+        if (!pairs->grad)
+            return refuse_shrunk("grads");
     }
     pairs->i++;
     return 1;
@@ -909,20 +930,21 @@ PyDoc_STRVAR(weights_of_doc, "weights_of($module, params, /)\n--\n\n"
 static PyObject *core_weights_of(PyObject *Py_UNUSED(module), PyObject *params)
 {
     struct pairs pairs;
-    PyObject *grad, *weight, *result = NULL;
+    PyObject *result = NULL;
     if (open_pairs(NULL, params, params, &pairs))
         return NULL;
     PyObject *keys = PyTuple_New(pairs.n), *weights = PyTuple_New(pairs.n);
     int more = keys && weights ? 1 : -1;
-    while (more > 0 && (more = next_pair(&pairs, &grad, &weight)) > 0) {
+    while (more > 0 && (more = next_pair(&pairs)) > 0) {
         struct view view;
-        if (look_writable(weight, pair_label(&pairs, "params"), &view))
+        if (look_writable(pairs.weight, pair_label(&pairs, "params"), &view))
             more = -1;
-        PyTuple_SET_ITEM(weights, pairs.i - 1, Py_NewRef(weight));
+        PyTuple_SET_ITEM(weights, pairs.i - 1, Py_NewRef(pairs.weight));
         PyTuple_SET_ITEM(keys, pairs.i - 1, Py_NewRef(pairs.key ? pairs.key : Py_None));
     }
     if (!more)
-        result = PyTuple_Pack(2, pairs.key ? keys : Py_None, weights);
+        result = PyTuple_Pack(2, PyDict_Check(params) ? keys : Py_None, weights);
+    close_pairs(&pairs);
     Py_XDECREF(keys);
     Py_XDECREF(weights);
     return result;
@@ -1169,7 +1191,7 @@ static int take(Optimizer *self, const struct pairs *pairs, size_t index, PyObje
 static int convert_pairs(struct pairs *pairs, PyObject **owned)
 {
     PyObject *grads = PyTuple_New(pairs->n), *weights = PyTuple_New(pairs->n);
-    PyObject *keys = PyTuple_New(pairs->n), *grad, *weight;
+    PyObject *keys = PyTuple_New(pairs->n);
     *owned = grads && weights && keys ? PyTuple_Pack(3, grads, weights, keys) : NULL;
     Py_XDECREF(grads);
     Py_XDECREF(weights);
@@ -1177,15 +1199,15 @@ static int convert_pairs(struct pairs *pairs, PyObject **owned)
     if (!*owned)
         return -1;
     int more;
-    while ((more = next_pair(pairs, &grad, &weight)) > 0) {
-        PyTuple_SET_ITEM(grads, pairs->i - 1, Py_NewRef(grad));
-        PyTuple_SET_ITEM(weights, pairs->i - 1, Py_NewRef(weight));
+    while ((more = next_pair(pairs)) > 0) {
+        PyTuple_SET_ITEM(grads, pairs->i - 1, Py_NewRef(pairs->grad));
+        PyTuple_SET_ITEM(weights, pairs->i - 1, Py_NewRef(pairs->weight));
         PyTuple_SET_ITEM(keys, pairs->i - 1, Py_NewRef(pairs->key ? pairs->key : Py_None));
     }
     if (more < 0)
         return -1;
     for (Py_ssize_t i = 0; i < pairs->n; i++) {     /* only now does code of others run */
-        grad = PyTuple_GET_ITEM(grads, i);
+        PyObject *grad = PyTuple_GET_ITEM(grads, i);
         if (PyArray_Check(grad) || grad == Py_None || !offers_array(grad))
             continue;
         PyObject *array = PyArray_FromAny(grad, NULL, 0, 0, 0, NULL);
@@ -1203,19 +1225,20 @@ static int convert_pairs(struct pairs *pairs, PyObject **owned)
 /* One UserWarning that names the weights without a gradient; -1 if warnings are errors. */
 static int warn_missing(struct pairs pairs)
 {
-    PyObject *grad, *weight, *names = PyUnicode_FromString("");
-    pairs.i = pairs.position = 0;
-    while (names && next_pair(&pairs, &grad, &weight) > 0) {
-        if (grad != Py_None)
+    PyObject *names = PyUnicode_FromString("");
+    int more = 0;
+    while (names && (more = next_pair(&pairs)) > 0) {
+        if (pairs.grad != Py_None)
             continue;
         PyObject *entry = pair_label(&pairs, "params");
-        PyObject *more = entry ? PyUnicode_FromFormat(PyUnicode_GET_LENGTH(names) ? "%U, %U" : "%U%U",
+        PyObject *longer = entry ? PyUnicode_FromFormat(PyUnicode_GET_LENGTH(names) ? "%U, %U" : "%U%U",
             names, entry) : NULL;
         Py_XDECREF(entry);
-        Py_SETREF(names, more);
+        Py_SETREF(names, longer);
     }
-    const int result = names ? PyErr_WarnFormat(PyExc_UserWarning, 1,
+    const int result = names && !more ? PyErr_WarnFormat(PyExc_UserWarning, 1,
         "Gradients do not exist for %U: these weights are left as they are", names) : -1;
+    close_pairs(&pairs);
     Py_XDECREF(names);
     return result;
 }
@@ -1223,21 +1246,22 @@ static int warn_missing(struct pairs pairs)
 /* Matches and checks every pair; the plan is then ready to run.  Warns of missing gradients unless quiet. */
 static int match(Optimizer *self, struct pairs *pairs, PyObject **owned, int quiet)
 {
-    PyObject *grad, *weight;
     int more, missing = 0;
     const struct pairs start = *pairs;
     optimc_plan_begin(self->plan);
-    self->matching = 1;
-    while ((more = next_pair(pairs, &grad, &weight)) > 0) {
+    while ((more = next_pair(pairs)) > 0) {
+        PyObject *grad = pairs->grad;
         if (!PyArray_Check(grad) && grad != Py_None) {
-            if (*owned || !offers_array(grad))
+            if (*owned)
                 return refuse_kind("%U: expected a NumPy array of floats, got %S",
                     pair_label(pairs, "grads"), grad);
+            close_pairs(pairs);
             *pairs = start;
             drop_gradients(self);
+            self->matching = 1;
             return convert_pairs(pairs, owned) ? -1 : match(self, pairs, owned, quiet);
         }
-        const Py_ssize_t index = find(self, pairs, weight);
+        const Py_ssize_t index = find(self, pairs, pairs->weight);
         if (index < 0 || take(self, pairs, (size_t)index, grad))
             return -1;
         missing += grad == Py_None;
@@ -1248,7 +1272,7 @@ static int match(Optimizer *self, struct pairs *pairs, PyObject **owned, int qui
         PyErr_SetString(PyExc_ValueError, "No gradients provided for any variable.");
         return -1;
     }
-    return missing && !quiet ? warn_missing(*pairs) : 0;
+    return missing && !quiet ? warn_missing(start) : 0;
 }
 
 static PyObject *call_method(Optimizer *self, const char *name, PyObject *argument)
@@ -1342,7 +1366,9 @@ static int match_step(Optimizer *self, PyObject *grads, PyObject *weights, int q
         if (!self->undo)
             return -1;
     }
+    self->matching = 1;
     const int failed = open_pairs(self, grads, weights, &pairs) || match(self, &pairs, &owned, quiet);
+    close_pairs(&pairs);
     Py_XDECREF(owned);
     return failed ? -1 : 0;
 }

@@ -339,6 +339,48 @@ def test_apply_gradients_takes_pairs():
     assert optimizer.iterations == 1
 
 
+def test_gradients_that_empty_the_list_they_are_in():
+    class Gradient:
+        def __getattr__(self, name):
+            if name != "__array__":
+                raise AttributeError(name)
+            grads.clear()
+            with pytest.raises(RuntimeError, match="may not step or rebuild"):
+                optimizer._unbind()
+            return lambda *args, **kwargs: np.ones(3, F)
+
+    optimizer, weights, grads = optimc.SGD(0.5), [np.ones(3, F) for _ in range(200)], []
+    grads.extend(Gradient() for _ in weights)
+    optimizer.apply(grads, weights)
+    assert not grads and all((weight == 0.5).all() for weight in weights)
+
+
+def test_a_list_that_claims_to_be_longer():
+    class Longer(list):
+        def __len__(self):
+            return 10 ** 4
+
+    with pytest.raises(RuntimeError, match="params changed size while it was read"):
+        optimc.SGD(0.1).apply(Longer([np.ones(3, F)]), Longer([np.ones(3, F)]))
+
+
+@pytest.mark.parametrize("method", ["__repr__", "__eq__"])
+def test_names_that_empty_the_dict_they_are_in(method):
+    def emptied(name, *others):
+        weights.clear()
+        return getattr(str, method)(name, *others)
+
+    Name = type("Name", (str,), {"__hash__": str.__hash__, method: emptied})
+    optimizer, grads = optimc.SGD(0.1), {name: np.ones(3, F) for name in ("first", "second")}
+    weights = {Name(name): np.ones(3, F) for name in grads}
+    with pytest.raises(RuntimeError, match="params changed size while it was read"):
+        if method == "__repr__":
+            optimizer.build(weights)
+        else:
+            optimizer.build(list(weights.values()))
+            optimizer.apply(grads, weights)
+
+
 def test_apply_names_its_arguments():
     optimizer, (weights, grads) = optimc.SGD(), good()
     optimizer.apply(grads=grads, trainable_variables=weights)
