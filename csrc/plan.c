@@ -26,7 +26,7 @@ struct weight {
     size_t first, first_piece;              /* of its elements, among all of its lane type; of its pieces */
     enum kernel kernel;
     int lane, f_order, ndim;
-    ptrdiff_t *shape;
+    ptrdiff_t *shape;                       /* and after it the strides of its source */
     const char *clear_low, *clear_high;     /* a gradient known to overlap nothing */
     size_t first_block;                     /* of its blocks in plan->sums */
     double square;                          /* of the norm of its gradient, in this step */
@@ -279,7 +279,7 @@ enum fault optimc_plan_add(struct plan *plan, const struct view *view, const str
     *weight = (struct weight){
         .data = view->data, .size = optimc_view_size(view), .kernel = parts->kernel,
         .lane = view->type, .f_order = !view->c_order, .ndim = view->ndim, .waiting = parts->waiting,
-        .shape = plan->memory.take((size_t)view->ndim + 1, sizeof *weight->shape),
+        .shape = plan->memory.take(2 * (size_t)view->ndim + 1, sizeof *weight->shape),
     };
     *where = PART_WEIGHT;
     if (!weight->shape)
@@ -557,7 +557,10 @@ enum fault optimc_plan_take(struct plan *plan, size_t index, const struct view *
     if (view->type != weight->lane || view->swapped || !view->aligned
         || !(weight->f_order ? view->f_order : view->c_order)) {
         weight->gradient = NULL;
-        weight->source = (struct source){view->data, view->shape, view->strides, view->itemsize,
+        ptrdiff_t *const strides = weight->shape + view->ndim;  /* a copy: the owner may reshape */
+        if (view->ndim)
+            memcpy(strides, view->strides, (size_t)view->ndim * sizeof *strides);
+        weight->source = (struct source){view->data, weight->shape, strides, view->itemsize,
             view->ndim, view->type, view->swapped, weight->f_order};
     }
     weight->taken = plan->step;

@@ -1,5 +1,7 @@
 """Gradients of every float type, byte order and layout are read as a cast would, and never changed."""
 
+import warnings
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -78,6 +80,23 @@ def test_objects_that_offer_an_array_are_gradients():
     assert (w == -2).all()
     optimc.SGD(1.0).apply((memoryview(np.ones(3, np.float32)),), (w,))
     assert (w == -3).all()
+
+
+def test_a_gradient_may_be_reshaped_while_it_is_read(monkeypatch):
+    def reshape(*args, **kwargs):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            grad.shape = (600, 2, 1)
+        kept.extend(np.empty((3, 5), np.int8) for _ in range(64))
+
+    grad, kept = np.arange(2400.0).reshape(600, 4)[:, ::2], []
+    weights = [np.zeros((600, 2), np.float32), np.ones(1, np.float32)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", reshape)
+        optimc.SGD(1.0).apply([grad, None], weights)
+    assert kept
+    assert_same_bits(weights[0], np.float32(0) - grad[..., 0].astype(np.float32))
 
 
 @pytest.mark.parametrize("order", "CF")
