@@ -995,10 +995,11 @@ static PyObject *bind_now(Optimizer *self, PyObject *args)
 {
     PyObject *weights, *names, *slot_names, *slots, *averages, *accumulators, *decays, *groups;
     PyObject *kernels, *factors, *waiting;
-    if ((self->matching && refuse_nested(self)) || !PyArg_ParseTuple(args, "O!OO!O!O!OOO!O!O!O!", &PyTuple_Type, &weights, &names, &PyTuple_Type,
-            &kernels, &PyTuple_Type, &slot_names, &PyTuple_Type, &slots, &averages, &accumulators,
-            &PyTuple_Type, &decays, &PyTuple_Type, &factors, &PyTuple_Type, &groups, &PyTuple_Type,
-            &waiting))
+    if ((self->matching && refuse_nested(self))
+        || !PyArg_ParseTuple(args, "O!OO!O!O!OOO!O!O!O!", &PyTuple_Type, &weights, &names,
+            &PyTuple_Type, &kernels, &PyTuple_Type, &slot_names, &PyTuple_Type, &slots, &averages,
+            &accumulators, &PyTuple_Type, &decays, &PyTuple_Type, &factors, &PyTuple_Type, &groups,
+            &PyTuple_Type, &waiting))
         return NULL;
     const Py_ssize_t n = PyTuple_GET_SIZE(weights);
     if ((names != Py_None && !is_tuple(names, n, "names")) || !is_tuple(slots, n, "slots")
@@ -1053,8 +1054,11 @@ static PyObject *bind_now(Optimizer *self, PyObject *args)
             PyObject *wrong = where == PART_AVERAGE ? PyTuple_GET_ITEM(averages, i)
                 : where == PART_ACCUMULATOR ? PyTuple_GET_ITEM(accumulators, i)
                 : where >= 0 ? PyTuple_GET_ITEM(own, where) : array;
-            refuse_weight(fault, place_name(keys, own_names, (struct place){(size_t)i, where}),
-                (PyArrayObject *)wrong, (PyArrayObject *)array);
+            PyObject *entry = place_name(keys, own_names, (struct place){(size_t)i, where});
+            if (wrong == Py_None)
+                refuse_kind("%U: expected an array, got %S", entry, wrong);
+            else
+                refuse_weight(fault, entry, (PyArrayObject *)wrong, (PyArrayObject *)array);
             goto fail;
         }
     }

@@ -901,4 +901,7 @@ def _adopted(kernels, slots):
         if len(arrays) != len(kernels):
             raise ValueError(f"slots[{name!r}]: expected {len(kernels)} arrays, one per weight, "
                              f"got {len(arrays)}")
+        for i, (array, kernel) in enumerate(zip(arrays, kernels, strict=True)):
+            if array is None and name in slots_of(kernel):
+                raise ValueError(f"slots[{name!r}][{i}]: expected an array, got None")
     return {name: list(arrays) for name, arrays in slots.items()}

@@ -183,6 +183,8 @@ def test_slots_can_be_adopted(case):
             case.make().build([w], slots={**own, slot: [np.zeros(4, np.float32)]})
         with pytest.raises(ValueError, match="overlap in memory"):
             case.make().build([w], slots={**own, slot: [w]})
+        with pytest.raises(ValueError, match=rf"slots\['{slot}'\]\[0\]: expected an array, got None"):
+            case.make().build([w], slots={**own, slot: [None]})
         with pytest.raises(ValueError, match="slots: expected"):
             case.make().build([w], slots={})
 
