@@ -135,7 +135,7 @@ class Optimizer(_core.Optimizer):
             warnings.warn("Argument `decay` is no longer supported and will be ignored.", stacklevel=2)
         unknown = {name: value for name, value in kwargs.items() if name not in self._signature.parameters}
         if unknown:
-            raise ValueError(f"Argument(s) not recognized: {unknown}")
+            raise ValueError(f"Argument(s) not recognized: {unknown}{_likely(unknown, self._signature.parameters)}")
         given = self._signature.bind(*args, **kwargs).arguments
         groups = given.pop("groups", None)
         for name in self._index:
@@ -803,7 +803,8 @@ class Group:
 
     def _check(self, name):
         if not isinstance(self._optimizer._arguments.get(name), Value) or name in WHOLE:
-            raise ValueError(f"groups: {name!r} is not a value that weights can have of their own")
+            raise ValueError(f"groups: {name!r} is not a value that weights can have of their own"
+                             f"{_likely([name], self._optimizer._index)}")
 
     def _set(self, name, value):
         self._optimizer._change(self._k, name, value)
@@ -834,6 +835,20 @@ class Group:
     def __repr__(self):
         values = ", ".join(f"{name}={self[name]!r}" for name in self._own)
         return f"<group of {len(self.arrays)} weights and {list(self.patterns)}: {values}>"
+
+
+#: what other libraries call it
+ELSEWHERE = {"lr": "learning_rate", "betas": "beta_1, beta_2", "b1": "beta_1", "b2": "beta_2", "eps": "epsilon",
+             "alpha": "rho", "decay_rate": "rho", "max_grad_norm": "global_clipnorm"}
+
+
+def _likely(wrong, known):
+    """A question to end a message with: which of the known names were meant."""
+    import difflib                          # only on the way to an error
+    meant = [ELSEWHERE[name] if ELSEWHERE.get(name, "").split(", ")[0] in known else match[0]
+             for name in wrong for match in [difflib.get_close_matches(name, known, 1, 0.7)]
+             if match or ELSEWHERE.get(name, "").split(", ")[0] in known]
+    return f" (did you mean {', '.join(meant)}?)" if meant else ""
 
 
 def unzip(grads_and_vars):

@@ -128,6 +128,22 @@ class _Step:
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        try:
+            return self._step_once(loss)
+        except RuntimeError:
+            self._refuse_gradients()
+            raise
+
+    def _refuse_gradients(self):
+        """Says plainly what C could not look at."""
+        for group in self.param_groups:
+            for i, param in enumerate(group["params"]):
+                grad = param.grad
+                if grad is not None and (grad.layout is not torch.strided or grad.device.type != "cpu"):
+                    raise TypeError(f"params[{i}].grad: expected a dense tensor on the CPU, "
+                                    f"got {grad.layout} on {grad.device}") from None
+
+    def _step_once(self, loss):
         found = getattr(self, "found_inf", None)
         if found is not None:
             if found.item():
