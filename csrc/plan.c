@@ -717,12 +717,15 @@ static void layer(void *plan, size_t chunk)
     each_piece(plan, chunk, layer_f32, layer_f64);
 }
 
-static void factored(void *context, size_t index)
+/* Every MAX_CHUNKS-th weight: there may be more of them than the pool takes chunks. */
+static void factored(void *context, size_t chunk)
 {
     const struct plan *plan = context;
-    struct weight *weight = &plan->weights[index];
-    if (variant_of[weight->kernel] & FACTORED && takes_part(plan, weight))
-        (weight->lane == TYPE_F32 ? factored_f32 : factored_f64)(plan, weight);
+    for (size_t i = chunk; i < plan->n_weights; i += MAX_CHUNKS) {
+        struct weight *weight = &plan->weights[i];
+        if (variant_of[weight->kernel] & FACTORED && takes_part(plan, weight))
+            (weight->lane == TYPE_F32 ? factored_f32 : factored_f64)(plan, weight);
+    }
 }
 
 static void update(void *plan, size_t chunk)
@@ -791,7 +794,8 @@ void optimc_plan_start(struct plan *plan, const struct request *request)
     if (request->update && request->cautious)
         find_shares(plan);
     if (request->update && plan->variants & FACTORED)
-        optimc_pool_run(factored, plan, plan->n_weights, plan->cost);
+        optimc_pool_run(factored, plan, plan->n_weights < MAX_CHUNKS ? plan->n_weights : MAX_CHUNKS,
+            plan->cost);
 }
 
 void optimc_plan_end(struct plan *plan)

@@ -121,6 +121,24 @@ def test_steps_of_two_optimizers_run_side_by_side(threads):
     assert_same_bits(results[0][0], results[2][0])
 
 
+def test_more_weights_than_the_pool_takes_chunks():
+    done = run("""
+import numpy as np, optimc
+class Spy(optimc.Adafactor):
+    def _bind(self, *args):
+        self.__dict__["bound"] = args
+        super()._bind(*args)
+matrices, empty = np.ones((2, 2, 2), np.float32), np.ones(0, np.float32)
+optimizer, grad, many = Spy(0.5), np.ones((2, 2), np.float32), 1 << 20
+optimizer.build([matrices[0], empty, matrices[1]])
+optimizer._bind(*(each and each[:1] + each[1:2] * many + each[2:] for each in optimizer.bound))
+optimc._core._force_threads(2)
+optimizer.apply([grad, *[empty] * many, grad])
+print((matrices == 0.5).all())
+""")
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_what_a_step_reads_waits_for_it(threads):
     """Another thread sets the rate and rebuilds the plan all the time: every step still has one rate, one plan."""
     n = 300_000
