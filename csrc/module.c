@@ -1337,8 +1337,28 @@ static void make_request(Optimizer *self, int finite)
     };
 }
 
-/* What must be known of the gradients of a matched step.  As check_step. */
-static int survey_step(Optimizer *self, int finite)
+/* What the caller calls the gradient of a weight of the plan; grads NULL: the plan's own name. */
+static PyObject *gradient_label(Optimizer *self, PyObject *grads, PyObject *weights, ptrdiff_t index)
+{
+    struct pairs pairs = {0};
+    struct view view;
+    PyObject *found = NULL;
+    if (grads && weights != Py_None && !open_pairs(self, grads, weights, &pairs))
+        while (!found && next_pair(&pairs) > 0)
+            if (PyArray_Check(pairs.weight)) {
+                look((PyArrayObject *)pairs.weight, &view);
+                if (optimc_plan_find(self->plan, &view, (size_t)pairs.i - 1) == index)
+                    found = pair_label(&pairs, "grads");
+            }
+    close_pairs(&pairs);
+    if (found)
+        return found;
+    PyErr_Clear();                      /* they have changed since they were matched */
+    return label("grads", self->names, index);
+}
+
+/* What must be known of the gradients of a matched step.  As check_step; grads as in gradient_label. */
+static int survey_step(Optimizer *self, PyObject *grads, PyObject *weights, int finite)
 {
     make_request(self, finite);
     const ptrdiff_t bad = survey(self);
@@ -1346,8 +1366,8 @@ static int survey_step(Optimizer *self, int finite)
         return 1;
     if (finite == SKIP)
         return 0;
-    return refuse(PyExc_FloatingPointError, "%U is not finite", label("grads", self->names, bad), NULL,
-        NULL);
+    return refuse(PyExc_FloatingPointError, "%U is not finite",
+        gradient_label(self, grads, weights, bad), NULL, NULL);
 }
 
 /* Everything that can refuse a step without a look into its gradients, with the lock held: 0, or -1 with an
@@ -1381,7 +1401,7 @@ static int match_step(Optimizer *self, PyObject *grads, PyObject *weights, int q
    with an error.  Nothing of the caller's has changed.  end_step must follow. */
 static int check_step(Optimizer *self, PyObject *grads, PyObject *weights, int finite)
 {
-    return match_step(self, grads, weights, 0) ? -1 : survey_step(self, finite);
+    return match_step(self, grads, weights, 0) ? -1 : survey_step(self, grads, weights, finite);
 }
 
 /* The writing half.  Cannot fail.  What is counted first and what is kept last: */
@@ -1684,7 +1704,7 @@ static int start_tensors(Optimizer *self, PyObject *tensors, PyObject *capsule, 
         return -1;
     int checked = check_tensors(self, tensors, table, grads);
     if (checked == CHECKED) {
-        const int ready = survey_step(self, self->check_finite);
+        const int ready = survey_step(self, NULL, NULL, self->check_finite);
         self->skipped += ready == 0;
         checked = ready < 0 ? -1 : ready ? CHECKED : NO_GRADIENTS;
     }
@@ -1885,7 +1905,7 @@ PyDoc_STRVAR(survey_doc, "_survey($self, finite, /)\n--\n\n"
 static PyObject *optimizer_survey(Optimizer *self, PyObject *argument)
 {
     const int finite = PyObject_IsTrue(argument);
-    const int checked = finite < 0 ? -1 : survey_step(self, finite ? SKIP : self->check_finite);
+    const int checked = finite < 0 ? -1 : survey_step(self, NULL, NULL, finite ? SKIP : self->check_finite);
     return checked < 0 ? NULL : PyBool_FromLong(checked);
 }
 

@@ -355,6 +355,18 @@ def test_gradients_that_empty_the_list_they_are_in():
     assert not grads and all((weight == 0.5).all() for weight in weights)
 
 
+def test_a_gradient_that_is_not_finite_has_its_callers_name():
+    built, bad = {name: np.ones(2, F) for name in "abc"}, np.full(2, np.nan, F)
+    optimizer = optimc.SGD(0.1, check_finite="raise")
+    optimizer.build(built)
+    for grads, weights, entry in (([bad], [built["c"]], "[0]"), ({"z": bad}, {"z": built["c"]}, "['z']"),
+                                  ([None, None, bad], None, "['c']")):
+        with pytest.raises(FloatingPointError) as caught, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer.apply(grads, weights)
+        assert str(caught.value) == f"grads{entry} is not finite"
+
+
 def test_a_list_that_claims_to_be_longer():
     class Longer(list):
         def __len__(self):
