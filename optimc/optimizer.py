@@ -127,6 +127,10 @@ class Optimizer(_core.Optimizer):
         if cls.rule:
             hyperparameters = _core.rules[cls.rule][1].split(", ")
             cls._index = {name: k for k, name in enumerate((*OPTIONS, *hyperparameters))}
+            if "Example:" in (cls.__doc__ or ""):
+                cls.__doc__ = cls.__doc__.replace(
+                    "    Example:", "    What all optimizers take beside (weight_decay, clipnorm, use_ema, groups, ...): "
+                    "help(optimc.Optimizer).\n\n    Example:", 1)
 
     def __init__(self, *args, **kwargs):
         if not self.rule:
@@ -768,7 +772,7 @@ class Optimizer(_core.Optimizer):
     def __repr__(self):
         shown = [f"{name}={value!r}" for name, value in self._given().items()
                  if name == "learning_rate" or (name != "name" and value != self._arguments[name].default)]
-        shown += [f"{len(self.groups)} groups"] if self.groups else []
+        shown += [f"{len(self.groups)} group{'s' * (len(self.groups) > 1)}"] if self.groups else []
         weights = self._weights
         bound = "not built" if weights is None else \
             f"{len(weights)} weights of {sum(weight.size for weight in weights)} elements"
