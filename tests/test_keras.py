@@ -42,7 +42,9 @@ def test_on_backend(backend):
 
 
 @each_backend
-def test_kerass_own_tests(backend):
+def test_kerass_own_tests(backend, soak):
+    if backend != "torch" and not soak:
+        pytest.skip("takes minutes: --soak runs it on this backend too")
     require("tensorflow")                                       # one of them is about TensorBoard
     files = sorted(map(str, KERAS_TESTS.glob("*_test.py")))
     if not files:
