@@ -972,12 +972,40 @@ static PyObject *core_xla_target(PyObject *Py_UNUSED(module), PyObject *function
 }
 
 PyDoc_STRVAR(bind_doc, "_bind($self, weights, names, kernels, slot_names, slots, averages, accumulators, "
-"decays, factors, groups, waiting, /)\n--\n\n"
+"decays, factors, groups, waiting, held, counts=None, /)\n--\n\n"
 "Makes the plan.  Tuples with an entry per weight: `weights`, arrays; `names`, str, or None for all;\n"
 "`kernels`, indices; `slot_names` and `slots`, tuples in the order of the rule, None for a slot the kernel\n"
 "does not keep; `averages` and `accumulators`, arrays, or None for all; `decays`, the index of the value\n"
 "that is its weight decay, or -1; `factors`, what coefficients depend on beside the values; `groups`,\n"
-"indices; `waiting`, as `_waiting` gives it.  Nothing changes on an error.");
+"indices; `waiting`, as `_waiting` gives it.  Then `_take(held, counts)`.  Nothing changes on an error, and no\n"
+"signal handler comes between.");
+
+PyDoc_STRVAR(take_doc, "_take($self, held, counts=None, /)\n--\n\n"
+"Sets attributes that are there already, from a dict, and counts, (`_calls`, `_skipped`, `_get_running()`), all in\n"
+"one: nothing here takes memory, and no signal handler comes between.");
+
+static PyObject *take_now(Optimizer *self, PyObject *args)
+{
+    PyObject *held, *counts = Py_None, *running = NULL, *key, *value;
+    long long calls, skipped;
+    if (!PyArg_ParseTuple(args, "O!|O", &PyDict_Type, &held, &counts)
+        || (counts != Py_None && !PyArg_ParseTuple(counts, "LLO", &calls, &skipped, &running)))
+        return NULL;
+    PyObject *attributes = PyObject_GenericGetDict((PyObject *)self, NULL);
+    int failed = !attributes;
+    for (Py_ssize_t i = 0; !failed && PyDict_Next(held, &i, &key, &value);)
+        failed = PyDict_SetItem(attributes, key, value);
+    Py_XDECREF(attributes);
+    if (failed || (running && !set_running_now(self, running)))
+        return NULL;
+    if (running) {
+        self->calls = calls;
+        self->skipped = skipped;
+    }
+    Py_RETURN_NONE;
+}
+
+BETWEEN_STEPS(take)
 
 /* Looks at array i of a tuple that may be None; gives NULL for None. */
 static int look_at_part(PyObject *arrays, Py_ssize_t i, PyObject *keys, int part,
@@ -994,12 +1022,12 @@ static int look_at_part(PyObject *arrays, Py_ssize_t i, PyObject *keys, int part
 static PyObject *bind_now(Optimizer *self, PyObject *args)
 {
     PyObject *weights, *names, *slot_names, *slots, *averages, *accumulators, *decays, *groups;
-    PyObject *kernels, *factors, *waiting;
+    PyObject *kernels, *factors, *waiting, *held, *counts = Py_None;
     if ((self->matching && refuse_nested(self))
-        || !PyArg_ParseTuple(args, "O!OO!O!O!OOO!O!O!O!", &PyTuple_Type, &weights, &names,
+        || !PyArg_ParseTuple(args, "O!OO!O!O!OOO!O!O!O!O!|O", &PyTuple_Type, &weights, &names,
             &PyTuple_Type, &kernels, &PyTuple_Type, &slot_names, &PyTuple_Type, &slots, &averages,
             &accumulators, &PyTuple_Type, &decays, &PyTuple_Type, &factors, &PyTuple_Type, &groups,
-            &PyTuple_Type, &waiting))
+            &PyTuple_Type, &waiting, &PyDict_Type, &held, &counts))
         return NULL;
     const Py_ssize_t n = PyTuple_GET_SIZE(weights);
     if ((names != Py_None && !is_tuple(names, n, "names")) || !is_tuple(slots, n, "slots")
@@ -1013,7 +1041,8 @@ static PyObject *bind_now(Optimizer *self, PyObject *args)
     struct plan *plan = optimc_plan_new((size_t)n, (struct memory){PyMem_RawCalloc, PyMem_RawFree});
     PyObject **gradients = PyMem_Calloc((size_t)n + 1, sizeof *gradients);
     PyObject *arrays = PyTuple_Pack(4, weights, slots, averages, accumulators);
-    if (!plan || !gradients || !arrays) {
+    PyObject *taken = PyTuple_Pack(2, held, counts), *done;
+    if (!plan || !gradients || !arrays || !taken) {
         PyErr_NoMemory();
         goto fail;
     }
@@ -1080,6 +1109,11 @@ static PyObject *bind_now(Optimizer *self, PyObject *args)
         PyErr_NoMemory();
         goto fail;
     }
+    done = take_now(self, taken);
+    if (!done)
+        goto fail;
+    Py_DECREF(done);
+    Py_DECREF(taken);
     unbind(self);
     self->plan = plan;
     self->gradients = gradients;
@@ -1092,6 +1126,7 @@ fail:
     optimc_plan_free(plan);
     PyMem_Free(gradients);
     Py_XDECREF(arrays);
+    Py_XDECREF(taken);
     return NULL;
 }
 
@@ -2140,6 +2175,7 @@ static PyMethodDef optimizer_methods[] = {
     METHOD("_advance", optimizer_advance, METH_VARARGS, advance_doc),
     METHOD("_finish", optimizer_finish, METH_O, finish_doc),
     METHOD("_bind", optimizer_bind, METH_VARARGS, bind_doc),
+    METHOD("_take", optimizer_take, METH_VARARGS, take_doc),
     METHOD("_waiting", optimizer_waiting, METH_NOARGS, waiting_doc),
     METHOD("_unbind", optimizer_unbind, METH_NOARGS, unbind_doc),
     METHOD("_locked", optimizer_locked, METH_FASTCALL | METH_KEYWORDS, locked_doc),

@@ -7,6 +7,7 @@ from typing_extensions import Buffer, disjoint_base
 _Array = NDArray[Any]
 _Arrays = Sequence[_Array] | Mapping[str, _Array]
 _Gradients = Sequence[Any] | Mapping[str, Any]
+_Counts = tuple[int, int, tuple[tuple[float, ...], ...]]
 _Result = TypeVar("_Result")
 
 isa: str
@@ -110,7 +111,10 @@ class Optimizer:
         factors: tuple[float, ...],
         groups: tuple[int, ...],
         waiting: tuple[bool, ...],
+        held: dict[str, Any],
+        counts: _Counts | None = None,
         /,
     ) -> None: ...
+    def _take(self, held: dict[str, Any], counts: _Counts | None = None, /) -> None: ...
     def _unbind(self) -> None: ...
     def _locked(self, function: Callable[..., _Result], /, *args: Any, **kwargs: Any) -> _Result: ...

@@ -260,7 +260,8 @@ class Optimizer(_core.Optimizer):
             self._choose_anew(old)
             self._make(names, weights, kernels, old, adopt, averages, accumulators)
         except BaseException:
-            self._undo_build(before)
+            if self._slots is before["_slots"]:     # else it was done, and a signal came after
+                self._undo_build(before)
             raise
         return before
 
@@ -303,7 +304,6 @@ class Optimizer(_core.Optimizer):
             "_held_waiting": tuple(k is not None and k < len(waiting) and waiting[k] for k in old),
         }
         self._bind_arrays(weights, new)
-        self.__dict__.update(new)
 
     def _before_build(self):
         """What `_undo_build` needs."""
@@ -318,8 +318,8 @@ class Optimizer(_core.Optimizer):
     def _kernels(self, names, weights):
         return [self._kernel_of(names and names[i], weight) for i, weight in enumerate(weights)]
 
-    def _bind_arrays(self, weights, held):
-        """Makes the plan for weights and what is held for them."""
+    def _bind_arrays(self, weights, held, counts=None):
+        """Makes the plan for weights and what is held for them, which it takes over in the same call."""
         names, slots = held["_held_names"], held["_slots"]
         excluded = self._select("exclude_from_weight_decay", *self._excluded, names, weights)
         kernels = self._kernels(names, weights)
@@ -334,13 +334,14 @@ class Optimizer(_core.Optimizer):
             tuple(-1 if i in excluded else self._index[self._decay_of(kernel)]
                   for i, kernel in enumerate(kernels)),
             tuple(float(self._factor(weight)) for weight in weights),
-            self._group_of_each(names, weights), held["_held_waiting"])
+            self._group_of_each(names, weights), held["_held_waiting"], held, counts)
 
     def _rebind(self, waiting=None):
         """Makes the plan anew after a change of what it depends on, or of which accumulators hold something."""
         if self.built:
-            self._held_waiting = self._waiting_now() if waiting is None else waiting
-            self._bind_arrays(self._weights, self.__dict__)
+            held = {name: self.__dict__[name] for name in HELD}
+            self._bind_arrays(self._weights, held | {
+                "_held_waiting": self._waiting_now() if waiting is None else waiting})
 
     def _fill_late_slots(self):
         """Starts the late slots from what the weights and the learning rate are now."""
@@ -626,14 +627,12 @@ class Optimizer(_core.Optimizer):
         if weights is not None:
             params = weights if names is None else dict(zip(names, weights, strict=True))
             twin._build(params)
-        mine, held = self.__dict__, iter([(name, twin.__dict__[name]) for name in HELD])
-        running, calls, skipped = twin._get_running(), twin._calls, twin._skipped
-        if weights is not None:
-            self._bind_arrays(weights, twin.__dict__)
-        for name, value in held:            # from here on nothing takes memory, so nothing can fail
-            mine[name] = value
-        self._calls, self._skipped = calls, skipped
-        self._set_running(running)
+        held = {name: twin.__dict__[name] for name in HELD}
+        counts = twin._calls, twin._skipped, twin._get_running()
+        if weights is None:
+            self._take(held, counts)
+        else:
+            self._bind_arrays(weights, held, counts)
 
     def _describe(self, taken=lambda array: array):
         """The state as plain values, and its arrays, as `taken`, by name."""

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -332,3 +333,52 @@ def test_adafactor_refuses_matrices_in_fortran_order():
     w = np.ones((3, 4), np.float32, order="F")
     with pytest.raises(ValueError, match="Adafactor needs weights of two axes or more in C order"):
         optimc.Adafactor().apply([w * 2], [w])
+
+
+@pytest.mark.parametrize("built", [True, False], ids=["built", "unbuilt"])
+@pytest.mark.parametrize("action", [lambda optimizer, weights, state: optimizer.load_state_dict(state),
+                                    lambda optimizer, weights, state: optimizer.build([*weights, np.ones(2)])],
+                         ids=["load", "build"])
+def test_ctrl_c_leaves_a_load_or_build_whole_or_undone(action, built):
+    """Raised before each line in turn."""
+    def fresh(steps_done):
+        optimizer, weights = optimc.Adam(use_ema=True), [np.ones(3, np.float32)]
+        for _ in range(steps_done):
+            optimizer.apply([np.ones(3, np.float32)], weights)
+        return (optimizer if built else copy.deepcopy(optimizer)), weights
+
+    def picture(optimizer):
+        step = [np.ones(shape, dtype) for shape, dtype in optimizer._held_shapes]
+        optimizer.apply(step, optimizer._weights or [np.ones_like(gradient) for gradient in step])
+        return repr(optimizer.state_dict())
+
+    def interrupted(at):
+        optimizer, weights = fresh(2)
+
+        def trace(frame, event, argument):
+            nonlocal at
+            if not frame.f_code.co_filename.endswith("optimizer.py"):
+                return None
+            at -= event == "line"
+            if at < 0:
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            action(optimizer, weights, state)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        return at < 0, picture(optimizer)
+
+    state = fresh(5)[0].state_dict()
+    outcomes, raised, at = {picture(fresh(2)[0]), interrupted(10 ** 9)[1]}, True, 0
+    assert len(outcomes) == 2
+    while raised:
+        raised, left = interrupted(at)
+        assert left in outcomes
+        at += 1
+    assert at > 50
