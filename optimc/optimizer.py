@@ -337,7 +337,11 @@ class Optimizer(_core.Optimizer):
             self._group_of_each(names, weights), held["_held_waiting"], held, counts)
 
     def _rebind(self, waiting=None):
-        """Makes the plan anew after a change of what it depends on, or of which accumulators hold something."""
+        """Makes the plan anew after a change of which accumulators hold something."""
+        self._locked(self._rebind_now, waiting)
+
+    def _rebind_now(self, waiting=None):
+        """Likewise, or after a change of what the plan depends on; by way of `_locked`."""
         if self.built:
             held = {name: self.__dict__[name] for name in HELD}
             self._bind_arrays(self._weights, held | {
@@ -445,11 +449,13 @@ class Optimizer(_core.Optimizer):
             >>> opt.exclude_from_weight_decay(var_names=["bias"])
             >>> opt.build({"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)})
         """
-        before = self._excluded
-        self._excluded = _weights_or_patterns("exclude_from_weight_decay", [*(var_list or ()), *(
-            [var_names] if isinstance(var_names, str) else var_names or ())])
+        self._locked(self._exclude, _weights_or_patterns("exclude_from_weight_decay", [*(var_list or ()), *(
+            [var_names] if isinstance(var_names, str) else var_names or ())]))
+
+    def _exclude(self, excluded):
+        before, self._excluded = self._excluded, excluded
         try:
-            self._rebind()
+            self._rebind_now()
         except BaseException:
             self._excluded = before
             raise

@@ -166,6 +166,28 @@ def test_what_a_step_reads_waits_for_it(threads):
     assert (w == w[0]).all() and -600 <= w[0] <= -300
 
 
+def test_a_new_exclusion_keeps_what_a_step_accumulates_meanwhile(monkeypatch):
+    """Another thread's step comes while the plan is made anew: it waits, or its gradient would be lost."""
+    weights, one = [np.zeros(1, np.float32) for _ in range(2)], np.ones(1, np.float32)
+    optimizer = optimc.SGD(1.0, gradient_accumulation_steps=2)
+    optimizer.build(weights)
+    stepper = threading.Thread(target=optimizer.apply, args=([one, one],))
+    kernels = optimizer._kernels
+
+    def meanwhile(*arguments):
+        if not stepper.ident:
+            stepper.start()
+            stepper.join(0.2)
+        return kernels(*arguments)
+
+    monkeypatch.setattr(optimizer, "_kernels", meanwhile)
+    optimizer.exclude_from_weight_decay(weights)
+    stepper.join()
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        optimizer.apply([None, one])
+    assert weights == [-0.5, -1]
+
+
 def test_two_optimizers_on_the_same_weights(threads):
     """Their values are not specified, but each element has got every step of at least one of them."""
     n, steps = 300_000, 100
