@@ -5,6 +5,7 @@ Both check the steps of all they wrap before any of them writes: the step of an 
 comes before all of it or after.
 """
 
+import contextlib
 import functools
 import re
 import warnings
@@ -12,7 +13,7 @@ import warnings
 import numpy as np
 
 from optimc import _core, checkpoint, registry
-from optimc.optimizer import Optimizer, unzip
+from optimc.optimizer import HELD, Optimizer, unzip
 
 
 class Wrapper:
@@ -316,39 +317,60 @@ class MultiOptimizer(Wrapper):
     def learning_rate(self):
         raise AttributeError("a MultiOptimizer has no learning rate: ask the optimizers it maps to")
 
-    def _route(self, name):
+    def _route(self, name, undo):
         if name not in self._routes:
             optimizer = self.optimizer_map(name)
             if not isinstance(optimizer, Optimizer):
                 raise TypeError(f"optimizer_map must give an optimizer for {name!r}, got "
                                 f"{type(optimizer).__name__}")
             if self.loss_scale_factor is not None:
+                undo.callback(setattr, optimizer, "loss_scale_factor", optimizer.loss_scale_factor)
                 optimizer.loss_scale_factor = self.loss_scale_factor
+            undo.callback(self._routes.pop, name, None)
             self._routes[name] = optimizer
-            self._used.setdefault(id(optimizer), optimizer)
+            if id(optimizer) not in self._used:
+                undo.callback(self._used.pop, id(optimizer), None)
+                self._used[id(optimizer)] = optimizer
         return self._routes[name]
 
-    def _split(self, what, entries):
-        """Entries by optimizer: id -> dict."""
+    def _split(self, what, entries, undo):
+        """Entries by optimizer: id -> dict; `undo` is told how to undo what this changes."""
         if not isinstance(entries, dict):
             raise TypeError(f"{what} must be a dict, whose keys are the names, got {type(entries).__name__}")
         parts = {}
         for name, entry in entries.items():
             if not isinstance(name, str):
                 raise TypeError(f"{what}: keys must be str, got {type(name).__name__}")
-            parts.setdefault(id(self._route(name)), {})[name] = entry
+            parts.setdefault(id(self._route(name, undo)), {})[name] = entry
         return parts
 
     def build(self, params):
         """Builds every optimizer for the weights that are mapped to it."""
-        for key, part in self._split("params", params).items():
-            self._used[key].build(part)
+        with contextlib.ExitStack() as undo:
+            for key, part in self._split("params", params, undo).items():
+                optimizer = self._used[key]
+                weights, waiting = optimizer._weights, optimizer._waiting_now()
+                before = optimizer._locked(optimizer._build, part, may_add=True) | {"_held_waiting": waiting}
+                undo.callback(self._unbuild, optimizer, weights, before)
+            undo.pop_all()
+
+    @staticmethod
+    def _unbuild(optimizer, weights, before):
+        held = {name: before[name] for name in HELD}
+        optimizer._unbind()
+        optimizer._undo_build(before)
+        if weights is not None:
+            optimizer._bind_arrays(weights, held)
 
     def apply(self, grads, trainable_variables=None):
         """One step of every optimizer; arguments and errors are `Optimizer.apply`'s, with dicts."""
-        parts = self._split("grads", grads)
+        with contextlib.ExitStack() as undo:
+            self._apply(grads, trainable_variables, undo)
+
+    def _apply(self, grads, trainable_variables, undo):
+        parts = self._split("grads", grads, undo)
         if trainable_variables is not None:
-            weights = self._split("params", trainable_variables)
+            weights = self._split("params", trainable_variables, undo)
             for name in trainable_variables:
                 if name not in grads:
                     raise ValueError(f"grads has no entry for params[{name!r}]")
@@ -360,7 +382,7 @@ class MultiOptimizer(Wrapper):
             raise ValueError("No gradients provided for any variable.")
         if idle:
             names = ", ".join(f"params[{name!r}]" for key in idle for name in parts[key])
-            warnings.warn(f"Gradients do not exist for {names}: these weights are left as they are", stacklevel=2)
+            warnings.warn(f"Gradients do not exist for {names}: these weights are left as they are", stacklevel=3)
         started, run, then = [], False, ()
         try:
             for key in sorted(parts.keys() - idle):     # in one order: threads that share optimizers wait in turn
@@ -369,6 +391,7 @@ class MultiOptimizer(Wrapper):
             for optimizer, ready in started:
                 if ready:
                     optimizer._between()
+            undo.pop_all()
             run, then = True, ((self.__dict__.__setitem__, "iterations", self.iterations + 1),)
         finally:
             _core.finish(started, run, then)

@@ -140,6 +140,24 @@ def test_nothing_moves_when_one_part_is_refused():
         assert all((weights[k] != before[k]).any() for k in weights)
 
 
+def test_a_refused_call_leaves_no_routes():
+    """Neither a loss scale nor a mistyped name, and no part that was built before another was refused."""
+    a, b = optimc.SGD(0.5), optimc.SGD(0.5)
+    one, integers = np.ones(1, F), np.ones(1, int)
+    multi = optimc.MultiOptimizer({"a": a, "b": b, "typo": optimc.SGD()}.get, loss_scale_factor=8.0)
+    for refused in (lambda: multi.apply({"a": one, "b": one}, {"a": one.copy(), "b": integers}),
+                    lambda: multi.apply({"a": one, "typo": one}, {"a": one.copy()}),
+                    lambda: multi.build({"a": one, "b": integers})):
+        with pytest.raises((TypeError, ValueError)):
+            refused()
+        assert a.loss_scale_factor is None and not multi._inner() and not a.built and len(multi.variables) == 2
+    multi.build({"a": one})
+    with pytest.raises((TypeError, ValueError)):
+        multi.build({"a": np.zeros(1, F), "b": integers})
+    multi.apply({"a": 8 * np.ones(1, F)}, {"a": one})
+    assert one == 0.5 and multi.built and a.loss_scale_factor == 8
+
+
 def test_parts_without_gradients_rest():
     multi = make_multi()
     weights, grads = weights_and_grads()
