@@ -215,7 +215,10 @@ class Optimizer(_core.Optimizer):
             raise
 
     def _check_values(self, group, name, value):
-        given = [clip for clip in CLIPS if self._get_value(group, self._index[clip]) is not None]
+        for k in {group} if group else range(len(self.groups) + 1):     # a group has the values it does not set
+            given = [clip for clip in CLIPS if self._get_value(k, self._index[clip]) is not None]
+            if len(given) > 1:
+                break
         if len(given) > 1:
             raise ValueError(f"Only one of `clipnorm`, `clipvalue` and `global_clipnorm` can be set, "
                              f"got {' and '.join(given)}")

@@ -7,12 +7,14 @@ comes before all of it or after.
 
 import contextlib
 import functools
+import math
 import re
 import warnings
 
 import numpy as np
 
 from optimc import _core, checkpoint, registry
+from optimc.arguments import LOW_OPEN
 from optimc.optimizer import HELD, Optimizer, unzip
 
 
@@ -116,6 +118,8 @@ class LossScaleOptimizer(Wrapper):
             raise TypeError(f"dynamic_growth_steps must be an int, got {type(dynamic_growth_steps).__name__}")
         if dynamic_growth_steps < 1:
             raise ValueError(f"dynamic_growth_steps must be at least 1, got {dynamic_growth_steps}")
+        if initial_scale is None:
+            raise TypeError("initial_scale must be a number, got None")
         self.inner_optimizer = inner_optimizer
         inner_optimizer.loss_scale_factor = initial_scale
         self.initial_scale = inner_optimizer.loss_scale_factor
@@ -299,6 +303,8 @@ class MultiOptimizer(Wrapper):
         if not callable(optimizer_map):
             raise TypeError(f"optimizer_map must be an OptimizerMap or a function, got "
                             f"{type(optimizer_map).__name__}")
+        if loss_scale_factor is not None:
+            loss_scale_factor = _core.check_number("loss_scale_factor", loss_scale_factor, 0.0, math.inf, LOW_OPEN)
         self.optimizer_map, self.loss_scale_factor = optimizer_map, loss_scale_factor
         self.name = name or "multi_optimizer"
         self.iterations = 0                 #: calls of apply so far

@@ -282,6 +282,14 @@ def test_a_value_that_needs_another_slot_is_refused():
     assert optimizer.momentum == 0
 
 
+def test_a_clip_that_a_group_cannot_take_is_refused():
+    optimizer = optimc.SGD(groups=[{"params": [0], "clipnorm": 1.0}])
+    with pytest.raises(ValueError, match="Only one of"):
+        optimizer.global_clipnorm = 1.0
+    assert optimizer.global_clipnorm is None
+    optimc.SGD.from_config(optimizer.get_config())
+
+
 def test_lambdas_cannot_be_pickled_but_copied():
     optimizer = optimc.SGD(lambda: 0.5)
     with pytest.raises(pickle.PicklingError, match=r"learning_rate is .*<lambda>.*cannot be pickled"):

@@ -170,6 +170,14 @@ def test_parts_without_gradients_rest():
         multi.apply(dict.fromkeys(grads), weights)
 
 
+def test_loss_scales_are_checked_when_they_are_given():
+    with pytest.raises(TypeError, match="initial_scale must be a number, got None"):
+        optimc.LossScaleOptimizer(optimc.SGD(), initial_scale=None)
+    for wrong, error in ((-1, ValueError), (0, ValueError), ("8", TypeError)):
+        with pytest.raises(error, match="loss_scale_factor"):
+            optimc.MultiOptimizer(optimc.OptimizerMap(optimc.SGD()), loss_scale_factor=wrong)
+
+
 def test_multi_refuses_what_it_cannot_route():
     multi = make_multi()
     weights, grads = weights_and_grads()
