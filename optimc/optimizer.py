@@ -418,7 +418,10 @@ class Optimizer(_core.Optimizer):
         where = {_core.address(weight): i for i, weight in enumerate(weights) if weight.size}
         chosen = set()
         for k, array in enumerate(arrays):
-            position = where.get(_core.address(array)) if isinstance(array, np.ndarray) else array
+            position = array
+            if isinstance(array, np.ndarray):           # an empty one may share its address with others
+                position = where.get(_core.address(array)) if array.size else next(
+                    (i for i, weight in enumerate(weights) if weight is array), None)
             if position is None or not 0 <= position < len(weights):
                 raise ValueError(f"{what}: entry {k} is not one of the weights")
             chosen.add(position)

@@ -378,6 +378,16 @@ def test_groups_that_do_not_fit_the_weights(groups, message):
         optimizer.build(list(weights.values()))
 
 
+def test_empty_weights_can_be_chosen():
+    weights = [np.ones(2, np.float32), *(np.ones((0, 3), np.float32) for _ in range(3))]
+    optimizer = optimc.AdamW(0.5, groups=[{"params": [weights[2]], "learning_rate": 0.25}])
+    optimizer.exclude_from_weight_decay([weights[3]])
+    optimizer.build(weights)
+    assert optimizer.get_config()["groups"][0]["params"] == [2]
+    with pytest.raises(ValueError, match="entry 0 is not one of the weights"):
+        optimizer.exclude_from_weight_decay([np.ones((0, 3), np.float32)])
+
+
 def test_exclusions_by_name():
     weights = {"kernel": np.ones(3, np.float32), "bias": np.ones(2, np.float32)}
     grads = {k: np.zeros_like(w) for k, w in weights.items()}
