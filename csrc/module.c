@@ -2103,11 +2103,11 @@ static int optimizer_clear(Optimizer *self)
 {
     unbind(self);
     for (size_t i = 0; i < self->n_groups; i++)
-        for (int k = 0; k < self->n_values; k++)
+        for (int k = 0; k < self->n_values; k++) {
             Py_CLEAR(self->settings[i][k].source);
-    for (size_t i = 0; i < self->n_groups; i++)
-        for (int k = 0; k < self->n_values; k++)
             Py_CLEAR(self->settings[i][k].key);
+        }
+    Py_CLEAR(self->undo);
     Py_CLEAR(self->watched);
     return 0;
 }
