@@ -80,8 +80,11 @@ def write(path, tensors, metadata):
     header = _header(tensors, flat, metadata)
     directory, name = os.path.split(path)
     _sweep(directory, name)
-    while not _write_beside(path, directory, name, header, flat):
-        pass
+    for _ in range(100):
+        if _write_beside(path, directory, name, header, flat):
+            break
+    else:
+        raise OSError(errno.EAGAIN, "another program removes temporary files at every try", path)
     _sync_directory(directory)
 
 

@@ -78,7 +78,8 @@ elif BACKEND == "jax":
     class _Traced:
         """A step as XLA calls it: a function of the arrays given and the arrays to fill."""
 
-        known = weakref.WeakValueDictionary()                   # by number; each lives as long as its optimizer
+        #: by number; each lives as long as its optimizer
+        known: Any = weakref.WeakValueDictionary()
         numbers = itertools.count()
 
         def __init__(self, function, given, made):

@@ -129,7 +129,7 @@ class Optimizer(_core.Optimizer):
             cls._index = {name: k for k, name in enumerate((*OPTIONS, *hyperparameters))}
             if "Example:" in (cls.__doc__ or ""):
                 cls.__doc__ = cls.__doc__.replace(
-                    "    Example:", "    What all optimizers take beside (weight_decay, clipnorm, use_ema, groups, ...): "
+                    "    Example:", "    What all take beside these (weight_decay, clipnorm, use_ema, groups, ...): "
                     "help(optimc.Optimizer).\n\n    Example:", 1)
 
     def __init__(self, *args, **kwargs):
@@ -859,7 +859,7 @@ ELSEWHERE = {"lr": "learning_rate", "betas": "beta_1, beta_2", "b1": "beta_1", "
 
 def _likely(wrong, known):
     """A question to end a message with: which of the known names were meant."""
-    import difflib                          # only on the way to an error
+    import difflib  # only on the way to an error
     meant = [ELSEWHERE[name] if ELSEWHERE.get(name, "").split(", ")[0] in known else match[0]
              for name in wrong for match in [difflib.get_close_matches(name, known, 1, 0.7)]
              if match or ELSEWHERE.get(name, "").split(", ")[0] in known]

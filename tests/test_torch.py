@@ -357,7 +357,7 @@ def test_bad_gradients_change_nothing():
     q.grad = torch.eye(2).to_sparse()
     for optimizer in (ot.SGD([q], lr=0.1), ot.Adam([q])):
         for _ in range(2):
-            with pytest.raises(TypeError, match=r"params\[0\]\.grad: expected a dense tensor on the CPU, got torch\.sparse"):
+            with pytest.raises(TypeError, match=r"params\[0\]\.grad: expected a dense tensor on the CPU, got"):
                 optimizer.step()
         assert (q == 1).all()
     ours.param_groups[0]["lr"] = -1.0
