@@ -22,6 +22,7 @@ verifies everything before it is used; whatever is wrong is a `CheckpointError`.
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
