@@ -150,7 +150,6 @@ def _sync_directory(directory):
     try:
         os.fsync(descriptor)
     except OSError as error:
-        import errno
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
