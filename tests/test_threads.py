@@ -131,7 +131,8 @@ class Spy(optimc.Adafactor):
 matrices, empty = np.ones((2, 2, 2), np.float32), np.ones(0, np.float32)
 optimizer, grad, many = Spy(0.5), np.ones((2, 2), np.float32), 1 << 20
 optimizer.build([matrices[0], empty, matrices[1]])
-optimizer._bind(*(each[:1] + each[1:2] * many + each[2:] if isinstance(each, tuple) else each for each in optimizer.bound))
+more = [each[:1] + each[1:2] * many + each[2:] if isinstance(each, tuple) else each for each in optimizer.bound]
+optimizer._bind(*more)
 optimc._core._force_threads(2)
 optimizer.apply([grad, *[empty] * many, grad])
 print((matrices == 0.5).all())
