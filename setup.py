@@ -36,6 +36,7 @@ if os.environ.get("OPTIMC_STRICT"):
 sanitizers = os.environ.get("OPTIMC_SANITIZE")
 if not debug and sys.platform == "linux":
     link_args += ["-Wl,--strip-all"]        # what python was built with may say -g
+    compile_args += ["-fno-asynchronous-unwind-tables"]         # nothing is thrown through C, and wheels are small
 if debug:
     compile_args += ["-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer"]
 if sanitizers:
