@@ -996,9 +996,13 @@ static PyObject *take_now(Optimizer *self, PyObject *args)
     for (Py_ssize_t i = 0; !failed && PyDict_Next(held, &i, &key, &value);)
         failed = PyDict_SetItem(attributes, key, value);
     Py_XDECREF(attributes);
-    if (failed || (running && !set_running_now(self, running)))
+    if (failed)
         return NULL;
     if (running) {
+        PyObject *set = set_running_now(self, running);
+        if (!set)
+            return NULL;
+        Py_DECREF(set);
         self->calls = calls;
         self->skipped = skipped;
     }
