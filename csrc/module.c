@@ -1861,8 +1861,8 @@ static PyObject *optimizer_finish(Optimizer *self, PyObject *argument)
 
 PyDoc_STRVAR(finish_all_doc, "finish($module, started, run, then=(), /)\n--\n\n"
 "The second half of several steps, as `_check` noted them: runs those that are ready and counts the others as\n"
-"skipped, or gives all up; makes the calls `then`, tuples of a function in C and its arguments; releases the\n"
-"locks.  No signal handler comes between.");
+"skipped, or gives all up; makes the calls `then`, pairs of a function in C and a tuple of its arguments; releases\n"
+"the locks.  No signal handler comes between.");
 
 static PyObject *core_finish(PyObject *module, PyObject *args)
 {
@@ -1878,6 +1878,11 @@ static PyObject *core_finish(PyObject *module, PyObject *args)
                 || !PyObject_TypeCheck(PyTuple_GET_ITEM(entry, 0), type))
             return PyErr_Format(PyExc_TypeError, "started: expected what _check notes");
     }
+    for (Py_ssize_t i = 0; then && i < PyTuple_GET_SIZE(then); i++) {
+        PyObject *call = PyTuple_GET_ITEM(then, i);
+        if (!PyTuple_Check(call) || PyTuple_GET_SIZE(call) != 2 || !PyTuple_Check(PyTuple_GET_ITEM(call, 1)))
+            return PyErr_Format(PyExc_TypeError, "then: expected pairs of a function and a tuple");
+    }
     Optimizer *ready = NULL;
     for (Py_ssize_t i = n; run && i-- > 0;) {
         Optimizer *self = (Optimizer *)PyTuple_GET_ITEM(PyList_GET_ITEM(started, i), 0);
@@ -1892,10 +1897,8 @@ static PyObject *core_finish(PyObject *module, PyObject *args)
         run_steps(ready);
     for (Py_ssize_t i = 0; then && !failed && i < PyTuple_GET_SIZE(then); i++) {
         PyObject *call = PyTuple_GET_ITEM(then, i);
-        PyObject *rest = PyTuple_GetSlice(call, 1, PyTuple_GET_SIZE(call));
-        PyObject *result = rest ? PyObject_Call(PyTuple_GET_ITEM(call, 0), rest, NULL) : NULL;
+        PyObject *result = PyObject_CallObject(PyTuple_GET_ITEM(call, 0), PyTuple_GET_ITEM(call, 1));
         failed = !result;
-        Py_XDECREF(rest);
         Py_XDECREF(result);
     }
     for (Py_ssize_t i = n; i-- > 0;) {

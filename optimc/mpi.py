@@ -571,7 +571,7 @@ class Sharded(Wrapper):
             for optimizer in held:
                 optimizer._finish(run and optimizer is local)
         if isinstance(self.optimizer, LossScaleOptimizer):
-            for call, *arguments in self.optimizer._adapted(run):
+            for call, arguments in self.optimizer._adapted(run):
                 call(*arguments)
         elif not run:
             local._skipped += 1

@@ -172,7 +172,7 @@ class _Step:
             for cohort in self._cohorts:
                 if cohort.params[0].grad is None:
                     continue
-                then += ((cohort.core._set_value, 0, cohort.core._index["loss_scale_factor"], None, False),)
+                then += ((cohort.core._set_value, (0, cohort.core._index["loss_scale_factor"], None, False)),)
                 cohort.core.loss_scale_factor = scale
                 if EXCHANGE is not None:
                     cohort.core._check_tensors(cohort.params, EXCHANGE, started)

@@ -175,8 +175,8 @@ class LossScaleOptimizer(Wrapper):
             scale = max(scale / 2, 2.0 ** -126)
         elif counter >= self.dynamic_growth_steps:
             counter, scale = 0, min(scale * 2, 2.0 ** 127)
-        return ((self.__dict__.__setitem__, "step_counter", counter),
-                (inner._set_value, 0, inner._index["loss_scale_factor"], scale, False))
+        return ((self.__dict__.__setitem__, ("step_counter", counter)),
+                (inner._set_value, (0, inner._index["loss_scale_factor"], scale, False)))
 
     def scale_loss(self, loss):
         """The loss multiplied by the scale."""
@@ -398,7 +398,7 @@ class MultiOptimizer(Wrapper):
                 if ready:
                     optimizer._between()
             undo.pop_all()
-            run, then = True, ((self.__dict__.__setitem__, "iterations", self.iterations + 1),)
+            run, then = True, ((self.__dict__.__setitem__, ("iterations", self.iterations + 1)),)
         finally:
             _core.finish(started, run, then)
 

@@ -40,7 +40,7 @@ FACTS = {
         r"optimc\.keras\.Adam, 36 steps, weights equal to the bit: True",
     ],
 }
-PRIVATE = re.compile(r"/home/|/root/|/tmp/|/usr/|[A-Z]:\\\\|site-packages|localhost")
+PRIVATE = re.compile(r"/(?:home|root|tmp|usr)/|[A-Z]:\\\\|site-packages|localhost")
 
 
 def read(path):
