@@ -43,6 +43,7 @@ struct row {
     double factor;
     size_t group;
     double cost;                            /* nanoseconds per element on one thread, measured */
+    int staged;                             /* in this step, gradients are prepared in scratch for its kernels */
 };
 
 struct piece { size_t weight, begin, end; };
