@@ -18,7 +18,7 @@ WORKLOADS = (read_shapes(LESSON), [(100,)] * 50, [(10_000,)] * 100, [(25_000_000
 
 def contestants(work):
     """Name -> a step to be timed."""
-    steps = {OURS: Contestant(Ours(work)), "NumPy out=": Contestant(numpy_out(work))}
+    steps = {OURS: Contestant(Ours(work).step), "NumPy out=": Contestant(numpy_out(work))}
     if importlib.util.find_spec("torch"):
         torch_threads(1)
         steps["torch fused"] = Contestant(torch_step(fused=True)(work))

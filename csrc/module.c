@@ -65,9 +65,10 @@ enum { PROPAGATE, RAISE, SKIP };        /* what is done about gradients that are
 
 typedef struct optimizer {
     PyObject_HEAD
-    PyThread_type_lock lock;
-    _Atomic uint64_t owner;             /* the thread that holds the lock, 0 for none */
-    _Atomic uint64_t forks;             /* when it was last taken here: in a child it may have no owner */
+    uint64_t owner;                     /* the thread whose step is in progress, 0 for none */
+    size_t waiting;                     /* threads that wait for it to end ... */
+    PyThread_type_lock turn;            /* ... at this, which every end of a step releases for one of them */
+    uint64_t forks;                     /* when it was last stepped here: in a child it may have no owner */
     int matching;                       /* the plan is in use by the step in progress */
     struct plan *plan;                  /* NULL until built */
     PyObject *arrays;                   /* everything the plan points into */
@@ -245,8 +246,8 @@ static uint64_t this_thread(void)
     return PyThreadState_GetID(PyThreadState_Get());
 }
 
-/* In a child process: a lock that was taken before the fork, by a thread that stayed in the parent.  Its step
-   was whole or had written nothing (optimc_pool_enter); what it left is dropped. */
+/* In a child process: what was taken or waited for before the fork, by threads that stayed in the parent.  Their
+   step was whole or had written nothing (optimc_pool_enter); what it left is dropped. */
 static int take_over(Optimizer *self)
 {
     PyThread_type_lock fresh = PyThread_allocate_lock();    /* the old one cannot even be freed */
@@ -254,8 +255,10 @@ static int take_over(Optimizer *self)
         PyErr_NoMemory();
         return -1;
     }
-    self->lock = fresh;
     PyThread_acquire_lock(fresh, NOWAIT_LOCK);
+    self->turn = fresh;
+    self->waiting = 0;
+    self->owner = 0;
     drop_gradients(self);
     Py_CLEAR(self->undo);
     return 0;
@@ -268,32 +271,39 @@ static int refuse_nested(Optimizer *self)
     return -1;
 }
 
-/* One step at a time.  A step asked for from inside a step (by a schedule, say) is an error; one from
-   another thread waits without the GIL. */
+/* Waits without the GIL until a step has ended.  Whoever gets the GIL first is next. */
+static void await_turn(Optimizer *self)
+{
+    self->waiting++;
+    Py_BEGIN_ALLOW_THREADS
+    PyThread_acquire_lock(self->turn, WAIT_LOCK);
+    Py_END_ALLOW_THREADS
+    self->waiting--;
+}
+
+/* One step at a time.  The GIL guards who owns it, so that this costs nothing while one thread steps.  A step asked
+   for from inside a step (by a schedule, say) is an error; one from another thread waits. */
 static int lock(Optimizer *self)
 {
     const uint64_t me = this_thread();
-    if (!PyThread_acquire_lock(self->lock, NOWAIT_LOCK)) {
-        if (self->owner == me)
-            return refuse_nested(self);
-        if (self->forks != optimc_pool_forks()) {
-            if (take_over(self))
-                return -1;
-        } else {
-            Py_BEGIN_ALLOW_THREADS
-            PyThread_acquire_lock(self->lock, WAIT_LOCK);
-            Py_END_ALLOW_THREADS
-        }
+    if (self->owner == me)
+        return refuse_nested(self);
+    if (self->forks != optimc_pool_forks()) {
+        if ((self->owner || self->waiting) && take_over(self))
+            return -1;
+        self->forks = optimc_pool_forks();
     }
+    while (self->owner)
+        await_turn(self);
     self->owner = me;
-    self->forks = optimc_pool_forks();
     return 0;
 }
 
 static void unlock(Optimizer *self)
 {
     self->owner = 0;
-    PyThread_release_lock(self->lock);
+    if (self->waiting && self->forks == optimc_pool_forks())
+        PyThread_release_lock(self->turn);
 }
 
 /* Calls a method that changes what a step reads, while no step of another thread is in progress.  In this
@@ -2128,8 +2138,8 @@ static void optimizer_dealloc(Optimizer *self)
         Py_CLEAR(self->bounds[k].name);
     PyMem_Free(self->groups);
     PyMem_Free(self->settings);
-    if (self->lock)
-        PyThread_free_lock(self->lock);
+    if (self->turn)
+        PyThread_free_lock(self->turn);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -2142,11 +2152,13 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *Py_UNUSED(args), Py
     self->steps = 1;
     PyObject *first = add_group_now(self, NULL);
     Py_XDECREF(first);
-    self->lock = PyThread_allocate_lock();
-    if (!first || !self->lock) {
+    self->turn = PyThread_allocate_lock();
+    if (!first || !self->turn) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
+    PyThread_acquire_lock(self->turn, NOWAIT_LOCK);
+    self->forks = optimc_pool_forks();
     return (PyObject *)self;
 }
 

@@ -595,8 +595,8 @@ static const struct options *options_of(const struct plan *plan, const struct we
 /* A power of two divides as exactly by its reciprocal, in a register. */
 static int is_power_of_two(double x)
 {
-    int exponent;
-    return fabs(frexp(x, &exponent)) == 0.5 && exponent > -100 && exponent < 100;
+    int exponent = 0;
+    return fabs(x) == 1 || (fabs(frexp(x, &exponent)) == 0.5 && exponent > -100 && exponent < 100);
 }
 
 /* Lanes to one sum, in a fixed order. */

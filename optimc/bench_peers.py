@@ -5,6 +5,7 @@ its own, or several such functions by name.  What a library has no call for rais
 library's defaults: they make no difference to the time.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -63,7 +64,8 @@ class Peer(NamedTuple):
 
 
 class Ours:
-    """optimc's step, and the arrays it works on, for the stream over the same memory."""
+    """optimc's step: `apply` with its arguments, called as from C, and the arrays it works on, which the
+    limits work on too."""
 
     def __init__(self, work: Work):
         self.grads, self.weights = work.arrays(1), work.arrays(0)
@@ -71,9 +73,7 @@ class Ours:
         if work.arguments:
             self.optimizer = type(self.optimizer)(**work.arguments)
         self.optimizer.build(self.weights)
-
-    def __call__(self):
-        self.optimizer.apply(self.grads, self.weights)
+        self.step = functools.partial(self.optimizer.apply, self.grads, self.weights)
 
 
 # -------------------------------------------------------------------------------------------- NumPy

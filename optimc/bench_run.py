@@ -154,7 +154,7 @@ def contestants(job: Job, set_name: str, ours: Ours) -> tuple[dict[str, Contesta
     """Those of a set that can do the job, and what the others raised when they were built."""
     built, failed = {}, {}
     for threads in job.threads:
-        built[with_threads(OURS, threads)] = Contestant(ours, _setter(optimc.set_num_threads, threads))
+        built[with_threads(OURS, threads)] = Contestant(ours.step, _setter(optimc.set_num_threads, threads))
     for name, peer in SETS[set_name][1].items():
         if job.peers is not None and name not in job.peers:
             continue

@@ -165,7 +165,7 @@ def test_a_peer_does_the_same_step(name, optimizer, arguments):
     for _ in range(3):
         getattr(step, "before", lambda: None)()
         step()
-        ours()
+        ours.step()
     start = Work(SHAPES).arrays(0)
     for mine, theirs, first in zip(ours.weights, weights, start, strict=True):
         assert not np.array_equal(theirs, first)
@@ -206,7 +206,7 @@ def test_bytes_that_a_step_moves(optimizer, arguments, expected):
 def test_the_stream_leaves_the_arrays_as_they_are(dtype, threads):
     work = Work([(1000,), (7, 9), (1,)], dtype, "AdamW", {"use_ema": True, "global_clipnorm": 1.0})
     ours = Ours(work)
-    ours()
+    ours.step()
     slots = ours.optimizer._slots
     arrays = [*ours.weights, *ours.grads, *ours.optimizer._averages, *slots["m"], *slots["v"]]
     before = [array.copy() for array in arrays]
