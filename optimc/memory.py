@@ -1,8 +1,10 @@
 """Where slots lie in memory: their alignment decides a fifth of the speed of a step.
 
-Slots that share their offset within a page compete for the same lines of the cache, so slot k is shifted by
-k + 1 times an odd number of lines, and a large one by whole multiples of 128 KiB too, against the same
-within huge pages.  Within a line a slot is aligned like its weight, so that both reach the next line together.
+Arrays that share their offset within a page compete for the same lines of the cache, and a load just behind a
+store to such an offset waits for it.  So array k of a weight is shifted by k + 1 times 9 lines, which keeps all six
+(four slots, the average, the accumulator) 9 lines or more from each other and from the weight, and a large one by
+whole multiples of 128 KiB too, against the same within huge pages.  Within a line a slot is aligned like its weight,
+so that both reach the next line together.
 """
 
 import math
@@ -12,7 +14,7 @@ import numpy as np
 from optimc._core import address
 
 LINE = 64                   # a cache line, and the widest register
-SHIFT = 13 * LINE           # from slot to slot within a page
+SHIFT = 9 * LINE            # from slot to slot within a page
 PAGE = 4096
 LARGE = 4 << 20             # bytes from which NumPy asks for huge pages
 LARGE_SHIFT = 128 << 10     # from slot to slot within huge pages

@@ -188,7 +188,7 @@ def rprop(w, g, slots, o, lr, t):
     size = slots["size"] * factor
     slots["size"] = np.minimum(np.maximum(size, lane(o.min_step)), lane(o.max_step))
     slots["previous"] = np.where(s < 0, lane(0), g)
-    return w - np.sign(g) * np.where(s < 0, lane(0), slots["size"])
+    return w - np.sign(slots["previous"]) * slots["size"]
 
 
 def asgd(w, g, slots, o, lr, t):
