@@ -33,6 +33,8 @@ DIVIDER = {
     "radam": (1, 1), "adan": (1, 1), "adamax": (0, 1), "adadelta": (2, 1), "nadam": (1, 4),
     "schedule_free": (1, 3), "lamb": (2, 6), "ftrl": (2, 3), "adafactor_vector": (2, 3), "muon_adam": (1, 1),
 }
+#: divisions of these that float32 does as multiplications in double: OVER, of loop.inc
+OVER = {"nadam": 1, "lamb": 2}
 #: passes over memory, where there is more than one: (what is read, what is read and written)
 PASSES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "lamb": [(("g", "w"), ("m", "v")), (("m", "v"), ("w",))],
@@ -46,6 +48,11 @@ STREAM = """
 #include <stddef.h>
 #include <stdint.h>
 typedef {real} real;
+#ifdef __clang__
+#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define INDEPENDENT _Pragma("GCC ivdep")
+#endif
 static volatile {word} sink;
 void stream(const ptrdiff_t count, const ptrdiff_t *const n, real **const *const arrays, const ptrdiff_t part,
             const ptrdiff_t parts, const real zero)
@@ -56,6 +63,7 @@ void stream(const ptrdiff_t count, const ptrdiff_t *const n, real **const *const
         ptrdiff_t i = n[k] * part / parts;
         {word} seen = 0;
         for (; i < end && (uintptr_t)({first} + i) % 64; i++) {{ {body} }}
+        INDEPENDENT
         for (; i < end; i++) {{ {body} }}
         sink = seen;
     }}
@@ -67,12 +75,14 @@ DIVIDE = """
 typedef {real} real;
 void divide(ptrdiff_t n, const real one, const real *restrict const x, real *restrict const y)
 {{
-    for (; n > 0; n -= {size})
+    for (; n > 0; n -= {size}) {{
         for (ptrdiff_t i = 0; i < {size}; i++) {{
             real t = x[i];
             {body}
             y[i] = t;
         }}
+        __asm__ volatile("" : : : "memory");        // each time anew
+    }}
 }}
 """
 L1 = 1024           # elements of the divider's loop
@@ -173,7 +183,10 @@ def _pass(work, read, both):
 
 def divider(work: Work, ours: Ours):
     """A function that takes the roots and divides as often as a step, in cache; None if the rule does not."""
-    roots, divisions = DIVIDER.get(ours.optimizer._kernel_of(None, ours.weights[0]), (0, 0))
+    kernel = ours.optimizer._kernel_of(None, ours.weights[0])
+    roots, divisions = DIVIDER.get(kernel, (0, 0))
+    if work.dtype == "float32":
+        divisions -= OVER.get(kernel, 0)
     if not roots + divisions:
         return None
     real, root, number = {4: ("float", "sqrtf", ctypes.c_float), 8: ("double", "sqrt", ctypes.c_double)}[

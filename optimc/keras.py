@@ -319,7 +319,7 @@ class _Step(keras.optimizers.Optimizer):
         for i, kernel in enumerate(layout.kernels):
             for slot, k in slots_of(kernel).items():
                 if slot in core.scratch_slots:
-                    slots.setdefault(slot, [None] * len(weights))[i] = memory.like(weights[i], k)
+                    slots.setdefault(slot, [None] * len(weights))[i], = memory.like([weights[i]], k)
         # tensorflow's own variable, as Keras passes it on: its name is longer
         core._excluded = (tuple(i for i, v in enumerate(layout.weights) if not self._use_weight_decay(
             v.value if BACKEND == "tensorflow" and isinstance(v, keras.Variable) else v)), ())
@@ -431,7 +431,7 @@ class _Step(keras.optimizers.Optimizer):
         scalars, values, others = arrays[:n], arrays[n:n + m], arrays[n + m:]
         with self._mutex:
             if layout.room is None:
-                layout.room = [memory.like(np.empty(shape, dtype), k) for k, (shape, dtype) in
+                layout.room = [memory.like([np.empty(shape, dtype)], k)[0] for k, (shape, dtype) in
                                enumerate(zip(layout.shapes, layout.dtypes, strict=True))]
             for array, value in zip(layout.room, values, strict=True):
                 np.copyto(array, value)

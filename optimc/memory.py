@@ -20,15 +20,26 @@ LARGE = 4 << 20             # bytes from which NumPy asks for huge pages
 LARGE_SHIFT = 128 << 10     # from slot to slot within huge pages
 
 
-def like(weight, k, shape=None):
-    """A zeroed array of a weight's dtype, order and shape (or another), to be its slot number `k`."""
-    shape = weight.shape if shape is None else shape
-    size, at = math.prod(shape) * weight.itemsize, address(weight)
-    small, large = size < PAGE, size >= LARGE
-    unit = LINE if small else PAGE
-    extra = k * LARGE_SHIFT if large else 0
-    memory = np.zeros(size + unit + extra, np.uint8)
-    shift = at if small else at + (k + 1) * SHIFT
-    start = (shift - address(memory)) % unit + extra
-    return memory[start:start + size].view(weight.dtype).reshape(
-        shape, order="C" if weight.flags.c_contiguous else "F")
+def like(weights, k, shapes=None):
+    """Zeroed arrays of the weights' dtypes, orders and shapes (or others), to be their slots number `k`.
+
+    They lie in one block, in the order of their weights: what is small shares lines and pages, and what is large
+    together comes to lie on huge pages, which NumPy asks for.
+    """
+    places, room = [], 0
+    for weight, shape in zip(weights, shapes or [weight.shape for weight in weights], strict=True):
+        size = math.prod(shape) * weight.itemsize
+        unit = LINE if size < PAGE else PAGE
+        shift = 0 if size < PAGE else (k + 1) * SHIFT
+        places.append((weight, shape, size, unit, address(weight) + shift))
+        room += size + unit
+    first = k * LARGE_SHIFT if room >= LARGE else 0
+    memory = np.zeros(room + first, np.uint8)
+    start, arrays = address(memory) + first, []
+    for weight, shape, size, unit, wanted in places:
+        start += (wanted - start) % unit
+        at = start - address(memory)
+        arrays.append(memory[at:at + size].view(weight.dtype).reshape(
+            shape, order="C" if weight.flags.c_contiguous else "F"))
+        start += size
+    return arrays

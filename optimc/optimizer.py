@@ -285,8 +285,7 @@ class Optimizer(_core.Optimizer):
         groups = self._group_of_each(names, weights)
         if adopt is None:
             numbers = {slot: k for kernel in kernels for slot, k in slots_of(kernel).items()}
-            slots = {slot: [self._slot(slot, k, weights[i], groups[i], old[i]) if slot in slots_of(kernel)
-                            else None for i, kernel in enumerate(kernels)]
+            slots = {slot: self._slot(slot, k, weights, [slot in slots_of(kernel) for kernel in kernels], groups, old)
                      for slot, k in sorted(numbers.items(), key=lambda item: item[1])}
         else:
             slots = _adopted(kernels, adopt)
@@ -360,17 +359,21 @@ class Optimizer(_core.Optimizer):
     def _waiting_now(self):
         return self._waiting() if self.built else self._held_waiting
 
-    def _slot(self, slot, k, weight, group, old):
-        """A new array for a slot: with what is held for it from before, or initial."""
-        array = memory.like(weight, k, self._slot_shape(slot, weight))
-        held = None if old is None else self._slots.get(slot, {old: None})[old]
-        array[...] = self._initial(slot, weight, group) if held is None else held
-        return array
+    def _slot(self, slot, k, weights, kept, groups, old):
+        """New arrays for a slot, None where it is not kept: with what is held for it from before, or initial."""
+        some = [weight for weight, keep in zip(weights, kept, strict=True) if keep]
+        new = iter(memory.like(some, k, [self._slot_shape(slot, weight) for weight in some]))
+        arrays = [next(new) if keep else None for keep in kept]
+        for array, weight, group, before in zip(arrays, weights, groups, old, strict=True):
+            if array is not None:
+                held = None if before is None else self._slots.get(slot, {before: None})[before]
+                array[...] = self._initial(slot, weight, group) if held is None else held
+        return arrays
 
     @staticmethod
     def _carry(weights, old, held, k, initial):
         """New arrays, number `k` of each weight: with what is held for it from before, or initial(i)."""
-        arrays = [memory.like(weight, k) for weight in weights]
+        arrays = memory.like(weights, k)
         for i, (array, before) in enumerate(zip(arrays, old, strict=True)):
             array[...] = initial(i) if before is None or held is None else held[before]
         return arrays

@@ -1,6 +1,7 @@
 """Nothing is allocated per step, and nothing is leaked, on good paths and bad."""
 
 import gc
+import itertools
 import mmap
 import resource
 import sys
@@ -12,6 +13,7 @@ import pytest
 from cases import CASES
 
 import optimc
+from optimc import _core, memory
 
 
 @pytest.fixture(params=[case for case in CASES if not case.arguments], ids=repr)
@@ -25,6 +27,25 @@ def lesson():
     shapes = [(10, 64), (64,), (64, 1), (1,)]
     return ([rng.standard_normal(s).astype(np.float32) for s in shapes],
             [rng.standard_normal(s).astype(np.float32) for s in shapes])
+
+
+def test_arrays_of_a_weight_keep_off_each_others_lines():
+    weights = [np.zeros(n, np.float32) for n in (1, 5000, 2_000_000)] + [np.zeros((70, 90))]
+    by_number = [memory.like(weights, k) for k in range(_core.MAX_SLOTS + 2)]
+    for i, weight in enumerate(weights):
+        arrays = [arrays[i] for arrays in by_number]
+        assert all(a.shape == weight.shape and a.dtype == weight.dtype and not a.any() for a in arrays)
+        places = [_core.address(array) - _core.address(weight) for array in arrays]
+        assert all(place % memory.LINE == 0 for place in places)
+        if weight.nbytes >= memory.PAGE:
+            lines = sorted([0, *(place % memory.PAGE // memory.LINE for place in places)])
+            assert min(b - a for a, b in itertools.pairwise([*lines, memory.PAGE // memory.LINE])) >= 9
+
+
+def test_slots_take_little_more_than_their_elements():
+    weights = [np.zeros(n, np.float32) for n in (1, 100, 64, 10_000)] * 50
+    block = memory.like(weights, 0)[0].base
+    assert block.nbytes < sum(w.nbytes for w in weights) + 50 * (memory.PAGE + 3 * memory.LINE) + 1
 
 
 @pytest.mark.parametrize("steps", [100_000])
@@ -135,10 +156,10 @@ def test_huge_arrays_are_indexed_beyond_32_bits():
         available = next(line for line in file if line.startswith("MemAvailable")).split()[1]
     if int(available) < 12 << 20:
         pytest.skip("needs 12 GiB")
-    memory = [mmap.mmap(-1, n * 4, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(2)]
-    for m in memory:
+    maps = [mmap.mmap(-1, n * 4, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(2)]
+    for m in maps:
         m.madvise(mmap.MADV_HUGEPAGE)
-    w, g = (np.frombuffer(m, np.float32) for m in memory)
+    w, g = (np.frombuffer(m, np.float32) for m in maps)
     g[-1] = 1.0
     optimc.SGD(0.5).apply([g], [w])
     assert w[-1] == -0.5 and w[0] == 0 and w[n // 2] == 0
