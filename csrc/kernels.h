@@ -25,9 +25,10 @@ enum { NO_SLOT = 0, SLOT_0 = 1, SLOT_1 = 2, SLOT_2 = 4, SLOT_3 = 8 };
 enum { MAX_SLOTS = 4, MAX_HYPERS = 8, MAX_COEFS = 12, MAX_SCALARS = 3,
     MAX_NDIM = 64 };
 
-/* Elements that conversion handles at a time (more, and the hardware prefetchers lose track), lanes
-   of a sum, and elements of one of its blocks: the last two fix the bits of every norm. */
-enum { SUB_BLOCK = 256, SUM_LANES = 16, SUM_BLOCK = 2048 };
+/* Elements that conversion handles at a time (more, and the hardware prefetchers lose track) and that
+   are prepared in scratch at a time (less, and they do), lanes of a sum, and elements of one of its
+   blocks: the last two fix the bits of every norm. */
+enum { SUB_BLOCK = 256, STAGE_BLOCK = 1024, SUM_LANES = 16, SUM_BLOCK = 2048 };
 
 /* Hyperparameters every optimizer has, in the order Python passes them; the rule's own follow.  NaN: the
    option is off. */

@@ -587,9 +587,9 @@ static int takes_part(const struct plan *plan, const struct weight *weight)
     return weight->taken == plan->step || (weight->waiting && plan->request->update);
 }
 
-static const struct options *options_of(const struct plan *plan, const struct weight *weight)
+static const struct options *options_of(const struct plan *plan, const struct row *row)
 {
-    return (const struct options *)plan->request->groups[plan->rows[weight->row].group].values;
+    return (const struct options *)plan->request->groups[row->group].values;
 }
 
 /* A power of two divides as exactly by its reciprocal, in a register. */
@@ -664,15 +664,14 @@ static double norm_of(const struct plan *plan)
 ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request)
 {
     int needed = request->check;
+    plan->request = request;
     if (request->update)
         for (size_t i = 0; i < plan->n_rows && !needed; i++) {
-            const struct options *options =
-                (const struct options *)request->groups[plan->rows[i].group].values;
+            const struct options *options = options_of(plan, &plan->rows[i]);
             needed = options->clipnorm > 0 || options->global_clipnorm > 0;
         }
     if (!needed)
         return -1;
-    plan->request = request;
     optimc_pool_run(survey, plan, plan->n_chunks, plan->cost);
     for (size_t i = 0; i < plan->n_weights; i++) {
         struct weight *weight = &plan->weights[i];
