@@ -80,6 +80,9 @@ struct source {
     int ndim, type, swapped, f_order;
 };
 
+typedef uint32_t word_f32;                  /* the bits of a number */
+typedef uint64_t word_f64;
+
 #define real float
 #define NAME(x) x##_f32
 #include "lane.inc"

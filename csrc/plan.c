@@ -39,7 +39,7 @@ struct weight {
 struct row {
     union { struct row_f32 f32; struct row_f64 f64; } lane_row;
     enum rule rule;
-    int lane, decay;
+    int lane, decay, variants;              /* the last of all its kernels together */
     double factor;
     size_t group;
     double cost;                            /* nanoseconds per element on one thread, measured */
@@ -315,6 +315,7 @@ enum fault optimc_plan_add(struct plan *plan, const struct view *view, const str
         return fault;
     }
     weight->row = row_for(plan, weight->lane, parts);
+    plan->rows[weight->row].variants |= variant_of[parts->kernel];
     plan->variants |= variant_of[parts->kernel];
     plan->n_weights++;
     return FINE;
@@ -592,11 +593,40 @@ static const struct options *options_of(const struct plan *plan, const struct ro
     return (const struct options *)plan->request->groups[row->group].values;
 }
 
+/* A row's weight decay, NaN for none. */
+static double decay_of(const struct plan *plan, const struct row *row)
+{
+    return row->decay < 0 ? NAN : plan->request->groups[row->group].values[row->decay];
+}
+
+/* Whether a row's weights are to be added to their gradients in scratch: several passes read those, or a step from
+   another place is taken with them.  Other kernels add them in their loop. */
+static int couples_early(const struct plan *plan, const struct row *row)
+{
+    return plan->request->coupled && (row->variants & (LAYERWISE | FACTORED) || plan->request->cautious)
+        && !isnan(decay_of(plan, row));
+}
+
+/* What a gradient is divided by at first: the loss scale, negative to maximize. */
+static double divisor_of(const struct plan *plan, const struct row *row)
+{
+    const struct options *options = options_of(plan, row);
+    const double scale = isnan(options->loss_scale_factor) ? 1 : options->loss_scale_factor;
+    return plan->request->maximize ? -scale : scale;
+}
+
 /* A power of two divides as exactly by its reciprocal, in a register. */
 static int is_power_of_two(double x)
 {
     int exponent = 0;
     return fabs(x) == 1 || (fabs(frexp(x, &exponent)) == 0.5 && exponent > -100 && exponent < 100);
+}
+
+/* Whether the unscaling is left to the hooks.  If anything follows it in scratch, or it is no factor, it is not. */
+static int is_hooked(const struct plan *plan, const struct row *row)
+{
+    return plan->request->steps == 1 && !(options_of(plan, row)->clipnorm > 0)
+        && is_power_of_two(divisor_of(plan, row));
 }
 
 /* Lanes to one sum, in a fixed order. */
