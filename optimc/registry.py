@@ -63,5 +63,5 @@ def get(identifier):
 
 
 def used_slots(optimizer):
-    """Names of the slots an optimizer keeps for weights whose shape makes no difference."""
-    return list(slots_of(optimizer._kernel()))
+    """The slots an optimizer keeps for weights whose shape makes no difference, and their numbers."""
+    return slots_of(optimizer._kernel())

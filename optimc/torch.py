@@ -25,7 +25,7 @@ except ImportError as error:
 
 import torch.optim.optimizer as _torch
 
-from optimc import _core, registry
+from optimc import _core, memory, registry
 from optimc.migrate import TORCH
 
 #: the table by which C looks at tensors; None before torch 2.10: then steps go through NumPy views
@@ -225,12 +225,11 @@ class _Step:
         groups = list({id(group): group for _, group in members}.values())
         core = self._core(groups, members)
         params = [param for param, _ in members]
-        slots = {}
-        for slot, (key, _) in self._slots.items():
-            if slot in core._used_by_all:
-                slots[slot] = [_view(self._slot(param, key, core._ask_initial(slot, group)), param)
-                               for param, group in members]
-        core.build([_view(param, param) for param in params], slots=slots)
+        weights = [_view(param, param) for param in params]
+        core.build(weights, slots={
+            slot: self._slot(members, weights, self._slots[slot][0], k, lambda group, slot=slot: core._ask_initial(
+                slot, group))
+            for slot, k in core._used_by_all.items()})
         core.iterations = count
         for k, group in enumerate(groups):
             param = next(param for param, own in members if own is group)
@@ -266,19 +265,28 @@ class _Step:
             group["lr"] if slot == "size" else group.get("initial_accumulator_value", 0.0))
         return core
 
-    def _slot(self, param, key, initial):
-        """The tensor of a parameter's state, made if it is new, checked if it was there."""
-        state = defaultdict.__getitem__(self.state, param)
-        tensor = state.get(key)
-        if tensor is None:
-            tensor = state[key] = torch.full_like(param, float(initial), memory_format=torch.preserve_format)
-        elif not isinstance(tensor, torch.Tensor) or tensor.shape != param.shape or tensor.dtype != param.dtype:
-            got = f"{tuple(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, torch.Tensor) else repr(tensor)
-            raise ValueError(f"state {key!r} of a parameter: expected shape {tuple(param.shape)} of {param.dtype}, "
-                             f"got {got}")
-        elif _order(tensor) != _order(param) or not _is_dense(tensor):
-            tensor = state[key] = torch.empty_like(param, memory_format=torch.preserve_format).copy_(tensor)
-        return tensor
+    def _slot(self, members, weights, key, k, initial):
+        """Views of one tensor of each parameter's state, made if it is new, checked if it was there.
+
+        Those that were, but lie in another order or on their parameter's lines, are moved.
+        """
+        states = [defaultdict.__getitem__(self.state, param) for param, _ in members]
+        for state, (param, _) in zip(states, members, strict=True):
+            tensor = state.get(key)
+            if tensor is None:
+                continue
+            if not isinstance(tensor, torch.Tensor) or tensor.shape != param.shape or tensor.dtype != param.dtype:
+                got = f"{tuple(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, torch.Tensor) else repr(tensor)
+                raise ValueError(f"state {key!r} of a parameter: expected shape {tuple(param.shape)} of "
+                                 f"{param.dtype}, got {got}")
+        new = [i for i, (param, _) in enumerate(members)
+               if (tensor := states[i].get(key)) is None or _order(tensor) != _order(param) or not _is_dense(tensor)
+               or memory.collide(_view(tensor, param), weights[i])]
+        for i, array in zip(new, memory.like([weights[i] for i in new], k), strict=True):
+            (param, group), before = members[i], states[i].get(key)
+            tensor = _tensor(array, param)
+            states[i][key] = tensor.fill_(float(initial(group))) if before is None else tensor.copy_(before)
+        return [_view(state[key], param) for state, (param, _) in zip(states, members, strict=True)]
 
     # ------------------------------------------------------------------------------- state
 
@@ -367,6 +375,13 @@ def _view(tensor, like):
     order = _order(like)
     tensor = tensor.detach()
     return (tensor if order is None else tensor.permute(order)).numpy()
+
+
+def _tensor(array, like):
+    """The tensor, like another, of which `array` is the view."""
+    order = _order(like)
+    tensor = torch.from_numpy(array)
+    return tensor if order is None else tensor.permute(tuple(order.index(axis) for axis in range(len(order))))
 
 
 class _CountsNothing:
