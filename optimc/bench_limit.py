@@ -196,4 +196,5 @@ def divider(work: Work, ours: Ours):
     function.argtypes = [ctypes.c_ssize_t, number, ctypes.c_void_p, ctypes.c_void_p]
     function.restype = None
     x, y = (np.full(L1, 1.5, work.dtype) for _ in range(2))
-    return lambda: function(work.weights, 1.0, x.ctypes.data, y.ctypes.data)
+    n = work.weights
+    return lambda: function(n, 1.0, x.ctypes.data, y.ctypes.data)

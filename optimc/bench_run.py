@@ -32,7 +32,8 @@ from optimc.bench_peers import SETS, Ours, Unsupported, Work
 
 OURS = "optimc"
 STREAM, DIVIDER = "limit: memory", "limit: divider"
-LIMITED = 30_000        # weights from which a step is bounded by the machine, not by its calls
+LIMITED = 30_000        # weights, and weights of an array, from which a step is bounded by the machine, not by calls
+LIMITED_EACH = 1_000
 WORTH_THREADS = 1_000_000       # weights from which the limit of several threads can be measured
 FEWEST = 5              # repeats, whatever the time
 PATIENCE = 120.0        # seconds beyond its budget after which a job is given up
@@ -168,7 +169,7 @@ def contestants(job: Job, set_name: str, ours: Ours) -> tuple[dict[str, Contesta
         for threads in job.threads if peer.threads else job.threads[:1]:
             before = _setter(peer.threads, threads) if peer.threads else getattr(step, "before", None)
             built[with_threads(name, threads)] = Contestant(step, before, getattr(step, "MOST", 1 << 30))
-    if job.work.weights >= LIMITED:
+    if job.work.weights >= max(LIMITED, LIMITED_EACH * len(job.work.shapes)):
         try:
             for threads in job.threads if job.work.weights >= WORTH_THREADS else (1,):
                 built[with_threads(STREAM, threads)] = Contestant(bench_limit.stream(job.work, ours, threads))
