@@ -63,11 +63,17 @@ struct bound {
 
 enum { PROPAGATE, RAISE, SKIP };        /* what is done about gradients that are not finite */
 
+/* A thread that waits for its turn, on its own stack. */
+struct waiter {
+    uint64_t thread;
+    PyThread_type_lock turn;            /* released when it is the owner */
+    struct waiter *next;
+};
+
 typedef struct optimizer {
     PyObject_HEAD
     uint64_t owner;                     /* the thread whose step is in progress, 0 for none */
-    size_t waiting;                     /* threads that wait for it to end ... */
-    PyThread_type_lock turn;            /* ... at this, which every end of a step releases for one of them */
+    struct waiter *waiters;             /* those that wait for its end, the longest first */
     uint64_t forks;                     /* when it was last stepped here: in a child it may have no owner */
     int matching;                       /* the plan is in use by the step in progress */
     struct plan *plan;                  /* NULL until built */
@@ -246,22 +252,25 @@ static uint64_t this_thread(void)
     return PyThreadState_GetID(PyThreadState_Get());
 }
 
-/* In a child process: what was taken or waited for before the fork, by threads that stayed in the parent.  Their
-   step was whole or had written nothing (optimc_pool_enter); what it left is dropped. */
-static int take_over(Optimizer *self)
+static int is_alive(uint64_t thread)
 {
-    PyThread_type_lock fresh = PyThread_allocate_lock();    /* the old one cannot even be freed */
-    if (!fresh) {
-        PyErr_NoMemory();
-        return -1;
+    PyThreadState *state = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    while (state && PyThreadState_GetID(state) != thread)
+        state = PyThreadState_Next(state);
+    return state != NULL;
+}
+
+/* The first time in a child process: nobody waits, and an owner may have stayed in the parent.  Its step was whole
+   or had written nothing (optimc_pool_enter); what it left is dropped. */
+static void take_over(Optimizer *self)
+{
+    self->forks = optimc_pool_forks();
+    self->waiters = NULL;
+    if (self->owner && !is_alive(self->owner)) {
+        self->owner = 0;
+        drop_gradients(self);
+        Py_CLEAR(self->undo);
     }
-    PyThread_acquire_lock(fresh, NOWAIT_LOCK);
-    self->turn = fresh;
-    self->waiting = 0;
-    self->owner = 0;
-    drop_gradients(self);
-    Py_CLEAR(self->undo);
-    return 0;
 }
 
 static int refuse_nested(Optimizer *self)
@@ -271,39 +280,51 @@ static int refuse_nested(Optimizer *self)
     return -1;
 }
 
-/* Waits without the GIL until a step has ended.  Whoever gets the GIL first is next. */
-static void await_turn(Optimizer *self)
+/* Waits without the GIL until it is this thread's turn. */
+static int await_turn(Optimizer *self, uint64_t me)
 {
-    self->waiting++;
+    struct waiter mine = {me, PyThread_allocate_lock(), NULL}, **last = &self->waiters;
+    if (!mine.turn) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    PyThread_acquire_lock(mine.turn, NOWAIT_LOCK);
+    while (*last)
+        last = &(*last)->next;
+    *last = &mine;
     Py_BEGIN_ALLOW_THREADS
-    PyThread_acquire_lock(self->turn, WAIT_LOCK);
+    PyThread_acquire_lock(mine.turn, WAIT_LOCK);
     Py_END_ALLOW_THREADS
-    self->waiting--;
+    PyThread_free_lock(mine.turn);
+    return 0;
 }
 
 /* One step at a time.  The GIL guards who owns it, so that this costs nothing while one thread steps.  A step asked
-   for from inside a step (by a schedule, say) is an error; one from another thread waits. */
+   for from inside a step (by a schedule, say) is an error; one from another thread waits for its turn, in order: a
+   thread that steps again and again would otherwise be first each time. */
 static int lock(Optimizer *self)
 {
     const uint64_t me = this_thread();
     if (self->owner == me)
         return refuse_nested(self);
-    if (self->forks != optimc_pool_forks()) {
-        if ((self->owner || self->waiting) && take_over(self))
-            return -1;
-        self->forks = optimc_pool_forks();
-    }
-    while (self->owner)
-        await_turn(self);
+    if (self->forks != optimc_pool_forks())
+        take_over(self);
+    if (self->owner)
+        return await_turn(self, me);
     self->owner = me;
     return 0;
 }
 
 static void unlock(Optimizer *self)
 {
-    self->owner = 0;
-    if (self->waiting && self->forks == optimc_pool_forks())
-        PyThread_release_lock(self->turn);
+    if (self->forks != optimc_pool_forks())
+        take_over(self);
+    struct waiter *next = self->waiters;
+    self->owner = next ? next->thread : 0;
+    if (next) {
+        self->waiters = next->next;
+        PyThread_release_lock(next->turn);
+    }
 }
 
 /* Calls a method that changes what a step reads, while no step of another thread is in progress.  In this
@@ -2138,8 +2159,6 @@ static void optimizer_dealloc(Optimizer *self)
         Py_CLEAR(self->bounds[k].name);
     PyMem_Free(self->groups);
     PyMem_Free(self->settings);
-    if (self->turn)
-        PyThread_free_lock(self->turn);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -2152,12 +2171,10 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *Py_UNUSED(args), Py
     self->steps = 1;
     PyObject *first = add_group_now(self, NULL);
     Py_XDECREF(first);
-    self->turn = PyThread_allocate_lock();
-    if (!first || !self->turn) {
+    if (!first) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
-    PyThread_acquire_lock(self->turn, NOWAIT_LOCK);
     self->forks = optimc_pool_forks();
     return (PyObject *)self;
 }

@@ -43,8 +43,3 @@ def like(weights, k, shapes=None):
             shape, order="C" if weight.flags.c_contiguous else "F"))
         start += size
     return arrays
-
-
-def collide(array, weight):
-    """Whether an array shares its weight's offset within a page, and is large enough for that to matter."""
-    return weight.nbytes >= PAGE and (address(array) - address(weight)) % PAGE < LINE

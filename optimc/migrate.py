@@ -123,7 +123,7 @@ TORCH = {
     "SGD": ("SGD", {"lr": "learning_rate", "momentum": "momentum", "dampening": "dampening",
                     "weight_decay": "weight_decay", "nesterov": "nesterov", "maximize": "maximize"},
             {"velocity": ("momentum_buffer", 1)}),
-    "Adam": ("Adam", {**_BETAS, "amsgrad": "amsgrad"},
+    "Adam": ("Adam", {**_BETAS, "amsgrad": "amsgrad", "decoupled_weight_decay": "coupled_weight_decay"},
              {"m": ("exp_avg", 1), "v": ("exp_avg_sq", 1), "v_max": ("max_exp_avg_sq", 1)}),
     "AdamW": ("AdamW", {**_BETAS, "amsgrad": "amsgrad"},
               {"m": ("exp_avg", 1), "v": ("exp_avg_sq", 1), "v_max": ("max_exp_avg_sq", 1)}),
@@ -154,6 +154,8 @@ TORCH = {
 def _torch_arguments(group, names):
     arguments = {}
     for theirs, ours in names.items():
+        if theirs not in group:                         # older versions of torch lack it
+            continue
         value = group[theirs]
         if isinstance(ours, tuple):
             arguments.update(zip(ours, map(float, value), strict=True))

@@ -15,6 +15,7 @@ CPU tensors of float32 and float64; what lies elsewhere, or is sparse, is an err
 """
 
 import copy
+import inspect
 import itertools
 from collections import defaultdict
 
@@ -266,10 +267,7 @@ class _Step:
         return core
 
     def _slot(self, members, weights, key, k, initial):
-        """Views of one tensor of each parameter's state, made if it is new, checked if it was there.
-
-        Those that were, but lie in another order or on their parameter's lines, are moved.
-        """
+        """Views of one tensor of each parameter's state, made if it is new, checked if it was there."""
         states = [defaultdict.__getitem__(self.state, param) for param, _ in members]
         for state, (param, _) in zip(states, members, strict=True):
             tensor = state.get(key)
@@ -280,8 +278,7 @@ class _Step:
                 raise ValueError(f"state {key!r} of a parameter: expected shape {tuple(param.shape)} of "
                                  f"{param.dtype}, got {got}")
         new = [i for i, (param, _) in enumerate(members)
-               if (tensor := states[i].get(key)) is None or _order(tensor) != _order(param) or not _is_dense(tensor)
-               or memory.collide(_view(tensor, param), weights[i])]
+               if (tensor := states[i].get(key)) is None or _order(tensor) != _order(param) or not _is_dense(tensor)]
         for i, array in zip(new, memory.like([weights[i] for i in new], k), strict=True):
             (param, group), before = members[i], states[i].get(key)
             tensor = _tensor(array, param)
@@ -314,6 +311,18 @@ class _Step:
         """Takes over a copy of the state of this class or torch's; shapes are checked before anything changes."""
         self._check_loaded(state_dict)
         super().load_state_dict(copy.deepcopy(state_dict))
+        self._place_loaded()
+
+    def _place_loaded(self):
+        """Moves what torch has just made to where a step is fast, before anyone has looked at it."""
+        states = dict.items(self.state)
+        for k, (key, _) in enumerate(self._slots.values()):
+            found = [(state, param, state[key]) for param, state in states if isinstance(state.get(key), torch.Tensor)
+                     and isinstance(param, torch.Tensor)]
+            some = [(state, param, tensor) for state, param, tensor in found if _is_like(tensor, param)]
+            arrays = memory.like([_view(param, param) for _, param, _ in some], k)
+            for (state, param, tensor), array in zip(some, arrays, strict=True):
+                state[key] = _tensor(array, param).copy_(tensor)
 
     def _check_loaded(self, state_dict):
         mine = [param for group in self.param_groups for param in group["params"]]
@@ -377,11 +386,16 @@ def _view(tensor, like):
     return (tensor if order is None else tensor.permute(order)).numpy()
 
 
+def _is_like(tensor, param):
+    """Whether a step takes both: on the CPU, dense, of the same shape and type."""
+    return (tensor.layout == torch.strided == param.layout and tensor.device.type == "cpu" == param.device.type
+            and tensor.dtype == param.dtype in (torch.float32, torch.float64) and tensor.shape == param.shape
+            and _is_dense(param))
+
+
 def _tensor(array, like):
-    """The tensor, like another, of which `array` is the view."""
-    order = _order(like)
-    tensor = torch.from_numpy(array)
-    return tensor if order is None else tensor.permute(tuple(order.index(axis) for axis in range(len(order))))
+    """The tensor, with the shape and strides of another, of which `array` is the view."""
+    return torch.from_numpy(array.reshape(-1)).as_strided(like.shape, like.stride())
 
 
 class _CountsNothing:
@@ -418,6 +432,8 @@ def _make(name, *mixins):
     """The class of that name: torch's, with `_Step` before it."""
     theirs = getattr(torch.optim, name)
     ours, names, slots = TORCH[name]
+    known = inspect.signature(theirs).parameters
+    names = {key: value for key, value in names.items() if key in known}     # what older versions of torch lack
     flags = tuple(key for key in (*names, "momentum") if key in
                   ("amsgrad", "nesterov", "centered", "maximize", "decoupled_weight_decay"))
     cls = type(name, (*mixins, _Step, theirs), {

@@ -129,6 +129,37 @@ if children[0]:
 """)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_step_that_goes_on_after_a_fork_is_waited_for():
+    succeed("""
+import os, sys, threading
+import numpy as np, optimc
+forked, weights, iterations = [], [np.ones(1000, np.float32)], []
+
+def rate():
+    if optimizer.iterations == 1 and not forked:
+        forked.append(os.fork())
+        if forked[0]:
+            sys.exit(os.waitstatus_to_exitcode(os.waitpid(forked[0], 0)[1]))
+        other.start()
+        other.join(0.2)
+        if iterations:
+            os._exit(3)                             # it did not wait
+    return 0.01
+
+def step():
+    optimizer.apply([np.ones(1000, np.float32)], weights)
+    return optimizer.iterations
+
+optimizer = optimc.Adam(rate)
+other = threading.Thread(target=lambda: iterations.append(step()))
+step()
+step()
+other.join()
+os._exit(0 if iterations == [3] else 4)
+""")
+
+
 # ------------------------------------------------------------------------------ pools of processes
 
 

@@ -103,6 +103,63 @@ def test_large_steps_give_up_the_gil():
         ticker.join()
 
 
+@pytest.mark.parametrize("ask", [lambda o: setattr(o, "learning_rate", 1e-3), lambda o: o.state_dict()],
+                         ids=["set", "state_dict"])
+def test_who_waits_for_a_thread_that_trains_is_next(ask):
+    """That thread has the GIL whenever its step does not: who waits gets neither without a turn of its own."""
+    w = [np.ones(1_000_000, np.float32)]
+    g = [w[0].copy()]
+    optimizer, stop, times = optimc.SGD(1e-3), threading.Event(), []
+    optimizer.build(w)
+
+    def train():
+        while not stop.is_set():
+            optimizer.apply(g, w)
+
+    def wait():
+        for _ in range(5):
+            before = optimizer.iterations
+            ask(optimizer)
+            times.append(optimizer.iterations - before)
+
+    threads = [threading.Thread(target=train), threading.Thread(target=wait)]
+    optimc_threads = optimc.get_num_threads()
+    optimc.set_num_threads(1)
+    try:
+        for thread in threads:
+            thread.start()
+        threads[1].join(30)
+        assert not threads[1].is_alive()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        optimc.set_num_threads(optimc_threads)
+    assert len(times) == 5
+
+
+def test_threads_that_train_one_optimizer_take_turns():
+    w = [np.ones(1_000_000, np.float32)]
+    g = [w[0].copy()]
+    optimizer, stop, steps = optimc.SGD(1e-3), threading.Event(), [0] * 4
+    optimizer.build(w)
+
+    def train(k):
+        while not stop.is_set():
+            optimizer.apply(g, w)
+            steps[k] += 1
+            if sum(steps) >= 400:
+                stop.set()
+
+    threads = [threading.Thread(target=train, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert optimizer.iterations == sum(steps)
+    assert min(steps) >= 20
+
+
 def test_steps_of_two_optimizers_run_side_by_side(threads):
     def job(result):
         w, g = np.linspace(-1, 1, 200_001, dtype=np.float32), np.linspace(2, -1, 200_001, dtype=np.float32)

@@ -16,7 +16,8 @@ OPTIONS = {
             {"lr": 0.05, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1},
             {"lr": 0.05, "momentum": 0.5, "maximize": True}],
     "Adam": [{}, {"lr": 0.01, "weight_decay": 0.1}, {"lr": 0.01, "amsgrad": True, "betas": (0.8, 0.9), "eps": 1e-3},
-             {"lr": 0.01, "maximize": True, "weight_decay": 0.1}],
+             {"lr": 0.01, "maximize": True, "weight_decay": 0.1},
+             {"lr": 0.01, "weight_decay": 0.3, "decoupled_weight_decay": True}],
     "AdamW": [{}, {"lr": 0.01, "weight_decay": 0.3, "amsgrad": True}],
     "Adagrad": [{}, {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.2}],
     "RMSprop": [{}, {"momentum": 0.9}, {"centered": True, "weight_decay": 0.1},
@@ -447,3 +448,49 @@ def test_gradients_beside_the_tensors():
     with pytest.raises(ValueError, match=r"grads\[1\]: expected the shape of its parameter"):
         core._apply_tensors(params, ot.EXCHANGE, [torch.ones(3), torch.ones(3)])
     assert core._apply_tensors(params, ot.EXCHANGE, [torch.ones(3), None]) == 2 and core.iterations == 1
+
+
+def stepped(size):
+    """A parameter of ones and an optimizer that stepped it."""
+    p = torch.nn.Parameter(torch.ones(size))
+    optimizer = ot.Adam([p])
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    return p, optimizer
+
+
+def test_state_stays_the_tensors_that_a_program_has():
+    """A program may hold them, give its own, or share them with other processes."""
+    p, first = stepped(100_000)
+    second = ot.Adam([p])
+    second.load_state_dict(first.state_dict())
+    held = dict(second.state[p])
+    second.step()
+    assert all(second.state[p][key] is held[key] for key in ("exp_avg", "exp_avg_sq"))
+    for key in ("exp_avg", "exp_avg_sq"):
+        second.state[p][key] = torch.zeros_like(p).share_memory_()
+    held = dict(second.state[p])
+    second.step()
+    assert all(second.state[p][key] is held[key] and held[key].is_shared() and held[key].any()
+               for key in ("exp_avg", "exp_avg_sq"))
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_large_state_keeps_off_the_lines_of_its_parameter(loaded):
+    p, optimizer = stepped(1_000_000)
+    if loaded:
+        again = ot.Adam([p])
+        again.load_state_dict(optimizer.state_dict())
+        optimizer = again
+    places = {(tensor.data_ptr() - p.data_ptr()) % 4096 // 64 for tensor in optimizer.state[p].values()
+              if tensor.dim()}
+    assert len(places) == 2 and 0 not in places
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 8, 8), (1, 40, 1, 1), (2, 3, 4, 5)])
+def test_state_has_the_strides_of_its_parameter(shape):
+    p = torch.nn.Parameter(torch.ones(shape).to(memory_format=torch.channels_last))
+    optimizer = ot.Adam([p])
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert optimizer.state[p]["exp_avg"].stride() == p.stride()
