@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 
 os.environ.setdefault("KERAS_BACKEND", "numpy")
 
@@ -10,6 +11,9 @@ from cases import CASES, DTYPES
 
 import optimc
 from optimc import _core
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:       # as in the background of a script; tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header():

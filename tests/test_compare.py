@@ -373,7 +373,10 @@ def test_ctrl_c_before_the_first_is_done_ends_quietly(tmp_path):
         time.sleep(0.01)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    printed, said = process.communicate(timeout=20)
+    try:
+        printed, said = process.communicate(timeout=20)
+    finally:
+        process.kill()
     assert (process.returncode, printed) == (130, b"")
     assert said == b"python -m optimc compare: interrupted\n"
     assert not list((tmp_path / "compare").iterdir())
