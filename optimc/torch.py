@@ -317,12 +317,10 @@ class _Step:
         """Moves what torch has just made to where a step is fast, before anyone has looked at it."""
         states = dict.items(self.state)
         for k, (key, _) in enumerate(self._slots.values()):
-            found = [(state, param, state[key]) for param, state in states if isinstance(state.get(key), torch.Tensor)
-                     and isinstance(param, torch.Tensor)]
-            some = [(state, param, tensor) for state, param, tensor in found if _is_like(tensor, param)]
-            arrays = memory.like([_view(param, param) for _, param, _ in some], k)
-            for (state, param, tensor), array in zip(some, arrays, strict=True):
-                state[key] = _tensor(array, param).copy_(tensor)
+            some = [(param, state) for param, state in states if _is_like(state.get(key), param)]
+            arrays = memory.like([_view(param, param) for param, _ in some], k)
+            for (param, state), array in zip(some, arrays, strict=True):
+                state[key] = _tensor(array, param).copy_(state[key])
 
     def _check_loaded(self, state_dict):
         mine = [param for group in self.param_groups for param in group["params"]]
@@ -388,7 +386,8 @@ def _view(tensor, like):
 
 def _is_like(tensor, param):
     """Whether a step takes both: on the CPU, dense, of the same shape and type."""
-    return (tensor.layout == torch.strided == param.layout and tensor.device.type == "cpu" == param.device.type
+    return (isinstance(tensor, torch.Tensor) and isinstance(param, torch.Tensor)
+            and tensor.layout == torch.strided == param.layout and tensor.device.type == "cpu" == param.device.type
             and tensor.dtype == param.dtype in (torch.float32, torch.float64) and tensor.shape == param.shape
             and _is_dense(param))
 
