@@ -23,7 +23,7 @@ import numpy as np
 import optimc
 from optimc import bench_run, checkpoint, registry
 from optimc.bench_peers import SETS, Work
-from optimc.bench_run import DIVIDER, OURS, STREAM, Job, with_threads
+from optimc.bench_run import DIVIDER, OURS, PASSES, STREAM, Job, with_threads
 from optimc.compare_data import InputError
 
 LESSON = "10x64,64,64x1,1"
@@ -143,7 +143,7 @@ def bound(figures: dict[str, dict[str, Any]], threads: int = 1) -> float | None:
     stream = figures.get(with_threads(STREAM, threads), {}).get("median")
     if stream is None:
         return None
-    return max(stream, figures.get(DIVIDER, {}).get("median", 0) / threads)
+    return max(stream, *(figures.get(name, {}).get("median", 0) / threads for name in (DIVIDER, PASSES)))
 
 
 def share(figures: dict[str, dict[str, Any]], threads: int = 1) -> float | None:

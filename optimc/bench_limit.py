@@ -7,6 +7,8 @@ Two bounds, both C compiled for this very CPU when it is asked for, with the sys
     divider     as many square roots and divisions as the rule has, within the first-level cache: what bounds
                 a rule whose arrays lie in cache.
 
+A step of several passes is bounded by the slower of the two in each, which is a third bound then.
+
 Without a compiler there is no limit, and the tables leave its column empty.
 """
 
@@ -19,6 +21,8 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+import time
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,15 +35,25 @@ DIVIDER = {
     **dict.fromkeys(("adam", "amsgrad", "adagrad", "rmsprop", "rmsprop_momentum", "rmsprop_centered",
                      "rmsprop_centered_momentum", "yogi", "adabelief"), (1, 1)),
     "radam": (1, 1), "adan": (1, 1), "adamax": (0, 1), "adadelta": (2, 1), "nadam": (1, 4),
-    "schedule_free": (1, 3), "lamb": (2, 6), "ftrl": (2, 3), "adafactor_vector": (2, 3), "muon_adam": (1, 1),
+    "schedule_free": (1, 3), "ftrl": (2, 3), "muon_adam": (1, 1),
 }
 #: divisions of these that float32 does as multiplications in double: OVER, of loop.inc
-OVER = {"nadam": 1, "lamb": 2}
-#: passes over memory, where there is more than one: (what is read, what is read and written)
-PASSES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
-    "lamb": [(("g", "w"), ("m", "v")), (("m", "v"), ("w",))],
-    "adafactor_vector": [(("g",), ("velocity",)), (("g", "velocity"), ()), (("w",), ()),
-                         (("g", "velocity"), ("w",))],
+OVER = {"nadam": 1}
+
+
+class Pass(NamedTuple):
+    """A pass over memory: what it reads, what it reads and writes, its roots and divisions per weight."""
+
+    read: tuple[str, ...]
+    both: tuple[str, ...] = ()
+    roots: int = 0
+    divisions: int = 0
+
+
+#: the passes of a rule that takes more than one
+PASSES = {
+    "lamb": [Pass(("g", "w"), ("m", "v", "update"), 1, 3), Pass(("update",), ("w",))],
+    "adafactor_vector": [Pass(("g", "w"), ("velocity",), 1, 1), Pass(("g", "velocity"), ("w",), 1, 2)],
 }
 #: kernels that do more than stream: a matrix product, a power
 UNBOUNDED = {"muon", "adafactor", "ftrl_power"}
@@ -110,38 +124,41 @@ def compiled(source: str) -> ctypes.CDLL:
         return ctypes.CDLL(library)
 
 
-def passes(work: Work, ours: Ours) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+def passes(work: Work, ours: Ours) -> list[Pass]:
     """The passes over memory that a step needs, what options add included."""
     kernel = ours.optimizer._kernel_of(None, ours.weights[0])
     if kernel in UNBOUNDED:
         raise NoLimit(f"{kernel} is more than a stream")
     slots = tuple(slots_of(kernel))
     given = work.arguments
-    steps = list(PASSES.get(kernel, [(("g",), ("w", *slots))]))
+    roots, divisions = DIVIDER.get(kernel, (0, 0))
+    if work.dtype == "float32":
+        divisions -= OVER.get(kernel, 0)
+    steps = list(PASSES.get(kernel, [Pass(("g",), ("w", *slots), roots, divisions)]))
     if given.get("use_ema"):
-        steps[-1] = steps[-1][0], (*steps[-1][1], "ema")
+        steps[-1] = steps[-1]._replace(both=(*steps[-1].both, "ema"))
     if given.get("cautious"):
-        steps.insert(0, (("g", *slots), ()))
+        steps.insert(0, Pass(("g", *slots)))
     if given.get("gradient_accumulation_steps"):
         raise NoLimit("accumulating steps differ from one another")
     if any(given.get(name) for name in ("global_clipnorm", "clipnorm", "check_finite")):
-        steps.insert(0, (("g",), ()))
+        steps.insert(0, Pass(("g",)))
     return steps
 
 
 def bytes_per_weight(work: Work, ours: Ours) -> int:
     """What a step reads and writes for each weight."""
     item = np.dtype(work.dtype).itemsize
-    return item * sum(len(read) + 2 * len(both) for read, both in passes(work, ours))
+    return item * sum(len(one.read) + 2 * len(one.both) for one in passes(work, ours))
 
 
-def stream(work: Work, ours: Ours, threads: int):
-    """A function that streams the optimizer's arrays once as a step does, on so many threads."""
+def stream(work: Work, ours: Ours, threads: int, only: Pass | None = None):
+    """A function that streams the optimizer's arrays once as a step does, or one pass, on so many threads."""
     named = {"g": ours.grads, "w": ours.weights, **ours.optimizer._slots}
     if ours.optimizer._averages:
         named["ema"] = ours.optimizer._averages
-    calls = [_pass(work, [named[name] for name in read], [named[name] for name in both])
-             for read, both in passes(work, ours)]
+    calls = [_pass(work, [named[name] for name in one.read], [named[name] for name in one.both])
+             for one in ([only] if only else passes(work, ours))]
     if threads == 1:
         return lambda: [call(0, 1) for call in calls]
     pool = concurrent.futures.ThreadPoolExecutor(threads - 1)
@@ -181,12 +198,10 @@ def _pass(work, read, both):
     return call
 
 
-def divider(work: Work, ours: Ours):
-    """A function that takes the roots and divides as often as a step, in cache; None if the rule does not."""
-    kernel = ours.optimizer._kernel_of(None, ours.weights[0])
-    roots, divisions = DIVIDER.get(kernel, (0, 0))
-    if work.dtype == "float32":
-        divisions -= OVER.get(kernel, 0)
+def divider(work: Work, ours: Ours, only: Pass | None = None):
+    """A function that takes the roots and divides as often as a step, or a pass, in cache; None for no times."""
+    several = [only] if only else passes(work, ours)
+    roots, divisions = sum(one.roots for one in several), sum(one.divisions for one in several)
     if not roots + divisions:
         return None
     real, root, number = {4: ("float", "sqrtf", ctypes.c_float), 8: ("double", "sqrt", ctypes.c_double)}[
@@ -198,3 +213,22 @@ def divider(work: Work, ours: Ours):
     x, y = (np.full(L1, 1.5, work.dtype) for _ in range(2))
     n = work.weights
     return lambda: function(n, 1.0, x.ctypes.data, y.ctypes.data)
+
+
+def pass_by_pass(work: Work, ours: Ours):
+    """A function that takes of each pass the bound that is slower here; None for a step of one pass, or no root."""
+    several = passes(work, ours)
+    if len(several) == 1 or not any(one.roots + one.divisions for one in several):
+        return None
+    bounds = [[step for step in (stream(work, ours, 1, one), divider(work, ours, one)) if step] for one in several]
+    slowest = [max(steps, key=_fastest) for steps in bounds]
+    return lambda: [step() for step in slowest]
+
+
+def _fastest(step, times=3):
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - start)
+    return min(taken)

@@ -31,7 +31,7 @@ from optimc import bench_limit
 from optimc.bench_peers import SETS, Ours, Unsupported, Work
 
 OURS = "optimc"
-STREAM, DIVIDER = "limit: memory", "limit: divider"
+STREAM, DIVIDER, PASSES = "limit: memory", "limit: divider", "limit: pass by pass"
 LIMITED = 30_000        # weights, and weights of an array, from which a step is bounded by the machine, not by calls
 LIMITED_EACH = 1_000
 WORTH_THREADS = 1_000_000       # weights from which the limit of several threads can be measured
@@ -173,9 +173,10 @@ def contestants(job: Job, set_name: str, ours: Ours) -> tuple[dict[str, Contesta
         try:
             for threads in job.threads if job.work.weights >= WORTH_THREADS else (1,):
                 built[with_threads(STREAM, threads)] = Contestant(bench_limit.stream(job.work, ours, threads))
-            divide = bench_limit.divider(job.work, ours)
-            if divide:
-                built[DIVIDER] = Contestant(divide)
+            for name, bound in ((DIVIDER, bench_limit.divider), (PASSES, bench_limit.pass_by_pass)):
+                step = bound(job.work, ours)
+                if step:
+                    built[name] = Contestant(step)
         except bench_limit.NoLimit as error:
             failed[STREAM] = str(error)
     return built, failed

@@ -32,7 +32,7 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 from optimc import _core, memory, registry, schedules
 from optimc.arguments import Value
 from optimc.migrate import Like
-from optimc.optimizer import slots_of
+from optimc.optimizer import Optimizer, slots_of
 
 BACKEND = keras.backend.backend()
 #: what Keras's base class takes beside the learning rate and the name
@@ -316,10 +316,6 @@ class _Step(keras.optimizers.Optimizer):
             [next(arrays) for _ in part] for part in (layout.weights, layout.averages, layout.accumulators))
         slots = {slot: [None if variable is None else next(arrays) for variable in variables]
                  for slot, variables in layout.slots.items()}
-        for i, kernel in enumerate(layout.kernels):
-            for slot, k in slots_of(kernel).items():
-                if slot in core.scratch_slots:
-                    slots.setdefault(slot, [None] * len(weights))[i], = memory.like([weights[i]], k)
         # tensorflow's own variable, as Keras passes it on: its name is longer
         core._excluded = (tuple(i for i, v in enumerate(layout.weights) if not self._use_weight_decay(
             v.value if BACKEND == "tensorflow" and isinstance(v, keras.Variable) else v)), ())
@@ -396,7 +392,8 @@ class _Step(keras.optimizers.Optimizer):
 
     def _is_plain(self):
         """Whether a step is one call into C: nothing for Keras to do, or for Muon between its halves."""
-        return len(self._layout.weights) == len(self._trainable_variables) and not self._core.scratch_slots \
+        return type(self._core)._between is Optimizer._between \
+            and len(self._layout.weights) == len(self._trainable_variables) \
             and all(variable.constraint is None for variable in self._trainable_variables)
 
     def _stepped_in_place(self, weights):

@@ -240,7 +240,7 @@ class Optimizer(_core.Optimizer):
             params: list, tuple or dict of writable float32 or float64 arrays.
             slots: arrays to keep the state in, instead of new ones: a dict that gives for each slot name a
                 list of arrays, one per weight, like the weights (None where the weight has no such slot).
-                They are used as they are.
+                They are used as they are.  Scratch slots need not be given.
             averages, accumulators: likewise for the averages of `use_ema` and the accumulated gradients, a list
                 of arrays each.
 
@@ -283,12 +283,12 @@ class Optimizer(_core.Optimizer):
     def _make(self, names, weights, kernels, old, adopt, averages, accumulators):
         """The part of `_build` that makes what is held, and binds."""
         groups = self._group_of_each(names, weights)
-        if adopt is None:
-            numbers = {slot: k for kernel in kernels for slot, k in slots_of(kernel).items()}
-            slots = {slot: self._slot(slot, k, weights, [slot in slots_of(kernel) for kernel in kernels], groups, old)
-                     for slot, k in sorted(numbers.items(), key=lambda item: item[1])}
-        else:
-            slots = _adopted(kernels, adopt)
+        numbers = {slot: k for kernel in kernels for slot, k in slots_of(kernel).items()}
+        slots = {} if adopt is None else self._adopted(kernels, adopt)
+        for slot, k in sorted(numbers.items(), key=lambda item: item[1]):
+            if slot not in slots:
+                kept = [slot in slots_of(kernel) for kernel in kernels]
+                slots[slot] = self._slot(slot, k, weights, kept, groups, old)
         for what, arrays, wanted in (("averages", averages, self.use_ema),
                                      ("accumulators", accumulators, self.gradient_accumulation_steps)):
             if arrays is not None and (not wanted or len(arrays) != len(weights)):
@@ -361,14 +361,32 @@ class Optimizer(_core.Optimizer):
 
     def _slot(self, slot, k, weights, kept, groups, old):
         """New arrays for a slot, None where it is not kept: with what is held for it from before, or initial."""
+        held = [None if before is None else self._slots.get(slot, {before: None})[before] for before in old]
+        if slot in self.scratch_slots and all((array is not None) == keep for array, keep in
+                                              zip(held, kept, strict=True)):
+            return held
         some = [weight for weight, keep in zip(weights, kept, strict=True) if keep]
         new = iter(memory.like(some, k, [self._slot_shape(slot, weight) for weight in some]))
         arrays = [next(new) if keep else None for keep in kept]
-        for array, weight, group, before in zip(arrays, weights, groups, old, strict=True):
+        for array, weight, group, before in zip(arrays, weights, groups, held, strict=True):
             if array is not None:
-                held = None if before is None else self._slots.get(slot, {before: None})[before]
-                array[...] = self._initial(slot, weight, group) if held is None else held
+                array[...] = self._initial(slot, weight, group) if before is None else before
         return arrays
+
+    def _adopted(self, kernels, slots):
+        """Given slots, checked: all but those that are scratch must be there."""
+        used = {slot for kernel in kernels for slot in slots_of(kernel)}
+        needed = used.difference(self.scratch_slots)
+        if not needed <= set(slots) <= used:
+            raise ValueError(f"slots: expected {sorted(needed)}, got {sorted(slots)}")
+        for name, arrays in slots.items():
+            if len(arrays) != len(kernels):
+                raise ValueError(f"slots[{name!r}]: expected {len(kernels)} arrays, one per weight, "
+                                 f"got {len(arrays)}")
+            for i, (array, kernel) in enumerate(zip(arrays, kernels, strict=True)):
+                if array is None and name in slots_of(kernel):
+                    raise ValueError(f"slots[{name!r}][{i}]: expected an array, got None")
+        return {name: list(arrays) for name, arrays in slots.items()}
 
     @staticmethod
     def _carry(weights, old, held, k, initial):
@@ -924,17 +942,3 @@ def slots_of(kernel):
     """The slots that a kernel keeps: name -> number."""
     _, rule, mask = _core.kernels[kernel]
     return {name: k for k, name in enumerate(_core.rules[rule][0].split(", ")) if mask >> k & 1}
-
-
-def _adopted(kernels, slots):
-    used = {slot for kernel in kernels for slot in slots_of(kernel)}
-    if set(slots) != used:
-        raise ValueError(f"slots: expected {sorted(used)}, got {sorted(slots)}")
-    for name, arrays in slots.items():
-        if len(arrays) != len(kernels):
-            raise ValueError(f"slots[{name!r}]: expected {len(kernels)} arrays, one per weight, "
-                             f"got {len(arrays)}")
-        for i, (array, kernel) in enumerate(zip(arrays, kernels, strict=True)):
-            if array is None and name in slots_of(kernel):
-                raise ValueError(f"slots[{name!r}][{i}]: expected an array, got None")
-    return {name: list(arrays) for name, arrays in slots.items()}

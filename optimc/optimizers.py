@@ -613,7 +613,7 @@ class Lamb(Optimizer):
 
     m and v as Adam's;  u = m / (1 - beta_1^t) / (sqrt(v / (1 - beta_2^t)) + epsilon);
     w <- w - |w| / |u| learning_rate u, with the norms of the whole weight, the ratio 1 if either is 0.
-    Two passes: over w, g, m, v and over w, m, v.  Slots: `m`, `v`.
+    Two passes: over w, g, m, v, u and over w, u.  Slots: `m`, `v`; `update`, scratch for u.
 
     Args:
         learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
@@ -635,6 +635,7 @@ class Lamb(Optimizer):
     beta_2 = fraction(0.999, open=HIGH_OPEN)
     epsilon = Value(1e-7)
     keras_slots = ({"m": "momentum", "v": "velocity"},)
+    scratch_slots = ("update",)
 
 
 class Adafactor(Optimizer):

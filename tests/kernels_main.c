@@ -335,8 +335,6 @@ int main(int argc, char **argv)
     if (optimc_pool_setup())
         fail("no pool of", "threads");
     for (enum kernel kernel = 0; kernel < KERNELS; kernel++) {
-        if (kernels[kernel].variant & MEASURE)      /* is run by the kernel before it */
-            continue;
         for (int lane = TYPE_F32; lane <= TYPE_F64; lane++)
             for (size_t k = 0; k < SETTINGS; k++) {
                 optimc_pool_set_eager(0);

@@ -30,7 +30,7 @@ def kept(cls):
                if rule == cls.rule or kernel == optimizer._kernel_of(None, np.ones(1))}
     names = [(k, name) for kernel in kernels for k, name in enumerate(
         _core.rules[_core.kernels[kernel][1]][0].split(", ")) if _core.kernels[kernel][2] >> k & 1
-        and name not in cls.scratch_slots and name != "update"]
+        and name not in cls.scratch_slots]
     return list(dict.fromkeys(name for _, name in sorted(names)))
 
 

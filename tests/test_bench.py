@@ -194,7 +194,7 @@ def test_what_is_missing_is_named(monkeypatch):
 @pytest.mark.parametrize("optimizer, arguments, expected", [
     ("SGD", {}, 12), ("SGD", {"momentum": 0.9}, 20), ("Adam", {}, 28), ("Adam", {"amsgrad": True}, 36),
     ("AdamW", {"use_ema": True, "global_clipnorm": 1.0, "check_finite": "skip"}, 40),
-    ("Lion", {"cautious": True}, 28),
+    ("Lion", {"cautious": True}, 28), ("Lamb", {}, 44),
 ])
 def test_bytes_that_a_step_moves(optimizer, arguments, expected):
     work = Work(SHAPES, "float32", optimizer, arguments)
@@ -217,6 +217,19 @@ def test_the_stream_leaves_the_arrays_as_they_are(dtype, threads):
         pytest.skip(str(error))
     for array, kept in zip(arrays, before, strict=True):
         assert np.array_equal(array, kept)
+
+
+def test_several_passes_have_a_bound_each():
+    shapes = [(50_000,)]
+    work = Work(shapes, "float32", "Lamb")
+    first, last = bench_limit.passes(work, Ours(work))
+    assert (first.roots, first.divisions, last.roots, last.divisions) == (1, 3, 0, 0)
+    built, failed = bench_run.contestants(Job("", work, peers=()), "numpy", Ours(work))
+    assert bench_run.PASSES in built or failed
+    plain = Work(shapes, "float32", "Adam")
+    assert bench_limit.pass_by_pass(plain, Ours(plain)) is None
+    assert bench.bound({"limit: memory": figure(9.0), "limit: divider": figure(5.0),
+                        "limit: pass by pass": figure(11.0)}) == 11.0
 
 
 def test_without_a_compiler_there_is_no_limit(monkeypatch):
@@ -331,7 +344,7 @@ def test_threads_are_praised_beyond_the_spread_only():
 def test_the_cases_reach_every_kernel_of_a_vector():
     reached = {cls._kernel_of(None, np.ones(1)) for cls in
                (getattr(optimc, name)(**arguments) for name, arguments in cases.variants())}
-    assert reached == set(_core.kernels) - {"lamb_measure", "adafactor", "muon"}
+    assert reached == set(_core.kernels) - {"adafactor", "muon"}
 
 
 def test_cases_have_names_of_their_own():

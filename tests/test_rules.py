@@ -93,7 +93,7 @@ def test_later_steps_equal_the_formula(case):
 def test_the_cases_reach_every_kernel():
     shapes = [np.ones(shape, np.float32) for shape in ((3,), (2, 2))]
     reached = {case.kernel_of(w) for case in CASES for w in shapes}
-    assert reached == set(_core.kernels) - {"lamb_measure"}         # lamb's first pass
+    assert reached == set(_core.kernels)
 
 
 def test_one_optimizer_holds_both_dtypes(case):

@@ -190,6 +190,20 @@ def test_slots_can_be_adopted(case):
             case.make().build([w], slots={})
 
 
+def test_scratch_may_be_given_and_is_kept():
+    weights = [np.ones(shape, np.float32) for shape in ((3, 4), (5,))]
+    for cls in (optimc.Lamb, optimc.Muon):
+        optimizer = cls()
+        optimizer.build(weights)
+        scratch = optimizer._slots["update"]
+        assert any(array is not None for array in scratch)
+        optimizer.build([weight.copy() for weight in weights])
+        assert all(a is b for a, b in zip(optimizer._slots["update"], scratch, strict=True))
+        other = cls()
+        other.build(weights, slots=optimizer._slots)
+        assert all(a is b for a, b in zip(other._slots["update"], scratch, strict=True))
+
+
 def test_averages_and_accumulators_can_be_adopted():
     w, average, held = (np.zeros(3, np.float32) for _ in range(3))
     optimizer = optimc.SGD(1.0, use_ema=True, gradient_accumulation_steps=2)
@@ -208,7 +222,7 @@ def test_slots_take_what_the_rule_needs(case):
     w = np.zeros(100_000, np.float32)
     optimizer = case.make()
     optimizer.build([w])
-    assert list(optimizer._slots) == case.slots
+    assert list(slots_of(optimizer)) == case.slots
     for (array,) in optimizer._slots.values():
         assert array.nbytes == w.nbytes and array.ctypes.data % 64 == w.ctypes.data % 64
         assert array.base.nbytes <= w.nbytes + 4096 or array.base.base.nbytes <= w.nbytes + 4096
