@@ -31,7 +31,9 @@
 
 static const double SPIN = 50e3;            /* a worker looks for work this long before it parks */
 static const double WORTH_AWAKE = 9e3;      /* work that is worth sharing with awake workers, ns */
-static const double WORTH_WAKING = 110e3;   /* work that is worth waking them for, ns */
+static const double WORTH_WAKING = 110e3;   /* work that is worth waking many for, ns */
+static const double WORTH_WAKING_ONE = 600e3;       /* or one alone: after a pause all comes from memory, of whose
+                                               speed one core has most */
 
 /* The gate: generation << 40 | high << 20 | low. */
 enum { BITS = 20 };
@@ -216,6 +218,11 @@ static void run_shared(void (*task)(void *, size_t), void *context, size_t chunk
     }
 }
 
+static int is_worth_waking(double nanoseconds)
+{
+    return nanoseconds >= WORTH_WAKING && nanoseconds * (optimc_pool_threads() - 1) >= WORTH_WAKING_ONE;
+}
+
 void optimc_pool_run(void (*task)(void *context, size_t chunk), void *context, size_t chunks,
     double nanoseconds)
 {
@@ -227,7 +234,7 @@ void optimc_pool_run(void (*task)(void *context, size_t chunk), void *context, s
     }
     const int asleep = atomic_load(&pool.parked) >= atomic_load(&pool.running);
     const double now = optimc_nanoseconds();
-    if (!asleep || eager || nanoseconds >= WORTH_WAKING || now - pool.last < SPIN) {
+    if (!asleep || eager || is_worth_waking(nanoseconds) || now - pool.last < SPIN) {
         start_workers();
         run_shared(task, context, chunks, atomic_load(&pool.parked) > 0);
     } else {
