@@ -235,7 +235,7 @@ def run(jobs: Iterable[Job], set_name: str) -> Iterator[tuple[Job, dict[str, dic
                 yield left[k], rest[0]
             elif kind == "lost":
                 names = [name for name in SETS[set_name][1] if left[k].peers is None or name in left[k].peers]
-                yield left[k], {name: {"error": rest[0]} for name in names}
+                yield left[k], {name: {"error": rest[0]} for name in names or [OURS]}
         left = left[at + 1:]
 
 

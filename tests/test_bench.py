@@ -353,6 +353,11 @@ def test_cases_have_names_of_their_own():
     assert set(cases.QUICK) <= set(names) and set(report.ROWS) <= set(names)
 
 
+def test_optimc_has_an_optimizer_for_every_case():
+    for case in cases.cases(2):
+        Ours(case.job.work._replace(shapes=[(4, 4)])).step()
+
+
 def test_the_networks_are_those_of_their_papers():
     assert len(cases.resnet50()) == 161 and Work(cases.resnet50()).weights == 25_557_032
     assert len(cases.gpt2_small()) == 148 and Work(cases.gpt2_small()).weights == 124_439_808
