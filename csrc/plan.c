@@ -638,6 +638,16 @@ static double fold(double lanes[SUM_LANES])
     return lanes[0];
 }
 
+/* Elements from i on before the first that begins a line of the cache.  NumPy's memory begins within one, and its
+   slots like the weight: a store that crosses lines takes two. */
+enum { LINE = 64, WORTH_ALIGNING = 8192 };
+
+static size_t to_line(const struct weight *weight, size_t i)
+{
+    const size_t size = width(weight->lane);
+    return (size_t)(-((uintptr_t)weight->data + i * size) % LINE) / size;
+}
+
 #define real float
 #define LANE f32
 #define ROOT sqrtf
@@ -758,9 +768,19 @@ static void factored(void *context, size_t chunk)
     }
 }
 
-static void update(void *plan, size_t chunk)
+/* Pieces are cut at lines here, so that only the first of a weight must come to one. */
+static void update(void *context, size_t chunk)
 {
-    each_piece(plan, chunk, update_f32, update_f64);
+    const struct plan *plan = context;
+    for (size_t i = plan->chunks[chunk]; i < plan->chunks[chunk + 1]; i++) {
+        const struct piece *piece = &plan->pieces[i];
+        const struct weight *weight = &plan->weights[piece->weight];
+        const size_t head = weight->size >= WORTH_ALIGNING ? to_line(weight, 0) : 0;
+        const size_t begin = piece->begin ? piece->begin + head : 0;
+        const size_t end = piece->end + head < weight->size ? piece->end + head : weight->size;
+        if (begin < end)
+            (weight->lane == TYPE_F32 ? update_f32 : update_f64)(plan, weight, begin, end);
+    }
 }
 
 /* The share of its elements that a cautious step moves, as the factor that makes up for it. */

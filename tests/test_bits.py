@@ -1,8 +1,10 @@
 """The recorded hashes hold on every ISA, for any number of threads, offset and splitting."""
 
+import itertools
+
 import numpy as np
 import pytest
-from cases import DTYPES, WHOLE_WEIGHTS, Guarded, exact_cases
+from cases import DTYPES, WHOLE_WEIGHTS, Guarded, assert_same_bits, exact_cases, slots_of, values
 from hashes import digest, recorded
 
 
@@ -37,6 +39,23 @@ def test_hashes_hold_for_weights_split_into_views(case, dtype):
 
     got = digest(case.make(), dtype, split=split)
     assert got == recorded()[key(case, dtype)]
+
+
+def test_pieces_that_are_cut_at_lines_meet(case, dtype, threads):
+    rng = np.random.default_rng(5)
+    start, grads = values(rng, 3 * 8192 + 7, dtype), [values(rng, 3 * 8192 + 7, dtype) for _ in range(2)]
+
+    def steps(offset):
+        weight, optimizer = Guarded(start, offset), case.make(use_ema=True)
+        for k, grad in enumerate(grads):
+            optimizer.apply([Guarded(grad, (3 * offset + k) % 16).array], [weight.array])
+        weight.assert_intact()
+        return [weight.array, *optimizer._averages, *itertools.chain(*slots_of(optimizer).values())]
+
+    aligned = steps(0)
+    for offset in (1, 4, 7, 12, 15):
+        for one, other in zip(steps(offset), aligned, strict=True):
+            assert_same_bits(one, other, offset)
 
 
 def test_a_wrong_bit_would_be_noticed():
