@@ -43,7 +43,8 @@ struct row {
     double factor;
     size_t group;
     double cost;                            /* nanoseconds per element on one thread, measured */
-    int staged;                             /* in this step, gradients are prepared in scratch for its kernels */
+    int staged;                             /* in this step, gradients are prepared in scratch for its kernels ... */
+    int by_norm;                            /* ... only to be clipped to a norm of 1: shorter ones stay as they are */
 };
 
 struct piece { size_t weight, begin, end; };

@@ -13,6 +13,7 @@ SIZES = [(40, 33), (1,), (2048,), (), (5000,), (17,), (3, 2, 5, 7)]
 OPTIONS = {
     "decay": {"weight_decay": 0.02},
     "clipnorm": {"clipnorm": 3.0},
+    "clipnorm of 1": {"clipnorm": 1.0},
     "clipvalue": {"clipvalue": 0.5},
     "global clipnorm": {"global_clipnorm": 2.0},
     "clips that do nothing": {"global_clipnorm": 1e9},
@@ -29,6 +30,7 @@ OPTIONS = {
     "accumulation, ema": {"gradient_accumulation_steps": 3, "use_ema": True, "ema_momentum": 0.5,
                           "ema_overwrite_frequency": 2},
     "coupled decay": {"weight_decay": 0.02, "coupled_weight_decay": True},
+    "coupled decay, clipped to 1": {"weight_decay": 0.02, "coupled_weight_decay": True, "clipnorm": 1.0},
     "coupled decay, clipped": {"weight_decay": 0.02, "coupled_weight_decay": True, "global_clipnorm": 1.0},
     "coupled without decay": {"coupled_weight_decay": True, "clipvalue": 0.5},
     "maximize": {"maximize": True},
