@@ -99,7 +99,7 @@ typedef struct optimizer {
     int use_ema;
     int cautious, coupled, maximize;    /* as in struct request */
     int check_finite;
-    PyObject *watched;                  /* of tensors: (dict, key, value) that must not change, or NULL */
+    PyObject *watched;                  /* of tensors: (dict, key, value) that must not change, or NULL; see is_same */
     PyObject *orders;                   /* of tensors: how to order the axes of each, None for as they are */
     PyObject *grad_name;                /* of tensors: "grad" */
     ptrdiff_t *room;                    /* of tensors: shapes and strides, in the order of memory */
@@ -1596,7 +1596,8 @@ static const struct tensor_exchange *exchange_of(PyObject *capsule)
 
 PyDoc_STRVAR(prepare_tensors_doc, "_prepare_tensors($self, orders, watched, /)\n--\n\n"
 "After `_bind`, for steps over tensors: `orders`, for each weight None, or a tuple of its axes in the order of\n"
-"memory; `watched`, a tuple of (dict, key, value) that the plan rests on.");
+"memory; `watched`, a tuple of (dict, key, value) that the plan rests on: equal numbers, a list of the very things in\n"
+"a tuple, or else the very thing.");
 
 static PyObject *optimizer_prepare_tensors(Optimizer *self, PyObject *args)
 {
@@ -1685,6 +1686,46 @@ static int note_started(Optimizer *self, PyObject *started, int ready)
     return failed ? -1 : 0;
 }
 
+/* Whether what is watched is as it was; things other than numbers are not asked whether they are equal. */
+static int is_same(PyObject *now, PyObject *then)
+{
+    if (now == then)
+        return 1;
+    if (PyTuple_Check(then)) {
+        if (!PyList_Check(now) || PyList_GET_SIZE(now) != PyTuple_GET_SIZE(then))
+            return 0;
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(then); i++)
+            if (PyList_GET_ITEM(now, i) != PyTuple_GET_ITEM(then, i))
+                return 0;
+        return 1;
+    }
+    return PyNumber_Check(then) ? PyObject_RichCompareBool(now, then, Py_EQ) : 0;
+}
+
+/* Whether all that is watched is as it was, or -1. */
+static int is_as_watched(const Optimizer *self)
+{
+    for (Py_ssize_t i = 0; self->watched && i < PyTuple_GET_SIZE(self->watched); i++) {
+        PyObject *entry = PyTuple_GET_ITEM(self->watched, i);
+        PyObject *now = PyDict_GetItemWithError(PyTuple_GET_ITEM(entry, 0), PyTuple_GET_ITEM(entry, 1));
+        const int same = now ? is_same(now, PyTuple_GET_ITEM(entry, 2)) : 0;
+        if (same < 0 || PyErr_Occurred())
+            return -1;
+        if (!same)
+            return 0;
+    }
+    return 1;
+}
+
+PyDoc_STRVAR(is_as_watched_doc, "_is_as_watched($self, /)\n--\n\n"
+"Whether all that `_prepare_tensors` was told to watch is as it was.");
+
+static PyObject *optimizer_is_as_watched(Optimizer *self, PyObject *Py_UNUSED(ignored))
+{
+    const int same = is_as_watched(self);
+    return same < 0 ? NULL : PyBool_FromLong(same);
+}
+
 enum { NO_GRADIENTS, CHECKED, NOT_AS_PLANNED };
 
 /* The first half of a step over tensors, with the lock held: CHECKED; NO_GRADIENTS, if none has one; or
@@ -1702,15 +1743,9 @@ static int check_tensors(Optimizer *self, PyObject *tensors, const struct tensor
         PyErr_SetString(PyExc_ValueError, "grads: expected a list with an entry per tensor");
         return -1;
     }
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(self->watched); i++) {
-        PyObject *entry = PyTuple_GET_ITEM(self->watched, i);
-        PyObject *now = PyDict_GetItemWithError(PyTuple_GET_ITEM(entry, 0), PyTuple_GET_ITEM(entry, 1));
-        const int same = now ? PyObject_RichCompareBool(now, PyTuple_GET_ITEM(entry, 2), Py_EQ) : 0;
-        if (same < 0 || PyErr_Occurred())
-            return -1;
-        if (!same)
-            return NOT_AS_PLANNED;
-    }
+    const int same = is_as_watched(self);
+    if (same <= 0)
+        return same < 0 ? -1 : NOT_AS_PLANNED;
     if (ask_all(self))
         return -1;
     optimc_plan_begin(self->plan);
@@ -2200,6 +2235,7 @@ static PyMethodDef optimizer_methods[] = {
     METHOD("_set_running", optimizer_set_running, METH_O, set_running_doc),
     METHOD("_set_item", optimizer_set_item, METH_VARARGS, set_item_doc),
     METHOD("_prepare_tensors", optimizer_prepare_tensors, METH_VARARGS, prepare_tensors_doc),
+    METHOD("_is_as_watched", optimizer_is_as_watched, METH_NOARGS, is_as_watched_doc),
     METHOD("_check_tensors", optimizer_check_tensors, METH_FASTCALL, check_tensors_doc),
     METHOD("_apply_tensors", optimizer_apply_tensors, METH_FASTCALL, apply_tensors_doc),
     METHOD("_check", optimizer_check, METH_VARARGS, check_doc),

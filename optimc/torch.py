@@ -15,6 +15,7 @@ CPU tensors of float32 and float64; what lies elsewhere, or is sparse, is an err
 """
 
 import copy
+import functools
 import inspect
 import itertools
 from collections import defaultdict
@@ -39,28 +40,56 @@ class _States(defaultdict):
     """The state by parameter; whoever looks at it finds the step counts written, and is believed to change it."""
 
     def __init__(self, optimizer, states):
+        self.optimizer = None                       # nobody looks while it is made
         super().__init__(dict, states)
         self.optimizer = optimizer
 
+    def of(self, param):
+        """The state of a parameter, made if it is new, for the step itself."""
+        state = dict.get(self, param)
+        if state is None:
+            dict.__setitem__(self, param, state := {})
+        return state
+
+    def plain(self):
+        """A dict like torch's, of the same tensors."""
+        return defaultdict(dict, {param: dict(state) for param, state in dict.items(self)})
+
+    def copy(self):
+        self._look()
+        return defaultdict(dict, dict.items(self))
+
+    __copy__ = copy
+
+    def __or__(self, other):
+        return self.copy() | other
+
+    def __ror__(self, other):
+        return other | self.copy()
+
+    def __reduce__(self):
+        return defaultdict, (dict, dict(self.copy()))
+
     def _look(self):
-        self.optimizer._write_steps()
-        self.optimizer._touched = True
+        if self.optimizer is not None:
+            self.optimizer._write_steps()
+            self.optimizer._touched = True
 
-    def __getitem__(self, param):
-        self._look()
-        return super().__getitem__(param)
 
-    def items(self):
-        self._look()
-        return super().items()
+def _looking(name):
+    """A dict's method, for _States."""
+    method = getattr(defaultdict, name)
 
-    def values(self):
+    @functools.wraps(method)
+    def looking(self, *args, **kwargs):
         self._look()
-        return super().values()
+        return method(self, *args, **kwargs)
+    return looking
 
-    def get(self, param, default=None):
-        self._look()
-        return super().get(param, default)
+
+for _name in ("__getitem__", "__setitem__", "__delitem__", "__ior__", "get", "items", "values", "pop", "popitem",
+              "setdefault", "update", "clear"):
+    setattr(_States, _name, _looking(_name))
 
 
 class _Cohort:
@@ -71,6 +100,7 @@ class _Cohort:
         self.members = members                          # (parameter, its group)
         self.params = [param for param, _ in members]
         self.pointers = [param.data_ptr() for param in self.params]
+        self.forms = [_form(param) for param in self.params]
 
 
 class _Step:
@@ -89,8 +119,7 @@ class _Step:
             if any(group.get(name) for group in self.param_groups):
                 raise ValueError(f"optimc.torch.{type(self).__name__} has no {name}=True")
         self._step_supports_amp_scaling = True
-        states = self.state
-        self.state = _States(self, dict(states))
+        self._keep_states()
         for group in self.param_groups:
             self._check_group(group)
 
@@ -134,6 +163,12 @@ class _Step:
         except RuntimeError:
             self._refuse_gradients()
             raise
+        except (TypeError, ValueError):
+            if all(cohort.forms == [_form(param) for param in cohort.params] for cohort in self._cohorts or ()):
+                raise
+        self._write_steps()
+        self._touched = True                        # a parameter is of another type, shape or layout now
+        return self._step_once(loss)
 
     def _refuse_gradients(self):
         """Says plainly what C could not look at."""
@@ -164,7 +199,7 @@ class _Step:
 
     def _step_all(self, scale):
         """The step when anything is unusual: several cohorts, state that may have changed, a gradient scale."""
-        if self._touched or self._cohorts is None or any(param.grad is not None for param in self._resting) or any(
+        if self._touched or not self._cohorts or any(param.grad is not None for param in self._resting) or any(
                 len({param.grad is None for param in cohort.params}) > 1 or not self._as_planned(cohort)
                 for cohort in self._cohorts):
             self._regroup()
@@ -191,7 +226,7 @@ class _Step:
 
     def _as_planned(self, cohort):
         moved = EXCHANGE is None and cohort.pointers != [param.data_ptr() for param in cohort.params]
-        return not moved and all(group[name] == value for group, name, value in cohort.core._rests_on)
+        return not moved and cohort.core._is_as_watched()
 
     def _regroup(self):
         """Makes the cohorts anew, by what each parameter has done so far and has a gradient for now."""
@@ -237,8 +272,10 @@ class _Step:
             scalars = self._running(dict.get(self.state, param, {}))
             if scalars and count:
                 core._set_scalars(scalars, k)
-        core._rests_on = tuple((group, name, group[name]) for group in groups for name in self._flags)
-        core._prepare_tensors(tuple(_order(param) for param in params), core._rests_on)
+        core._prepare_tensors(tuple(_order(param) for param in params), (
+            (self.__dict__, "state", self.state), (self.__dict__, "param_groups", tuple(self.param_groups)),
+            *((group, "params", tuple(group["params"])) for group in self.param_groups),
+            *((group, name, group[name]) for group in groups for name in self._flags)))
         return _Cohort(core, members)
 
     def _core(self, groups, members=()):
@@ -268,7 +305,7 @@ class _Step:
 
     def _slot(self, members, weights, key, k, initial):
         """Views of one tensor of each parameter's state, made if it is new, checked if it was there."""
-        states = [defaultdict.__getitem__(self.state, param) for param, _ in members]
+        states = [self.state.of(param) for param, _ in members]
         for state, (param, _) in zip(states, members, strict=True):
             tensor = state.get(key)
             if tensor is None:
@@ -287,21 +324,27 @@ class _Step:
 
     # ------------------------------------------------------------------------------- state
 
+    def _keep_states(self):
+        """Makes the state one that tells when it is looked at, if somebody has put another in its place."""
+        if not isinstance(self.state, _States) or self.state.optimizer is not self:
+            self.state = _States(self, dict(self.state))
+            self._touched = True
+
     def _write_steps(self):
-        """Brings the step counts in the state up to date."""
-        for cohort in (self._cohorts or ()) if self._counts else ():
+        """Brings the step counts in the state up to date, if nobody may have changed it since they were."""
+        self._keep_states()
+        for cohort in (self._cohorts or ()) if self._counts and not self._touched else ():
             count = cohort.core.iterations
             for param, group in cohort.members:
-                state = defaultdict.__getitem__(self.state, param)
-                self._write(state, group, count, cohort.core)
+                self._write(self.state.of(param), group, count, cohort.core)
 
     def _write(self, state, group, count, core):
-        state["step"] = torch.tensor(float(count), dtype=torch.get_default_dtype())
+        _put(state, "step", float(count))
 
     def state_dict(self):
         """The state as torch's class of this name has it; either loads the other's."""
         self._write_steps()
-        plain, self.state = self.state, defaultdict(dict, {key: dict(value) for key, value in dict.items(self.state)})
+        plain, self.state = self.state, self.state.plain()
         try:
             return super().state_dict()
         finally:
@@ -310,6 +353,7 @@ class _Step:
     def load_state_dict(self, state_dict):
         """Takes over a copy of the state of this class or torch's; shapes are checked before anything changes."""
         self._check_loaded(state_dict)
+        self._write_steps()                         # what is loaded may be what state_dict gave
         super().load_state_dict(copy.deepcopy(state_dict))
         self._place_loaded()
 
@@ -335,15 +379,14 @@ class _Step:
     def __getstate__(self):
         self._write_steps()
         state = super().__getstate__()
-        state["state"] = defaultdict(dict, {key: dict(value) for key, value in dict.items(self.state)})
+        state["state"] = self.state.plain()
         return state
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        if not isinstance(self.state, _States) or self.state.optimizer is not self:
-            self.state = _States(self, dict(self.state))
         self._step_supports_amp_scaling = True
         self._cohorts, self._resting, self._touched = None, [], True
+        self._keep_states()
 
 
 def _hooked_step(optimizer, closure):
@@ -397,6 +440,20 @@ def _tensor(array, like):
     return torch.from_numpy(array.reshape(-1)).as_strided(like.shape, like.stride())
 
 
+def _form(tensor):
+    """What a plan rests on of a parameter."""
+    return tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _put(state, name, value):
+    """A number of the state, as torch keeps it: in the tensor that is there, if there is one."""
+    tensor = state.get(name)
+    if isinstance(tensor, torch.Tensor) and tensor.numel() == 1 and tensor.is_floating_point():
+        tensor.fill_(value)
+    else:
+        state[name] = torch.tensor(value, dtype=torch.get_default_dtype())
+
+
 class _CountsNothing:
     """torch's SGD keeps no step count in its state."""
 
@@ -408,7 +465,7 @@ class _KeepsProduct:
 
     def _write(self, state, group, count, core):
         super()._write(state, group, count, core)
-        state["mu_product"] = torch.tensor(core._scalars()[0] if count else 1.0)
+        _put(state, "mu_product", core._scalars()[0] if count else 1.0)
 
     def _running(self, state):
         return [state["mu_product"].item()] if "mu_product" in state else None
@@ -419,9 +476,9 @@ class _KeepsRates:
 
     def _write(self, state, group, count, core):
         super()._write(state, group, count, core)
-        state["eta"], state["mu"] = (torch.tensor(value, dtype=torch.float64).to(torch.get_default_dtype())
-                                     for value in (core._scalars(core._group_of[id(group)]) if count
-                                                   else (float(group["lr"]), 1.0)))
+        for name, value in zip(("eta", "mu"), core._scalars(core._group_of[id(group)]) if count
+                               else (float(group["lr"]), 1.0), strict=True):
+            _put(state, name, value)
 
     def _running(self, state):
         return [float(state["eta"]), float(state["mu"])] if "eta" in state else None

@@ -1,5 +1,6 @@
 """optimc.torch beside torch.optim: the same training, the same state, and right where torch 2.13's fused is not."""
 
+import collections
 import copy
 import io
 import pickle
@@ -284,6 +285,128 @@ def test_wrong_state_is_refused_before_anything_changes():
     with pytest.raises(ValueError, match=r"state 'exp_avg' of a parameter: expected shape \(7,\)"):
         ours.step()
     assert all(torch.equal(p, q) for p, q in zip(a, before, strict=True))
+
+
+def start_over(optimizer, params):
+    """What a user who knows torch's state does to begin anew with a parameter."""
+    state, first = optimizer.state[params[0]], {"mu_product": 1.0, "mu": 1.0, "eta": optimizer.param_groups[0]["lr"]}
+    for key, value in state.items():
+        if value is not None:
+            state[key] = torch.full_like(value, first.get(key, 0.0))
+
+
+EDITS = {
+    "clear": lambda optimizer, params: optimizer.state.clear(),
+    "pop": lambda optimizer, params: optimizer.state.pop(params[0], None),
+    "delete": lambda optimizer, params: [optimizer.state.__delitem__(p) for p in params if p in optimizer.state],
+    "set": lambda optimizer, params: optimizer.state.__setitem__(params[0], {}),
+    "update": lambda optimizer, params: optimizer.state.update({params[0]: {}}),
+    "replace": lambda optimizer, params: setattr(optimizer, "state", collections.defaultdict(dict)),
+    "empty": lambda optimizer, params: optimizer.state[params[0]].clear(),
+    "start over": start_over,
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@each_case
+def test_state_may_be_taken_away(name, options, edit):
+    if name == "Adagrad" and edit != "start over":
+        pytest.skip("torch makes the state of Adagrad in its constructor only")
+    (a, ours), (b, theirs) = both(name, options)
+    for step in range(7):
+        set_grads(step, a, b)
+        if step == 4:
+            for optimizer, params in ((ours, a), (theirs, b)):
+                EDITS[edit](optimizer, params)
+        ours.step()
+        theirs.step()
+        close(a, b)
+    mine, other = ours.state_dict()["state"], theirs.state_dict()["state"]
+    for i, state in other.items():
+        assert {key for key, value in state.items() if value is not None} <= set(mine[i])
+        if "step" in state:
+            assert float(mine[i]["step"]) == float(state["step"])
+    twin = type(theirs)(b, **options)
+    twin.load_state_dict(ours.state_dict())
+    set_grads(9, a, b)
+    ours.step()
+    twin.step()
+
+
+def grow(optimizer, params):
+    optimizer.param_groups[0]["params"].append(params[-1])
+
+
+def swap(optimizer, params):
+    optimizer.param_groups[0]["params"][0] = params[-1]
+
+
+def shrink(optimizer, params):
+    optimizer.param_groups[0]["params"] = params[1:2]
+
+
+def drop_group(optimizer, params):
+    del optimizer.param_groups[1]
+
+
+@pytest.mark.parametrize("change", [grow, swap, shrink, drop_group])
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_groups_may_be_edited_between_steps(name, change):
+    lists = parameters(), parameters()
+    optimizers = [getattr(module, name)([{"params": list(params[:2])}, {"params": [params[2]], "lr": 0.5}], lr=0.1)
+                  for module, params in zip((ot, torch.optim), lists, strict=True)]
+    for step in range(6):
+        set_grads(step, *lists)
+        for optimizer, params in zip(optimizers, lists, strict=True):
+            if step == 3:
+                change(optimizer, params)
+            optimizer.step()
+        close(*lists)
+
+
+def test_a_state_dict_that_is_kept_follows_the_optimizer():
+    (a, ours), (b, theirs) = both("Adam", {"lr": 0.1})
+    kept = []
+    for step in range(5):
+        set_grads(step, a, b)
+        for optimizer in (ours, theirs):
+            optimizer.step()
+            if step == 1:
+                kept.append(optimizer.state_dict())
+    for optimizer, state in zip((ours, theirs), kept, strict=True):
+        optimizer.load_state_dict(state)
+        optimizer.step()
+    close(a, b)
+    assert float(ours.state[a[0]]["step"]) == float(theirs.state[b[0]]["step"]) == 6
+
+
+def test_the_state_can_be_copied():
+    (a, ours), _ = both("Adam", {})
+    set_grads(0, a)
+    ours.step()
+    for copied in (copy.copy(ours.state), ours.state.copy(), ours.state | {}, {} | ours.state):
+        assert copied[a[0]]["exp_avg"] is ours.state[a[0]]["exp_avg"]
+    for deep in (copy.deepcopy(ours.state), pickle.loads(pickle.dumps(ours.state))):
+        assert [float(state["step"]) for state in deep.values()] == [1.0] * len(a)
+
+
+@pytest.mark.parametrize("name, change", [
+    ("SGD", lambda p: p.data.double()), ("SGD", lambda p: p.data[:2].clone()),
+    ("Adam", lambda p: p.data.to(memory_format=torch.channels_last)),
+    ("SGD", lambda p: p.data.to(memory_format=torch.channels_last))])
+def test_a_parameter_may_change_its_form(name, change):
+    lists = parameters(shapes=[(4, 3, 5, 6)]), parameters(shapes=[(4, 3, 5, 6)])
+    optimizers = [getattr(module, name)(params, lr=0.1)
+                  for module, params in zip((ot, torch.optim), lists, strict=True)]
+    for step in range(4):
+        if step == 2:
+            for (p,) in lists:
+                p.grad = None
+                p.data = change(p)
+        set_grads(step, *lists)
+        for optimizer in optimizers:
+            optimizer.step()
+        close(*lists)
 
 
 def test_state_may_be_edited_between_steps():
