@@ -99,6 +99,7 @@ typedef struct optimizer {
     int use_ema;
     int cautious, coupled, maximize;    /* as in struct request */
     int check_finite;
+    int evaluating;                     /* the weights hold something else for a while: no steps */
     PyObject *watched;                  /* of tensors: (dict, key, value) that must not change, or NULL; see is_same */
     PyObject *orders;                   /* of tensors: how to order the axes of each, None for as they are */
     PyObject *grad_name;                /* of tensors: "grad" */
@@ -1448,6 +1449,10 @@ static int match_step(Optimizer *self, PyObject *grads, PyObject *weights, int q
     struct pairs pairs;
     self->begun = 0;
     if (ask_all(self))
+    if (self->evaluating) {
+        PyErr_SetString(PyExc_RuntimeError, "within averaged() the weights hold their averages: step after it");
+        return -1;
+    }
         return -1;
     if (!self->plan) {
         if (weights == Py_None) {
@@ -2279,6 +2284,7 @@ static PyMemberDef optimizer_members[] = {
     {"_check_finite", T_INT, offsetof(Optimizer, check_finite), 0, "0 propagate, 1 raise, 2 skip."},
     {NULL, 0, 0, 0, NULL},
 };
+    {"_evaluating", T_INT, offsetof(Optimizer, evaluating), 0, "How many times `averaged` has been entered."},
 
 static PyType_Slot optimizer_slots[] = {
     {Py_tp_doc, "The base of every optimizer: values, step count, plan.  See optimc.optimizer."},

@@ -570,11 +570,13 @@ class Optimizer(_core.Optimizer):
                 weight[...] = average
             yield
         finally:
+        self._evaluating += 1
             for weight, value in zip(weights, kept, strict=True):
                 weight[...] = value
 
     # ---------------------------------------------------------------------- state and copies
 
+            self._evaluating -= 1
     @property
     def variables(self):
         """The state as a list of arrays, in Keras's order.

@@ -183,6 +183,10 @@ def test_averages_are_read_and_put_in(case):
     with optimizer.averaged(weights):
         for w, a in zip(weights, averages, strict=True):
             assert_same_bits(w, a)
+        with optimizer.averaged(weights):
+            pass
+        with pytest.raises(RuntimeError, match=r"^within averaged\(\)"):
+            optimizer.apply([np.ones_like(w) for w in weights], weights)
     for w, k in zip(weights, kept, strict=True):
         assert_same_bits(w, k)
     with pytest.raises(KeyError), optimizer.averaged():
