@@ -1437,7 +1437,8 @@ static int survey_step(Optimizer *self, PyObject *grads, PyObject *weights, int 
         return 1;
     if (finite == SKIP)
         return 0;
-    return refuse(PyExc_FloatingPointError, "%U is not finite",
+    return refuse(PyExc_FloatingPointError,
+        self->request.overflow ? "the norm of %U is not finite" : "%U is not finite",
         gradient_label(self, grads, weights, bad), NULL, NULL);
 }
 

@@ -702,15 +702,18 @@ static double norm_of(const struct plan *plan)
     return sqrt(sum);
 }
 
+static int clips_by_norm(const struct plan *plan, const struct row *row)
+{
+    const struct options *options = options_of(plan, row);
+    return plan->request->update && (options->clipnorm > 0 || options->global_clipnorm > 0);
+}
+
 ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request)
 {
     int needed = request->check;
     plan->request = request;
-    if (request->update)
-        for (size_t i = 0; i < plan->n_rows && !needed; i++) {
-            const struct options *options = options_of(plan, &plan->rows[i]);
-            needed = options->clipnorm > 0 || options->global_clipnorm > 0;
-        }
+    for (size_t i = 0; i < plan->n_rows && !needed; i++)
+        needed = clips_by_norm(plan, &plan->rows[i]);
     if (!needed)
         return -1;
     optimc_pool_run(survey, plan, plan->n_chunks, plan->cost);
@@ -719,9 +722,12 @@ ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request)
         if (!takes_part(plan, weight))
             continue;
         weight->square = total(plan, weight, 0);
-        if (request->check && !isfinite(weight->square) && weight->taken == plan->step
-            && !(weight->lane == TYPE_F32 ? finite_f32 : finite_f64)(plan, weight))
-            return (ptrdiff_t)i;
+        if (request->check && !isfinite(weight->square)) {
+            request->overflow = weight->taken != plan->step
+                || (weight->lane == TYPE_F32 ? finite_f32 : finite_f64)(plan, weight);
+            if (!request->overflow || clips_by_norm(plan, &plan->rows[weight->row]))
+                return (ptrdiff_t)i;
+        }
     }
     request->norm = norm_of(plan);
     request->surveyed = 1;

@@ -59,6 +59,7 @@ struct request {
     int maximize;                           /* the gradient is negated */
     int check;                              /* look for gradients that are not finite */
     int surveyed;                           /* out: whether the gradients had to be read for a survey */
+    int overflow;                           /* out: of a gradient that fails the check, whether only its norm does */
     double norm;                            /* out: their global norm, if so */
 };
 
@@ -117,8 +118,8 @@ double optimc_plan_cost(const struct plan *plan);
 int optimc_plan_waits(const struct plan *plan, size_t index);
 
 /* Between the halves: reads the gradients once for what must be known before the first write - the norms
-   that clipping needs, and with request->check whether all are finite.  Returns the index of the first
-   weight whose gradient is not, or -1. */
+   that clipping needs, and with request->check whether all are finite, these norms included.  Returns the
+   index of the first weight whose gradient is not, or -1. */
 ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request);
 
 /* For a step over parts of weights whose other parts are elsewhere: the sums of squares that the survey

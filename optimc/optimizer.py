@@ -60,9 +60,9 @@ class Optimizer(_core.Optimizer):
         loss_scale_factor: gradients are of a loss multiplied by this (`scale_loss`) and are divided by it.
         gradient_accumulation_steps: update once in so many calls, with the mean of their gradients.
         name: a name for people; default: the class's, in snake case.
-        check_finite: what to do about a gradient that is not finite: "propagate" it, "raise" a
-            FloatingPointError, or "skip" the step and count it in `skipped_steps`; the latter two before
-            anything is written.
+        check_finite: what to do about a gradient that is not finite, or is clipped by a norm that is not:
+            "propagate" it, "raise" a FloatingPointError, or "skip" the step and count it in `skipped_steps`;
+            the latter two before anything is written.
         groups: weights with values of their own: a list of dicts, each with "params" (a regular expression
             or a list of them, for the names of weights; or a list of the weights, or of their positions) and
             any of the optimizer's values.  A weight may be in one group only.
