@@ -1449,11 +1449,11 @@ static int match_step(Optimizer *self, PyObject *grads, PyObject *weights, int q
     PyObject *owned = NULL;
     struct pairs pairs;
     self->begun = 0;
-    if (ask_all(self))
     if (self->evaluating) {
         PyErr_SetString(PyExc_RuntimeError, "within averaged() the weights hold their averages: step after it");
         return -1;
     }
+    if (ask_all(self))
         return -1;
     if (!self->plan) {
         if (weights == Py_None) {
@@ -2129,8 +2129,9 @@ static int set_iterations(Optimizer *self, PyObject *value, void *Py_UNUSED(clos
     Py_XDECREF(whole);
     if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_OverflowError))
         return -1;
-    if (PyErr_Occurred() || count < 0 || count > (INT64_MAX - 1) / self->steps - 1) {
-        PyErr_Format(PyExc_ValueError, "iterations must be >= 0 and fit in 64 bits, got %S", value);
+    const long long most = (INT64_MAX - 1) / self->steps - 1;
+    if (PyErr_Occurred() || count < 0 || count > most) {
+        PyErr_Format(PyExc_ValueError, "iterations must be in [0, %lld], got %S", most, value);
         return -1;
     }
     const int mine = self->owner == this_thread();
@@ -2283,9 +2284,9 @@ static PyMemberDef optimizer_members[] = {
     {"_coupled", T_INT, offsetof(Optimizer, coupled), 0, "Whether decay is added to the gradient."},
     {"_maximize", T_INT, offsetof(Optimizer, maximize), 0, "Whether gradients are negated."},
     {"_check_finite", T_INT, offsetof(Optimizer, check_finite), 0, "0 propagate, 1 raise, 2 skip."},
+    {"_evaluating", T_INT, offsetof(Optimizer, evaluating), 0, "How many times `averaged` has been entered."},
     {NULL, 0, 0, 0, NULL},
 };
-    {"_evaluating", T_INT, offsetof(Optimizer, evaluating), 0, "How many times `averaged` has been entered."},
 
 static PyType_Slot optimizer_slots[] = {
     {Py_tp_doc, "The base of every optimizer: values, step count, plan.  See optimc.optimizer."},

@@ -166,8 +166,10 @@ class Optimizer(_core.Optimizer):
         if self.name is None:
             self.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_",
                                type(self).__name__).lower()
+        if isinstance(groups, (dict, str)):
+            raise TypeError(f"groups: expected a list of dicts, got {groups!r}")
         for overrides in groups or ():
-            self.groups += (Group(self, overrides),)
+            self.groups += (Group(self, f"groups[{len(self.groups)}]", overrides),)
 
     # ---------------------------------------------------------------- what a subclass may say
 
@@ -443,7 +445,8 @@ class Optimizer(_core.Optimizer):
                 position = where.get(_core.address(array)) if array.size else next(
                     (i for i, weight in enumerate(weights) if weight is array), None)
             if position is None or not 0 <= position < len(weights):
-                raise ValueError(f"{what}: entry {k} is not one of the weights")
+                said = f"entry {k}" if isinstance(array, np.ndarray) else f"entry {k}, {array},"
+                raise ValueError(f"{what}: {said} is not one of the {len(weights)} weights")
             chosen.add(position)
         for pattern in patterns:
             matches = [i for i, name in enumerate(names) if re.search(pattern, name)]
@@ -455,10 +458,10 @@ class Optimizer(_core.Optimizer):
     def _group_of_each(self, names, weights):
         groups = [0] * len(weights)
         for k, group in enumerate(self.groups, 1):
-            for i in self._select(f"groups[{k - 1}]", group.arrays, group.patterns, names, weights):
+            for i in self._select(group.label, group.arrays, group.patterns, names, weights):
                 if groups[i]:
-                    raise ValueError(f"params[{names[i] if names else i!r}] is in groups[{groups[i] - 1}] "
-                                     f"and groups[{k - 1}]")
+                    raise ValueError(f"params[{names[i] if names else i!r}] is in "
+                                     f"{self.groups[groups[i] - 1].label} and {group.label}")
                 groups[i] = k
         return tuple(groups)
 
@@ -551,6 +554,8 @@ class Optimizer(_core.Optimizer):
     def averaged(self, params=None):
         """Within it the weights hold their averages, for evaluation; afterwards what they held before.
 
+        A step within it is refused.
+
         Example:
             >>> import numpy as np, optimc
             >>> w = np.ones(1, np.float32)
@@ -565,18 +570,18 @@ class Optimizer(_core.Optimizer):
         """
         weights = self._bound(params)
         averages, kept = self._evaluation_weights(weights), [weight.copy() for weight in weights]
+        self._evaluating += 1
         try:
             for weight, average in zip(weights, averages, strict=True):
                 weight[...] = average
             yield
         finally:
-        self._evaluating += 1
+            self._evaluating -= 1
             for weight, value in zip(weights, kept, strict=True):
                 weight[...] = value
 
     # ---------------------------------------------------------------------- state and copies
 
-            self._evaluating -= 1
     @property
     def variables(self):
         """The state as a list of arrays, in Keras's order.
@@ -823,14 +828,14 @@ class Group:
         >>> opt.groups[0]["learning_rate"] = 0.01
     """
 
-    def __init__(self, optimizer, overrides):
+    def __init__(self, optimizer, label, overrides):
         if not isinstance(overrides, dict) or "params" not in overrides:
-            raise TypeError(f"groups: expected dicts with an entry 'params', got {overrides!r}")
+            raise TypeError(f"{label}: expected a dict with an entry 'params', got {overrides!r}")
         values = {name: value for name, value in overrides.items() if name != "params"}
         params = overrides["params"]
         self._optimizer = optimizer
-        self.arrays, self.patterns = _weights_or_patterns(
-            "groups", [params] if isinstance(params, str) else params)
+        self.label = label
+        self.arrays, self.patterns = _weights_or_patterns(label, [params] if isinstance(params, str) else params)
         self._own = []
         for name in values:
             self._check(name)
@@ -840,7 +845,7 @@ class Group:
 
     def _check(self, name):
         if not isinstance(self._optimizer._arguments.get(name), Value) or name in WHOLE:
-            raise ValueError(f"groups: {name!r} is not a value that weights can have of their own"
+            raise ValueError(f"{self.label}: {name!r} is not a value that weights can have of their own"
                              f"{_likely([name], self._optimizer._index)}")
 
     def _set(self, name, value):
@@ -866,7 +871,7 @@ class Group:
         """The group as plain values; weights as their positions, once the optimizer is built."""
         positions = self._optimizer._positions(self.arrays)
         if any(isinstance(entry, np.ndarray) for entry in positions):
-            raise ValueError("groups: a list of weights can be stored only once the optimizer is built")
+            raise ValueError(f"{self.label}: a list of weights can be stored only once the optimizer is built")
         return {name: plain(value) for name, value in self.given(positions).items()}
 
     def __repr__(self):

@@ -365,7 +365,9 @@ def test_groups_of_weights_and_positions():
 
 @pytest.mark.parametrize("groups,error,message", [
     ([{"learning_rate": 1.0}], TypeError, "an entry 'params'"),
-    (["bias"], TypeError, "expected dicts"),
+    (["bias"], TypeError, r"^groups\[0\]: expected a dict with an entry 'params', got 'bias'$"),
+    ({"params": "bias"}, TypeError, "^groups: expected a list of dicts, got {'params': 'bias'}$"),
+    ([{"params": "bias"}, {}], TypeError, r"^groups\[1\]: expected a dict with an entry 'params', got {}$"),
     ([{"params": "bias", "no_such": 1.0}], ValueError, "'no_such' is not a value"),
     ([{"params": "bias", "global_clipnorm": 1.0}], ValueError, "'global_clipnorm' is not a value"),
     ([{"params": "bias", "nesterov": True}], ValueError, "'nesterov' is not a value"),
@@ -381,9 +383,9 @@ def test_bad_groups(groups, error, message):
 
 @pytest.mark.parametrize("groups,message", [
     ([{"params": "nothing"}], "'nothing' matches none of the weights kernel, bias"),
-    ([{"params": [5]}], "entry 0 is not one of the weights"),
+    ([{"params": [5]}], r"^groups\[0\]: entry 0, 5, is not one of the 2 weights$"),
     ([{"params": "bias"}, {"params": [1]}], r"params\['bias'\] is in groups\[0\] and groups\[1\]"),
-    ([{"params": [np.zeros(3)]}], "entry 0 is not one of the weights"),
+    ([{"params": [np.zeros(3)]}], r"^groups\[0\]: entry 0 is not one of the 2 weights$"),
 ])
 def test_groups_that_do_not_fit_the_weights(groups, message):
     weights = {"kernel": np.zeros(3, np.float32), "bias": np.zeros(2, np.float32)}
@@ -402,7 +404,7 @@ def test_empty_weights_can_be_chosen():
     optimizer.exclude_from_weight_decay([weights[3]])
     optimizer.build(weights)
     assert optimizer.get_config()["groups"][0]["params"] == [2]
-    with pytest.raises(ValueError, match="entry 0 is not one of the weights"):
+    with pytest.raises(ValueError, match="entry 0 is not one of the 4 weights"):
         optimizer.exclude_from_weight_decay([np.ones((0, 3), np.float32)])
 
 
