@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 
-import optimc
 from benchmarks import cases, report
 from optimc import bench, bench_run
 from optimc.bench_peers import SETS
@@ -24,7 +23,7 @@ from optimc.compare_data import InputError
 
 def chosen(args):
     """The cases that the options ask for, with the peers that they leave."""
-    peers, threads = bench.peers_named(args.peers), args.threads or optimc.get_num_threads()
+    peers, threads = bench.peers_named(args.peers), bench.threads_named(args.threads)
     found = []
     for case in cases.cases(threads):
         name = f"{case.group}/{case.title}"
@@ -98,7 +97,7 @@ def main(argv=None):
     add("--cases", metavar="NAMES", help="only cases whose name contains one of these (* and ? match), separated by "
         "commas")
     add("--peers", metavar="NAMES", help="only peers whose name contains one of these, separated by commas")
-    add("--threads", metavar="N", type=int, default=0, help="beside one thread time so many (default: all)")
+    add("--threads", metavar="N", type=int, help="beside one thread time so many (default: all)")
     add("--cpu", help="what the CPU is called in the tables (default: found out)")
     add("--out", metavar="FILE.json", type=pathlib.Path, default=pathlib.Path("build/speed.json"),
         help="default: %(default)s")

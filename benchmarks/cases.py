@@ -129,7 +129,7 @@ def optimizers():
             yield Case(f"optimizers, {number(n)}", title,
                        Job("", Work([(n,)], "float32", name, arguments), peers=peers, seconds=0.01, budget=2.0))
         yield Case(f"optimizers, {number(BIG)}, float64", title,
-                   Job("", Work([(BIG,)], "float64", name, arguments), peers=(), budget=1.5))
+                   Job("", Work([(BIG,)], "float64", name, arguments), peers=(), budget=3.0))
     yield Case("optimizers, matrices", "Muon, 1024 x 1024",
                Job("", Work([(1024, 1024)], "float32", "Muon"), peers=CALLED, budget=3.0))
     yield Case("optimizers, matrices", "Adafactor, 5000 x 5000",
@@ -141,7 +141,7 @@ def options(both):
     for n in (1_000_000, BIG):
         for title, arguments in EVERYWHERE.items():
             yield Case("options", f"{title}, {number(n)}",
-                       Job("", Work([(n,)], "float32", "AdamW", arguments), peers=(), seconds=0.01, budget=1.5))
+                       Job("", Work([(n,)], "float32", "AdamW", arguments), peers=(), seconds=0.01, budget=2.5))
     for title, arguments in {"modern step": MODERN, "clip, AdamW, EMA": CLIP_EMA}.items():
         yield Case("options", title, Job("", Work([(BIG,)], "float32", "AdamW", arguments), both, peers=CALLED,
                                          budget=6.0))

@@ -229,7 +229,7 @@ def add_command(subparsers) -> None:
         help="shapes of the weights, or a .npz or .safetensors file whose arrays have them (default: %(default)s)")
     add("--optimizer", metavar="NAME", default="adam", help="a class of optimc (default: %(default)s)")
     add("--dtype", choices=("float32", "float64"), default="float32", help="of the weights (default: %(default)s)")
-    add("--threads", metavar="N", type=int, default=0, help="also time so many threads (default: all)")
+    add("--threads", metavar="N", type=int, help="also time so many threads (default: all)")
     add("--peers", metavar="NAMES", help="only peers whose name contains one of these, separated by commas")
     add("--seconds", metavar="S", type=float, default=3.0, help="per peer process, about (default: %(default)s)")
     add("--json", metavar="FILE", type=Path, help="write the figures to FILE")
@@ -250,6 +250,13 @@ def peers_named(words: str | None) -> list[str]:
     return [name for name in known if any(word in name.lower() for word in wanted)]
 
 
+def threads_named(threads: int | None) -> int:
+    """The most threads that are timed; of None, all."""
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads: expected a number above 0, got {threads}")
+    return threads or optimc.get_num_threads()
+
+
 def run(args: argparse.Namespace) -> int:
     """Does what the options say and returns the exit code."""
     names = {name.lower(): name for name in registry.classes}
@@ -257,14 +264,14 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--optimizer: there is no {args.optimizer!r}; there are {', '.join(sorted(names))}")
     if not 0 < args.seconds <= 3600:
         raise InputError(f"--seconds: expected a number above 0, at most 3600, got {args.seconds}")
-    if args.threads < 0:
-        raise InputError(f"--threads: expected a number above 0, got {args.threads}")
+    most = threads_named(args.threads)
+    if args.json and not args.json.parent.is_dir():
+        raise InputError(f"--json {args.json}: there is no folder {args.json.parent}")
     work = Work(read_shapes(args.shapes), args.dtype, names[args.optimizer.lower()])
     if needed(work) > memory():
         raise InputError(f"--shapes: {work.weights:,} weights need about {needed(work) / 1e9:.3g} GB with all "
                          f"copies, there are {memory() / 1e9:.3g}")
     chosen = peers_named(args.peers)
-    most = args.threads or optimc.get_num_threads()
     threads = (1, most) if most > 1 else (1,)
     job = Job("bench", work, threads, peers=tuple(chosen), budget=args.seconds)
     print(f"{work.optimizer}, {work.dtype}, {in_words(work.shapes)}; {cpu()}\n"

@@ -64,7 +64,7 @@ class Job(NamedTuple):
     peers: tuple[str, ...] | None = None        # None: all
     repeats: int = 25
     seconds: float = 0.02                       # that a repeat of a quick step is to take
-    budget: float = 5.0                         # seconds for all repeats of a set, about
+    budget: float = 5.0                         # seconds for all repeats of a set, about; shared evenly
 
     @classmethod
     def from_json(cls, values: list[Any]) -> "Job":
@@ -87,8 +87,9 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
 
     Args:
         contestants: by name.
-        repeats: how many; fewer, but not under five, if they would take longer than `budget` seconds.
-        seconds: how long a repeat should take: a quick step is done many times in it.
+        repeats: how many; fewer, but not under five, of one whose would take longer than its share of `budget`
+            seconds: it sits out turns, evenly, so that the quick ones are still timed often.
+        seconds: how long a repeat should take: a quick step is done many times in it, after one that is not timed.
         pause: seconds to sleep before each repeat, which is one step then.
 
     Example:
@@ -98,6 +99,7 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
         5
     """
     loops: dict[str, int] = {}
+    turns: dict[str, int] = {}
     times: dict[str, list[float] | str] = {name: [] for name in contestants}
     order = random.Random(0)
 
@@ -109,6 +111,8 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
             if pause:
                 time.sleep(pause)
             step = one.step
+            if n > 1:
+                step()                      # the others' arrays have driven its own out of the cache
             start = time.perf_counter()
             for _ in range(n):
                 step()
@@ -124,12 +128,12 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
             once = repeat(name, min(10, one.most))
         if not math.isnan(once):
             loops[name] = 1 if pause else max(1, min(int(seconds / once * 1e9), one.most))
+            fit = budget / len(contestants) / (loops[name] * once / 1e9 + pause)
+            turns[name] = int(min(max(fit, FEWEST), repeats))
     gc.collect()
-    deadline = time.perf_counter() + budget
     for k in range(repeats):
-        if k >= FEWEST and time.perf_counter() > deadline:
-            break
-        for name in order.sample(list(loops), len(loops)):
+        due = [name for name in loops if (k + 1) * turns[name] // repeats > k * turns[name] // repeats]
+        for name in order.sample(due, len(due)):
             measured, kept = repeat(name, loops[name]), times[name]
             if isinstance(kept, list):
                 kept.append(measured)
