@@ -51,10 +51,6 @@ class _States(defaultdict):
             dict.__setitem__(self, param, state := {})
         return state
 
-    def plain(self):
-        """A dict like torch's, of the same tensors."""
-        return defaultdict(dict, {param: dict(state) for param, state in dict.items(self)})
-
     def copy(self):
         self._look()
         return defaultdict(dict, dict.items(self))
@@ -88,7 +84,7 @@ def _looking(name):
 
 
 for _name in ("__getitem__", "__setitem__", "__delitem__", "__ior__", "get", "items", "values", "pop", "popitem",
-              "setdefault", "update", "clear"):
+              "setdefault", "update", "clear", "__iter__"):         # without the last, dict(state) looks at nothing
     setattr(_States, _name, _looking(_name))
 
 
@@ -126,7 +122,11 @@ class _Step:
     def add_param_group(self, param_group):
         super().add_param_group(param_group)
         if hasattr(self, "_step_supports_amp_scaling"):         # not from the constructor, which checks them all
-            self._check_group(self.param_groups[-1])
+            try:
+                self._check_group(self.param_groups[-1])
+            except BaseException:
+                self.param_groups.pop()
+                raise
             self._write_steps()
         self._cohorts = None
 
@@ -342,13 +342,17 @@ class _Step:
         _put(state, "step", float(count))
 
     def state_dict(self):
-        """The state as torch's class of this name has it; either loads the other's."""
-        self._write_steps()
-        plain, self.state = self.state, self.state.plain()
+        """The state as torch's class of this name has it; either loads the other's.
+
+        Its tensors are those of the optimizer, but the step counts in them are written only when they are looked at:
+        save it, or copy it, before the next step.
+        """
+        self._keep_states()
+        watched, self.state = self.state, self.state.copy()
         try:
             return super().state_dict()
         finally:
-            self.state = plain
+            self.state = watched
 
     def load_state_dict(self, state_dict):
         """Takes over a copy of the state of this class or torch's; shapes are checked before anything changes."""
@@ -377,9 +381,9 @@ class _Step:
                                      f"got {tuple(value.shape)}")
 
     def __getstate__(self):
-        self._write_steps()
+        self._keep_states()
         state = super().__getstate__()
-        state["state"] = self.state.plain()
+        state["state"] = self.state.copy()
         return state
 
     def __setstate__(self, state):
@@ -437,7 +441,8 @@ def _is_like(tensor, param):
 
 def _tensor(array, like):
     """The tensor, with the shape and strides of another, of which `array` is the view."""
-    return torch.from_numpy(array.reshape(-1)).as_strided(like.shape, like.stride())
+    with torch.inference_mode(False):               # whoever looks first may be in it
+        return torch.from_numpy(array.reshape(-1)).as_strided(like.shape, like.stride())
 
 
 def _form(tensor):
@@ -448,10 +453,12 @@ def _form(tensor):
 def _put(state, name, value):
     """A number of the state, as torch keeps it: in the tensor that is there, if there is one."""
     tensor = state.get(name)
-    if isinstance(tensor, torch.Tensor) and tensor.numel() == 1 and tensor.is_floating_point():
+    if (isinstance(tensor, torch.Tensor) and tensor.numel() == 1 and tensor.is_floating_point()
+            and not tensor.is_inference()):
         tensor.fill_(value)
     else:
-        state[name] = torch.tensor(value, dtype=torch.get_default_dtype())
+        with torch.inference_mode(False):
+            state[name] = torch.tensor(value, dtype=torch.get_default_dtype())
 
 
 class _CountsNothing:

@@ -274,7 +274,7 @@ def test_wrong_state_is_refused_before_anything_changes():
     ours = ot.Adam(a, lr=0.1)
     set_grads(0, a)
     ours.step()
-    state = ours.state_dict()
+    state = copy.deepcopy(ours.state_dict())
     state["state"][0]["exp_avg"] = torch.zeros(2)
     before, kept = [p.detach().clone() for p in a], copy.deepcopy(ours.state_dict())
     with pytest.raises(ValueError, match=r"loaded state 'exp_avg' of parameter 0: expected shape \(10, 7\), got"):
@@ -331,6 +331,58 @@ def test_state_may_be_taken_away(name, options, edit):
     set_grads(9, a, b)
     ours.step()
     twin.step()
+
+
+@each_case
+def test_state_may_be_looked_at_in_inference_mode(name, options):
+    (a, ours), (b, theirs) = both(name, options)
+    for step in range(6):
+        set_grads(step, a, b)
+        if step in (2, 4):
+            with torch.inference_mode():
+                ours.load_state_dict(ours.state_dict())
+                assert {*theirs.state[b[0]]} <= {*ours.state[a[0]]}
+        ours.step()
+        theirs.step()
+        close(a, b)
+    ours.state_dict()
+    copy.deepcopy(ours).step()
+
+
+@each_case
+def test_state_may_be_handed_over(name, options):
+    (a, ours), (b, theirs) = both(name, options)
+    for step in range(6):
+        set_grads(step, a, b)
+        if step in (2, 4):
+            before, (ours, theirs) = (ours, theirs), (getattr(ot, name)(a, **options), type(theirs)(b, **options))
+            ours.state = before[0].state if step == 2 else collections.defaultdict(dict, before[0].state)
+            theirs.state = before[1].state
+        ours.step()
+        theirs.step()
+        close(a, b)
+    assert {*theirs.state[b[0]]} <= {*dict(ours.state).get(a[0], {})}
+
+
+def test_what_state_dict_gives_is_the_state():
+    (a, ours), (b, theirs) = both("Adam", {})
+    for step in range(3):
+        set_grads(step, a, b)
+        for optimizer in (ours, theirs):
+            optimizer.step()
+            optimizer.state_dict()["state"][0]["exp_avg"] = torch.ones_like(a[0])
+            optimizer.state_dict()["state"][1]["step"].fill_(7)
+    close(a, b)
+
+
+def test_a_group_that_is_refused_is_not_added():
+    params = [torch.nn.Parameter(torch.ones(2))]
+    ours = ot.Adam(params)
+    with pytest.raises(TypeError, match=r"expected float32 or float64, got torch\.float16"):
+        ours.add_param_group({"params": [torch.nn.Parameter(torch.ones(2, dtype=torch.float16))]})
+    assert len(ours.param_groups) == 1
+    params[0].grad = torch.ones(2)
+    ours.step()
 
 
 def grow(optimizer, params):
