@@ -1437,6 +1437,10 @@ static int survey_step(Optimizer *self, PyObject *grads, PyObject *weights, int 
         return 1;
     if (finite == SKIP)
         return 0;
+    if (self->request.overflow == GLOBAL_NORM) {
+        PyErr_SetString(PyExc_FloatingPointError, "the norm of all gradients is not finite");
+        return -1;
+    }
     return refuse(PyExc_FloatingPointError,
         self->request.overflow ? "the norm of %U is not finite" : "%U is not finite",
         gradient_label(self, grads, weights, bad), NULL, NULL);
@@ -2035,7 +2039,7 @@ static PyObject *optimizer_sums(Optimizer *self, PyObject *Py_UNUSED(ignored))
 
 PyDoc_STRVAR(refold_doc, "_refold($self, sums, counts, /)\n--\n\n"
 "Takes these sums of squares (contiguous doubles) instead of those `_survey` made: counts[i] (contiguous\n"
-"64-bit integers) of them for weight i.");
+"64-bit integers) of them for weight i.  Returns the norm of all gradients.");
 
 static PyObject *optimizer_refold(Optimizer *self, PyObject *args)
 {
@@ -2049,15 +2053,14 @@ static PyObject *optimizer_refold(Optimizer *self, PyObject *args)
         needed += ((const int64_t *)counts.buf)[i];
         fits = ((const int64_t *)counts.buf)[i] >= 0 && needed <= sums.len / (Py_ssize_t)sizeof(double);
     }
+    double norm = 0;
     if (fits && n)
-        optimc_plan_refold(self->plan, &self->request, sums.buf, counts.buf);
+        norm = optimc_plan_refold(self->plan, &self->request, sums.buf, counts.buf);
     else
         PyErr_SetString(PyExc_ValueError, "counts: expected one per weight, and together as many as there are sums");
     PyBuffer_Release(&sums);
     PyBuffer_Release(&counts);
-    if (!fits || !n)
-        return NULL;
-    Py_RETURN_NONE;
+    return fits && n ? PyFloat_FromDouble(norm) : NULL;
 }
 
 PyDoc_STRVAR(advance_doc, "_advance($self, double, begin, end, /)\n--\n\n"

@@ -705,14 +705,28 @@ static double norm_of(const struct plan *plan)
 static int clips_by_norm(const struct plan *plan, const struct row *row)
 {
     const struct options *options = options_of(plan, row);
-    return plan->request->update && (options->clipnorm > 0 || options->global_clipnorm > 0);
+    return options->clipnorm > 0 || options->global_clipnorm > 0;
+}
+
+/* Whether the global norm is one that every weight which is clipped by it can read. */
+static int has_good_norm(const struct plan *plan)
+{
+    const double norm = plan->request->norm;
+    for (size_t i = 0; i < plan->n_weights; i++) {
+        const struct weight *weight = &plan->weights[i];
+        const struct options *options = options_of(plan, &plan->rows[weight->row]);
+        if (takes_part(plan, weight) && options->global_clipnorm > 0 && !(options->clipnorm > 0)
+            && !(weight->lane == TYPE_F32 ? isfinite((float)norm) : isfinite(norm)))
+            return 0;
+    }
+    return 1;
 }
 
 ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request)
 {
     int needed = request->check;
     plan->request = request;
-    for (size_t i = 0; i < plan->n_rows && !needed; i++)
+    for (size_t i = 0; i < plan->n_rows && request->update && !needed; i++)
         needed = clips_by_norm(plan, &plan->rows[i]);
     if (!needed)
         return -1;
@@ -723,15 +737,17 @@ ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request)
             continue;
         weight->square = total(plan, weight, 0);
         if (request->check && !isfinite(weight->square)) {
-            request->overflow = weight->taken != plan->step
+            const int finite = weight->taken != plan->step
                 || (weight->lane == TYPE_F32 ? finite_f32 : finite_f64)(plan, weight);
-            if (!request->overflow || clips_by_norm(plan, &plan->rows[weight->row]))
+            request->overflow = finite ? OWN_NORM : NO_NORM;
+            if (!finite || clips_by_norm(plan, &plan->rows[weight->row]))
                 return (ptrdiff_t)i;
         }
     }
     request->norm = norm_of(plan);
     request->surveyed = 1;
-    return -1;
+    request->overflow = request->check && !has_good_norm(plan) ? GLOBAL_NORM : NO_NORM;
+    return request->overflow ? 0 : -1;
 }
 
 const double *optimc_plan_sums(const struct plan *plan, size_t *n)
@@ -740,13 +756,13 @@ const double *optimc_plan_sums(const struct plan *plan, size_t *n)
     return plan->sums[0];
 }
 
-void optimc_plan_refold(struct plan *plan, struct request *request, const double *sums,
+double optimc_plan_refold(struct plan *plan, struct request *request, const double *sums,
     const int64_t *counts)
 {
     for (size_t i = 0; i < plan->n_weights; sums += counts[i++])
         plan->weights[i].square = add_up(sums, (size_t)counts[i]);
     plan->request = request;
-    request->norm = norm_of(plan);
+    return request->norm = norm_of(plan);
 }
 
 /* ------------------------------------------------------------------------ a step: what writes ---- */

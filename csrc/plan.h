@@ -59,7 +59,7 @@ struct request {
     int maximize;                           /* the gradient is negated */
     int check;                              /* look for gradients that are not finite */
     int surveyed;                           /* out: whether the gradients had to be read for a survey */
-    int overflow;                           /* out: of a gradient that fails the check, whether only its norm does */
+    enum { NO_NORM, OWN_NORM, GLOBAL_NORM } overflow;   /* out: which norm of finite gradients failed the check */
     double norm;                            /* out: their global norm, if so */
 };
 
@@ -118,15 +118,16 @@ double optimc_plan_cost(const struct plan *plan);
 int optimc_plan_waits(const struct plan *plan, size_t index);
 
 /* Between the halves: reads the gradients once for what must be known before the first write - the norms
-   that clipping needs, and with request->check whether all are finite, these norms included.  Returns the
-   index of the first weight whose gradient is not, or -1. */
+   that clipping needs, and with request->check whether all are finite, and the norms that clip them: of what
+   is accumulated too, so that nothing is added which no update could take.  Returns the index of the first
+   weight whose gradient fails, or -1. */
 ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request);
 
 /* For a step over parts of weights whose other parts are elsewhere: the sums of squares that the survey
    made, `n` of them in the order of the weights; and the norms as they are with these sums instead, of
-   which counts[i] belong to weight i. */
+   which counts[i] belong to weight i.  Returns the global one. */
 const double *optimc_plan_sums(const struct plan *plan, size_t *n);
-void optimc_plan_refold(struct plan *plan, struct request *request, const double *sums,
+double optimc_plan_refold(struct plan *plan, struct request *request, const double *sums,
     const int64_t *counts);
 
 /* Whether a weight takes part in an update: it has a gradient, now or accumulated from before. */

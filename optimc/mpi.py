@@ -630,12 +630,19 @@ class Sharded(Wrapper):
             except FloatingPointError as caught:
                 error = caught
             team.agree("name the gradient", error)
-            raise FloatingPointError("the gradients of all ranks are finite, but what they add up to is not")
+            raise FloatingPointError("the gradients of all ranks are finite, but what they add up to, or the norm "
+                                     "that clips it, is not")
         counts = self._blocks.sum(axis=1).tolist()
         sums = np.empty(sum(counts))
         team.wait(team.comm.Iallgatherv([np.frombuffer(local._sums()), MPI.DOUBLE], [sums, counts, MPI.DOUBLE]))
-        local._refold(sums[self._block_order], self._blocks.sum(axis=0))
-        return True
+        norm = local._refold(sums[self._block_order], self._blocks.sum(axis=0))
+        clips = local._current(0, local._index["global_clipnorm"]) > 0
+        most = min(float(np.finfo(weight.dtype).max) for weight in self._whole._weights)
+        if norm <= most or not (clips and (finite or local._check_finite)):
+            return True
+        if finite or local.check_finite == "skip":
+            return False
+        raise FloatingPointError("the norm of all gradients is not finite")
 
     def _between(self):
         """What the local optimizer does before it writes; if it can fail, all know."""

@@ -213,7 +213,7 @@ def errors():
             wrong(ValueError, "clipnorm, global_clipnorm and cautious can be turned on only before", grads)
             sharded._local.clipnorm = None
             refused(ValueError, "rank 0: .*averages", sharded, lambda: sharded.averaged().__enter__(), weights)
-        wrong(FloatingPointError, "finite, but what they add up to is not", [
+        wrong(FloatingPointError, "finite, but what they add up to, or the norm that clips it, is not", [
             np.full(g.shape, np.finfo(g.dtype).max) for g in grads])
         assert sharded.apply_gradients(zip(grads, weights, strict=True)) == 2 - first
         assert_same_everywhere(weights)

@@ -284,6 +284,51 @@ def test_gradients_that_are_not_finite(case, policy, bad, options, threads):
 
 
 def test_groups_have_values_of_their_own(case):
+@pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm"])
+def test_a_spike_does_not_stay_in_what_is_accumulated(clip):
+    w = np.ones(2, np.float32)
+    optimizer = optimc.SGD(0.5, gradient_accumulation_steps=2, check_finite="skip", **{clip: 1.0})
+    for g in (1e20, 1, 1e20, 1, 1, 1):
+        optimizer.apply([np.full(2, g, np.float32)], [w])
+    assert optimizer.skipped_steps == 2 and optimizer.iterations == 2
+    assert np.isfinite(w).all() and (w < 1).all()
+
+
+@pytest.mark.parametrize("dtypes,value", [("dd", 1.2e154), ("fd", 1e100)])
+def test_a_global_norm_that_a_weight_cannot_read_is_not_finite(dtypes, value):
+    weights = [np.ones(1, dtype) for dtype in dtypes]
+    grads = [np.full(1, value if dtype == "d" else 1.0, dtype) for dtype in dtypes]
+    optimizer = optimc.SGD(0.5, global_clipnorm=1.0, check_finite="raise")
+    with pytest.raises(FloatingPointError, match=r"^the norm of all gradients is not finite$"):
+        optimizer.apply(grads, weights)
+    optimizer.check_finite = "skip"
+    optimizer.apply(grads, weights)
+    assert [w.tolist() for w in weights] == [[1], [1]] and optimizer.skipped_steps == 1
+
+
+def test_the_averages_wait_for_a_step_of_another_thread():
+    begun, go_on = threading.Event(), threading.Event()
+
+    def rate():
+        begun.set()
+        go_on.wait(10)
+        return 0.5
+
+    w = np.ones(1, np.float32)
+    optimizer = optimc.SGD(1.0, use_ema=True)
+    optimizer.apply([np.ones(1, np.float32)], [w])
+    optimizer.learning_rate = rate
+    begun.clear()
+    stepping = threading.Thread(target=optimizer.apply, args=([np.ones(1, np.float32)], [w]))
+    stepping.start()
+    assert begun.wait(10)
+    threading.Timer(0.05, go_on.set).start()
+    with optimizer.averaged([w]):
+        assert optimizer.iterations == 2
+    stepping.join()
+    assert w.tolist() == [-0.5]
+
+
     rng = np.random.default_rng(0)
     names = ["dense/kernel", "dense/bias", "out/kernel", "out/bias"]
     start = {name: values(rng, 50, np.float32) for name in names}
