@@ -99,7 +99,7 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
         5
     """
     loops: dict[str, int] = {}
-    turns: dict[str, int] = {}
+    lasts: dict[str, float] = {}            # seconds, a repeat
     times: dict[str, list[float] | str] = {name: [] for name in contestants}
     order = random.Random(0)
 
@@ -128,8 +128,8 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
             once = repeat(name, min(10, one.most))
         if not math.isnan(once):
             loops[name] = 1 if pause else max(1, min(int(seconds / once * 1e9), one.most))
-            fit = budget / len(contestants) / (loops[name] * once / 1e9 + pause)
-            turns[name] = int(min(max(fit, FEWEST), repeats))
+            lasts[name] = (loops[name] + (loops[name] > 1)) * once / 1e9 + pause
+    turns = {name: int(min(max(budget / len(loops) / lasts[name], FEWEST), repeats)) for name in loops}
     gc.collect()
     for k in range(repeats):
         due = [name for name in loops if (k + 1) * turns[name] // repeats > k * turns[name] // repeats]
