@@ -569,16 +569,30 @@ class Optimizer(_core.Optimizer):
             array([0.], dtype=float32)
         """
         weights = self._bound(params)
-        averages, kept = self._evaluation_weights(weights), [weight.copy() for weight in weights]
-        self._evaluating += 1
+
+        def put(values):
+            for weight, value in zip(weights, values, strict=True):
+                weight[...] = value
+
+        def enter():
+            averages, kept = self._evaluation_weights(weights), [weight.copy() for weight in weights]
+            self._evaluating += 1
+            try:
+                put(averages)
+            except BaseException:
+                leave(kept)
+                raise
+            return kept
+
+        def leave(kept):
+            self._evaluating -= 1
+            put(kept)
+
+        kept = self._locked(enter)
         try:
-            for weight, average in zip(weights, averages, strict=True):
-                weight[...] = average
             yield
         finally:
-            self._evaluating -= 1
-            for weight, value in zip(weights, kept, strict=True):
-                weight[...] = value
+            self._locked(leave, kept)
 
     # ---------------------------------------------------------------------- state and copies
 

@@ -1,6 +1,7 @@
 """The base options, on every optimizer, equal Keras's sequence of operations bit for bit."""
 
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -283,7 +284,6 @@ def test_gradients_that_are_not_finite(case, policy, bad, options, threads):
         assert_same_bits(w, k)
 
 
-def test_groups_have_values_of_their_own(case):
 @pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm"])
 def test_a_spike_does_not_stay_in_what_is_accumulated(clip):
     w = np.ones(2, np.float32)
@@ -329,6 +329,7 @@ def test_the_averages_wait_for_a_step_of_another_thread():
     assert w.tolist() == [-0.5]
 
 
+def test_groups_have_values_of_their_own(case):
     rng = np.random.default_rng(0)
     names = ["dense/kernel", "dense/bias", "out/kernel", "out/bias"]
     start = {name: values(rng, 50, np.float32) for name in names}
