@@ -364,7 +364,8 @@ class Optimizer(_core.Optimizer):
     def _slot(self, slot, k, weights, kept, groups, old):
         """New arrays for a slot, None where it is not kept: with what is held for it from before, or initial."""
         held = [None if before is None else self._slots.get(slot, {before: None})[before] for before in old]
-        if slot in self.scratch_slots and [array is not None for array in held] == kept:
+        if slot in self.scratch_slots and [None if array is None else array.strides for array in held] == [
+                weight.strides if keep else None for weight, keep in zip(weights, kept, strict=True)]:
             return held
         some = [weight for weight, keep in zip(weights, kept, strict=True) if keep]
         new = iter(memory.like(some, k, [self._slot_shape(slot, weight) for weight in some]))

@@ -79,6 +79,22 @@ def test_fresh_views_are_the_same_weights(case):
     assert_same_bits(base, other)
 
 
+def test_weights_may_come_in_another_order_of_memory(case):
+    w, first, second = arrays(0, [(4, 5)] * 3)
+    optimizer, turned = case.make(), np.asfortranarray(w)
+    try:
+        case.make().build([turned.copy(order="F")])
+    except ValueError:
+        pytest.skip("its matrices are in C order")
+    optimizer.apply([first], [w])
+    turned[...] = w
+    twin, expected = copy.deepcopy(optimizer), w.copy()
+    optimizer.build([turned])
+    for one, weight in ((optimizer, turned), (twin, expected)):
+        one.apply([second], [weight])
+    np.testing.assert_allclose(turned, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_subsets_in_any_order(case):
     weights, expected = arrays(0), arrays(0)
     optimizer = case.make()
