@@ -90,7 +90,7 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
         repeats: how many; fewer, but not under five, of one whose would take longer than its share of `budget`
             seconds: it sits out turns, evenly, so that the quick ones are still timed often.
         seconds: how long a repeat should take: a quick step is done many times in it, after one that is not timed.
-        pause: seconds to sleep before each repeat, which is one step then.
+        pause: seconds to sleep before each repeat, which is one step then, with none before it.
 
     Example:
         >>> from optimc.bench_run import Contestant, interleaved
@@ -111,8 +111,8 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
             if pause:
                 time.sleep(pause)
             step = one.step
-            if n > 1:
-                step()                      # the others' arrays have driven its own out of the cache
+            if not pause:
+                step()                      # the others have driven its arrays out of the cache, and freed theirs
             start = time.perf_counter()
             for _ in range(n):
                 step()
@@ -128,7 +128,7 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
             once = repeat(name, min(10, one.most))
         if not math.isnan(once):
             loops[name] = 1 if pause else max(1, min(int(seconds / once * 1e9), one.most))
-            lasts[name] = (loops[name] + (loops[name] > 1)) * once / 1e9 + pause
+            lasts[name] = (loops[name] + (not pause)) * once / 1e9 + pause
     turns = {name: int(min(max(budget / len(loops) / lasts[name], FEWEST), repeats)) for name in loops}
     gc.collect()
     for k in range(repeats):

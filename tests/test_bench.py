@@ -42,7 +42,7 @@ def test_contestants_take_turns():
     times = bench_run.interleaved({name: Contestant(lambda name=name: done.append(name)) for name in "ab"},
                                   repeats=8, seconds=0)
     assert {name: len(measured) for name, measured in times.items()} == {"a": 8, "b": 8}
-    rounds = "".join(done)[-16:]
+    rounds = "".join(done)[-32::2]              # a step to warm the cache, and the one that is timed
     assert all({*rounds[k:k + 2]} == {"a", "b"} for k in range(0, 16, 2))
     assert "ab" in rounds[::2] + rounds and len({rounds[k:k + 2] for k in range(0, 16, 2)}) == 2
 
@@ -64,13 +64,13 @@ def test_a_slow_contestant_sits_out_turns_evenly():
         "slow": Contestant(lambda: (time.sleep(0.02), done.append("s"))),
         "quick": Contestant(lambda: done.append("q"))}, repeats=30, seconds=0, budget=0.2)
     assert [len(times[name]) for name in ("slow", "quick")] == [5, 30]
-    assert set(np.diff(np.flatnonzero(np.array(done[-35:]) == "s"))) <= {6, 7, 8}
+    assert set(np.diff(np.flatnonzero(np.array(done[-70::2]) == "s"))) <= {6, 7, 8}
 
 
 def test_after_a_pause_comes_one_step():
     done = []
     bench_run.interleaved({"a": Contestant(lambda: done.append(0))}, repeats=5, pause=1e-4)
-    assert len(done) <= 2 + 11 + 5
+    assert len(done) <= 2 + 10 + 5
 
 
 def test_a_contestant_that_raises_leaves_the_race():
