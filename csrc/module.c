@@ -1428,6 +1428,12 @@ static PyObject *gradient_label(Optimizer *self, PyObject *grads, PyObject *weig
     return label("grads", self->names, index);
 }
 
+static int refuse_norm(void)
+{
+    PyErr_SetString(PyExc_FloatingPointError, "the norm of all gradients is not finite");
+    return -1;
+}
+
 /* What must be known of the gradients of a matched step.  As check_step; grads as in gradient_label. */
 static int survey_step(Optimizer *self, PyObject *grads, PyObject *weights, int finite)
 {
@@ -1437,10 +1443,8 @@ static int survey_step(Optimizer *self, PyObject *grads, PyObject *weights, int 
         return 1;
     if (finite == SKIP)
         return 0;
-    if (self->request.overflow == GLOBAL_NORM) {
-        PyErr_SetString(PyExc_FloatingPointError, "the norm of all gradients is not finite");
-        return -1;
-    }
+    if (self->request.overflow == GLOBAL_NORM)
+        return refuse_norm();
     return refuse(PyExc_FloatingPointError,
         self->request.overflow ? "the norm of %U is not finite" : "%U is not finite",
         gradient_label(self, grads, weights, bad), NULL, NULL);
@@ -2037,14 +2041,15 @@ static PyObject *optimizer_sums(Optimizer *self, PyObject *Py_UNUSED(ignored))
     return PyBytes_FromStringAndSize((const char *)sums, (Py_ssize_t)(n * sizeof *sums));
 }
 
-PyDoc_STRVAR(refold_doc, "_refold($self, sums, counts, /)\n--\n\n"
+PyDoc_STRVAR(refold_doc, "_refold($self, finite, sums, counts, /)\n--\n\n"
 "Takes these sums of squares (contiguous doubles) instead of those `_survey` made: counts[i] (contiguous\n"
-"64-bit integers) of them for weight i.  Returns the norm of all gradients.");
+"64-bit integers) of them for weight i.  `finite` and what is returned: as `_survey`.");
 
 static PyObject *optimizer_refold(Optimizer *self, PyObject *args)
 {
+    int finite;
     Py_buffer sums, counts;
-    if (!PyArg_ParseTuple(args, "y*y*", &sums, &counts))
+    if (!PyArg_ParseTuple(args, "py*y*", &finite, &sums, &counts))
         return NULL;
     const size_t n = self->plan ? optimc_plan_weights(self->plan) : 0;
     int64_t needed = 0;
@@ -2053,14 +2058,18 @@ static PyObject *optimizer_refold(Optimizer *self, PyObject *args)
         needed += ((const int64_t *)counts.buf)[i];
         fits = ((const int64_t *)counts.buf)[i] >= 0 && needed <= sums.len / (Py_ssize_t)sizeof(double);
     }
-    double norm = 0;
     if (fits && n)
-        norm = optimc_plan_refold(self->plan, &self->request, sums.buf, counts.buf);
+        optimc_plan_refold(self->plan, &self->request, sums.buf, counts.buf);
     else
         PyErr_SetString(PyExc_ValueError, "counts: expected one per weight, and together as many as there are sums");
     PyBuffer_Release(&sums);
     PyBuffer_Release(&counts);
-    return fits && n ? PyFloat_FromDouble(norm) : NULL;
+    if (!fits || !n)
+        return NULL;
+    const int good = !self->request.overflow;
+    if (!good && !finite && self->check_finite != SKIP && refuse_norm())
+        return NULL;
+    return PyBool_FromLong(good);
 }
 
 PyDoc_STRVAR(advance_doc, "_advance($self, double, begin, end, /)\n--\n\n"

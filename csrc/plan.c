@@ -709,17 +709,24 @@ static int clips_by_norm(const struct plan *plan, const struct row *row)
 }
 
 /* Whether the global norm is one that every weight which is clipped by it can read. */
-static int has_good_norm(const struct plan *plan)
+static int has_good_norm(const struct plan *plan, const double norm)
 {
-    const double norm = plan->request->norm;
+    if (isfinite((float)norm))
+        return 1;
     for (size_t i = 0; i < plan->n_weights; i++) {
         const struct weight *weight = &plan->weights[i];
         const struct options *options = options_of(plan, &plan->rows[weight->row]);
         if (takes_part(plan, weight) && options->global_clipnorm > 0 && !(options->clipnorm > 0)
-            && !(weight->lane == TYPE_F32 ? isfinite((float)norm) : isfinite(norm)))
+            && (weight->lane == TYPE_F32 || !isfinite(norm)))
             return 0;
     }
     return 1;
+}
+
+static void set_norm(const struct plan *plan, struct request *request)
+{
+    request->norm = norm_of(plan);
+    request->overflow = request->check && !has_good_norm(plan, request->norm) ? GLOBAL_NORM : NO_NORM;
 }
 
 ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request)
@@ -744,9 +751,8 @@ ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request)
                 return (ptrdiff_t)i;
         }
     }
-    request->norm = norm_of(plan);
     request->surveyed = 1;
-    request->overflow = request->check && !has_good_norm(plan) ? GLOBAL_NORM : NO_NORM;
+    set_norm(plan, request);
     return request->overflow ? 0 : -1;
 }
 
@@ -756,13 +762,13 @@ const double *optimc_plan_sums(const struct plan *plan, size_t *n)
     return plan->sums[0];
 }
 
-double optimc_plan_refold(struct plan *plan, struct request *request, const double *sums,
+void optimc_plan_refold(struct plan *plan, struct request *request, const double *sums,
     const int64_t *counts)
 {
     for (size_t i = 0; i < plan->n_weights; sums += counts[i++])
         plan->weights[i].square = add_up(sums, (size_t)counts[i]);
     plan->request = request;
-    return request->norm = norm_of(plan);
+    set_norm(plan, request);
 }
 
 /* ------------------------------------------------------------------------ a step: what writes ---- */

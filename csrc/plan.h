@@ -125,9 +125,9 @@ ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request);
 
 /* For a step over parts of weights whose other parts are elsewhere: the sums of squares that the survey
    made, `n` of them in the order of the weights; and the norms as they are with these sums instead, of
-   which counts[i] belong to weight i.  Returns the global one. */
+   which counts[i] belong to weight i; request->overflow says whether the global one fails the check. */
 const double *optimc_plan_sums(const struct plan *plan, size_t *n);
-double optimc_plan_refold(struct plan *plan, struct request *request, const double *sums,
+void optimc_plan_refold(struct plan *plan, struct request *request, const double *sums,
     const int64_t *counts);
 
 /* Whether a weight takes part in an update: it has a gradient, now or accumulated from before. */

@@ -635,14 +635,7 @@ class Sharded(Wrapper):
         counts = self._blocks.sum(axis=1).tolist()
         sums = np.empty(sum(counts))
         team.wait(team.comm.Iallgatherv([np.frombuffer(local._sums()), MPI.DOUBLE], [sums, counts, MPI.DOUBLE]))
-        norm = local._refold(sums[self._block_order], self._blocks.sum(axis=0))
-        clips = local._current(0, local._index["global_clipnorm"]) > 0
-        most = min(float(np.finfo(weight.dtype).max) for weight in self._whole._weights)
-        if norm <= most or not (clips and (finite or local._check_finite)):
-            return True
-        if finite or local.check_finite == "skip":
-            return False
-        raise FloatingPointError("the norm of all gradients is not finite")
+        return local._refold(finite, sums[self._block_order], self._blocks.sum(axis=0))
 
     def _between(self):
         """What the local optimizer does before it writes; if it can fail, all know."""

@@ -233,6 +233,15 @@ def few():
     sharded = mpi.Sharded(optimc.Adam())
     sharded.apply([np.ones(0)], [np.ones(0)])
     assert sharded.iterations == 1
+    # squares that are finite on every rank of two or more, and in every weight, but not their sum
+    sharded, weights = mpi.Sharded(optimc.SGD(0.5, global_clipnorm=1.0, check_finite="raise")), [np.ones(1), np.ones(1)]
+    huge = [np.full(1, 1.2e154)] * 2
+    refused(FloatingPointError, "norm .*not", sharded, lambda: sharded.apply(huge, weights), weights)
+    sharded._local.check_finite = sharded._whole.check_finite = "skip"
+    sharded.apply(huge, weights)
+    assert sharded.skipped_steps == 1 and [w.tolist() for w in weights] == [[1], [1]]
+    sharded.apply([np.ones(1), np.ones(1)], weights)
+    assert sharded.iterations == 1 and all(w < 1 for w in weights)
 
 
 def broken_saves(folder):
