@@ -234,7 +234,8 @@ def few():
     sharded.apply([np.ones(0)], [np.ones(0)])
     assert sharded.iterations == 1
     # squares that are finite on every rank of two or more, and in every weight, but not their sum
-    sharded, weights = mpi.Sharded(optimc.SGD(0.5, global_clipnorm=1.0, check_finite="raise")), [np.ones(1), np.ones(1)]
+    sharded = mpi.Sharded(optimc.SGD(0.5, global_clipnorm=1.0, check_finite="raise"))
+    weights = [np.ones(1), np.ones(1)]
     huge = [np.full(1, 1.2e154)] * 2
     refused(FloatingPointError, "norm .*not", sharded, lambda: sharded.apply(huge, weights), weights)
     sharded._local.check_finite = sharded._whole.check_finite = "skip"
