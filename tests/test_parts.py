@@ -67,7 +67,7 @@ def test_norms_come_from_the_sums_given():
     sums = np.frombuffer(optimizer._sums())
     counts = np.array([-(-w.size // _core.SUM_BLOCK) for w in weights])
     assert len(sums) == counts.sum()
-    optimizer._refold(4 * sums, counts)
+    assert optimizer._refold(False, 4 * sums, counts)
     optimizer._finish(True)
     assert optimizer.last_global_norm == clipped.last_global_norm
     for w, g, e in zip(weights, grads, expected, strict=True):
@@ -88,11 +88,27 @@ def test_the_look_can_refuse_and_parts_are_checked():
         optimizer._advance(True, 0, 212)
     for wrong in (np.zeros(2, np.int64), np.full(len(weights), 10), np.full(len(weights), -1)):
         with pytest.raises(ValueError, match="counts"):
-            optimizer._refold(np.zeros(7), wrong)
+            optimizer._refold(False, np.zeros(7), wrong)
     optimizer._finish(False)
     assert optimizer.iterations == 0
     for w, b in zip(weights, before, strict=True):
         assert_same_bits(w, b)
+
+
+@pytest.mark.parametrize("policy", ["propagate", "raise", "skip"])
+def test_sums_that_overflow_are_judged_like_gradients(policy):
+    weights, grads = setting(np.random.default_rng(3))
+    optimizer = optimc.SGD(1.0, global_clipnorm=1.0, check_finite=policy)
+    optimizer._match_step(grads, weights, False)
+    assert optimizer._survey(False)
+    counts = np.array([-(-w.size // _core.SUM_BLOCK) for w in weights])
+    sums = np.full(counts.sum(), 1e308)
+    if policy == "raise":
+        with pytest.raises(FloatingPointError, match="the norm of all gradients is not finite"):
+            optimizer._refold(False, sums, counts)
+    else:
+        assert optimizer._refold(False, sums, counts) == (policy == "propagate")
+    optimizer._finish(False)
 
 
 def test_a_range_of_a_gradient_is_pulled_in_the_order_of_memory():
