@@ -127,9 +127,9 @@ def optimizers():
         title = described(name, arguments)
         for n, peers in ((BIG, CALLED), (1_000_000, CALLED)):
             yield Case(f"optimizers, {number(n)}", title,
-                       Job("", Work([(n,)], "float32", name, arguments), peers=peers, seconds=0.01, budget=2.0))
+                       Job("", Work([(n,)], "float32", name, arguments), peers=peers, seconds=0.01, budget=3.0))
         yield Case(f"optimizers, {number(BIG)}, float64", title,
-                   Job("", Work([(BIG,)], "float64", name, arguments), peers=(), budget=3.0))
+                   Job("", Work([(BIG,)], "float64", name, arguments), peers=(), budget=4.0))
     yield Case("optimizers, matrices", "Muon, 1024 x 1024",
                Job("", Work([(1024, 1024)], "float32", "Muon"), peers=CALLED, budget=3.0))
     yield Case("optimizers, matrices", "Adafactor, 5000 x 5000",

@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import re
+import statistics
 import sys
 import time
 import zipfile
@@ -164,15 +165,24 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def merged(sets: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     """One entry per contestant, with its "ratio" to optimc's median in the same process.
 
-    What every process times, optimc and the limit, is taken from the first.
+    What every process times, optimc and the limits, is the median of the processes' figures: how a machine places
+    the memory and the threads of one is a matter of luck that lasts as long as it.
     """
-    entries: dict[str, dict[str, Any]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for figures in sets.values():
         ours = figures.get(OURS, {}).get("median")
         for name, entry in figures.items():
-            if name not in entries:
-                entries[name] = dict(entry, ratio=entry["median"] / ours) if ours and "median" in entry else entry
-    return entries
+            timed = "median" in entry
+            found.setdefault(name, []).append(dict(entry, ratio=entry["median"] / ours) if ours and timed else entry)
+    return {name: _pooled(entries) for name, entries in found.items()}
+
+
+def _pooled(entries):
+    timed = [entry for entry in entries if "median" in entry]
+    if not timed:
+        return entries[0]
+    how = {"min": min, "max": max, "repeats": sum}
+    return {key: how.get(key, statistics.median)([entry[key] for entry in timed if key in entry]) for key in timed[0]}
 
 
 def is_peer(name: str) -> bool:

@@ -21,7 +21,6 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-import time
 from typing import NamedTuple
 
 import numpy as np
@@ -216,19 +215,8 @@ def divider(work: Work, ours: Ours, only: Pass | None = None):
 
 
 def pass_by_pass(work: Work, ours: Ours):
-    """A function that takes of each pass the bound that is slower here; None for a step of one pass, or no root."""
+    """Functions that do what bounds each pass of a step, a list per pass; none for a step of one, or no root."""
     several = passes(work, ours)
     if len(several) == 1 or not any(one.roots + one.divisions for one in several):
-        return None
-    bounds = [[step for step in (stream(work, ours, 1, one), divider(work, ours, one)) if step] for one in several]
-    slowest = [max(steps, key=_fastest) for steps in bounds]
-    return lambda: [step() for step in slowest]
-
-
-def _fastest(step, times=3):
-    taken = []
-    for _ in range(times):
-        start = time.perf_counter()
-        step()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+        return []
+    return [[step for step in (stream(work, ours, 1, one), divider(work, ours, one)) if step] for one in several]

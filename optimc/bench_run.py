@@ -13,6 +13,7 @@ import gc
 import importlib.util
 import json
 import math
+import operator
 import os
 import queue
 import random
@@ -177,10 +178,11 @@ def contestants(job: Job, set_name: str, ours: Ours) -> tuple[dict[str, Contesta
         try:
             for threads in job.threads if job.work.weights >= WORTH_THREADS else (1,):
                 built[with_threads(STREAM, threads)] = Contestant(bench_limit.stream(job.work, ours, threads))
-            for name, bound in ((DIVIDER, bench_limit.divider), (PASSES, bench_limit.pass_by_pass)):
-                step = bound(job.work, ours)
-                if step:
-                    built[name] = Contestant(step)
+            step = bench_limit.divider(job.work, ours)
+            if step:
+                built[DIVIDER] = Contestant(step)
+            for k, bounds in enumerate(bench_limit.pass_by_pass(job.work, ours)):
+                built.update({f"{PASSES} {k} {i}": Contestant(step) for i, step in enumerate(bounds)})
         except bench_limit.NoLimit as error:
             failed[STREAM] = str(error)
     return built, failed
@@ -205,9 +207,25 @@ def measure(job: Job, set_name: str) -> dict[str, dict[str, Any]]:
         name: {"error": measured} if isinstance(measured, str) else summary(measured)
         for name, measured in times.items()}
     results |= {name: {"error": why} for name, why in failed.items()}
+    _add_passes(results)
     if "median" in results.get(STREAM, {}):
         results[STREAM]["bytes"] = job.work.weights * bench_limit.bytes_per_weight(job.work, ours)
     return results
+
+
+def _add_passes(results):
+    """Puts the sum of the slower bound of each pass in the place of the bounds."""
+    parts = {name: results.pop(name) for name in list(results) if name.startswith(PASSES)}
+    wrong = next((entry for entry in parts.values() if "error" in entry), None)
+    if wrong:
+        results[PASSES] = wrong
+    elif parts:
+        slowest = {}
+        for name, entry in parts.items():
+            number = name.split()[-2]
+            slowest[number] = max(slowest.get(number, entry), entry, key=operator.itemgetter("median"))
+        results[PASSES] = {key: (min if key == "repeats" else sum)(entry[key] for entry in slowest.values())
+                           for key in slowest[number]}
 
 
 def child(set_name: str) -> None:
