@@ -90,7 +90,8 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
         contestants: by name.
         repeats: how many; fewer, but not under five, of one whose would take longer than its share of `budget`
             seconds: it sits out turns, evenly, so that the quick ones are still timed often.
-        seconds: how long a repeat should take: a quick step is done many times in it, after one that is not timed.
+        seconds: how long a repeat should take: a quick step is done many times in it, of which the first eighth,
+            or the one step before that of a slow one, is not timed.
         pause: seconds to sleep before each repeat, which is one step then, with none before it.
 
     Example:
@@ -99,12 +100,13 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
         >>> len(times["sum"])
         5
     """
-    loops: dict[str, int] = {}
+    first: dict[str, int] = {}              # untimed steps of a repeat
+    loops: dict[str, int] = {}              # timed ones
     lasts: dict[str, float] = {}            # seconds, a repeat
     times: dict[str, list[float] | str] = {name: [] for name in contestants}
     order = random.Random(0)
 
-    def repeat(name, n):
+    def repeat(name, n, untimed=1):
         one = contestants[name]
         try:
             if one.before:
@@ -112,7 +114,7 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
             if pause:
                 time.sleep(pause)
             step = one.step
-            if not pause:
+            for _ in range(0 if pause else untimed):
                 step()                      # the others have driven its arrays out of the cache, and freed theirs
             start = time.perf_counter()
             for _ in range(n):
@@ -128,14 +130,16 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
         if once < seconds / 20 * 1e9:
             once = repeat(name, min(10, one.most))
         if not math.isnan(once):
-            loops[name] = 1 if pause else max(1, min(int(seconds / once * 1e9), one.most))
-            lasts[name] = (loops[name] + (not pause)) * once / 1e9 + pause
+            steps = 1 if pause else min(int(seconds / once * 1e9), one.most)
+            first[name] = max(1, steps // 8)
+            loops[name] = max(1, steps - first[name])
+            lasts[name] = (loops[name] + (0 if pause else first[name])) * once / 1e9 + pause
     turns = {name: int(min(max(budget / len(loops) / lasts[name], FEWEST), repeats)) for name in loops}
     gc.collect()
     for k in range(repeats):
         due = [name for name in loops if (k + 1) * turns[name] // repeats > k * turns[name] // repeats]
         for name in order.sample(due, len(due)):
-            measured, kept = repeat(name, loops[name]), times[name]
+            measured, kept = repeat(name, loops[name], first[name]), times[name]
             if isinstance(kept, list):
                 kept.append(measured)
             else:
