@@ -14,6 +14,8 @@ from optimc.bench_run import OURS, STREAM, with_threads
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
 MARKED = re.compile(r"(<!-- speed -->\n).*?(\n<!-- end -->)", re.S)
+#: spread of a case's times above which something else kept the machine busy
+CALM = 0.05
 #: columns of the README's table
 COLUMNS = ("NumPy out=", "torch fused", "torch foreach", "optax jit", "Keras on NumPy", "thinc", "scikit-learn")
 #: its rows: case, what it is called
@@ -96,6 +98,8 @@ def source(results):
     absent = "".join(f" Without {peer}: {module} was not installed." for peer, module in results["missing"].items())
     return (f"{results['cpu']}; {versions}; {results['date']}; `{results['command']}`. Medians of steps timed in "
             f"turn; in brackets, the multiple of optimc's time in the same process.{absent}"
+            + f" For {results.get('patience', 0):g} minutes, cases whose times spread by more than {CALM:.0%} were "
+            "measured again, and the calmer figures kept." * bool(results.get("patience"))
             + " Interrupted: not all is there." * results["interrupted"])
 
 
@@ -115,13 +119,18 @@ def whole(results):
     return "\n\n".join(parts)
 
 
+def spread(entry):
+    """Between the quartiles of a contestant's times, as a share of the median."""
+    return (entry["high"] - entry["low"]) / entry["median"]
+
+
 def _figures(case, name, entry, entries):
     if "error" in entry:
         return [entry["error"].replace("|", "/"), *[""] * 8]
     reached = next((share(entries, n) for n in case["threads"] if name == with_threads(OURS, n)), None)
     moved = entries.get(STREAM, {}).get("bytes") if name.startswith((OURS, STREAM)) else None
     return [*(duration(entry[key]) for key in ("min", "median", "max")),
-            f"{(entry['high'] - entry['low']) / entry['median']:.0%}", str(entry["repeats"]),
+            f"{spread(entry):.0%}", str(entry["repeats"]),
             f"{entry['median'] / case['weights']:.3g}", f"{moved / entry['median']:.3g}" if moved else "",
             f"{entry['ratio']:.3g}" if "ratio" in entry else "",
             f"{reached:.0%}" if reached else ""]

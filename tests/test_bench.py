@@ -468,6 +468,29 @@ def test_an_interrupted_benchmark_keeps_what_is_done(tmp_path, monkeypatch, caps
     assert "interrupted" in capsys.readouterr().out
 
 
+def test_what_was_disturbed_is_measured_again(tmp_path, monkeypatch, capsys):
+    from benchmarks.__main__ import main as benchmark
+    calm = {"optimc": {**figure(90.0), "low": 89.0, "high": 91.0}}
+    worse, failed = {"optimc": {**figure(99.0), "high": 999.0}}, {"optimc": {"error": "ValueError"}}
+    runs = {"lists/lesson": [SETS["numpy"], worse, failed, calm], "lists/50 x 100": [calm]}
+
+    def run(jobs, name):
+        for job in jobs:
+            yield job, runs[job.name].pop(0)
+    monkeypatch.setattr(bench_run, "run", run)
+    monkeypatch.setattr("benchmarks.__main__.import_time", lambda repeats: 1.0)
+    argv = ["--cases", "lists/lesson,lists/50 x 100", "--peers", "numpy out", "--out", str(tmp_path / "s.json")]
+    assert benchmark([*argv, "--patience", "1"]) == 0
+    results = report.load(tmp_path / "s.json")
+    assert [case["sets"] for case in results["cases"]] == [{"numpy": calm}] * 2
+    assert runs == {"lists/lesson": [], "lists/50 x 100": []}
+    assert "numpy again: lists/lesson; spread 10%, now 2%" in capsys.readouterr().err
+    assert "For 1 minutes, cases whose times spread by more than 5% were measured again" in report.source(results)
+    runs.update({"lists/lesson": [SETS["numpy"]], "lists/50 x 100": [calm]})
+    assert benchmark(argv) == 0                             # without patience, nothing is
+    assert report.load(tmp_path / "s.json")["cases"][0]["sets"] == {"numpy": SETS["numpy"]}
+
+
 @pytest.mark.parametrize("argv, said", [(["--cases", "nothing"], "there is no case 'nothing'"),
                                         (["--peers", "nobody"], "there is no peer 'nobody'")])
 def test_bad_options_of_the_benchmark_are_one_line(capsys, argv, said):
