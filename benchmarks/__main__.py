@@ -106,7 +106,7 @@ def _measure_again(found, results, patience):
                     if new < old and not any("error" in entry for entry in figures.values()):
                         sets[name] = figures
                     print(f"{name} again: {job.name}; spread {old:.0%}, now {new:.0%}", file=sys.stderr, flush=True)
-            if time.monotonic() >= end:
+            if not time.monotonic() < end:
                 return
 
 
