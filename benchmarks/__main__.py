@@ -9,6 +9,7 @@ A quiet machine gives the truth; `spread` in the tables shows how quiet it was. 
 import argparse
 import contextlib
 import fnmatch
+import math
 import os
 import pathlib
 import shlex
@@ -103,10 +104,13 @@ def _measure_again(found, results, patience):
                     job, figures = done
                     sets = results[job.name]["sets"]
                     old, new = disturbance(sets[name]), disturbance(figures)
-                    if new < old and not any("error" in entry for entry in figures.values()):
+                    failed = [one for one in sets[name] if "error" in figures.get(one, {"error": "not timed"})
+                              and "error" not in sets[name][one]]
+                    if new < old and not failed:
                         sets[name] = figures
-                    print(f"{name} again: {job.name}; spread {old:.0%}, now {new:.0%}", file=sys.stderr, flush=True)
-            if not time.monotonic() < end:
+                    said = "; failed: ".join([f"spread {old:.0%}, now {new:.0%}", *failed])
+                    print(f"{name} again: {job.name}; {said}", file=sys.stderr, flush=True)
+            if time.monotonic() >= end:
                 return
 
 
@@ -130,7 +134,8 @@ def main(argv=None):
     add("--peers", metavar="NAMES", help="only peers whose name contains one of these, separated by commas")
     add("--threads", metavar="N", type=int, help="beside one thread time so many (default: all)")
     add("--patience", metavar="MINUTES", type=float, default=0.0, help="after all cases, for so long, measure those "
-        f"again whose times spread by more than {report.CALM:.0%}%, keep the calmer figures (default: %(default)g)")
+        f"again whose times spread by more than {report.CALM:.0%}%, idleness and rivals aside, and keep the "
+        "calmer figures (default: %(default)g)")
     add("--cpu", help="what the CPU is called in the tables (default: found out)")
     add("--out", metavar="FILE.json", type=pathlib.Path, default=pathlib.Path("build/speed.json"),
         help="default: %(default)s")
@@ -145,6 +150,8 @@ def main(argv=None):
             return 0
         if args.readme:
             args.out = report.RESULTS
+        if not 0 <= args.patience < math.inf:
+            raise InputError(f"--patience: expected minutes, 0 or more, got {args.patience:g}")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
         figures = measured(found, 60 * args.patience)

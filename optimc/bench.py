@@ -182,7 +182,8 @@ def _pooled(entries):
     if not timed:
         return entries[0]
     how = {"min": min, "max": max, "repeats": sum}
-    return {key: how.get(key, statistics.median)([entry[key] for entry in timed if key in entry]) for key in timed[0]}
+    return {key: how.get(key, statistics.median)([entry[key] for entry in timed if key in entry])
+            for key in dict.fromkeys(key for entry in timed for key in entry)}
 
 
 def is_peer(name: str) -> bool:
@@ -204,7 +205,7 @@ def recommendation(work: Work, threads: Sequence[int], sets: dict[str, dict[str,
                         "program.")
         else:
             said.append(f"{best}: it is {1 / ratios[best]:.3g} times as fast as optimc here.")
-    figures = next(iter(sets.values()), {})
+    figures = merged(sets)
     one, many = figures.get(OURS, {}), figures.get(with_threads(OURS, threads[-1]), {})
     if len(threads) > 1 and "median" in one and "median" in many:
         gain = one["median"] / many["median"]

@@ -2,7 +2,7 @@
 
 A `Job` is one workload to be timed.  Peers that can share a process do (the sets of bench_peers.py): `run` starts
 one process per set, which builds everybody's optimizer and lets them step in turn, in a new order each time, optimc
-and the machine's limit among them.  So every ratio is of figures from one process and one minute.  A peer that
+and the machine's limit among them.  So a peer is compared with the optimc of its process and minute.  A peer that
 raises is a line in the results; so is one that takes the process with it, which is then started again for the
 jobs that are left.
 
@@ -90,8 +90,8 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
         contestants: by name.
         repeats: how many; fewer, but not under five, of one whose would take longer than its share of `budget`
             seconds: it sits out turns, evenly, so that the quick ones are still timed often.
-        seconds: how long a repeat should take: a quick step is done many times in it, of which the first eighth,
-            or the one step before that of a slow one, is not timed.
+        seconds: how long a repeat should take: a quick step is done many times in it.  An eighth of them is not
+            timed, and comes first; of a slow one it is a step more.
         pause: seconds to sleep before each repeat, which is one step then, with none before it.
 
     Example:

@@ -125,7 +125,7 @@ JOBS = [Job("first", Work([(4,)])), Job("second", Work([(4,)]), peers=("NumPy ou
 ])
 def test_a_child_that_dies_is_a_line_for_each_job(tmp_path, monkeypatch, script, said):
     speaking(tmp_path, monkeypatch, script)
-    monkeypatch.setattr(bench_run, "PATIENCE", 0.3)
+    monkeypatch.setattr(bench_run, "PATIENCE", 0.3 if said == "took too long" else 60.0)
     jobs = [job._replace(budget=0.0) for job in JOBS]
     assert [(job.name, figures) for job, figures in bench_run.run(jobs, "numpy")] == [
         ("first", {"NumPy out=": {"error": said}, "NumPy plain": {"error": said}}),
@@ -472,7 +472,9 @@ def test_what_was_disturbed_is_measured_again(tmp_path, monkeypatch, capsys):
     from benchmarks.__main__ import main as benchmark
     calm = {"optimc": {**figure(90.0), "low": 89.0, "high": 91.0}}
     worse, failed = {"optimc": {**figure(99.0), "high": 999.0}}, {"optimc": {"error": "ValueError"}}
-    runs = {"lists/lesson": [SETS["numpy"], worse, failed, calm], "lists/50 x 100": [calm]}
+    lasting = {"limit: memory": {"error": "NoLimit"}}
+    first, calm = {**SETS["numpy"], **lasting}, {**SETS["numpy"], **calm, **lasting}
+    runs = {"lists/lesson": [first, worse, failed, calm], "lists/50 x 100": [calm]}
 
     def run(jobs, name):
         for job in jobs:
@@ -492,7 +494,8 @@ def test_what_was_disturbed_is_measured_again(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("argv, said", [(["--cases", "nothing"], "there is no case 'nothing'"),
-                                        (["--peers", "nobody"], "there is no peer 'nobody'")])
+                                        (["--peers", "nobody"], "there is no peer 'nobody'"),
+                                        (["--patience", "nan"], "--patience: expected minutes, 0 or more, got nan")])
 def test_bad_options_of_the_benchmark_are_one_line(capsys, argv, said):
     from benchmarks.__main__ import main as benchmark
     assert benchmark(argv) == 2
