@@ -98,7 +98,7 @@ def source(results):
     absent = "".join(f" Without {peer}: {module} was not installed." for peer, module in results["missing"].items())
     return (f"{results['cpu']}; {versions}; {results['date']}; `{results['command']}`. Medians of steps timed in "
             f"turn; in brackets, the multiple of optimc's time in the same process.{absent}"
-            + f" For {results.get('patience', 0):g} minutes, cases whose times spread by more than {CALM:.0%} were "
+            + f" For {results.get('patience', 0):g} min, cases whose times spread by more than {CALM:.0%} were "
             "measured again, and the calmer figures kept." * bool(results.get("patience"))
             + " Interrupted: not all is there." * results["interrupted"])
 
@@ -197,7 +197,7 @@ def _threads(found, entries):
         one, many = (entries[name].get(with_threads(OURS, n), {}) for n in (case["threads"][0], case["threads"][-1]))
         if one is many or "median" not in one or "median" not in many:
             continue
-        ratio = many["median"] / one["median"]
+        ratio = many["ratio"]
         if case["group"] == "with a rival process":
             yield (f"{name}: {case['threads'][-1]} threads at most 1.5 times one's", f"{ratio:.2f}", ratio <= 1.5)
         else:

@@ -139,17 +139,18 @@ def duration(nanoseconds: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(max(value, 0.1))))}f} {unit}"
 
 
-def bound(figures: dict[str, dict[str, Any]], threads: int = 1) -> float | None:
-    """The least time in ns that the machine allows for a step, if it was measured."""
-    stream = figures.get(with_threads(STREAM, threads), {}).get("median")
+def bound(figures: dict[str, dict[str, Any]], threads: int = 1, key: str = "median") -> float | None:
+    """The least time in ns that the machine allows for a step, if it was measured; or this "ratio"."""
+    stream = figures.get(with_threads(STREAM, threads), {}).get(key)
     if stream is None:
         return None
-    return max(stream, *(figures.get(name, {}).get("median", 0) / threads for name in (DIVIDER, PASSES)))
+    return max(stream, *(figures.get(name, {}).get(key, 0) / threads for name in (DIVIDER, PASSES)))
 
 
 def share(figures: dict[str, dict[str, Any]], threads: int = 1) -> float | None:
-    """How much of the machine's limit optimc reaches."""
-    least, ours = bound(figures, threads), figures.get(with_threads(OURS, threads), {}).get("median")
+    """How much of the machine's limit optimc reaches: of several processes, in the median of them."""
+    key = "ratio" if "ratio" in figures.get(OURS, {}) else "median"
+    least, ours = bound(figures, threads, key), figures.get(with_threads(OURS, threads), {}).get(key)
     return least / ours if least and ours else None
 
 
@@ -208,7 +209,7 @@ def recommendation(work: Work, threads: Sequence[int], sets: dict[str, dict[str,
     figures = merged(sets)
     one, many = figures.get(OURS, {}), figures.get(with_threads(OURS, threads[-1]), {})
     if len(threads) > 1 and "median" in one and "median" in many:
-        gain = one["median"] / many["median"]
+        gain = 1 / many["ratio"]
         real = gain >= EVEN and many["high"] < one["low"]       # beyond the spread
         said.append(f"{threads[-1]} threads are " + (f"{gain:.2g} times as fast as one." if real else
                                                      "no faster than one for these shapes: one is enough."))

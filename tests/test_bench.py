@@ -349,6 +349,12 @@ def test_ratios_are_of_one_process():
     assert bench.share(SETS["numpy"]) == 0.95
 
 
+def test_the_share_of_the_limit_is_one_within_a_process():
+    sets = {str(k): {"optimc": figure(ours), "limit: memory": figure(limit)}
+            for k, (ours, limit) in enumerate([(10.0, 9.0), (20.0, 10.0), (30.0, 30.0)])}
+    assert bench.share(bench.merged(sets)) == 0.9           # the medians themselves would say 0.5
+
+
 def test_what_every_process_times_is_the_median_of_them():
     ours = bench.merged(SETS)["optimc"]
     assert ours == {**figure(105.0), "min": 90.0, "max": 132.0, "repeats": 10, "ratio": 1.0}
@@ -487,7 +493,7 @@ def test_what_was_disturbed_is_measured_again(tmp_path, monkeypatch, capsys):
     assert [case["sets"] for case in results["cases"]] == [{"numpy": calm}] * 2
     assert runs == {"lists/lesson": [], "lists/50 x 100": []}
     assert "numpy again: lists/lesson; spread 10%, now 2%" in capsys.readouterr().err
-    assert "For 1 minutes, cases whose times spread by more than 5% were measured again" in report.source(results)
+    assert "For 1 min, cases whose times spread by more than 5% were measured again" in report.source(results)
     runs.update({"lists/lesson": [SETS["numpy"]], "lists/50 x 100": [calm]})
     assert benchmark(argv) == 0                             # without patience, nothing is
     assert report.load(tmp_path / "s.json")["cases"][0]["sets"] == {"numpy": SETS["numpy"]}
