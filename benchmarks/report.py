@@ -100,7 +100,7 @@ def source(results):
             f"turn; in brackets, the multiple of optimc's time in the same process.{absent}"
             + f" For {results.get('patience', 0):g} min, cases whose times spread by more than {CALM:.0%} were "
             "measured again, and the calmer figures kept." * bool(results.get("patience"))
-            + " Interrupted: not all is there." * results["interrupted"])
+            + " Interrupted: not all was measured." * results["interrupted"])
 
 
 def whole(results):
