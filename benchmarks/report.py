@@ -141,32 +141,42 @@ def _figures(case, name, entry, entries):
 
 def targets(results):
     """What the project asks of its own speed, and whether these results meet it."""
-    rows = [[text, value, "met" if good else "not met"] for text, value, good in _judged(results)]
-    return markdown(["target", "here", ""], rows)
-
-
-def _judged(results):
-    """(target, figure, whether it is met) for each that these results can tell."""
     found = {case["name"]: case for case in results["cases"]}
     entries = {name: merged(case["sets"]) for name, case in found.items()}
+    judged = [*_speeds(found, entries), *_threads(found, entries)]
+    if "import_ms" in results:
+        judged.append(("import optimc", "at most 30 ms more than NumPy's", f"{results['import_ms']:.1f} ms",
+                       results["import_ms"] <= 30))
+    return markdown(["target", "here", ""], [[f"{name}: {target}", value, "met" if good else "not met"]
+                                             for name, target, value, good in judged])
+
+
+def raced(results):
+    """The names of the cases that a target sets beside a peer, a limit or a time."""
+    found = {case["name"]: case for case in results["cases"]}
+    return {name for name, *_ in _speeds(found, {name: merged(case["sets"]) for name, case in found.items()})}
+
+
+def _speeds(found, entries):
+    """(case, target, figure, whether it is met) for each target of one thread that the cases can tell."""
 
     def times(name, least, peers=None):
         ratios = {peer: entry["ratio"] for peer, entry in entries.get(name, {}).items()
                   if "ratio" in entry and is_peer(peer) and (peers is None or peer in peers)}
         if ratios:
             best = min(ratios, key=ratios.get)
-            yield (f"{name}: {least} times as fast as {' or '.join(peers) if peers else 'any peer'}",
+            yield (name, f"{least} times as fast as {' or '.join(peers) if peers else 'any peer'}",
                    f"{ratios[best]:.3g} ({best})", ratios[best] >= least)
 
     def most(name, limit):
         ours = entries.get(name, {}).get(OURS, {}).get("median")
         if ours:
-            yield f"{name}: at most {duration(limit)}", duration(ours), ours <= limit
+            yield name, f"at most {duration(limit)}", duration(ours), ours <= limit
 
     def near(name, least):
         reached = share(entries.get(name, {}))
         if reached:
-            yield f"{name}: {least:.0%} of the limit", f"{reached:.1%}", reached >= least
+            yield name, f"{least:.0%} of the limit", f"{reached:.1%}", reached >= least
 
     yield from most("lists/lesson", 600)
     yield from times("lists/lesson", 33)
@@ -185,10 +195,6 @@ def _judged(results):
             yield from near(name, 0.9)
         if name.startswith("float64/") and found[name]["weights"] >= 25_000_000:
             yield from near(name, 0.97)
-    yield from _threads(found, entries)
-    if "import_ms" in results:
-        yield ("import optimc adds at most 30 ms to NumPy's", f"{results['import_ms']:.1f} ms",
-               results["import_ms"] <= 30)
 
 
 def _threads(found, entries):
@@ -199,9 +205,9 @@ def _threads(found, entries):
             continue
         ratio = many["ratio"]
         if case["group"] == "with a rival process":
-            yield (f"{name}: {case['threads'][-1]} threads at most 1.5 times one's", f"{ratio:.2f}", ratio <= 1.5)
+            yield name, f"{case['threads'][-1]} threads at most 1.5 times one's", f"{ratio:.2f}", ratio <= 1.5
         else:
-            yield (f"{name}: {case['threads'][-1]} threads no slower than one beyond the spread", f"{ratio:.2f}",
+            yield (name, f"{case['threads'][-1]} threads no slower than one beyond the spread", f"{ratio:.2f}",
                    many["low"] <= one["high"])
 
 
