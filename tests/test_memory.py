@@ -48,6 +48,17 @@ def test_slots_take_little_more_than_their_elements():
     assert block.nbytes < sum(w.nbytes for w in weights) + 50 * (memory.PAGE + 3 * memory.LINE) + 1
 
 
+@pytest.mark.parametrize("shapes", [[2_000_000], [10_000] * 120])
+def test_large_slots_begin_with_their_huge_pages(shapes):
+    weights = [np.zeros(shape, np.float32) for shape in shapes]
+    for k in range(_core.MAX_SLOTS + 2):
+        arrays = memory.like(weights, k)
+        block, low = arrays[0].base, _core.address(arrays[0])
+        assert 0 <= low % memory.HUGE - k * memory.LARGE_SHIFT < memory.PAGE    # at a boundary, but for the shift
+        assert _core.address(arrays[-1]) + arrays[-1].nbytes <= _core.address(block) + block.nbytes
+        assert block.nbytes < sum(w.nbytes + memory.PAGE for w in weights) + memory.HUGE + k * memory.LARGE_SHIFT + 1
+
+
 @pytest.mark.parametrize("steps", [100_000])
 def test_memory_is_flat_over_many_steps(case, steps):
     weights, grads = lesson()
