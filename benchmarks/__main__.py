@@ -90,8 +90,8 @@ def _measure(found, results, absent):
 
 
 def _measure_again(found, results, patience):
-    """Measures cases that were disturbed again, first those that a target of speed judges, and keeps, of all their
-    contestants, the calmer figures."""
+    """Measures cases that were disturbed again and keeps, of all their contestants, the calmer figures; cases that no
+    target races only when the others are calm."""
     end = time.monotonic() + patience
     raced = report.raced({"cases": list(results.values())})
 
@@ -141,8 +141,9 @@ def main(argv=None):
     add("--peers", metavar="NAMES", help="only peers whose name contains one of these, separated by commas")
     add("--threads", metavar="N", type=int, help="beside one thread time so many (default: all)")
     add("--patience", metavar="MINUTES", type=float, default=0.0, help="after all cases, for so long, measure those "
-        f"again whose times spread by more than {report.CALM:.0%}%, idleness and rivals aside, first those that "
-        "targets of speed judge, and keep the calmer figures (default: %(default)g)")
+        f"again whose times spread by more than {report.CALM:.0%}%, idleness and rivals aside, and keep the calmer "
+        "figures: those that a target sets beside a peer, a limit or a time, and the others when these are calm "
+        "(default: %(default)g)")
     add("--cpu", help="what the CPU is called in the tables (default: found out)")
     add("--out", metavar="FILE.json", type=pathlib.Path, default=pathlib.Path("build/speed.json"),
         help="default: %(default)s")

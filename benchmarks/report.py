@@ -99,7 +99,8 @@ def source(results):
     return (f"{results['cpu']}; {versions}; {results['date']}; `{results['command']}`. Medians of steps timed in "
             f"turn; in brackets, the multiple of optimc's time in the same process.{absent}"
             + f" For {results.get('patience', 0):g} min, cases whose times spread by more than {CALM:.0%} were "
-            "measured again, and the calmer figures kept." * bool(results.get("patience"))
+            "measured again, those that targets set beside a peer or a limit first, and the calmer figures kept."
+            * bool(results.get("patience"))
             + " Interrupted: not all was measured." * results["interrupted"])
 
 

@@ -25,8 +25,8 @@ def like(weights, k, shapes=None):
     """Zeroed arrays of the weights' dtypes, orders and shapes (or others), to be their slots number `k`.
 
     They lie in one block, in the order of their weights: what is small shares lines and pages, and what is large
-    together comes to lie on huge pages, which NumPy asks for.  Such a block starts at the first of its huge pages;
-    what lies before is never touched and takes no memory.
+    together comes to lie on huge pages, which NumPy asks for.  Such slots begin with the first huge page of their
+    block, k times 128 KiB into it, for which the block is up to 2 MiB longer.
     """
     places, room = [], 0
     for weight, shape in zip(weights, shapes or [weight.shape for weight in weights], strict=True):
@@ -35,9 +35,9 @@ def like(weights, k, shapes=None):
         shift = 0 if size < PAGE else (k + 1) * SHIFT
         places.append((weight, shape, size, unit, address(weight) + shift))
         room += size + unit
-    large = room >= LARGE
-    memory = np.zeros(room + large * (HUGE + k * LARGE_SHIFT), np.uint8)
-    start, arrays = address(memory) + large * (-address(memory) % HUGE + k * LARGE_SHIFT), []
+    first = HUGE + k * LARGE_SHIFT if room >= LARGE else 0
+    memory = np.zeros(room + first, np.uint8)
+    start, arrays = address(memory) + max(0, first - address(memory) % HUGE), []
     for weight, shape, size, unit, wanted in places:
         start += (wanted - start) % unit
         at = start - address(memory)

@@ -56,7 +56,14 @@ def test_large_slots_begin_with_their_huge_pages(shapes):
         block, low = arrays[0].base, _core.address(arrays[0])
         assert 0 <= low % memory.HUGE - k * memory.LARGE_SHIFT < memory.PAGE    # at a boundary, but for the shift
         assert _core.address(arrays[-1]) + arrays[-1].nbytes <= _core.address(block) + block.nbytes
-        assert block.nbytes < sum(w.nbytes + memory.PAGE for w in weights) + memory.HUGE + k * memory.LARGE_SHIFT + 1
+        most = sum(w.nbytes + memory.PAGE for w in weights)
+        assert block.nbytes == most + memory.HUGE + k * memory.LARGE_SHIFT
+
+
+def test_slots_that_are_not_large_take_no_more_for_huge_pages():
+    least = memory.LARGE - memory.PAGE                  # with what keeps it in its place within a page
+    for n, room in ((least - 1, memory.LARGE - 1), (least, memory.LARGE + memory.HUGE)):
+        assert memory.like([np.zeros(n, np.uint8)], 0)[0].base.nbytes == room
 
 
 @pytest.mark.parametrize("steps", [100_000])
