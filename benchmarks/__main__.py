@@ -108,6 +108,7 @@ def _measure_again(found, results, patience):
 
 
 def _again(jobs, name, results, end):
+    """Measures jobs of a set again until the time is up."""
     with contextlib.closing(bench_run.run(jobs, name)) as runs:
         while time.monotonic() < end and (done := next(runs, None)):
             job, figures = done

@@ -142,8 +142,7 @@ def _figures(case, name, entry, entries):
 
 def targets(results):
     """What the project asks of its own speed, and whether these results meet it."""
-    found = {case["name"]: case for case in results["cases"]}
-    entries = {name: merged(case["sets"]) for name, case in found.items()}
+    found, entries = _found(results)
     judged = [*_speeds(found, entries), *_threads(found, entries)]
     if "import_ms" in results:
         judged.append(("import optimc", "at most 30 ms more than NumPy's", f"{results['import_ms']:.1f} ms",
@@ -154,8 +153,13 @@ def targets(results):
 
 def raced(results):
     """The names of the cases that a target sets beside a peer, a limit or a time."""
+    return {name for name, *_ in _speeds(*_found(results))}
+
+
+def _found(results):
+    """The cases by name, and the figures of each from all processes."""
     found = {case["name"]: case for case in results["cases"]}
-    return {name for name, *_ in _speeds(found, {name: merged(case["sets"]) for name, case in found.items()})}
+    return found, {name: merged(case["sets"]) for name, case in found.items()}
 
 
 def _speeds(found, entries):
