@@ -4,7 +4,7 @@ Switches, from the environment:
     OPTIMC_STRICT=1     all warnings, as errors
     OPTIMC_DEBUG=1      -O1 -g and assertions
     OPTIMC_SANITIZE=address,undefined (or thread)   the same, with those sanitizers
-    OPTIMC_PLANT=1      defects on purpose, for .ci/sanitize: see csrc/plant.inc
+    OPTIMC_PLANT=1      defects on purpose, for .ci/sanitize: see csrc/python/plant.inc
 """
 
 import os
@@ -77,9 +77,9 @@ class BuildExt(build_ext):
 
 setup(cmdclass={"build_ext": BuildExt}, ext_modules=[Extension(
     "optimc._core",
-    sources=sorted(glob("csrc/*.c")),
+    sources=sorted(glob("csrc/*/*.c")),
     # what is included is not seen by setuptools: without this an edit would not be rebuilt
-    depends=sorted(glob("csrc/*.h") + glob("csrc/*.inc") + glob("csrc/*.def")),
+    depends=sorted(path for ending in ("h", "inc", "def") for path in glob(f"csrc/**/*.{ending}", recursive=True)),
     include_dirs=["csrc"],
     define_macros=[("OPTIMC_PLANT", "1")] if os.environ.get("OPTIMC_PLANT") else [],
     extra_compile_args=[*compile_args, *system_include],

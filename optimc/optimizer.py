@@ -9,7 +9,7 @@ A class declares its arguments as class attributes, in the order of its signatur
         epsilon = Value(1e-7)
 
 The constructor, its signature, the checks, `get_config` and `repr` follow from these (optimc/arguments.py).
-The step itself is not here: `apply` is a method of the C base class, see csrc/module.c.
+The step itself is not here: `apply` is a method of the C base class, see csrc/python/module.c.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from optimc.arguments import (
     plain,
 )
 
-# The values of `struct options` in csrc/kernels.h, in its order; a rule's hyperparameters follow.
+# The values of `struct options` in csrc/kernels/kernels.h, in its order; a rule's hyperparameters follow.
 OPTIONS = ("learning_rate", "weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "ema_momentum",
            "loss_scale_factor")
 CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")

@@ -13,9 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "isa.h"
-#include "plan.h"
-#include "pool.h"
+#include "kernels/isa.h"
+#include "plan/plan.h"
+#include "plan/pool.h"
 
 enum { STEPS = 6, MOST_ARRAYS = 5, MOST = 3000, THREADS = 3, AXES = 3 };
 

@@ -7,7 +7,7 @@
 #else
 #define TARGET __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,prefer-vector-width=512")))
 #endif
-#include "kernels.inc"
+#include "kernels/kernels.inc"
 #else
 typedef int optimc_no_avx512;
 #endif

@@ -2,7 +2,7 @@
 #if defined(__x86_64__)
 #define ISA avx2
 #define TARGET __attribute__((target("avx2")))
-#include "kernels.inc"
+#include "kernels/kernels.inc"
 #else
 typedef int optimc_no_avx2;
 #endif

@@ -7,7 +7,7 @@
 #ifndef OPTIMC_PLAN_H
 #define OPTIMC_PLAN_H
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 /* An array as its owner describes it. */
 struct view {

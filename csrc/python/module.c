@@ -21,11 +21,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "isa.h"
-#include "plan.h"
-#include "pool.h"
-#include "tensor.h"
-#include "xla_door.h"
+#include "kernels/isa.h"
+#include "plan/plan.h"
+#include "plan/pool.h"
+#include "python/tensor.h"
+#include "python/xla_door.h"
 
 _Static_assert(sizeof(npy_intp) == sizeof(ptrdiff_t), "shapes and strides are passed as they are");
 
@@ -2397,7 +2397,7 @@ static PyObject *core_use_isa(PyObject *module, PyObject *argument)
 }
 
 #ifdef OPTIMC_PLANT
-#include "plant.inc"
+#include "python/plant.inc"
 #endif
 
 static PyMethodDef core_methods[] = {

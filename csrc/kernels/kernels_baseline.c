@@ -2,4 +2,4 @@
    arm64, plain C elsewhere. */
 #define ISA baseline
 #define TARGET
-#include "kernels.inc"
+#include "kernels/kernels.inc"

@@ -5,8 +5,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "xla.h"
-#include "xla_door.h"
+#include "python/xla.h"
+#include "python/xla_door.h"
 
 static PyObject *callee;                    /* of the process, as XLA's table of targets is */
 

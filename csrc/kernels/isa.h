@@ -2,7 +2,7 @@
 #ifndef OPTIMC_ISA_H
 #define OPTIMC_ISA_H
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 enum { MAX_ISAS = 8 };
 

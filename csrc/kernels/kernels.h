@@ -85,13 +85,13 @@ typedef uint64_t word_f64;
 
 #define real float
 #define NAME(x) x##_f32
-#include "lane.inc"
+#include "kernels/table.inc"
 #undef NAME
 #undef real
 
 #define real double
 #define NAME(x) x##_f64
-#include "lane.inc"
+#include "kernels/table.inc"
 #undef NAME
 #undef real
 

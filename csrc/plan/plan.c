@@ -10,8 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "plan.h"
-#include "pool.h"
+#include "plan/plan.h"
+#include "plan/pool.h"
 
 /* Elements of a piece.  Small enough that its arrays stay in a core's cache, and that a step of medium
    size gives every thread some; large enough that claiming costs nothing. */
@@ -653,13 +653,13 @@ static size_t to_line(const struct weight *weight, size_t i)
 #define LANE f32
 #define ROOT sqrtf
 #define NAME(x) x##_f32
-#include "step.inc"
+#include "plan/run.inc"
 
 #define real double
 #define LANE f64
 #define ROOT sqrt
 #define NAME(x) x##_f64
-#include "step.inc"
+#include "plan/run.inc"
 
 /* Runs a task over the pieces of a chunk. */
 typedef void piece_task(const struct plan *plan, const struct weight *weight, size_t begin, size_t end);

@@ -7,7 +7,7 @@
 #include <cpuid.h>
 #endif
 
-#include "isa.h"
+#include "kernels/isa.h"
 
 #if defined(__x86_64__)
 /* What the system saves of the registers, by XGETBV: without it wide ones are no use.  macOS does not say so

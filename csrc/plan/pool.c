@@ -18,7 +18,7 @@
 #include <string.h>
 
 #if defined(_WIN32)
-#include "winthreads.h"
+#include "plan/winthreads.h"
 #else
 #include <pthread.h>
 #include <sched.h>
@@ -27,7 +27,7 @@
 #include <unistd.h>
 #endif
 
-#include "pool.h"
+#include "plan/pool.h"
 
 static const double SPIN = 50e3;            /* a worker looks for work this long before it parks */
 static const double WORTH_AWAKE = 9e3;      /* work that is worth sharing with awake workers, ns */
