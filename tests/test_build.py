@@ -58,6 +58,29 @@ def test_another_export_would_be_noticed(tmp_path):
     assert set(exported(library)) >= {"PyInit__core", "leaked"}
 
 
+# ---------------------------------------------------------------------------------------------- walls
+
+
+def missing_symbols(objects):
+    """What other objects must bring: symbols of this project that these need and do not define."""
+    symbols = [line.split()[-2:] for line in output("nm", *map(str, objects)).splitlines() if " " in line]
+    defined = {name for kind, name in symbols if kind in "TDBRSC"}
+    return {name for kind, name in symbols if kind == "U" and name.startswith("optimc_")} - defined
+
+
+@needs_nm
+@needs_compiler
+def test_kernels_need_nothing_that_is_built_on_them(tmp_path):
+    objects = []
+    for source in sorted((ROOT / "csrc/kernels").glob("*.c")):
+        objects.append(tmp_path / f"{source.stem}.o")
+        output(*COMPILER, "-c", "-I", str(ROOT / "csrc"), str(source), "-o", str(objects[-1]))
+    assert {"exact", "isa", "kernels_baseline"} <= {target.stem for target in objects}
+    assert missing_symbols(objects) == set()
+    without = [target for target in objects if target.stem != "exact"]
+    assert "optimc_power" in missing_symbols(without)
+
+
 # ----------------------------------------------------------------------------------- wide registers
 
 

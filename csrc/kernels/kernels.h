@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/exact.h"
+
 #if defined(__FAST_MATH__)
 #error "optimc promises exact results: do not compile it with -ffast-math or -Ofast"
 #endif
@@ -61,17 +63,6 @@ enum kernel {
 };
 #undef KERNEL_ROW
 
-/* What COEFS may ask about the step it computes for. */
-struct power { double x; int64_t high; double value; };
-struct step {
-    int64_t t;                              /* 1 for the first update */
-    double factor;                          /* of the weights this is for, see struct parts */
-    struct power *powers;                   /* what optimc_power remembers of each hyperparameter */
-    const double *products;                 /* of a hyperparameter over the steps, if it varies, or NaN */
-    const void *before;                     /* the rule's scalars after the last update ... */
-    void *after;                            /* ... and after this one */
-};
-
 /* A gradient to be converted.  Strides are in bytes; `f_order`: its weight lies in Fortran order. */
 struct source {
     const char *data;
@@ -103,15 +94,5 @@ struct isa {
 };
 
 extern const struct isa optimc_isa_baseline, optimc_isa_avx2, optimc_isa_avx512;
-
-/* The value of an IEEE half and of a bfloat16, exactly. */
-float optimc_half(uint16_t bits);
-float optimc_bfloat(uint16_t bits);
-
-/* hyperparameter k, x, to the power of t: the product over the steps so far if it varies, else x^t as
-   x^(t - t mod 64), remembered in step->powers, times x^(t mod 64), both by squaring: a fixed order of
-   multiplications, so the same bits everywhere, unlike pow(). */
-double optimc_power(const struct step *step, ptrdiff_t k, double x);
-double optimc_plain_power(double x, int64_t t);     /* the same without memory */
 
 #endif
