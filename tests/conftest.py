@@ -3,10 +3,15 @@
 import importlib
 import os
 import signal
+import sys
+from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "numpy")
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).with_name("support")))
+
 from cases import CASES, DTYPES
 
 import optimc

@@ -1,4 +1,4 @@
-"""What the ranks of a job do in tests/test_mpi.py: `mpiexec -n N python -m mpi4py mpi_jobs.py NAME ARGUMENTS`.
+"""What the ranks of a job do in test_mpi.py: `mpiexec -n N python -m mpi4py mpi_jobs.py NAME ARGUMENTS`.
 
 Each job checks with `assert`; a rank that fails ends the job.
 """
@@ -12,9 +12,8 @@ import time
 import warnings
 
 import numpy as np
-from cases import CASES, assert_equal, assert_same_bits, values
+from cases import CASES, OPTIONS, assert_equal, assert_same_bits, values
 from mpi4py import MPI
-from test_options import OPTIONS
 
 import optimc
 from optimc import checkpoint, mpi

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import require
+from places import ROOT, search_path
 
 keras = require("keras")
 
@@ -26,7 +27,7 @@ def run_pytest(backend, *arguments):
     """Runs pytest with that backend; returns how many tests passed."""
     require(BACKENDS[backend])
     environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "",
-                   "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": os.pathsep.join(map(str, (HERE.parent, HERE)))}
+                   "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": search_path(ROOT, HERE)}
     for name in list(environment):
         if name.startswith(("PYTEST_XDIST", "PYTEST_CURRENT")):
             del environment[name]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import require
+from places import ROOT, search_path
 
 import optimc
 
@@ -32,7 +33,7 @@ def start(ranks, *arguments, script=HERE / "mpi_jobs.py"):
     return subprocess.Popen(
         [MPIEXEC, "-n", str(ranks), sys.executable, "-m", "mpi4py", str(script), *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "OPTIMC_NUM_THREADS": "1"})
+        env={**os.environ, "PYTHONPATH": search_path(ROOT), "OPTIMC_NUM_THREADS": "1"})
 
 
 def run(ranks, *arguments, **script):
@@ -115,7 +116,7 @@ def test_a_rank_that_left_is_waited_for_no_longer_than_the_timeout(early):
 
 def test_the_example_prints_the_same_for_any_number_of_ranks(tmp_path):
     require("sklearn")
-    example = HERE.parent / "examples" / "mpi_train.py"
+    example = ROOT / "examples" / "mpi_train.py"
     one, two, four = (run(ranks, "--epochs", 3, "--checkpoint", tmp_path / "last", script=example)
                       for ranks in (1, 2, 4))
     assert one == two == four
@@ -131,7 +132,7 @@ def test_the_example_of_the_class(tmp_path):
     assert printed == "[0.75 0.75 0.75 0.75]" * 2
 
 
-RECKONING = runpy.run_path(str(HERE.parent / "benchmarks" / "mpi_reckoning.py"))
+RECKONING = runpy.run_path(str(ROOT / "benchmarks" / "mpi_reckoning.py"))
 
 
 def test_the_page_has_the_reckoned_numbers():

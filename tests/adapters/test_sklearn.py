@@ -5,12 +5,12 @@ import doctest
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from cases import assert_same_bits
 from conftest import require
+from places import ROOT
 
 import optimc
 
@@ -319,7 +319,7 @@ def test_examples_run():
 
 
 def test_the_example_of_the_docs_runs():
-    text = (Path(__file__).parents[1] / "docs" / "sklearn.md").read_text()
+    text = (ROOT / "docs" / "sklearn.md").read_text()
     names = {}
     exec(text.split("```python\n")[1].split("```")[0], names)
     clf = names["clf"]

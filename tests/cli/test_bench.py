@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 from conftest import require
-from tables import ROOT
+from places import ROOT
 
 import optimc
 from optimc import _core, bench, bench_limit, bench_peers, bench_run

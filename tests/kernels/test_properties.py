@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from reference import Reference
+from oracle import Reference
 
 import optimc
 from optimc import _core

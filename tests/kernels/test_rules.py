@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 from cases import CASES, Guarded, assert_equal, assert_same_bits, values
-from reference import Reference
+from oracle import Reference
 
 import optimc
 from optimc import _core

@@ -4,8 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from cases import assert_same_bits, slots_of, values
-from test_options import OPTIONS
+from cases import OPTIONS, assert_same_bits, slots_of, values
 
 import optimc
 from optimc import _core

@@ -1,8 +1,8 @@
 """The leak loop: calls that succeed and calls that are refused, over and over; nothing may stay behind.
 
-    python tests/leaks.py                       every call, a table of what each left per call
-    python tests/leaks.py --rounds 20000        for longer
-    python tests/leaks.py --plant memory        with a leak on purpose (built with OPTIMC_PLANT=1): must fail
+    python tests/process/leaks.py                       every call, a table of what each left per call
+    python tests/process/leaks.py --rounds 20000        for longer
+    python tests/process/leaks.py --plant memory        with a leak on purpose (built with OPTIMC_PLANT=1): must fail
 
 Three measures, since each is blind to something: traced memory (Python's allocators), resident memory (everything,
 but coarsely) and reference counts of all arguments and of what Python code shares.

@@ -15,11 +15,11 @@ import jobs
 import numpy as np
 import pytest
 from conftest import require
+from places import search_path
 
 import optimc
 
-HERE = os.path.dirname(__file__)
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": search_path()}
 
 
 def run(code, timeout=60, **environment):

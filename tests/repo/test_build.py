@@ -1,6 +1,5 @@
 """What the built module exports, holds and does when it is imported; each check is shown a defect, too."""
 
-import pathlib
 import platform
 import re
 import shlex
@@ -8,12 +7,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from optimc import _core
 
-ROOT = pathlib.Path(__file__).parents[1]
 LINUX = sys.platform == "linux"
 X86 = platform.machine() in ("x86_64", "AMD64")
 COMPILER = shlex.split(sysconfig.get_config_var("CC") or "cc")[:1]
@@ -123,7 +123,7 @@ def test_a_wide_register_would_be_noticed(tmp_path, isa):
 
 @pytest.mark.skipif(not (LINUX and X86), reason="needs /proc/cpuinfo of an x86-64")
 def test_the_isas_are_those_the_system_names():
-    text = pathlib.Path("/proc/cpuinfo").read_text()
+    text = Path("/proc/cpuinfo").read_text()
     flags = set(re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)[1].split())
     expected = ["baseline"]
     if "avx2" in flags:

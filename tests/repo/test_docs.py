@@ -7,6 +7,7 @@ import pkgutil
 
 import pytest
 import tables
+from places import ROOT
 
 import optimc
 from optimc.registry import classes
@@ -48,5 +49,5 @@ def test_optimizers_say_arguments_slots_and_an_example():
 
 @pytest.mark.parametrize("path", tables.TABLES)
 def test_tables_are_up_to_date(path):
-    text = (tables.ROOT / path).read_text()
-    assert text == tables.filled(path, text), "run: python tests/tables.py"
+    text = (ROOT / path).read_text()
+    assert text == tables.filled(path, text), "run: python tests/support/tables.py"

@@ -3,13 +3,13 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import require
+from places import ROOT, TESTS
 
 require("sklearn")
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 def run(name, *arguments):
@@ -44,5 +44,5 @@ def test_spacy_thinc():
 
 
 def test_every_example_is_tested():
-    text = "".join((EXAMPLES.parent / "tests" / name).read_text() for name in ("test_examples.py", "test_mpi.py"))
+    text = "".join((TESTS / name).read_text() for name in ("repo/test_examples.py", "adapters/test_mpi.py"))
     assert [path.name for path in EXAMPLES.glob("*.py") if f'"{path.name}"' not in text] == []

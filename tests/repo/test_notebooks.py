@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from conftest import require
+from places import ROOT
 
 import optimc
 
-FOLDER = Path(__file__).parents[1] / "notebooks"
+FOLDER = ROOT / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 #: what a notebook must print, by its name; numbers as its text claims them
 FACTS = {

@@ -82,6 +82,41 @@ def all_cases():
 CASES = all_cases()
 
 
+#: sets of base options, by a name for each
+OPTIONS = {
+    "decay": {"weight_decay": 0.02},
+    "clipnorm": {"clipnorm": 3.0},
+    "clipnorm of 1": {"clipnorm": 1.0},
+    "clipvalue": {"clipvalue": 0.5},
+    "global clipnorm": {"global_clipnorm": 2.0},
+    "clips that do nothing": {"global_clipnorm": 1e9},
+    "clip off": {"clipnorm": 0.0},
+    "clip below 0": {"clipvalue": -1.0},
+    "ema": {"use_ema": True, "ema_momentum": 0.9},
+    "ema overwritten": {"use_ema": True, "ema_overwrite_frequency": 3},
+    "loss scale": {"loss_scale_factor": 1024.0},
+    "odd loss scale": {"loss_scale_factor": 1000.0},
+    "odd loss scale, clipped": {"loss_scale_factor": 7.0, "clipnorm": 0.1},
+    "loss scale, clipped": {"loss_scale_factor": 8.0, "clipnorm": 0.1},
+    "loss scale, clipped globally": {"loss_scale_factor": 8.0, "global_clipnorm": 0.1},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "accumulation, ema": {"gradient_accumulation_steps": 3, "use_ema": True, "ema_momentum": 0.5,
+                          "ema_overwrite_frequency": 2},
+    "coupled decay": {"weight_decay": 0.02, "coupled_weight_decay": True},
+    "coupled decay, clipped to 1": {"weight_decay": 0.02, "coupled_weight_decay": True, "clipnorm": 1.0},
+    "coupled decay, clipped": {"weight_decay": 0.02, "coupled_weight_decay": True, "global_clipnorm": 1.0},
+    "coupled without decay": {"coupled_weight_decay": True, "clipvalue": 0.5},
+    "maximize": {"maximize": True},
+    "maximize all": {"maximize": True, "weight_decay": 0.1, "coupled_weight_decay": True, "clipvalue": 0.5,
+                     "loss_scale_factor": 4.0, "gradient_accumulation_steps": 2},
+    "everything": {"weight_decay": 0.1, "global_clipnorm": 1.0, "use_ema": True, "ema_momentum": 0.9,
+                   "ema_overwrite_frequency": 4, "loss_scale_factor": 3.0,
+                   "gradient_accumulation_steps": 2},
+    "everything per weight": {"weight_decay": 0.1, "clipnorm": 1.0, "use_ema": True,
+                              "loss_scale_factor": 4.0, "gradient_accumulation_steps": 2},
+}
+
+
 def bits(array):
     """The array's bits as integers, every NaN alike (which NaN an operation gives is not IEEE's)."""
     words = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}").copy()
@@ -152,6 +187,7 @@ def slots_of(optimizer):
 __all__ = [
     "CASES",
     "DTYPES",
+    "OPTIONS",
     "WHOLE_WEIGHTS",
     "Case",
     "Guarded",

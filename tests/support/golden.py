@@ -1,17 +1,16 @@
 """Checkpoints of this format version, kept so that later versions go on reading them.
 
-They are made once:  python tests/golden.py  (files that are there are left alone).
+They are made once:  python tests/support/golden.py  (files that are there are left alone).
 """
-
-import pathlib
 
 import numpy as np
 from hashes import numbers
+from places import TESTS
 
 import optimc
 from optimc import schedules
 
-FOLDER = pathlib.Path(__file__).with_name("data")
+FOLDER = TESTS / "files" / "data"
 SHAPES = {"kernel": (5, 4), "bias": (4,), "scale": ()}
 
 

@@ -1,15 +1,15 @@
 """Bits are part of the interface: the hash of a long run of every case, kept in hashes.txt.
 
 The inputs come from integer arithmetic, so they are the same on every machine.  After a change that is
-meant to change bits:  python tests/hashes.py > tests/hashes.txt
+meant to change bits:  python tests/support/hashes.py > tests/kernels/hashes.txt
 """
 
 import hashlib
-import pathlib
 
 import numpy as np
+from places import TESTS
 
-FILE = pathlib.Path(__file__).with_name("hashes.txt")
+FILE = TESTS / "kernels" / "hashes.txt"
 SIZES = (769, 1, 0, 33, 5000)
 STEPS = 300
 

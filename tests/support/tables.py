@@ -1,17 +1,15 @@
 """Tables in the documentation that follow from the registry.
 
-After a change of optimizers or styles:  python tests/tables.py
+After a change of optimizers or styles:  python tests/support/tables.py
 """
 
-import pathlib
 import re
 
 import numpy as np
+from places import ROOT
 
 from optimc import _core
 from optimc.registry import classes
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 def optimizers():
