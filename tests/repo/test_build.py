@@ -102,7 +102,7 @@ def flags_of_setup():
 @needs_objdump
 def test_wide_registers_stay_in_the_objects_of_their_isa(tmp_path):
     """A function outside them runs before anyone has asked whether this machine has such registers."""
-    flags = [*flags_of_setup(), "-I", sysconfig.get_path("include")]
+    flags = [*flags_of_setup(), "-I", sysconfig.get_path("include"), "-I", str(ROOT / "csrc")]
     sources = [path for path in sorted((ROOT / "csrc").glob("*/*.c"))
                if path.stem not in {f"kernels_{isa}" for isa in ("avx2", "avx512")}]
     assert {"isa", "kernels_baseline", "module", "plan", "pool"} <= {path.stem for path in sources}

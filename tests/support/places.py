@@ -1,4 +1,4 @@
-"""Where things are: the source tree, the tests, and what another process needs on its path to import their helpers."""
+"""Where things are: the source tree, the tests, and what another process needs to import their helpers."""
 
 import os
 from pathlib import Path
