@@ -7,6 +7,7 @@ import numpy as np
 
 from optimc import registry
 from optimc.optimizer import slots_of
+from optimc.torch_names import TORCH
 
 
 def from_keras(optimizer):
@@ -81,9 +82,10 @@ def from_torch(optimizer):
     name = _class_name(optimizer, "torch")
     if name not in TORCH:
         raise ValueError(f"optimc has no optimizer like torch's {name}, only {', '.join(sorted(TORCH))}")
-    ours_name, arguments, slots = TORCH[name]
-    cls = registry.classes[ours_name]
-    first, *others = [_torch_arguments(group, arguments) for group in optimizer.param_groups]
+    counterpart = TORCH[name]
+    sources = counterpart.sources(optimizer.param_groups[0])
+    first, *others = [{source.argument: source.read(group) for source in sources}
+                      for group in optimizer.param_groups]
     groups, position = [], len(optimizer.param_groups[0]["params"])
     for values, group in zip(others, optimizer.param_groups[1:], strict=True):
         n = len(group["params"])
@@ -91,7 +93,7 @@ def from_torch(optimizer):
         if different:
             groups.append({"params": list(range(position, position + n)), **different})
         position += n
-    ours = cls(**first, groups=groups, style="torch")
+    ours = registry.classes[counterpart.name](**first, groups=groups, style="torch")
     params = [p for group in optimizer.param_groups for p in group["params"]]
     states = [optimizer.state.get(p, {}) for p in params]
     if not any(states):
@@ -101,71 +103,15 @@ def from_torch(optimizer):
         raise ValueError(f"the parameters have done different numbers of steps ({sorted(counts)}): "
                          "optimc has one step count")
     weights = [Like(p.shape, str(p.dtype).rpartition(".")[2]) for p in params]
-    held = {}
-    for slot in slots_of(ours._kernel()):
-        key, factor = slots[slot]
-        held[slot] = [state[key].detach().numpy() * factor for state in states]
-    steps = counts.pop() if counts else 1               # plain SGD counts none; only t = 1 is special
-    if ours_name == "Nadam":
-        ours._set_scalars([float(states[0]["mu_product"])])
-    if ours_name == "ASGD":
+    held = {slot: [state[counterpart.slots[slot]].detach().numpy().copy() for state in states]
+            for slot in slots_of(ours._kernel())}
+    steps = counts.pop() if counts else 1               # SGD counts none; only its first step is special
+    if counterpart.scalars:
         for k, group in enumerate([None, *groups]):
-            first = group["params"][0] if group else 0
-            ours._set_scalars([float(states[first]["eta"]), float(states[first]["mu"])], k)
+            state = states[group["params"][0] if group else 0]
+            ours._set_scalars([float(state[key]) for key in counterpart.scalars], k)
     ours._hold(None, weights, held, None, None, False, steps)
     return ours
-
-
-#: torch's class -> our class; its arguments -> ours; our slots -> its state, and a factor
-_BETAS = {"lr": "learning_rate", "betas": ("beta_1", "beta_2"), "eps": "epsilon", "weight_decay": "weight_decay",
-          "maximize": "maximize"}
-TORCH = {
-    "SGD": ("SGD", {"lr": "learning_rate", "momentum": "momentum", "dampening": "dampening",
-                    "weight_decay": "weight_decay", "nesterov": "nesterov", "maximize": "maximize"},
-            {"velocity": ("momentum_buffer", 1)}),
-    "Adam": ("Adam", {**_BETAS, "amsgrad": "amsgrad", "decoupled_weight_decay": "coupled_weight_decay"},
-             {"m": ("exp_avg", 1), "v": ("exp_avg_sq", 1), "v_max": ("max_exp_avg_sq", 1)}),
-    "AdamW": ("AdamW", {**_BETAS, "amsgrad": "amsgrad"},
-              {"m": ("exp_avg", 1), "v": ("exp_avg_sq", 1), "v_max": ("max_exp_avg_sq", 1)}),
-    "RMSprop": ("RMSprop", {"lr": "learning_rate", "alpha": "rho", "eps": "epsilon", "momentum": "momentum",
-                            "weight_decay": "weight_decay", "centered": "centered", "maximize": "maximize"},
-                {"v": ("square_avg", 1), "average": ("grad_avg", 1), "velocity": ("momentum_buffer", 1)}),
-    "Adagrad": ("Adagrad", {"lr": "learning_rate", "lr_decay": "learning_rate_decay", "eps": "epsilon",
-                            "weight_decay": "weight_decay", "maximize": "maximize",
-                            "initial_accumulator_value": "initial_accumulator_value"},
-                {"accumulator": ("sum", 1)}),
-    "Adadelta": ("Adadelta", {"lr": "learning_rate", "rho": "rho", "eps": "epsilon",
-                              "weight_decay": "weight_decay", "maximize": "maximize"},
-                 {"accumulator": ("square_avg", 1), "delta": ("acc_delta", 1)}),
-    "Adamax": ("Adamax", _BETAS, {"m": ("exp_avg", 1), "u": ("exp_inf", 1)}),
-    "NAdam": ("Nadam", {**_BETAS, "momentum_decay": "momentum_decay",
-                        "decoupled_weight_decay": "coupled_weight_decay"},
-              {"m": ("exp_avg", 1), "v": ("exp_avg_sq", 1)}),
-    "RAdam": ("RAdam", {**_BETAS, "decoupled_weight_decay": "coupled_weight_decay"},
-              {"m": ("exp_avg", 1), "v": ("exp_avg_sq", 1)}),
-    "Rprop": ("Rprop", {"lr": "learning_rate", "etas": ("eta_minus", "eta_plus"),
-                        "step_sizes": ("min_step", "max_step"), "maximize": "maximize"},
-              {"previous": ("prev", 1), "size": ("step_size", 1)}),
-    "ASGD": ("ASGD", {"lr": "learning_rate", "lambd": "lambd", "alpha": "alpha", "t0": "t0",
-                      "weight_decay": "weight_decay", "maximize": "maximize"}, {"average": ("ax", 1)}),
-}
-
-
-def _torch_arguments(group, names):
-    arguments = {}
-    for theirs, ours in names.items():
-        if theirs not in group:                         # older versions of torch lack it
-            continue
-        value = group[theirs]
-        if isinstance(ours, tuple):
-            arguments.update(zip(ours, map(float, value), strict=True))
-        elif theirs == "decoupled_weight_decay":
-            arguments[ours] = not value
-        elif isinstance(value, bool):
-            arguments[ours] = value
-        else:
-            arguments[ours] = float(value)
-    return arguments
 
 
 class Like:

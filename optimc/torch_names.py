@@ -1,192 +1,121 @@
-"""Bringing over live optimizers of other libraries: their configuration, their state, their next step.
+"""torch's optimizers in the words of optimc: their classes, arguments and state.
 
-Neither library is imported here: the optimizer that is passed brings its own.
+The table has two readers.  `optimc.torch` lets C read torch's parameter groups at every step; `optimc.from_torch`
+copies a torch optimizer once.  `from_torch` does not import torch, and anything in the package optimc.torch would: so
+the table lies outside it.
+
+Next: optimc/torch/inner.py and optimc/migrate.py.
 """
 
-import numpy as np
-
-from optimc import registry
-from optimc.optimizer import slots_of
+import dataclasses
+from collections.abc import Iterable, Mapping
 
 
-def from_keras(optimizer):
-    """An optimizer that continues where a live Keras optimizer is.
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The place in torch's parameter groups where one argument of optimc's stands.
 
-    Args:
-        optimizer: a `keras.optimizers.Optimizer`, built or not, on any backend; also a LossScaleOptimizer.
-
-    Returns:
-        The optimc optimizer with its configuration, step count and slots.  It binds to the weights of its
-        next step: arrays, or a dict with the variables' paths as names, in the order Keras was built with.
-
-    Raises:
-        ValueError: optimc has no optimizer of that name.
+    Attributes:
+        argument: optimc's argument.
+        key: the key of the parameter group.
+        item: the position in the tuple that stands there, or -1 for a number or flag.
+        negated: whether the flag means the opposite.
     """
-    name = _class_name(optimizer, "keras")
-    config = optimizer.get_config()
-    if name == "LossScaleOptimizer":
-        ours = registry.deserialize({"class_name": name, "config": {
-            **config, "inner_optimizer": registry.serialize(from_keras(optimizer.inner_optimizer))}})
-        ours.inner_optimizer = from_keras(optimizer.inner_optimizer)
-        ours.inner_optimizer.loss_scale_factor = float(optimizer.dynamic_scale)
-        ours.step_counter = int(optimizer.step_counter)
-        return ours
-    if name not in registry.classes:
-        raise ValueError(f"optimc has no optimizer {name!r}, only {', '.join(sorted(registry.classes))}")
-    config["name"] = optimizer.name
-    if isinstance(config["learning_rate"], dict):
-        config["learning_rate"] = {key: config["learning_rate"][key] for key in ("class_name", "config")}
-    ours = registry.classes[name].from_config(config)
-    if not optimizer.built:
-        return ours
-    weights = [Like(v.shape, str(v.dtype).rpartition(".")[2]) for v in optimizer._trainable_variables]
-    names = [variable.path for variable in optimizer._trainable_variables]
-    state = iter([np.asarray(_numpy(variable)) for variable in optimizer.variables])
-    calls = int(next(state))
-    if not callable(ours._get_value(0, 0)):
-        next(state)
-    averages = [next(state) for _ in weights] if ours.use_ema else None
-    accumulators = [next(state) for _ in weights] if ours.gradient_accumulation_steps else None
-    kernels = [ours._kernel_of(path, weight) for path, weight in zip(names, weights, strict=True)]
-    slots = {slot: [None] * len(weights) for kernel in kernels for slot in slots_of(kernel)
-             if slot not in ours.scratch_slots}
-    for block in ours.keras_slots:
-        for i, kernel in enumerate(kernels):
-            for slot in block:
-                if slot in slots_of(kernel):
-                    slots[slot][i] = next(state).astype(weights[i].dtype).reshape(
-                        ours._slot_shape(slot, weights[i]))
-                elif name == "Adafactor":
-                    next(state)                     # a placeholder Keras keeps for vectors
-    if name == "Nadam":
-        ours._set_scalars([float(next(state))])
-    waiting = calls % (ours.gradient_accumulation_steps or 1) != 0
-    ours._hold(names, weights, slots, averages, accumulators, waiting, calls)
-    return ours
+
+    argument: str
+    key: str
+    item: int = -1
+    negated: bool = False
+
+    def is_flag(self, group):
+        """Whether the group has a flag here, not a number."""
+        return isinstance(group[self.key], bool)
+
+    def read(self, group):
+        """The value that the group has, as optimc's constructor takes it."""
+        value = group[self.key]
+        if isinstance(value, bool):
+            return value != self.negated
+        return float(value if self.item < 0 else value[self.item])
 
 
-def from_torch(optimizer):
-    """An optimizer that continues where a live torch optimizer is.
+@dataclasses.dataclass(frozen=True)
+class Counterpart:
+    """The optimizer of optimc that does what one of torch's does.
 
-    Args:
-        optimizer: a `torch.optim.Optimizer` on the CPU, with its param_groups and state.
-
-    Returns:
-        The optimc optimizer in style "torch", with groups where param_groups differ, step count and slots.  It
-        binds to the weights of its next step: arrays in the order of the parameters.
-
-    Raises:
-        ValueError: optimc has no optimizer of that kind, or its parameters have done different numbers of steps.
+    Attributes:
+        name: optimc's class.
+        arguments: torch's arguments -> optimc's; a tuple if torch's is one; "not ..." if the meaning is the opposite.
+        slots: optimc's slots -> torch's keys in a parameter's state.
+        scalars: torch's keys for the scalars of the rule, in the order of the rule's row.
+        initial: torch's keys for slots and scalars that do not start as 0 -> a number, or the key of the parameter
+            group that holds it.
+        counts_steps: whether torch keeps a step count in a parameter's state.
     """
-    name = _class_name(optimizer, "torch")
-    if name not in TORCH:
-        raise ValueError(f"optimc has no optimizer like torch's {name}, only {', '.join(sorted(TORCH))}")
-    ours_name, arguments, slots = TORCH[name]
-    cls = registry.classes[ours_name]
-    first, *others = [_torch_arguments(group, arguments) for group in optimizer.param_groups]
-    groups, position = [], len(optimizer.param_groups[0]["params"])
-    for values, group in zip(others, optimizer.param_groups[1:], strict=True):
-        n = len(group["params"])
-        different = {key: value for key, value in values.items() if value != first[key]}
-        if different:
-            groups.append({"params": list(range(position, position + n)), **different})
-        position += n
-    ours = cls(**first, groups=groups, style="torch")
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    states = [optimizer.state.get(p, {}) for p in params]
-    if not any(states):
-        return ours
-    counts = {int(state["step"]) for state in states if "step" in state}
-    if len(counts) > 1 or not all(states):
-        raise ValueError(f"the parameters have done different numbers of steps ({sorted(counts)}): "
-                         "optimc has one step count")
-    weights = [Like(p.shape, str(p.dtype).rpartition(".")[2]) for p in params]
-    held = {}
-    for slot in slots_of(ours._kernel()):
-        key, factor = slots[slot]
-        held[slot] = [state[key].detach().numpy() * factor for state in states]
-    steps = counts.pop() if counts else 1               # plain SGD counts none; only t = 1 is special
-    if ours_name == "Nadam":
-        ours._set_scalars([float(states[0]["mu_product"])])
-    if ours_name == "ASGD":
-        for k, group in enumerate([None, *groups]):
-            first = group["params"][0] if group else 0
-            ours._set_scalars([float(states[first]["eta"]), float(states[first]["mu"])], k)
-    ours._hold(None, weights, held, None, None, False, steps)
-    return ours
+
+    name: str
+    arguments: Mapping[str, str | tuple[str, ...]]
+    slots: Mapping[str, str]
+    scalars: tuple[str, ...] = ()
+    initial: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
+    counts_steps: bool = True
+
+    def sources(self, known: Iterable[str]) -> list[Source]:
+        """Where the arguments stand, of those that this version of torch knows."""
+        found = []
+        for key in (key for key in self.arguments if key in known):
+            argument = self.arguments[key]
+            if isinstance(argument, tuple):
+                found += [Source(each, key, item) for item, each in enumerate(argument)]
+            else:
+                found.append(Source(argument.removeprefix("not "), key, negated=argument.startswith("not ")))
+        return found
+
+    def initial_value(self, key, group):
+        """The number that a slot or scalar, by torch's key, starts from in a parameter group."""
+        value = self.initial.get(key, 0.0)
+        return float(group[value] if isinstance(value, str) else value)
 
 
-#: torch's class -> our class; its arguments -> ours; our slots -> its state, and a factor
-_BETAS = {"lr": "learning_rate", "betas": ("beta_1", "beta_2"), "eps": "epsilon", "weight_decay": "weight_decay",
-          "maximize": "maximize"}
+_ADAM: dict[str, str | tuple[str, ...]] = {
+    "lr": "learning_rate", "betas": ("beta_1", "beta_2"), "eps": "epsilon", "weight_decay": "weight_decay",
+    "maximize": "maximize"}
+_MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}
+
+#: torch's classes -> what they are here
 TORCH = {
-    "SGD": ("SGD", {"lr": "learning_rate", "momentum": "momentum", "dampening": "dampening",
-                    "weight_decay": "weight_decay", "nesterov": "nesterov", "maximize": "maximize"},
-            {"velocity": ("momentum_buffer", 1)}),
-    "Adam": ("Adam", {**_BETAS, "amsgrad": "amsgrad", "decoupled_weight_decay": "coupled_weight_decay"},
-             {"m": ("exp_avg", 1), "v": ("exp_avg_sq", 1), "v_max": ("max_exp_avg_sq", 1)}),
-    "AdamW": ("AdamW", {**_BETAS, "amsgrad": "amsgrad"},
-              {"m": ("exp_avg", 1), "v": ("exp_avg_sq", 1), "v_max": ("max_exp_avg_sq", 1)}),
-    "RMSprop": ("RMSprop", {"lr": "learning_rate", "alpha": "rho", "eps": "epsilon", "momentum": "momentum",
-                            "weight_decay": "weight_decay", "centered": "centered", "maximize": "maximize"},
-                {"v": ("square_avg", 1), "average": ("grad_avg", 1), "velocity": ("momentum_buffer", 1)}),
-    "Adagrad": ("Adagrad", {"lr": "learning_rate", "lr_decay": "learning_rate_decay", "eps": "epsilon",
-                            "weight_decay": "weight_decay", "maximize": "maximize",
-                            "initial_accumulator_value": "initial_accumulator_value"},
-                {"accumulator": ("sum", 1)}),
-    "Adadelta": ("Adadelta", {"lr": "learning_rate", "rho": "rho", "eps": "epsilon",
-                              "weight_decay": "weight_decay", "maximize": "maximize"},
-                 {"accumulator": ("square_avg", 1), "delta": ("acc_delta", 1)}),
-    "Adamax": ("Adamax", _BETAS, {"m": ("exp_avg", 1), "u": ("exp_inf", 1)}),
-    "NAdam": ("Nadam", {**_BETAS, "momentum_decay": "momentum_decay",
-                        "decoupled_weight_decay": "coupled_weight_decay"},
-              {"m": ("exp_avg", 1), "v": ("exp_avg_sq", 1)}),
-    "RAdam": ("RAdam", {**_BETAS, "decoupled_weight_decay": "coupled_weight_decay"},
-              {"m": ("exp_avg", 1), "v": ("exp_avg_sq", 1)}),
-    "Rprop": ("Rprop", {"lr": "learning_rate", "etas": ("eta_minus", "eta_plus"),
-                        "step_sizes": ("min_step", "max_step"), "maximize": "maximize"},
-              {"previous": ("prev", 1), "size": ("step_size", 1)}),
-    "ASGD": ("ASGD", {"lr": "learning_rate", "lambd": "lambd", "alpha": "alpha", "t0": "t0",
-                      "weight_decay": "weight_decay", "maximize": "maximize"}, {"average": ("ax", 1)}),
+    "SGD": Counterpart(
+        "SGD", {"lr": "learning_rate", "momentum": "momentum", "dampening": "dampening",
+                "weight_decay": "weight_decay", "nesterov": "nesterov", "maximize": "maximize"},
+        {"velocity": "momentum_buffer"}, counts_steps=False),
+    "Adam": Counterpart(
+        "Adam", {**_ADAM, "amsgrad": "amsgrad", "decoupled_weight_decay": "not coupled_weight_decay"},
+        {**_MOMENTS, "v_max": "max_exp_avg_sq"}),
+    "AdamW": Counterpart("AdamW", {**_ADAM, "amsgrad": "amsgrad"}, {**_MOMENTS, "v_max": "max_exp_avg_sq"}),
+    "RMSprop": Counterpart(
+        "RMSprop", {"lr": "learning_rate", "alpha": "rho", "eps": "epsilon", "momentum": "momentum",
+                    "weight_decay": "weight_decay", "centered": "centered", "maximize": "maximize"},
+        {"v": "square_avg", "average": "grad_avg", "velocity": "momentum_buffer"}),
+    "Adagrad": Counterpart(
+        "Adagrad", {"lr": "learning_rate", "lr_decay": "learning_rate_decay", "eps": "epsilon",
+                    "weight_decay": "weight_decay", "maximize": "maximize",
+                    "initial_accumulator_value": "initial_accumulator_value"},
+        {"accumulator": "sum"}, initial={"sum": "initial_accumulator_value"}),
+    "Adadelta": Counterpart(
+        "Adadelta", {"lr": "learning_rate", "rho": "rho", "eps": "epsilon", "weight_decay": "weight_decay",
+                     "maximize": "maximize"},
+        {"accumulator": "square_avg", "delta": "acc_delta"}),
+    "Adamax": Counterpart("Adamax", _ADAM, {"m": "exp_avg", "u": "exp_inf"}),
+    "NAdam": Counterpart(
+        "Nadam", {**_ADAM, "momentum_decay": "momentum_decay", "decoupled_weight_decay": "not coupled_weight_decay"},
+        _MOMENTS, scalars=("mu_product",), initial={"mu_product": 1.0}),
+    "RAdam": Counterpart("RAdam", {**_ADAM, "decoupled_weight_decay": "not coupled_weight_decay"}, _MOMENTS),
+    "Rprop": Counterpart(
+        "Rprop", {"lr": "learning_rate", "etas": ("eta_minus", "eta_plus"), "step_sizes": ("min_step", "max_step"),
+                  "maximize": "maximize"},
+        {"previous": "prev", "size": "step_size"}, initial={"step_size": "lr"}),
+    "ASGD": Counterpart(
+        "ASGD", {"lr": "learning_rate", "lambd": "lambd", "alpha": "alpha", "t0": "t0",
+                 "weight_decay": "weight_decay", "maximize": "maximize"},
+        {"average": "ax"}, scalars=("eta", "mu"), initial={"eta": "lr", "mu": 1.0}),
 }
-
-
-def _torch_arguments(group, names):
-    arguments = {}
-    for theirs, ours in names.items():
-        if theirs not in group:                         # older versions of torch lack it
-            continue
-        value = group[theirs]
-        if isinstance(ours, tuple):
-            arguments.update(zip(ours, map(float, value), strict=True))
-        elif theirs == "decoupled_weight_decay":
-            arguments[ours] = not value
-        elif isinstance(value, bool):
-            arguments[ours] = value
-        else:
-            arguments[ours] = float(value)
-    return arguments
-
-
-class Like:
-    """What an array is like: enough of one to choose kernels and slots by."""
-
-    def __init__(self, shape, dtype):
-        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
-        self.ndim, self.size = len(self.shape), int(np.prod(self.shape))
-        self.flags = np.empty(0).flags              # in C order
-
-
-def _class_name(optimizer, library):
-    """The name of the library's class that an optimizer is of, or derives from."""
-    for cls in type(optimizer).__mro__:
-        if cls.__module__.split(".")[0] == library:
-            return cls.__name__
-    raise TypeError(f"expected an optimizer of {library}, got {type(optimizer).__name__}")
-
-
-def _numpy(variable):
-    value = getattr(variable, "value", variable)
-    value = value() if callable(value) else value
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
-

@@ -47,7 +47,7 @@ EXCHANGE: Any = None
 if BACKEND == "torch":
     import torch
 
-    from optimc.torch import EXCHANGE
+    from optimc.torch.tensors import EXCHANGE
 
     def _array(value):
         return value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)

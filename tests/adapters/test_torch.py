@@ -11,6 +11,7 @@ from conftest import require
 
 torch = require("torch")
 ot = pytest.importorskip("optimc.torch")
+tensors = pytest.importorskip("optimc.torch.tensors")
 
 OPTIONS = {
     "SGD": [{"lr": 0.05}, {"lr": 0.05, "momentum": 0.9}, {"lr": 0.05, "momentum": 0.9, "nesterov": True},
@@ -575,7 +576,7 @@ def test_a_real_training_goes_down(name):
 @pytest.mark.parametrize("without_table", [False, True], ids=["exchange table", "NumPy views"])
 def test_both_ways_to_the_memory(monkeypatch, without_table):
     if without_table:
-        monkeypatch.setattr(ot, "EXCHANGE", None)
+        monkeypatch.setattr(tensors, "EXCHANGE", None)
     (a, ours), (b, theirs) = both("AdamW", {"lr": 0.01})
     for step in range(5):
         set_grads(step, a, b)
@@ -607,7 +608,7 @@ def test_numpy_and_torch_agree():
     assert np.array_equal(w, p.detach().numpy())
 
 
-@pytest.mark.skipif(ot.EXCHANGE is None, reason="this torch has no exchange table")
+@pytest.mark.skipif(tensors.EXCHANGE is None, reason="this torch has no exchange table")
 def test_gradients_beside_the_tensors():
     """A step of the core over tensors takes other gradients than the tensors' own."""
     import optimc
@@ -615,14 +616,14 @@ def test_gradients_beside_the_tensors():
     core = optimc.SGD(0.5)
     core.build([p.numpy() for p in params])
     core._prepare_tensors((None, None), ())
-    assert core._apply_tensors(params, ot.EXCHANGE, [torch.ones(3), torch.full((2,), 2.0)]) == 1
+    assert core._apply_tensors(params, tensors.EXCHANGE, [torch.ones(3), torch.full((2,), 2.0)]) == 1
     assert params[0].tolist() == [0.5] * 3 and params[1].tolist() == [0.0] * 2
     for grads in ([torch.ones(3)], (torch.ones(3), torch.ones(2))):
         with pytest.raises(ValueError, match="grads: expected a list with an entry per tensor"):
-            core._apply_tensors(params, ot.EXCHANGE, grads)
+            core._apply_tensors(params, tensors.EXCHANGE, grads)
     with pytest.raises(ValueError, match=r"grads\[1\]: expected the shape of its parameter"):
-        core._apply_tensors(params, ot.EXCHANGE, [torch.ones(3), torch.ones(3)])
-    assert core._apply_tensors(params, ot.EXCHANGE, [torch.ones(3), None]) == 2 and core.iterations == 1
+        core._apply_tensors(params, tensors.EXCHANGE, [torch.ones(3), torch.ones(3)])
+    assert core._apply_tensors(params, tensors.EXCHANGE, [torch.ones(3), None]) == 2 and core.iterations == 1
 
 
 def stepped(size):

@@ -1,0 +1,35 @@
+"""The optimizer of optimc that steps a cohort, made from torch's parameter groups.
+
+It has no values of its own: C reads the learning rate and the others from torch's parameter groups at every step, so
+schedulers and programs that write into a group need nobody to tell optimc.  Only flags, and a momentum of zero, are
+fixed, because they choose the kernel; cohorts.py plans anew when one of them changes.
+"""
+
+from optimc import registry
+
+
+def make_inner(counterpart, sources, groups, members=()):
+    """A new optimizer of optimc.
+
+    Args:
+        counterpart: the class and its slots, from torch_names.py.
+        sources: where its arguments stand in a group.
+        groups: torch's groups; those after the first become groups of the optimizer too.
+        members: (parameter, its group) of each weight.
+
+    Raises:
+        TypeError, ValueError: a group has a value that the optimizer does not take.
+    """
+    first = groups[0]
+    flags = {source.argument: source.read(first) for source in sources if source.is_flag(first)}
+    inner = registry.classes[counterpart.name](**flags, style="torch", groups=[
+        {"params": [i for i, (_, own) in enumerate(members) if own is group]} for group in groups[1:]])
+    numbers = [source for source in sources if not source.is_flag(first) and source.argument in inner._index]
+    for k, group in enumerate(groups):
+        for source in numbers:
+            index = inner._index[source.argument]
+            if source.key == "momentum" and not group["momentum"]:
+                inner._set_value(k, index, 0.0, False)
+            else:
+                inner._set_item(k, index, group, source.key, source.item, source.key == "weight_decay")
+    return inner
