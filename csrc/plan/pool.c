@@ -10,12 +10,11 @@
    Waking it costs the caller about 10 us, so a step uses the workers only if it is worth that, or if
    steps follow each other so closely that they will find the workers awake.
 
-   The only file that knows the operating system.  It refuses to know what a chunk is: see plan.c. */
+   This file alone knows threads and fork; processors.c asks the system everything else.  Neither knows what a chunk
+   is: see run.c. */
 
 #define _GNU_SOURCE
 #include <stdatomic.h>
-#include <stdio.h>
-#include <string.h>
 
 #if defined(_WIN32)
 #include "plan/winthreads.h"
@@ -23,8 +22,6 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <time.h>
-#include <unistd.h>
 #endif
 
 #include "plan/pool.h"
@@ -67,31 +64,6 @@ static struct {
     .flights = PTHREAD_MUTEX_INITIALIZER,
     .landed = PTHREAD_COND_INITIALIZER,
 };
-
-#if !defined(_WIN32)
-static double monotonic_nanoseconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec * 1e9 + (double)now.tv_nsec;
-}
-
-/* Processors this process may run on. */
-static long allowed_processors(void)
-{
-#if defined(__linux__)
-    cpu_set_t set;
-    if (!sched_getaffinity(0, sizeof set, &set))
-        return CPU_COUNT(&set);
-#endif
-    return sysconf(_SC_NPROCESSORS_ONLN);
-}
-#endif
-
-double optimc_nanoseconds(void)
-{
-    return monotonic_nanoseconds();
-}
 
 static void pause_briefly(void)
 {
@@ -246,43 +218,6 @@ void optimc_pool_run(void (*task)(void *context, size_t chunk), void *context, s
 
 /* -------------------------------------------------------------------------------- threads ------ */
 
-/* The processors a cgroup's quota amounts to, rounded up; `most` if there is none. */
-static int quota(int most)
-{
-    char line[4096], path[4200];
-    FILE *file = fopen("/proc/self/cgroup", "r");
-    if (!file)
-        return most;
-    while (fgets(line, sizeof line, file)) {
-        if (strncmp(line, "0::", 3))
-            continue;
-        line[strcspn(line, "\n")] = 0;
-        /* Every ancestor may have a limit; the mount may also show the own group as its root. */
-        for (char *end = line + strlen(line); end >= line + 3; end--) {
-            if (*end && *end != '/')
-                continue;
-            *end = 0;
-            snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", line + 3);
-            FILE *limit = fopen(path, "r");
-            double allowed, period;
-            if (limit) {
-                if (fscanf(limit, "%lf %lf", &allowed, &period) == 2 && period > 0
-                    && allowed / period < most)
-                    most = (int)(allowed / period + 0.999);
-                fclose(limit);
-            }
-        }
-    }
-    fclose(file);
-    return most < 1 ? 1 : most;
-}
-
-int optimc_pool_processors(void)
-{
-    const long most = allowed_processors();
-    return quota(most < 1 ? 1 : most > MAX_THREADS ? MAX_THREADS : (int)most);
-}
-
 int optimc_pool_threads(void)
 {
     int threads = atomic_load(&pool.threads);
@@ -371,3 +306,4 @@ int optimc_pool_setup(void)
     return error;
 }
 #endif
+

@@ -5,13 +5,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { MAX_THREADS = 1024, MAX_CHUNKS = 1 << 18 };
+#include "plan/processors.h"
+
+enum { MAX_CHUNKS = 1 << 18 };
 
 /* Prepares the pool to survive fork(); once per process, before any other call.  0, or an errno. */
 int optimc_pool_setup(void);
-
-/* Processors this process may use: affinity and cgroup quota, at least 1. */
-int optimc_pool_processors(void);
 
 /* Threads a step may use, the caller included. */
 int optimc_pool_threads(void);
@@ -31,8 +30,5 @@ void optimc_pool_run(void (*task)(void *context, size_t chunk), void *context, s
 void optimc_pool_enter(void);
 void optimc_pool_leave(void);
 uint64_t optimc_pool_forks(void);
-
-/* A monotonic clock. */
-double optimc_nanoseconds(void);
 
 #endif

@@ -1,75 +1,46 @@
-/* pool.c - a pool of worker threads that spin for a moment and then park.
+/* processors.c - the processors this process may use, and its clock: what the pool asks the system.
 
-   A region is a task over chunks.  One 64-bit word, the gate, holds its generation and the range of
-   chunks nobody has claimed: [low, high).  The caller claims from the front, workers from the back, so
-   that from step to step a chunk stays with its core.  A claim is one compare-and-swap on the whole
-   word: that it succeeds proves that the region was still live, and the caller cannot leave before the
-   chunk is done.  The caller never waits for a worker that has claimed nothing.
-
-   A worker without work spins for SPIN nanoseconds, yielding the processor between looks, then parks.
-   Waking it costs the caller about 10 us, so a step uses the workers only if it is worth that, or if
-   steps follow each other so closely that they will find the workers awake.
-
-   The only file that knows the operating system.  It refuses to know what a chunk is: see plan.c. */
+   Affinity and the quota of a cgroup both count: a container that may use two of 64 processors gets two. */
 
 #define _GNU_SOURCE
-#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
 #if defined(_WIN32)
-#include "plan/winthreads.h"
+#ifndef _WIN32_WINNT
+#define _WIN32_WINNT 0x0602
+#endif
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
 #else
-#include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <time.h>
 #include <unistd.h>
 #endif
 
-#include "plan/pool.h"
+#include "plan/processors.h"
 
-static const double SPIN = 50e3;            /* a worker looks for work this long before it parks */
-static const double WORTH_AWAKE = 9e3;      /* work that is worth sharing with awake workers, ns */
-static const double WORTH_WAKING = 110e3;   /* work that is worth waking many for, ns */
-static const double WORTH_WAKING_ONE = 600e3;       /* or one alone: after a pause all comes from memory, of whose
-                                               speed one core has most */
+#if defined(_WIN32)
+double optimc_nanoseconds(void)
+{
+    LARGE_INTEGER ticks, per_second;
+    QueryPerformanceCounter(&ticks);
+    QueryPerformanceFrequency(&per_second);
+    return (double)ticks.QuadPart * 1e9 / (double)per_second.QuadPart;
+}
 
-/* The gate: generation << 40 | high << 20 | low. */
-enum { BITS = 20 };
-static const uint64_t MASK = (1u << BITS) - 1;
-_Static_assert(MAX_CHUNKS < 1 << BITS, "a chunk number must fit its field of the gate");
-
-static struct {
-    _Atomic uint64_t gate;
-    _Atomic size_t done;                    /* chunks of this region that workers have finished */
-    void (*task)(void *, size_t);
-    void *context;
-
-    _Atomic int threads;                    /* allowed, the caller included; 0: not decided yet */
-    _Atomic int running;                    /* workers started */
-    _Atomic int parked;                     /* of these, asleep */
-    _Atomic int eager;
-    double last;                            /* when the last region worth sharing ended */
-
-    pthread_mutex_t region;                 /* held while a region runs */
-    pthread_mutex_t park;
-    pthread_cond_t wake;
-
-    pthread_mutex_t flights;                /* steps that run without the GIL */
-    pthread_cond_t landed;
-    int aloft;
-    uint64_t forks;
-} pool = {
-    .region = PTHREAD_MUTEX_INITIALIZER,
-    .park = PTHREAD_MUTEX_INITIALIZER,
-    .wake = PTHREAD_COND_INITIALIZER,
-    .flights = PTHREAD_MUTEX_INITIALIZER,
-    .landed = PTHREAD_COND_INITIALIZER,
-};
-
-#if !defined(_WIN32)
-static double monotonic_nanoseconds(void)
+/* Processors this process may run on; with more than 64 its mask is of its own group, or empty. */
+static long allowed_processors(void)
+{
+    DWORD_PTR own = 0, all = 0;
+    long count = 0;
+    if (GetProcessAffinityMask(GetCurrentProcess(), &own, &all))
+        for (; own; own &= own - 1)
+            count++;
+    return count ? count : (long)GetActiveProcessorCount(ALL_PROCESSOR_GROUPS);
+}
+#else
+double optimc_nanoseconds(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -88,165 +59,7 @@ static long allowed_processors(void)
 }
 #endif
 
-double optimc_nanoseconds(void)
-{
-    return monotonic_nanoseconds();
-}
-
-static void pause_briefly(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
-/* -------------------------------------------------------------------------------- workers ------ */
-
-static uint64_t low_of(uint64_t gate) { return gate & MASK; }
-static uint64_t high_of(uint64_t gate) { return gate >> BITS & MASK; }
-static int open_gate(uint64_t gate) { return low_of(gate) < high_of(gate); }
-
-/* Claims and runs one chunk from the back; 0 if there was none. */
-static int work(void)
-{
-    uint64_t gate = atomic_load(&pool.gate);
-    while (open_gate(gate)) {
-        if (atomic_compare_exchange_weak(&pool.gate, &gate, gate - (1u << BITS))) {
-            pool.task(pool.context, (size_t)high_of(gate) - 1);
-            atomic_fetch_add(&pool.done, 1);
-            return 1;
-        }
-    }
-    return 0;
-}
-
-/* Sleeps until a region opens or the worker is no longer wanted. */
-static void park(int index)
-{
-    pthread_mutex_lock(&pool.park);
-    atomic_fetch_add(&pool.parked, 1);
-    while (!open_gate(atomic_load(&pool.gate)) && index < atomic_load(&pool.threads))
-        pthread_cond_wait(&pool.wake, &pool.park);
-    atomic_fetch_sub(&pool.parked, 1);
-    pthread_mutex_unlock(&pool.park);
-}
-
-static void *worker(void *argument)
-{
-    const int index = (int)(intptr_t)argument;      /* 1 .. threads - 1; the caller is 0 */
-    double idle = optimc_nanoseconds();
-    while (index < atomic_load(&pool.threads)) {
-        if (work()) {
-            while (work())
-                ;
-            idle = optimc_nanoseconds();
-            continue;
-        }
-        for (int i = 0; i < 32 && !open_gate(atomic_load(&pool.gate)); i++)
-            pause_briefly();
-        if (open_gate(atomic_load(&pool.gate)))
-            continue;
-        sched_yield();
-        if (optimc_nanoseconds() - idle > SPIN) {
-            park(index);
-            idle = optimc_nanoseconds();
-        }
-    }
-    atomic_fetch_sub(&pool.running, 1);
-    return NULL;
-}
-
-/* Starts the workers that are missing, with every signal blocked; called with `region` held.  A system
-   that gives no thread is no error: the caller does the work. */
-static void start_workers(void)
-{
-    sigset_t all, before;
-    sigfillset(&all);
-    if (pthread_sigmask(SIG_SETMASK, &all, &before))
-        return;
-    int running;
-    while ((running = atomic_load(&pool.running)) < atomic_load(&pool.threads) - 1) {
-        pthread_t thread;
-        atomic_fetch_add(&pool.running, 1);
-        if (pthread_create(&thread, NULL, worker, (void *)(intptr_t)(running + 1))) {
-            atomic_fetch_sub(&pool.running, 1);
-            break;
-        }
-        pthread_detach(thread);
-    }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-}
-
-static void wake_workers(void)
-{
-    pthread_mutex_lock(&pool.park);
-    pthread_cond_broadcast(&pool.wake);
-    pthread_mutex_unlock(&pool.park);
-}
-
-/* -------------------------------------------------------------------------------- regions ------ */
-
-static void run_alone(void (*task)(void *, size_t), void *context, size_t chunks)
-{
-    for (size_t chunk = 0; chunk < chunks; chunk++)
-        task(context, chunk);
-}
-
-static void run_shared(void (*task)(void *, size_t), void *context, size_t chunks, int wake)
-{
-    pool.task = task;
-    pool.context = context;
-    atomic_store(&pool.done, 0);
-    uint64_t gate = ((atomic_load(&pool.gate) >> 2 * BITS) + 1) << 2 * BITS | (uint64_t)chunks << BITS;
-    atomic_store(&pool.gate, gate);
-    if (wake)
-        wake_workers();
-
-    size_t mine = 0;
-    while (open_gate(gate = atomic_load(&pool.gate))) {
-        if (atomic_compare_exchange_weak(&pool.gate, &gate, gate + 1)) {
-            task(context, (size_t)low_of(gate));
-            mine++;
-        }
-    }
-    for (unsigned spins = 1; atomic_load(&pool.done) < chunks - mine; spins++) {
-        pause_briefly();
-        if (spins % 64 == 0)
-            sched_yield();
-    }
-}
-
-static int is_worth_waking(double nanoseconds)
-{
-    return nanoseconds >= WORTH_WAKING && nanoseconds * (optimc_pool_threads() - 1) >= WORTH_WAKING_ONE;
-}
-
-void optimc_pool_run(void (*task)(void *context, size_t chunk), void *context, size_t chunks,
-    double nanoseconds)
-{
-    const int eager = atomic_load(&pool.eager);
-    if (chunks < 2 || (nanoseconds < WORTH_AWAKE && !eager) || optimc_pool_threads() < 2
-        || pthread_mutex_trylock(&pool.region)) {
-        run_alone(task, context, chunks);
-        return;
-    }
-    const int asleep = atomic_load(&pool.parked) >= atomic_load(&pool.running);
-    const double now = optimc_nanoseconds();
-    if (!asleep || eager || is_worth_waking(nanoseconds) || now - pool.last < SPIN) {
-        start_workers();
-        run_shared(task, context, chunks, atomic_load(&pool.parked) > 0);
-    } else {
-        run_alone(task, context, chunks);
-    }
-    pool.last = optimc_nanoseconds();
-    pthread_mutex_unlock(&pool.region);
-}
-
-/* -------------------------------------------------------------------------------- threads ------ */
-
-/* The processors a cgroup's quota amounts to, rounded up; `most` if there is none. */
+/* The processors that the quota of a cgroup pays for, rounded up; `most` without a quota. */
 static int quota(int most)
 {
     char line[4096], path[4200];
@@ -257,7 +70,7 @@ static int quota(int most)
         if (strncmp(line, "0::", 3))
             continue;
         line[strcspn(line, "\n")] = 0;
-        /* Every ancestor may have a limit; the mount may also show the own group as its root. */
+        /* Every ancestor may have a limit.  The mount may also show this process's group as its root. */
         for (char *end = line + strlen(line); end >= line + 3; end--) {
             if (*end && *end != '/')
                 continue;
@@ -282,92 +95,3 @@ int optimc_pool_processors(void)
     const long most = allowed_processors();
     return quota(most < 1 ? 1 : most > MAX_THREADS ? MAX_THREADS : (int)most);
 }
-
-int optimc_pool_threads(void)
-{
-    int threads = atomic_load(&pool.threads);
-    if (!threads) {
-        threads = optimc_pool_processors();
-        atomic_store(&pool.threads, threads);
-    }
-    return threads;
-}
-
-void optimc_pool_set_threads(int threads)
-{
-    atomic_store(&pool.threads, threads);
-    wake_workers();                         /* those no longer wanted leave */
-}
-
-void optimc_pool_set_eager(int eager)
-{
-    atomic_store(&pool.eager, eager);
-}
-
-/* ----------------------------------------------------------------------------------- fork ------ */
-
-void optimc_pool_enter(void)
-{
-    pthread_mutex_lock(&pool.flights);
-    pool.aloft++;
-    pthread_mutex_unlock(&pool.flights);
-}
-
-void optimc_pool_leave(void)
-{
-    pthread_mutex_lock(&pool.flights);
-    if (--pool.aloft == 0)
-        pthread_cond_broadcast(&pool.landed);
-    pthread_mutex_unlock(&pool.flights);
-}
-
-uint64_t optimc_pool_forks(void)
-{
-    return pool.forks;
-}
-
-#if defined(_WIN32)
-int optimc_pool_setup(void)
-{
-    return 0;                               /* no fork() to survive */
-}
-#else
-static void before_fork(void)
-{
-    pthread_mutex_lock(&pool.flights);
-    while (pool.aloft)
-        pthread_cond_wait(&pool.landed, &pool.flights);
-    pthread_mutex_lock(&pool.region);
-    pthread_mutex_lock(&pool.park);
-}
-
-static void after_fork_in_parent(void)
-{
-    pthread_mutex_unlock(&pool.park);
-    pthread_mutex_unlock(&pool.region);
-    pthread_mutex_unlock(&pool.flights);
-}
-
-/* The child has one thread: no worker is running, nobody holds or waits for anything. */
-static void after_fork_in_child(void)
-{
-    pthread_mutex_init(&pool.flights, NULL);
-    pthread_cond_init(&pool.landed, NULL);
-    pthread_mutex_init(&pool.region, NULL);
-    pthread_mutex_init(&pool.park, NULL);
-    pthread_cond_init(&pool.wake, NULL);
-    atomic_store(&pool.running, 0);
-    atomic_store(&pool.parked, 0);
-    pool.forks++;
-}
-
-int optimc_pool_setup(void)
-{
-    static int done;
-    if (done)
-        return 0;
-    const int error = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
-    done = !error;
-    return error;
-}
-#endif

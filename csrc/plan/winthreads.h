@@ -1,4 +1,4 @@
-/* winthreads.h - the POSIX names that pool.c uses, on Windows: slim locks, condition variables, threads, a clock.
+/* winthreads.h - the POSIX names that pool.c uses, on Windows: slim locks, condition variables, threads.
 
    Only pool.c includes it.  Windows has no fork() and sends no signals to threads, so what guards against these
    does nothing here. */
@@ -97,25 +97,6 @@ static inline int pthread_sigmask(int how, const sigset_t *set, sigset_t *before
     if (before)
         *before = *set;
     return 0;
-}
-
-static inline double monotonic_nanoseconds(void)
-{
-    LARGE_INTEGER ticks, per_second;
-    QueryPerformanceCounter(&ticks);
-    QueryPerformanceFrequency(&per_second);
-    return (double)ticks.QuadPart * 1e9 / (double)per_second.QuadPart;
-}
-
-/* Processors this process may run on; with more than 64 its mask is of its own group, or empty. */
-static inline long allowed_processors(void)
-{
-    DWORD_PTR own = 0, all = 0;
-    long count = 0;
-    if (GetProcessAffinityMask(GetCurrentProcess(), &own, &all))
-        for (; own; own &= own - 1)
-            count++;
-    return count ? count : (long)GetActiveProcessorCount(ALL_PROCESSOR_GROUPS);
 }
 
 #endif
