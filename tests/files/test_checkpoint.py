@@ -234,7 +234,7 @@ def test_golden_files_load_and_go_on(name):
     straight, weights = golden.optimizers()[name], golden.start()
     golden.train(straight, weights, 0, 5)
     moved = {k: w.copy() for k, w in weights.items()}
-    again = optimc.load(golden.FOLDER / f"v1_{name}.safetensors")
+    again = optimc.load(golden.path_of(name))
     golden.train(straight, weights, 5, 9)
     golden.train(again, moved, 5, 9)
     for k in weights:

@@ -5,11 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from cases import DTYPES, WHOLE_WEIGHTS, Guarded, assert_same_bits, exact_cases, slots_of, values
-from hashes import digest, recorded
-
-
-def key(case, dtype):
-    return f"{case!r} {dtype.__name__}"
+from hashes import digest, key, recorded
 
 
 def test_every_case_has_a_hash():

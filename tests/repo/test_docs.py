@@ -6,8 +6,6 @@ import inspect
 import pkgutil
 
 import pytest
-import tables
-from places import ROOT
 
 import optimc
 from optimc.registry import classes
@@ -45,9 +43,3 @@ def test_optimizers_say_arguments_slots_and_an_example():
             assert parameter in text or parameter in optimc.Optimizer.__doc__ \
                 or any(parameter in base.__doc__ for base in cls.__mro__[1:-2]), (cls, parameter)
         assert ">>>" in text, cls
-
-
-@pytest.mark.parametrize("path", tables.TABLES)
-def test_tables_are_up_to_date(path):
-    text = (ROOT / path).read_text()
-    assert text == tables.filled(path, text), "run: python tests/support/tables.py"

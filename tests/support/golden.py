@@ -1,7 +1,10 @@
-"""Checkpoints of this format version, kept so that later versions go on reading them.
+"""Makes the golden files: small checkpoints that every later version must read.
 
-They are made once:  python tests/support/golden.py  (files that are there are left alone).
+A golden file is made once and never again.  `make record` makes those that are missing.
 """
+
+import pathlib
+import tempfile
 
 import numpy as np
 from hashes import numbers
@@ -38,10 +41,18 @@ def start():
             for name, shape in SHAPES.items()}
 
 
-if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
+def path_of(name):
+    return FOLDER / f"v1_{name}.safetensors"
+
+
+def missing():
+    """Path -> bytes of the golden files that are not there yet."""
+    files = {}
     for name, optimizer in optimizers().items():
-        path = FOLDER / f"v1_{name}.safetensors"
-        if not path.exists():
+        if not path_of(name).exists():
             train(optimizer, start(), 0, 5)
-            optimizer.save(path)
+            with tempfile.TemporaryDirectory() as folder:
+                path = pathlib.Path(folder) / path_of(name).name
+                optimizer.save(path)
+                files[path_of(name)] = path.read_bytes()
+    return files

@@ -1,12 +1,13 @@
-"""Bits are part of the interface: the hash of a long run of every case, kept in hashes.txt.
+"""Hashes a long run of every case.  Bits are part of the interface, so hashes.txt keeps what a run must give.
 
-The inputs come from integer arithmetic, so they are the same on every machine.  After a change that is
-meant to change bits:  python tests/support/hashes.py > tests/kernels/hashes.txt
+The inputs come from integer arithmetic, so they are the same on every machine.  `make record` writes hashes.txt,
+after a change that is meant to change bits; test_bits.py compares.
 """
 
 import hashlib
 
 import numpy as np
+from cases import DTYPES, exact_cases
 from places import TESTS
 
 FILE = TESTS / "kernels" / "hashes.txt"
@@ -40,12 +41,15 @@ def digest(optimizer, dtype, place=lambda array: array, split=lambda arrays: arr
     return sha.hexdigest()
 
 
+def key(case, dtype):
+    return f"{case!r} {dtype.__name__}"
+
+
+def text():
+    """The lines of hashes.txt: each case that has the oracle's bits, in each dtype."""
+    return "".join(f"{key(case, dtype)} {digest(case.make(), dtype)}\n" for case in exact_cases() for dtype in DTYPES)
+
+
 def recorded():
+    """The hashes in hashes.txt by case and dtype."""
     return dict(line.rsplit(" ", 1) for line in FILE.read_text().splitlines())
-
-
-if __name__ == "__main__":
-    from cases import DTYPES, exact_cases
-    for case in exact_cases():
-        for dtype in DTYPES:
-            print(f"{case!r} {dtype.__name__} {digest(case.make(), dtype)}")

@@ -1,12 +1,12 @@
-"""Tables in the documentation that follow from the registry.
+"""Writes the tables of the documentation that follow from the registry.
 
-After a change of optimizers or styles:  python tests/support/tables.py
+A table stands between `<!-- name -->` and `<!-- end -->`; the text around it is left alone.  `make record` writes
+them (record.py).
 """
 
 import re
 
 import numpy as np
-from places import ROOT
 
 from optimc import _core
 from optimc.registry import classes
@@ -56,9 +56,3 @@ def filled(path, text):
                           flags=re.S)
         assert n == 1, (path, name)
     return text
-
-
-if __name__ == "__main__":
-    for path in TABLES:
-        file = ROOT / path
-        file.write_text(filled(path, file.read_text()))

@@ -1,0 +1,49 @@
+# The commands of daily work; `make` lists them.  CONTRIBUTING.md says when to use which.
+PYTHON ?= .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help build test strict lint record check-record bench-quick step sanitize platforms packaging soak ci
+
+help:            ## list the commands
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+build:           ## compile optimc._core in place
+	$(PYTHON) setup.py -q build_ext --inplace
+
+test: build      ## run the tests
+	$(PYTHON) -m pytest -q -n auto
+
+strict:          ## compile with all warnings as errors
+	OPTIMC_STRICT=1 $(PYTHON) setup.py -q build_ext --inplace --force
+
+lint:            ## check style and types
+	$(PYTHON) -m ruff check optimc tests tools benchmarks examples notebooks setup.py
+	$(PYTHON) -m mypy optimc
+	$(PYTHON) -m mypy.stubtest optimc._core
+
+record: build    ## write every generated file that is stale: stubs, tables, hashes, golden files
+	$(PYTHON) tools/record.py
+
+check-record: build    ## name the generated files that are stale
+	$(PYTHON) tools/record.py --check
+
+step: build      ## time the step path; compare before and after a change
+	$(PYTHON) benchmarks/step.py
+
+bench-quick: build     ## time the main cases beside other libraries, in two minutes
+	$(PYTHON) -m benchmarks --quick
+
+sanitize:        ## run the sanitizers and the leak loop
+	.ci/sanitize
+
+platforms:       ## compare the bits of other compilers and machines
+	.ci/platforms
+
+packaging:       ## build sdist and wheel, and test them without the tree
+	.ci/packaging
+
+soak: build      ## run the long versions of the tests of processes and files
+	$(PYTHON) -m pytest --soak tests/process/test_processes.py tests/files
+
+ci:              ## run everything that a change must pass
+	bash .ci/run
