@@ -24,7 +24,7 @@
 #include "kernels/isa.h"
 #include "plan/plan.h"
 #include "plan/pool.h"
-#include "python/tensor.h"
+#include "python/dlpack.h"
 #include "python/xla_door.h"
 
 _Static_assert(sizeof(npy_intp) == sizeof(ptrdiff_t), "shapes and strides are passed as they are");

@@ -1,10 +1,10 @@
-/* tensor.h - what is needed of DLPack 1.x to look at a tensor of another library without copying it.
+/* dlpack.h - what is needed of DLPack 1.x to look at a tensor of another library without copying it.
 
    The layout is that of the public standard; only the parts read here are named.  A library that offers
    the exchange table (an object's `__dlpack_c_exchange_api__`, a capsule) describes a tensor in about a
    hundred nanoseconds, with no Python object made. */
-#ifndef OPTIMC_TENSOR_H
-#define OPTIMC_TENSOR_H
+#ifndef OPTIMC_DLPACK_H
+#define OPTIMC_DLPACK_H
 
 #include <stdint.h>
 
