@@ -5,7 +5,7 @@ import re
 
 from optimc import _core, schedules
 
-LOW_OPEN, HIGH_OPEN = 1, 2              # ends of a range that are not allowed; as in csrc/python/module.c
+LOW_OPEN, HIGH_OPEN = 1, 2              # ends of a range that are not allowed; as in csrc/python/boundary.h
 
 
 class Argument:

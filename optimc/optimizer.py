@@ -9,7 +9,7 @@ A class declares its arguments as class attributes, in the order of its signatur
         epsilon = Value(1e-7)
 
 The constructor, its signature, the checks, `get_config` and `repr` follow from these (optimc/arguments.py).
-The step itself is not here: `apply` is a method of the C base class, see csrc/python/module.c.
+The step itself is not here: `apply` is a method of the C base class, see csrc/python/apply.c.
 """
 
 import contextlib

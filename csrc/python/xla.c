@@ -1,19 +1,21 @@
-/* xla.c - the door by which XLA calls back from a compiled program, with the memory of its buffers.
+/* xla.c - lets a compiled program of XLA call Python, with the memory of its buffers.
 
-   One function for all: it gets the call's one attribute, a number, and memoryviews of the arguments (to read) and
-   the results (to write), and says what they mean (optimc/keras.py).  An exception of it is the call's error. */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
+   One Python function serves all programs.  It gets the call's one attribute, a number, and memoryviews of the
+   arguments (to read) and of the results (to write); optimc.keras decides what they mean.  An exception that it
+   raises becomes the error of the call.  The structures of XLA's interface are in xla.h. */
+#define NO_IMPORT_ARRAY
+#include "python/boundary.h"
 #include "python/xla.h"
-#include "python/xla_door.h"
 
 static PyObject *callee;                    /* of the process, as XLA's table of targets is */
 
 static Py_ssize_t item_size(int type)
 {
-    static const signed char sizes[] = {[1] = 1, [2] = 1, [3] = 2, [4] = 4, [5] = 8, [6] = 1, [7] = 2, [8] = 4,
-        [9] = 8, [10] = 2, [11] = 4, [12] = 8, [15] = 8, [16] = 2, [18] = 16};
+    static const signed char sizes[] = {
+        [XLA_PRED] = 1, [XLA_S8] = 1, [XLA_S16] = 2, [XLA_S32] = 4, [XLA_S64] = 8,
+        [XLA_U8] = 1, [XLA_U16] = 2, [XLA_U32] = 4, [XLA_U64] = 8,
+        [XLA_F16] = 2, [XLA_BF16] = 2, [XLA_F32] = 4, [XLA_F64] = 8, [XLA_C64] = 8, [XLA_C128] = 16,
+    };
     return type > 0 && (size_t)type < sizeof sizes ? sizes[type] : 0;
 }
 
@@ -90,7 +92,11 @@ static void *handle(struct xla_frame *frame)
     return error;
 }
 
-PyObject *optimc_xla_target(PyObject *function)
+PyDoc_STRVAR(xla_target_doc, "_xla_target($module, function, /)\n--\n\n"
+"A capsule for jax.ffi.register_ffi_target.  XLA then calls function(number, arguments, results) with the\n"
+"memory of its buffers: memoryviews of bytes, the results' writable.  Process-wide: the last function is called.");
+
+static PyObject *core_xla_target(PyObject *Py_UNUSED(module), PyObject *function)
 {
     if (!PyCallable_Check(function)) {
         PyErr_Format(PyExc_TypeError, "function: expected a callable, got %s", Py_TYPE(function)->tp_name);
@@ -100,3 +106,8 @@ PyObject *optimc_xla_target(PyObject *function)
     union { void *(*function)(struct xla_frame *); void *pointer; } entry = {handle};
     return PyCapsule_New(entry.pointer, XLA_CAPSULE, NULL);
 }
+
+PyMethodDef optimc_xla_functions[] = {
+    METHOD("_xla_target", core_xla_target, METH_O, xla_target_doc),
+    {NULL, NULL, 0, NULL},
+};

@@ -10,7 +10,13 @@
 
 #define XLA_CAPSULE "xla._CUSTOM_CALL_TARGET"
 
-enum { XLA_MAJOR = 0, XLA_EXTENSION_METADATA = 1, XLA_EXECUTE = 3, XLA_SCALAR = 3, XLA_S64 = 5, XLA_INTERNAL = 13 };
+enum { XLA_MAJOR = 0, XLA_EXTENSION_METADATA = 1, XLA_EXECUTE = 3, XLA_SCALAR = 3, XLA_INTERNAL = 13 };
+
+/* Element types. */
+enum {
+    XLA_PRED = 1, XLA_S8, XLA_S16, XLA_S32, XLA_S64, XLA_U8, XLA_U16, XLA_U32, XLA_U64, XLA_F16, XLA_F32, XLA_F64,
+    XLA_C64 = 15, XLA_BF16 = 16, XLA_C128 = 18,
+};
 
 struct xla_extension {
     size_t struct_size;
