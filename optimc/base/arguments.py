@@ -1,0 +1,153 @@
+"""What an optimizer class declares as its arguments: each with its default, its range and where it lives."""
+
+import math
+import re
+
+from optimc import _core, schedules
+
+LOW_OPEN, HIGH_OPEN = 1, 2              # ends of a range that are not allowed; as in csrc/python/module.c
+
+
+class Argument:
+    """One argument of an optimizer's constructor, also an attribute of the optimizer.
+
+    It stands before the arguments every optimizer has, behind them (`last`), or can only be named.
+    """
+
+    def __init__(self, default, keyword_only=False, last=False):
+        self.default, self.keyword_only, self.last = default, keyword_only, last
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+
+class Value(Argument):
+    """A finite real number that the kernels read, in [low, high]; a schedule or callable may give it.
+
+    It can be changed at any time.  None (off) is allowed if it is the default, or if `optional`.  `also` is
+    a second value worth testing, for instance because it asks for another kernel.
+    """
+
+    def __init__(self, default, low=0.0, high=math.inf, *, open=0, also=None, optional=False, **place):
+        super().__init__(default, **place)
+        self.low, self.high, self.open, self.also = low, high, open, also
+        self.optional = optional or default is None
+
+    def __get__(self, optimizer, owner=None):
+        return self if optimizer is None else optimizer._ask_value(0, optimizer._index[self.name])
+
+    def __set__(self, optimizer, value):
+        optimizer._change(0, self.name, value)
+
+
+def fraction(default, **keywords):
+    """A `Value` in [0, 1]; with `open=HIGH_OPEN` in [0, 1), where the formula divides by 1 minus it."""
+    return Value(default, 0.0, 1.0, **keywords)
+
+
+def cautious():
+    """The `Option` of rules with momentum that is documented in `Optimizer`."""
+    return Option(False, core="_cautious", fixed=False, keyword_only=True)
+
+
+class Option(Argument):
+    """Anything else: a flag, a name, a count.
+
+    Args:
+        check: a function of name and value that returns the value to keep, or raises; default: a bool.
+        core: attribute of the C base that the value is copied to, after `encode`.
+        fixed: it cannot change once the optimizer is built.
+    """
+
+    def __init__(self, default, check=None, *, core=None, encode=int, fixed=True, **place):
+        super().__init__(default, **place)
+        self.check, self.core, self.encode, self.fixed = check or check_bool, core, encode, fixed
+
+    def __get__(self, optimizer, owner=None):
+        return self if optimizer is None else optimizer.__dict__[self.name]
+
+    def __set__(self, optimizer, value):
+        value = self.check(self.name, value)
+        if self.fixed and optimizer.built and value != optimizer.__dict__[self.name]:
+            raise ValueError(f"{self.name} cannot change once the optimizer is built")
+        optimizer.__dict__[self.name] = value
+        if self.core:
+            setattr(optimizer, self.core, self.encode(value))
+        if self.name in optimizer._index:               # a number or flag that coefficients depend on
+            optimizer._set_value(0, optimizer._index[self.name], self.encode(value), False)
+
+
+def is_switch(argument):
+    """Whether an argument is a flag, on or off."""
+    return isinstance(argument, Option) and isinstance(argument.default, bool)
+
+
+def check_bool(name, value):
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+    return value
+
+
+def check_name(name, value):
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, got {type(value).__name__}")
+    return value
+
+
+def at_least_zero(name, value):
+    """The `check` of an `Option` that is a finite number >= 0."""
+    return _core.check_number(name, value, 0.0, math.inf, 0)
+
+
+def count(least):
+    """The `check` of an `Option` that is None or 0 (off) or a whole number >= `least`."""
+    def check(name, value):
+        if value is None:
+            return None
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{name} must be an int or None, got {type(value).__name__}")
+        value = value.__index__()
+        if value != 0 and not least <= value < 2 ** 31:
+            raise ValueError(f"{name} must be None or at least {least}, got {value}")
+        return value
+    return check
+
+
+def real(name, value):
+    """The `check` of an `Option` that is any finite number."""
+    return _core.check_number(name, value, -math.inf, math.inf, 0)
+
+
+def patterns(name, value):
+    """The `check` of an `Option` that is None or a list of regular expressions."""
+    if value is None:
+        return None
+    if not isinstance(value, (list, tuple)) or not all(isinstance(entry, str) for entry in value):
+        raise TypeError(f"{name} must be a list of str or None, got {value!r}")
+    for entry in value:
+        try:
+            re.compile(entry)
+        except re.error as error:
+            raise ValueError(f"{name}: {entry!r} is not a regular expression: {error}") from None
+    return list(value)
+
+
+def one_of(*choices):
+    """The `check` of an `Option` that is one of a few words."""
+    def check(name, value):
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        return value
+    return check
+
+
+def plain(value):
+    """An argument as a configuration stores it: a schedule as a dict."""
+    return schedules.serialize(value) if schedules.is_schedule(value) else value
+
+
+def from_plain(value, custom_objects=None):
+    """An argument from what `plain` gave."""
+    if isinstance(value, dict) and "class_name" in value:
+        return schedules.deserialize(value, custom_objects)
+    return value

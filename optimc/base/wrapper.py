@@ -1,0 +1,436 @@
+"""Optimizers made of optimizers: a loss scale that adapts, and routing of weights.
+
+Both check the steps of all they wrap before any of them writes: the step of an optimizer has two halves,
+`_check` and `finish`, and `_between` them what needs NumPy.  The second half is one call for all, so that Ctrl-C
+comes before all of it or after.
+"""
+
+import contextlib
+import functools
+import math
+import re
+import warnings
+
+import numpy as np
+
+from optimc import _core, checkpoint, registry
+from optimc.arguments import LOW_OPEN
+from optimc.optimizer import HELD, Optimizer, unzip
+
+
+class Wrapper:
+    """What the wrappers share with optimizers: building, pairs, configuration."""
+
+    @property
+    def built(self):
+        """Whether the wrapped optimizers are bound to weights."""
+        return all(optimizer.built for optimizer in self._inner())
+
+    def apply_gradients(self, grads_and_vars):
+        """`apply` for pairs, as `zip(grads, weights)` gives them.  Returns `iterations`."""
+        self.apply(*unzip(grads_and_vars))
+        return self.iterations
+
+    def _own_variables(self):
+        return []
+
+    def save(self, path):
+        """Writes a checkpoint that `optimc.load` continues from; see `Optimizer.save`."""
+        write = functools.partial(checkpoint.save, path, self)
+        for optimizer in sorted(self._inner(), key=id, reverse=True):       # the outermost first, as a step locks
+            write = functools.partial(optimizer._locked, write)
+        write()
+
+    def _numbers(self):
+        """Names of the attributes that are the wrapper's own state: whole numbers."""
+        return ()
+
+    def _export(self):
+        parts = [optimizer._export() for optimizer in self._inner()]
+        return {"class_name": type(self).__name__, "config": self.get_config(),
+                "own": {name: getattr(self, name) for name in self._numbers()},
+                "inner": [description for description, _ in parts]}, \
+            {f"{k}/{name}": array for k, (_, tensors) in enumerate(parts) for name, array in tensors.items()}
+
+    def _import(self, description, tensors):
+        inner = self._inner()
+        if description["class_name"] != type(self).__name__ or len(description["inner"]) != len(inner):
+            raise ValueError(f"state of another {description['class_name']}")
+        for name in self._numbers():
+            if type(description["own"][name]) is not int or description["own"][name] < 0:
+                raise ValueError(f"{name}: expected a count, got {description['own'][name]!r}")
+        for k, (optimizer, part) in enumerate(zip(inner, description["inner"], strict=True)):
+            own = {name.partition("/")[2]: array for name, array in tensors.items() if name.startswith(f"{k}/")}
+            before = set(own)
+            optimizer._import(part, own)
+            for name in before - set(own):
+                del tensors[f"{k}/{name}"]
+            if "loss_scale_factor" in part["config"]:
+                optimizer.loss_scale_factor = part["config"]["loss_scale_factor"]
+        for name in self._numbers():
+            setattr(self, name, description["own"][name])
+
+    @property
+    def variables(self):
+        """The state as a list of arrays, in Keras's order: the wrapper's own, then the wrapped optimizers'."""
+        own = [np.array(0), np.array(0.0), *self._own_variables()]
+        return own + [array for optimizer in self._inner() for array in optimizer.variables]
+
+
+class LossScaleOptimizer(Wrapper):
+    """Steps with a loss scale that adapts: halved when a gradient is not finite, doubled after good steps.
+
+    A step whose gradients are not all finite is skipped: it changes `dynamic_scale` and `step_counter` and
+    nothing else.  Gradients must be of a loss multiplied by the scale (`scale_loss`).
+
+    Args:
+        inner_optimizer: what steps with the unscaled gradients; its loss_scale_factor becomes the scale.
+        initial_scale: a power of two costs nothing to divide by.
+        dynamic_growth_steps: good steps after which the scale is doubled.
+        name: a name for people.
+
+    Example:
+        >>> import numpy as np, optimc
+        >>> w = np.ones(1, np.float32)
+        >>> opt = optimc.LossScaleOptimizer(optimc.SGD(0.5), initial_scale=4)
+        >>> opt.apply([np.array([np.inf], np.float32)], [w])
+        >>> opt.dynamic_scale, opt.iterations
+        (2.0, 0)
+        >>> opt.apply([np.array([2.0], np.float32)], [w])
+        >>> w
+        array([0.5], dtype=float32)
+    """
+
+    def __init__(self, inner_optimizer, initial_scale=2.0 ** 15, dynamic_growth_steps=2000, name=None, **kwargs):
+        if not kwargs.pop("dynamic", True):
+            raise ValueError("LossScaleOptimizer is always dynamic: use loss_scale_factor for a fixed scale")
+        for key, value in list(kwargs.items()):
+            argument = vars(Optimizer).get(key)
+            if argument is not None and value == argument.default:
+                del kwargs[key]
+            elif argument is not None:
+                raise ValueError(f"set {key} on the inner_optimizer, not on LossScaleOptimizer")
+        if kwargs:
+            raise ValueError(f"Argument(s) not recognized: {kwargs}")
+        if not isinstance(inner_optimizer, Optimizer):
+            raise TypeError(f"inner_optimizer must be an optimizer, got {type(inner_optimizer).__name__}")
+        if isinstance(dynamic_growth_steps, bool) or not isinstance(dynamic_growth_steps, int):
+            raise TypeError(f"dynamic_growth_steps must be an int, got {type(dynamic_growth_steps).__name__}")
+        if dynamic_growth_steps < 1:
+            raise ValueError(f"dynamic_growth_steps must be at least 1, got {dynamic_growth_steps}")
+        if initial_scale is None:
+            raise TypeError("initial_scale must be a number, got None")
+        self.inner_optimizer = inner_optimizer
+        inner_optimizer.loss_scale_factor = initial_scale
+        self.initial_scale = inner_optimizer.loss_scale_factor
+        self.dynamic_growth_steps = dynamic_growth_steps
+        self.name = name or "loss_scale_optimizer"
+        self.step_counter = 0               #: good steps since the scale last changed
+
+    def _inner(self):
+        return [self.inner_optimizer]
+
+    def _numbers(self):
+        return ("step_counter",)
+
+    @property
+    def dynamic_scale(self):
+        """The scale that the next gradients are divided by."""
+        return self.inner_optimizer.loss_scale_factor
+
+    @property
+    def iterations(self):
+        """Updates done so far, without the skipped steps."""
+        return self.inner_optimizer.iterations
+
+    @property
+    def learning_rate(self):
+        """The inner optimizer's."""
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        self.inner_optimizer.learning_rate = value
+
+    def build(self, params):
+        """Builds the inner optimizer."""
+        self.inner_optimizer.build(params)
+
+    def apply(self, grads, trainable_variables=None):
+        """One step, or none if a gradient is not finite; arguments and errors are `Optimizer.apply`'s."""
+        inner, started, run, then = self.inner_optimizer, [], False, ()
+        try:
+            finite = inner._check(grads, trainable_variables, True, started)
+            if finite:
+                inner._between()
+            run, then = finite, self._adapted(finite)
+        finally:
+            _core.finish(started, run, then)
+
+    def _adapted(self, finite):
+        """The calls that move the scale after a step whose gradients were, or were not, all finite."""
+        inner, counter = self.inner_optimizer, self.step_counter + 1 if finite else 0
+        scale = inner.loss_scale_factor
+        if not finite:
+            scale = max(scale / 2, 2.0 ** -126)
+        elif counter >= self.dynamic_growth_steps:
+            counter, scale = 0, min(scale * 2, 2.0 ** 127)
+        return ((self.__dict__.__setitem__, ("step_counter", counter)),
+                (inner._set_value, (0, inner._index["loss_scale_factor"], scale, False)))
+
+    def scale_loss(self, loss):
+        """The loss multiplied by the scale."""
+        return loss * self.dynamic_scale
+
+    def finalize_variable_values(self, params=None):
+        """The inner optimizer's."""
+        self.inner_optimizer.finalize_variable_values(params)
+
+    def averaged(self, params=None):
+        """The inner optimizer's."""
+        return self.inner_optimizer.averaged(params)
+
+    def _own_variables(self):
+        return [np.array(self.step_counter), np.array(self.dynamic_scale)]
+
+    def get_config(self):
+        """The constructor's arguments as a dict of plain values."""
+        inner = registry.serialize(self.inner_optimizer)
+        inner["config"]["loss_scale_factor"] = None
+        return {"name": self.name, "inner_optimizer": inner, "initial_scale": self.initial_scale,
+                "dynamic_growth_steps": self.dynamic_growth_steps}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """A new wrapper from what `get_config` gave."""
+        inner = registry.deserialize(config["inner_optimizer"], custom_objects)
+        return cls(**{**config, "inner_optimizer": inner})
+
+    def __repr__(self):
+        return f"<LossScaleOptimizer({self.inner_optimizer!r}): scale {self.dynamic_scale:g}>"
+
+
+class OptimizerMap:
+    """Which optimizer steps which weight, by its name: an exact key, else the one pattern that matches.
+
+    Args:
+        default_optimizer: for names that nothing matches.
+        optimizer_map: dict of names or regular expressions (matched against the whole name) to optimizers.
+
+    Example:
+        >>> import optimc
+        >>> routes = optimc.OptimizerMap(optimc.Adam(), {".*/bias": optimc.SGD()})
+        >>> routes["dense/bias"]
+        <SGD(learning_rate=0.01): 0 steps, not built>
+    """
+
+    def __init__(self, default_optimizer, optimizer_map=None):
+        if not isinstance(default_optimizer, Optimizer):
+            raise TypeError(f"default_optimizer must be an optimizer, got {type(default_optimizer).__name__}")
+        if not isinstance(optimizer_map or {}, dict):
+            raise TypeError(f"optimizer_map must be a dict, got {type(optimizer_map).__name__}")
+        self.default_optimizer, self._map = default_optimizer, {}
+        for key, optimizer in (optimizer_map or {}).items():
+            self[key] = optimizer
+
+    def __setitem__(self, key, optimizer):
+        if not isinstance(key, str):
+            raise ValueError(f"keys must be str, got {type(key).__name__}")
+        if key in self._map:
+            raise ValueError(f"{key!r} is mapped already")
+        if not isinstance(optimizer, Optimizer):
+            raise ValueError(f"{key!r}: expected an optimizer, got {type(optimizer).__name__}")
+        try:
+            re.compile(key)
+        except re.error as error:
+            raise ValueError(f"{key!r} is not a regular expression: {error}") from None
+        self._map[key] = optimizer
+
+    def __getitem__(self, name):
+        if name in self._map:
+            return self._map[name]
+        matches = [key for key in self._map if re.fullmatch(key, name)]
+        if len(matches) > 1:
+            raise ValueError(f"{name!r} matches {' and '.join(map(repr, matches))}")
+        return self._map[matches[0]] if matches else self.default_optimizer
+
+    __call__ = __getitem__
+
+    def __iter__(self):
+        return iter(self._map)
+
+    def __len__(self):
+        return len(self._map)
+
+    def optimizers(self):
+        """Every optimizer once, the default last."""
+        return list({id(optimizer): optimizer
+                     for optimizer in (*self._map.values(), self.default_optimizer)}.values())
+
+    def get_config(self):
+        """The constructor's arguments as a dict of plain values."""
+        return {"default_optimizer": registry.serialize(self.default_optimizer),
+                "optimizer_map": {key: registry.serialize(value) for key, value in self._map.items()}}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """A new map from what `get_config` gave."""
+        return cls(registry.deserialize(config["default_optimizer"], custom_objects),
+                   {key: registry.deserialize(value, custom_objects)
+                    for key, value in config["optimizer_map"].items()})
+
+
+class MultiOptimizer(Wrapper):
+    """Steps each weight with the optimizer its name is mapped to; all of them are checked before any steps.
+
+    Weights and gradients must be dicts, whose keys are the names.
+
+    Args:
+        optimizer_map: an `OptimizerMap`, or a function from a name to an optimizer.
+        loss_scale_factor: replaces that of every mapped optimizer.
+        name: a name for people.
+
+    Example:
+        >>> import numpy as np, optimc
+        >>> weights = {"kernel": np.ones(1, np.float32), "bias": np.ones(1, np.float32)}
+        >>> opt = optimc.MultiOptimizer(optimc.OptimizerMap(optimc.SGD(0.5), {"bias": optimc.SGD(0.25)}))
+        >>> opt.apply({name: np.ones(1, np.float32) for name in weights}, weights)
+        >>> weights
+        {'kernel': array([0.5], dtype=float32), 'bias': array([0.75], dtype=float32)}
+    """
+
+    def __init__(self, optimizer_map, loss_scale_factor=None, name=None):
+        if not callable(optimizer_map):
+            raise TypeError(f"optimizer_map must be an OptimizerMap or a function, got "
+                            f"{type(optimizer_map).__name__}")
+        if loss_scale_factor is not None:
+            loss_scale_factor = _core.check_number("loss_scale_factor", loss_scale_factor, 0.0, math.inf, LOW_OPEN)
+        self.optimizer_map, self.loss_scale_factor = optimizer_map, loss_scale_factor
+        self.name = name or "multi_optimizer"
+        self.iterations = 0                 #: calls of apply so far
+        self._used = {}                     # id -> optimizer, in the order of their first weight
+        self._routes = {}                   # name -> optimizer
+
+    def _inner(self):
+        if isinstance(self.optimizer_map, OptimizerMap):
+            return self.optimizer_map.optimizers()
+        return list(self._used.values())
+
+    def _numbers(self):
+        return ("iterations",)
+
+    @property
+    def learning_rate(self):
+        raise AttributeError("a MultiOptimizer has no learning rate: ask the optimizers it maps to")
+
+    def _route(self, name, undo):
+        if name not in self._routes:
+            optimizer = self.optimizer_map(name)
+            if not isinstance(optimizer, Optimizer):
+                raise TypeError(f"optimizer_map must give an optimizer for {name!r}, got "
+                                f"{type(optimizer).__name__}")
+            if self.loss_scale_factor is not None:
+                undo.callback(setattr, optimizer, "loss_scale_factor", optimizer.loss_scale_factor)
+                optimizer.loss_scale_factor = self.loss_scale_factor
+            undo.callback(self._routes.pop, name, None)
+            self._routes[name] = optimizer
+            if id(optimizer) not in self._used:
+                undo.callback(self._used.pop, id(optimizer), None)
+                self._used[id(optimizer)] = optimizer
+        return self._routes[name]
+
+    def _split(self, what, entries, undo):
+        """Entries by optimizer: id -> dict; `undo` is told how to undo what this changes."""
+        if not isinstance(entries, dict):
+            raise TypeError(f"{what} must be a dict, whose keys are the names, got {type(entries).__name__}")
+        parts = {}
+        for name, entry in entries.items():
+            if not isinstance(name, str):
+                raise TypeError(f"{what}: keys must be str, got {type(name).__name__}")
+            parts.setdefault(id(self._route(name, undo)), {})[name] = entry
+        return parts
+
+    def build(self, params):
+        """Builds every optimizer for the weights that are mapped to it."""
+        with contextlib.ExitStack() as undo:
+            for key, part in self._split("params", params, undo).items():
+                optimizer = self._used[key]
+                weights, waiting = optimizer._weights, optimizer._waiting_now()
+                before = optimizer._locked(optimizer._build, part, may_add=True) | {"_held_waiting": waiting}
+                undo.callback(self._unbuild, optimizer, weights, before)
+            undo.pop_all()
+
+    @staticmethod
+    def _unbuild(optimizer, weights, before):
+        held = {name: before[name] for name in HELD}
+        optimizer._unbind()
+        optimizer._undo_build(before)
+        if weights is not None:
+            optimizer._bind_arrays(weights, held)
+
+    def apply(self, grads, trainable_variables=None):
+        """One step of every optimizer; arguments and errors are `Optimizer.apply`'s, with dicts."""
+        with contextlib.ExitStack() as undo:
+            self._apply(grads, trainable_variables, undo)
+
+    def _apply(self, grads, trainable_variables, undo):
+        parts = self._split("grads", grads, undo)
+        if trainable_variables is not None:
+            weights = self._split("params", trainable_variables, undo)
+            for name in trainable_variables:
+                if name not in grads:
+                    raise ValueError(f"grads has no entry for params[{name!r}]")
+            for name in grads:
+                if name not in trainable_variables:
+                    raise ValueError(f"params has no entry for grads[{name!r}]")
+        idle = {key for key, part in parts.items() if all(grad is None for grad in part.values())}
+        if len(idle) == len(parts):
+            raise ValueError("No gradients provided for any variable.")
+        if idle:
+            names = ", ".join(f"params[{name!r}]" for key in idle for name in parts[key])
+            warnings.warn(f"Gradients do not exist for {names}: these weights are left as they are", stacklevel=3)
+        started, run, then = [], False, ()
+        try:
+            for key in sorted(parts.keys() - idle):     # in one order: threads that share optimizers wait in turn
+                self._used[key]._check(
+                    parts[key], None if trainable_variables is None else weights[key], False, started)
+            for optimizer, ready in started:
+                if ready:
+                    optimizer._between()
+            undo.pop_all()
+            run, then = True, ((self.__dict__.__setitem__, ("iterations", self.iterations + 1)),)
+        finally:
+            _core.finish(started, run, then)
+
+    def scale_loss(self, loss):
+        """The loss multiplied by `loss_scale_factor`, if there is one."""
+        return loss if self.loss_scale_factor is None else loss * self.loss_scale_factor
+
+    def finalize_variable_values(self, params=None):
+        """Every optimizer's."""
+        for optimizer in self._inner():
+            if optimizer.built:
+                optimizer.finalize_variable_values()
+
+    def get_config(self):
+        """The constructor's arguments as a dict of plain values; needs an `OptimizerMap`."""
+        if not isinstance(self.optimizer_map, OptimizerMap):
+            raise ValueError("a MultiOptimizer can be stored only with an OptimizerMap, not with a function")
+        return {"optimizer_map": self.optimizer_map.get_config(), "loss_scale_factor": self.loss_scale_factor,
+                "name": self.name}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """A new wrapper from what `get_config` gave."""
+        return cls(**{**config, "optimizer_map": OptimizerMap.from_config(config["optimizer_map"],
+                                                                          custom_objects)})
+
+    def __repr__(self):
+        return f"<MultiOptimizer({', '.join(map(repr, self._inner()))})>"
+
+    def __getstate__(self):
+        return {**self.__dict__, "_used": list(self._used.values())}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._used = {id(optimizer): optimizer for optimizer in state["_used"]}
