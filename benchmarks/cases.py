@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 import optimc
-from optimc.arguments import Value, is_switch
+from optimc.base.arguments import Value, is_switch
 from optimc.bench import LESSON, read_shapes
 from optimc.bench_peers import SETS, Work
 from optimc.bench_run import Job

@@ -74,7 +74,7 @@ def _shapes_of_npz(path):
 
 def _shapes_of_safetensors(path):
     with open(path, "rb") as file:
-        header, _ = checkpoint.read_json(path, file, os.fstat(file.fileno()).st_size)
+        header, _ = checkpoint.format.read_json(path, file, os.fstat(file.fileno()).st_size)
     return [tuple(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__"]
 
 

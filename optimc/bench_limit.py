@@ -26,8 +26,8 @@ from typing import NamedTuple
 import numpy as np
 
 import optimc
+from optimc.base.rules import slots_of
 from optimc.bench_peers import Ours, Work
-from optimc.optimizer import slots_of
 
 #: square roots and divisions per weight in rules.inc, by kernel, where they are what the time goes to
 DIVIDER = {

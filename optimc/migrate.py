@@ -6,7 +6,7 @@ Neither library is imported here: the optimizer that is passed brings its own.
 import numpy as np
 
 from optimc import registry
-from optimc.optimizer import slots_of
+from optimc.base.rules import slots_of
 from optimc.torch_names import TORCH
 
 

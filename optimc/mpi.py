@@ -38,10 +38,13 @@ except (ImportError, RuntimeError) as error:        # no mpi4py; no MPI library
     raise ImportError("optimc.mpi needs mpi4py and an MPI library: pip install 'optimc[mpi]'") from error
 
 from optimc import _core, checkpoint
-from optimc.arguments import LOW_OPEN, check_bool, count
-from optimc.optimizer import Optimizer, slots_of, unzip
+from optimc.base.arguments import LOW_OPEN, check_bool, count, unzip
+from optimc.base.optimizer import Optimizer
+from optimc.base.rules import slots_of
+from optimc.base.selection import select
+from optimc.base.wrapper import Wrapper
+from optimc.loss_scale import LossScaleOptimizer
 from optimc.optimizers import SGD
-from optimc.wrappers import LossScaleOptimizer, Wrapper
 
 BUCKET, PART = 4 << 20, 64 << 10    # bytes of a bucket, and of each rank's part in it, at least (docs/mpi.md)
 TIMEOUT = 300.0                     # seconds
@@ -472,7 +475,7 @@ class Sharded(Wrapper):
     def _numbered(self, arrays):
         """Weights as their positions, which hold for the pieces too."""
         whole = self._whole
-        return tuple(sorted(whole._select("weights", arrays, (), whole._names, whole._weights)))
+        return tuple(sorted(select("weights", arrays, (), whole._names, whole._weights)))
 
     def _keep_share(self, names):
         """Keeps of the state that the wrapped optimizer came with what is this rank's."""
@@ -774,7 +777,7 @@ class Sharded(Wrapper):
 
         def write_share():
             description, tensors = self._export()
-            checkpoint.write_shard(path, token, self.rank, tensors)
+            checkpoint.shards.write_shard(path, token, self.rank, tensors)
             return description
 
         try:
@@ -786,11 +789,11 @@ class Sharded(Wrapper):
             team.agree("save", error, another_path=mark)
         except BaseException:
             if error is None:
-                os.unlink(checkpoint.shard_path(path, token, self.rank))
+                os.unlink(checkpoint.shards.shard_path(path, token, self.rank))
             raise
         if self.rank == 0:
             try:
-                checkpoint.write_index(path, description, {
+                checkpoint.shards.write_index(path, description, {
                     "token": token, "orders": "".join(like.order for like in self._layout.likes),
                     "files": [self._layout.owned(rank) for rank in range(self.size)]})
             except Exception as caught:
@@ -803,7 +806,7 @@ class Sharded(Wrapper):
         if layout is None:
             raise ValueError("the optimizer is not built: it has no state to save")
         description, tensors = self.optimizer._export()
-        part = checkpoint.weights_part(description)
+        part = checkpoint.descriptions.weights_part(description)
         part["shapes"] = [[list(like.shape), like.dtype.name] for like in layout.likes]
         part["slots"] = self._slot_names
         pieces = layout.pieces(self.rank)
@@ -813,18 +816,18 @@ class Sharded(Wrapper):
 
     def _take_shards(self, path, shards, description):
         """Cuts the weights that a description tells of, and gives this rank's tensors."""
-        part = checkpoint.weights_part(description)
+        part = checkpoint.descriptions.weights_part(description)
         layout = self._layout = Layout(
-            [Like(*checkpoint.shape_of(*entry), order)
+            [Like(*checkpoint.descriptions.shape_of(*entry), order)
              for entry, order in zip(part["shapes"], shards["orders"], strict=True)], self.size, self._cut())
         self._slot_names, pieces = part["slots"], layout.pieces(self.rank)
-        vectors, whole = checkpoint.read_shards(path, shards, description, pieces)
+        vectors, whole = checkpoint.shards.read_shards(path, shards, description, pieces)
         tensors = {name: layout.in_shape(int(name.rpartition("/")[2]), vector) for name, vector in vectors.items()}
         for name, array in whole.items():
             i = int(name.rpartition("/")[2])
             tensors[name] = layout.piece_of(i, *pieces[i], array)
         part["shapes"] = [[list(shape), dtype.name] for shape, dtype in self._piece_shapes()]
-        return checkpoint.with_empty(tensors, description)
+        return checkpoint.shards.with_empty(tensors, description)
 
     def __reduce__(self):
         raise TypeError("a Sharded optimizer belongs to its job and cannot be copied or pickled: use save and load")
@@ -857,7 +860,7 @@ def load(path, comm=MPI.COMM_WORLD, *, custom_objects=None, **options):
 
 
 def _load(path, comm, custom_objects, options):
-    _, metadata = checkpoint.read(path, lambda name, shape: False)
+    _, metadata = checkpoint.format.read(path, lambda name, shape: False)
     mark = zlib.crc32(repr(metadata).encode())
     if "shards" not in metadata:
         return Sharded(checkpoint.load(path, custom_objects), comm, **options), mark
@@ -865,7 +868,7 @@ def _load(path, comm, custom_objects, options):
 
     def tensors_for(optimizer, description):
         made.append(Sharded(optimizer, comm, **options))
-        return made[0]._take_shards(path, checkpoint.decode(path, metadata, "shards"), description)
+        return made[0]._take_shards(path, checkpoint.format.decode(path, metadata, "shards"), description)
 
-    checkpoint.restore(path, metadata, custom_objects, tensors_for)
+    checkpoint.saving.restore(path, metadata, custom_objects, tensors_for)
     return made[0], mark

@@ -10,8 +10,10 @@ import re
 import numpy as np
 
 from optimc import _core
-from optimc.arguments import HIGH_OPEN, Option, Value, count, fraction, patterns, real
-from optimc.optimizer import Optimizer
+from optimc.base.arguments import HIGH_OPEN, Option, Value, count, fraction, patterns, real
+from optimc.base.optimizer import Optimizer
+
+__all__ = ["Muon"]
 
 #: the longer side over the shorter from which iterating on the Gram matrix is cheaper (measured)
 GRAM_FROM = 2.0

@@ -5,8 +5,9 @@ Formulas are above each rule in csrc/rules.inc.  To add one, see CONTRIBUTING.md
 
 import math
 
-from optimc.arguments import HIGH_OPEN, LOW_OPEN, Option, Value, at_least_zero, cautious, fraction, real
-from optimc.optimizer import Optimizer
+from optimc import registry
+from optimc.base.arguments import HIGH_OPEN, LOW_OPEN, Option, Value, at_least_zero, cautious, fraction, real
+from optimc.base.optimizer import Optimizer
 
 
 class SGD(Optimizer):
@@ -685,3 +686,6 @@ class Adafactor(Optimizer):
     def _slot_shape(self, slot, weight):
         factors = {"row": weight.shape[:-1], "column": weight.shape[:-2] + weight.shape[-1:]}
         return factors.get(slot, weight.shape)
+
+
+__all__ = [name for name, value in registry.classes.items() if value.__module__ == __name__]

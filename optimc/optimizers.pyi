@@ -2,8 +2,11 @@
 
 from typing import Any
 
-from optimc.optimizer import Optimizer
+from optimc.base.optimizer import Optimizer
 from optimc.schedules import Rate
+
+__all__ = ["ASGD", "SGD", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Adan",
+           "Ftrl", "Lamb", "Lion", "Nadam", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "Yogi"]
 
 class SGD(Optimizer):
     @property

@@ -1,17 +1,33 @@
-"""Optimizers by name: what `optimc.get("adam")` finds, and configurations that can be stored."""
+"""Optimizers by name: what `optimc.get("adam")` finds, and configurations that can be stored.
 
-from optimc import optimizers, structured
-from optimc.optimizer import Optimizer, slots_of
+This module imports nothing of optimc.  Classes register themselves when they are defined: an optimizer of optimc by
+its base class, the base class and the wrappers by the decorators `base` and `wrapper`.
+"""
 
 #: every optimizer class of optimc, by its name
-classes = {name: value for name, value in {**vars(optimizers), **vars(structured)}.items()
-           if isinstance(value, type) and issubclass(value, Optimizer) and value.rule}
+classes: dict[str, type] = {}
+#: the wrappers, likewise
+_wrappers: dict[str, type] = {}
+#: the classes that every optimizer and wrapper is an instance of
+_bases: list[type] = []
 
 
-def _wrappers():
-    """The wrappers by name; they need this module for what they wrap."""
-    from optimc import wrappers
-    return {"LossScaleOptimizer": wrappers.LossScaleOptimizer, "MultiOptimizer": wrappers.MultiOptimizer}
+def optimizer(cls):
+    """Registers an optimizer class, if it is one of optimc: a user's own is named by `custom_objects`."""
+    if cls.rule and cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        classes[cls.__name__] = cls
+
+
+def base(cls):
+    """Registers the class that all optimizers are derived from."""
+    _bases.append(cls)
+    return cls
+
+
+def wrapper(cls):
+    """Registers a wrapper."""
+    _wrappers[cls.__name__] = cls
+    return base(cls)
 
 
 def serialize(optimizer):
@@ -22,7 +38,7 @@ def serialize(optimizer):
         >>> optimc.serialize(optimc.SGD(0.5))["class_name"]
         'SGD'
     """
-    if not isinstance(optimizer, (Optimizer, *_wrappers().values())):
+    if not isinstance(optimizer, tuple(_bases)):
         raise TypeError(f"expected an optimizer, got {type(optimizer).__name__}")
     return {"class_name": type(optimizer).__name__, "config": optimizer.get_config()}
 
@@ -36,7 +52,7 @@ def deserialize(config, custom_objects=None):
     """
     if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
         raise ValueError(f"Could not interpret optimizer identifier: {config!r}")
-    known = {**classes, **_wrappers(), **(custom_objects or {})}
+    known = {**classes, **_wrappers, **(custom_objects or {})}
     cls = {name.lower(): value for name, value in known.items()}.get(config["class_name"].lower())
     if cls is None:
         raise ValueError(f"Could not interpret optimizer identifier: {config['class_name']!r}; "
@@ -55,13 +71,8 @@ def get(identifier):
         >>> optimc.get("rmsprop")
         <RMSprop(learning_rate=0.001): 0 steps, not built>
     """
-    if identifier is None or isinstance(identifier, (Optimizer, *_wrappers().values())):
+    if identifier is None or isinstance(identifier, tuple(_bases)):
         return identifier
     if isinstance(identifier, str):
         identifier = {"class_name": identifier, "config": {}}
     return deserialize(identifier)
-
-
-def used_slots(optimizer):
-    """The slots an optimizer keeps for weights whose shape makes no difference, and their numbers."""
-    return slots_of(optimizer._kernel())

@@ -1,213 +1,14 @@
-"""Optimizers made of optimizers: a loss scale that adapts, and routing of weights.
-
-Both check the steps of all they wrap before any of them writes: the step of an optimizer has two halves,
-`_check` and `finish`, and `_between` them what needs NumPy.  The second half is one call for all, so that Ctrl-C
-comes before all of it or after.
-"""
+"""Routing: each weight steps with the optimizer that its name is mapped to."""
 
 import contextlib
-import functools
 import math
 import re
 import warnings
 
-import numpy as np
-
-from optimc import _core, checkpoint, registry
-from optimc.arguments import LOW_OPEN
-from optimc.optimizer import HELD, Optimizer, unzip
-
-
-class Wrapper:
-    """What the wrappers share with optimizers: building, pairs, configuration."""
-
-    @property
-    def built(self):
-        """Whether the wrapped optimizers are bound to weights."""
-        return all(optimizer.built for optimizer in self._inner())
-
-    def apply_gradients(self, grads_and_vars):
-        """`apply` for pairs, as `zip(grads, weights)` gives them.  Returns `iterations`."""
-        self.apply(*unzip(grads_and_vars))
-        return self.iterations
-
-    def _own_variables(self):
-        return []
-
-    def save(self, path):
-        """Writes a checkpoint that `optimc.load` continues from; see `Optimizer.save`."""
-        write = functools.partial(checkpoint.save, path, self)
-        for optimizer in sorted(self._inner(), key=id, reverse=True):       # the outermost first, as a step locks
-            write = functools.partial(optimizer._locked, write)
-        write()
-
-    def _numbers(self):
-        """Names of the attributes that are the wrapper's own state: whole numbers."""
-        return ()
-
-    def _export(self):
-        parts = [optimizer._export() for optimizer in self._inner()]
-        return {"class_name": type(self).__name__, "config": self.get_config(),
-                "own": {name: getattr(self, name) for name in self._numbers()},
-                "inner": [description for description, _ in parts]}, \
-            {f"{k}/{name}": array for k, (_, tensors) in enumerate(parts) for name, array in tensors.items()}
-
-    def _import(self, description, tensors):
-        inner = self._inner()
-        if description["class_name"] != type(self).__name__ or len(description["inner"]) != len(inner):
-            raise ValueError(f"state of another {description['class_name']}")
-        for name in self._numbers():
-            if type(description["own"][name]) is not int or description["own"][name] < 0:
-                raise ValueError(f"{name}: expected a count, got {description['own'][name]!r}")
-        for k, (optimizer, part) in enumerate(zip(inner, description["inner"], strict=True)):
-            own = {name.partition("/")[2]: array for name, array in tensors.items() if name.startswith(f"{k}/")}
-            before = set(own)
-            optimizer._import(part, own)
-            for name in before - set(own):
-                del tensors[f"{k}/{name}"]
-            if "loss_scale_factor" in part["config"]:
-                optimizer.loss_scale_factor = part["config"]["loss_scale_factor"]
-        for name in self._numbers():
-            setattr(self, name, description["own"][name])
-
-    @property
-    def variables(self):
-        """The state as a list of arrays, in Keras's order: the wrapper's own, then the wrapped optimizers'."""
-        own = [np.array(0), np.array(0.0), *self._own_variables()]
-        return own + [array for optimizer in self._inner() for array in optimizer.variables]
-
-
-class LossScaleOptimizer(Wrapper):
-    """Steps with a loss scale that adapts: halved when a gradient is not finite, doubled after good steps.
-
-    A step whose gradients are not all finite is skipped: it changes `dynamic_scale` and `step_counter` and
-    nothing else.  Gradients must be of a loss multiplied by the scale (`scale_loss`).
-
-    Args:
-        inner_optimizer: what steps with the unscaled gradients; its loss_scale_factor becomes the scale.
-        initial_scale: a power of two costs nothing to divide by.
-        dynamic_growth_steps: good steps after which the scale is doubled.
-        name: a name for people.
-
-    Example:
-        >>> import numpy as np, optimc
-        >>> w = np.ones(1, np.float32)
-        >>> opt = optimc.LossScaleOptimizer(optimc.SGD(0.5), initial_scale=4)
-        >>> opt.apply([np.array([np.inf], np.float32)], [w])
-        >>> opt.dynamic_scale, opt.iterations
-        (2.0, 0)
-        >>> opt.apply([np.array([2.0], np.float32)], [w])
-        >>> w
-        array([0.5], dtype=float32)
-    """
-
-    def __init__(self, inner_optimizer, initial_scale=2.0 ** 15, dynamic_growth_steps=2000, name=None, **kwargs):
-        if not kwargs.pop("dynamic", True):
-            raise ValueError("LossScaleOptimizer is always dynamic: use loss_scale_factor for a fixed scale")
-        for key, value in list(kwargs.items()):
-            argument = vars(Optimizer).get(key)
-            if argument is not None and value == argument.default:
-                del kwargs[key]
-            elif argument is not None:
-                raise ValueError(f"set {key} on the inner_optimizer, not on LossScaleOptimizer")
-        if kwargs:
-            raise ValueError(f"Argument(s) not recognized: {kwargs}")
-        if not isinstance(inner_optimizer, Optimizer):
-            raise TypeError(f"inner_optimizer must be an optimizer, got {type(inner_optimizer).__name__}")
-        if isinstance(dynamic_growth_steps, bool) or not isinstance(dynamic_growth_steps, int):
-            raise TypeError(f"dynamic_growth_steps must be an int, got {type(dynamic_growth_steps).__name__}")
-        if dynamic_growth_steps < 1:
-            raise ValueError(f"dynamic_growth_steps must be at least 1, got {dynamic_growth_steps}")
-        if initial_scale is None:
-            raise TypeError("initial_scale must be a number, got None")
-        self.inner_optimizer = inner_optimizer
-        inner_optimizer.loss_scale_factor = initial_scale
-        self.initial_scale = inner_optimizer.loss_scale_factor
-        self.dynamic_growth_steps = dynamic_growth_steps
-        self.name = name or "loss_scale_optimizer"
-        self.step_counter = 0               #: good steps since the scale last changed
-
-    def _inner(self):
-        return [self.inner_optimizer]
-
-    def _numbers(self):
-        return ("step_counter",)
-
-    @property
-    def dynamic_scale(self):
-        """The scale that the next gradients are divided by."""
-        return self.inner_optimizer.loss_scale_factor
-
-    @property
-    def iterations(self):
-        """Updates done so far, without the skipped steps."""
-        return self.inner_optimizer.iterations
-
-    @property
-    def learning_rate(self):
-        """The inner optimizer's."""
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, value):
-        self.inner_optimizer.learning_rate = value
-
-    def build(self, params):
-        """Builds the inner optimizer."""
-        self.inner_optimizer.build(params)
-
-    def apply(self, grads, trainable_variables=None):
-        """One step, or none if a gradient is not finite; arguments and errors are `Optimizer.apply`'s."""
-        inner, started, run, then = self.inner_optimizer, [], False, ()
-        try:
-            finite = inner._check(grads, trainable_variables, True, started)
-            if finite:
-                inner._between()
-            run, then = finite, self._adapted(finite)
-        finally:
-            _core.finish(started, run, then)
-
-    def _adapted(self, finite):
-        """The calls that move the scale after a step whose gradients were, or were not, all finite."""
-        inner, counter = self.inner_optimizer, self.step_counter + 1 if finite else 0
-        scale = inner.loss_scale_factor
-        if not finite:
-            scale = max(scale / 2, 2.0 ** -126)
-        elif counter >= self.dynamic_growth_steps:
-            counter, scale = 0, min(scale * 2, 2.0 ** 127)
-        return ((self.__dict__.__setitem__, ("step_counter", counter)),
-                (inner._set_value, (0, inner._index["loss_scale_factor"], scale, False)))
-
-    def scale_loss(self, loss):
-        """The loss multiplied by the scale."""
-        return loss * self.dynamic_scale
-
-    def finalize_variable_values(self, params=None):
-        """The inner optimizer's."""
-        self.inner_optimizer.finalize_variable_values(params)
-
-    def averaged(self, params=None):
-        """The inner optimizer's."""
-        return self.inner_optimizer.averaged(params)
-
-    def _own_variables(self):
-        return [np.array(self.step_counter), np.array(self.dynamic_scale)]
-
-    def get_config(self):
-        """The constructor's arguments as a dict of plain values."""
-        inner = registry.serialize(self.inner_optimizer)
-        inner["config"]["loss_scale_factor"] = None
-        return {"name": self.name, "inner_optimizer": inner, "initial_scale": self.initial_scale,
-                "dynamic_growth_steps": self.dynamic_growth_steps}
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        """A new wrapper from what `get_config` gave."""
-        inner = registry.deserialize(config["inner_optimizer"], custom_objects)
-        return cls(**{**config, "inner_optimizer": inner})
-
-    def __repr__(self):
-        return f"<LossScaleOptimizer({self.inner_optimizer!r}): scale {self.dynamic_scale:g}>"
+from optimc import _core, registry
+from optimc.base.arguments import LOW_OPEN
+from optimc.base.optimizer import HELD, Optimizer
+from optimc.base.wrapper import Wrapper
 
 
 class OptimizerMap:
@@ -280,6 +81,7 @@ class OptimizerMap:
                     for key, value in config["optimizer_map"].items()})
 
 
+@registry.wrapper
 class MultiOptimizer(Wrapper):
     """Steps each weight with the optimizer its name is mapped to; all of them are checked before any steps.
 

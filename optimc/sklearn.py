@@ -31,8 +31,8 @@ from sklearn.neural_network._stochastic_optimizers import SGDOptimizer
 from sklearn.utils._param_validation import StrOptions
 
 from optimc import registry
-from optimc.optimizer import Optimizer
-from optimc.wrappers import MultiOptimizer
+from optimc.base.optimizer import Optimizer
+from optimc.routing import MultiOptimizer
 
 #: the arguments that make up scikit-learn's own solvers
 GOVERNED = ("learning_rate", "learning_rate_init", "power_t", "momentum", "nesterovs_momentum", "beta_1", "beta_2",

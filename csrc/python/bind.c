@@ -1,7 +1,7 @@
 /* bind.c - makes the plan of an optimizer from the arrays that Python chose, or forgets it.
 
    Nothing changes on an error.  Which kernel, slots and group a weight has is Python's to decide
-   (optimc/optimizer.py). */
+   (optimc/base/optimizer.py). */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 #include "python/views.h"

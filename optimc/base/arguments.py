@@ -5,7 +5,7 @@ import re
 
 from optimc import _core, schedules
 
-LOW_OPEN, HIGH_OPEN = 1, 2              # ends of a range that are not allowed; as in csrc/python/module.c
+LOW_OPEN, HIGH_OPEN = 1, 2              # ends of a range that are not allowed; as in csrc/python/boundary.h
 
 
 class Argument:
@@ -151,3 +151,29 @@ def from_plain(value, custom_objects=None):
     if isinstance(value, dict) and "class_name" in value:
         return schedules.deserialize(value, custom_objects)
     return value
+
+
+#: what other libraries call it
+ELSEWHERE = {"lr": "learning_rate", "betas": "beta_1, beta_2", "b1": "beta_1", "b2": "beta_2", "eps": "epsilon",
+             "alpha": "rho", "decay_rate": "rho", "max_grad_norm": "global_clipnorm"}
+
+
+def likely(wrong, known):
+    """A question to end a message with: which of the known names were meant."""
+    import difflib  # only on the way to an error
+    meant = [ELSEWHERE[name] if ELSEWHERE.get(name, "").split(", ")[0] in known else match[0]
+             for name in wrong for match in [difflib.get_close_matches(name, known, 1, 0.7)]
+             if match or ELSEWHERE.get(name, "").split(", ")[0] in known]
+    return f" (did you mean {', '.join(meant)}?)" if meant else ""
+
+
+def unzip(grads_and_vars):
+    """Gradients and weights from pairs of them."""
+    pairs = list(grads_and_vars)
+    if not pairs:
+        raise ValueError("grads_and_vars is empty")
+    try:
+        grads, weights = zip(*pairs, strict=True)
+    except (TypeError, ValueError):
+        raise TypeError("grads_and_vars must be pairs (gradient, weight)") from None
+    return grads, weights

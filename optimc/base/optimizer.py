@@ -8,8 +8,8 @@ A class declares its arguments as class attributes, in the order of its signatur
         initial_accumulator_value = Option(0.1, at_least_zero)
         epsilon = Value(1e-7)
 
-The constructor, its signature, the checks, `get_config` and `repr` follow from these (optimc/arguments.py).
-The step itself is not here: `apply` is a method of the C base class, see csrc/python/module.c.
+The constructor, its signature, the checks, `get_config` and `repr` follow from these (optimc/base/arguments.py).
+The step itself is not here: `apply` is a method of the C base class, see csrc/python/apply.c.
 """
 
 import contextlib
@@ -22,8 +22,9 @@ import warnings
 
 import numpy as np
 
-from optimc import _core, checkpoint, memory, schedules
-from optimc.arguments import (
+from optimc import _core, checkpoint, registry, schedules
+from optimc.base import memory
+from optimc.base.arguments import (
     LOW_OPEN,
     Argument,
     Option,
@@ -32,20 +33,21 @@ from optimc.arguments import (
     count,
     fraction,
     from_plain,
+    likely,
     one_of,
     plain,
+    unzip,
 )
+from optimc.base.rules import CLIPS, OPTIONS, POLICIES, slots_of
+from optimc.base.selection import Group, group_of_each, select, weights_or_patterns
+from optimc.checkpoint.descriptions import ACCUMULATOR, AVERAGE, shape_of
+from optimc.checkpoint.saving import import_all, taking_over
 
-# The values of `struct options` in csrc/kernels/kernels.h, in its order; a rule's hyperparameters follow.
-OPTIONS = ("learning_rate", "weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "ema_momentum",
-           "loss_scale_factor")
-CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
-WHOLE = ("global_clipnorm", "ema_momentum", "loss_scale_factor")    # no group can have its own
-POLICIES = ("propagate", "raise", "skip")
 #: what an optimizer holds for its weights
 HELD = ("_slots", "_averages", "_accumulators", "_held_names", "_held_shapes", "_held_waiting")
 
 
+@registry.base
 class Optimizer(_core.Optimizer):
     """Base class of all optimizers; use one of its subclasses.
 
@@ -131,6 +133,7 @@ class Optimizer(_core.Optimizer):
                 cls.__doc__ = cls.__doc__.replace(
                     "    Example:", "    What all take beside these (weight_decay, clipnorm, use_ema, groups, ...): "
                     "help(optimc.Optimizer).\n\n    Example:", 1)
+        registry.optimizer(cls)
 
     def __init__(self, *args, **kwargs):
         if not self.rule:
@@ -139,7 +142,7 @@ class Optimizer(_core.Optimizer):
             warnings.warn("Argument `decay` is no longer supported and will be ignored.", stacklevel=2)
         unknown = {name: value for name, value in kwargs.items() if name not in self._signature.parameters}
         if unknown:
-            raise ValueError(f"Argument(s) not recognized: {unknown}{_likely(unknown, self._signature.parameters)}")
+            raise ValueError(f"Argument(s) not recognized: {unknown}{likely(unknown, self._signature.parameters)}")
         given = self._signature.bind(*args, **kwargs).arguments
         groups = given.pop("groups", None)
         for name in self._index:
@@ -284,7 +287,7 @@ class Optimizer(_core.Optimizer):
 
     def _make(self, names, weights, kernels, old, adopt, averages, accumulators):
         """The part of `_build` that makes what is held, and binds."""
-        groups = self._group_of_each(names, weights)
+        groups = group_of_each(self.groups, names, weights)
         numbers = {slot: k for kernel in kernels for slot, k in slots_of(kernel).items()}
         slots = {} if adopt is None else self._adopted(kernels, adopt)
         for slot, k in sorted(numbers.items(), key=lambda item: item[1]):
@@ -325,7 +328,7 @@ class Optimizer(_core.Optimizer):
     def _bind_arrays(self, weights, held, counts=None):
         """Makes the plan for weights and what is held for them, which it takes over in the same call."""
         names, slots = held["_held_names"], held["_slots"]
-        excluded = self._select("exclude_from_weight_decay", *self._excluded, names, weights)
+        excluded = select("exclude_from_weight_decay", *self._excluded, names, weights)
         kernels = self._kernels(names, weights)
         rules = [_core.rules[_core.kernels[kernel][1]][0].split(", ") for kernel in kernels]
         self._bind(
@@ -338,7 +341,7 @@ class Optimizer(_core.Optimizer):
             tuple(-1 if i in excluded else self._index[self._decay_of(kernel)]
                   for i, kernel in enumerate(kernels)),
             tuple(float(self._factor(weight)) for weight in weights),
-            self._group_of_each(names, weights), held["_held_waiting"], held, counts)
+            group_of_each(self.groups, names, weights), held["_held_waiting"], held, counts)
 
     def _rebind(self, waiting=None):
         """Makes the plan anew after a change of which accumulators hold something."""
@@ -353,7 +356,7 @@ class Optimizer(_core.Optimizer):
 
     def _fill_late_slots(self):
         """Starts the late slots from what the weights and the learning rate are now."""
-        groups = self._group_of_each(self._names, self._weights)
+        groups = group_of_each(self.groups, self._names, self._weights)
         for slot in self.late_slots:
             for array, weight, group in zip(self._slots[slot], self._weights, groups, strict=True):
                 array[...] = self._initial(slot, weight, group)
@@ -433,39 +436,6 @@ class Optimizer(_core.Optimizer):
 
     # ------------------------------------------------------------------- choosing weights
 
-    def _select(self, what, arrays, patterns, names, weights):
-        """Positions of the weights that are one of `arrays` (or positions), or match one of `patterns`."""
-        if patterns and names is None:
-            raise ValueError(f"{what}: {patterns[0]!r} is matched against names, but the weights have none: "
-                             "pass a dict")
-        where = {_core.address(weight): i for i, weight in enumerate(weights) if weight.size}
-        chosen = set()
-        for k, array in enumerate(arrays):
-            position = array
-            if isinstance(array, np.ndarray):           # an empty one may share its address with others
-                position = where.get(_core.address(array)) if array.size else next(
-                    (i for i, weight in enumerate(weights) if weight is array), None)
-            if position is None or not 0 <= position < len(weights):
-                said = f"entry {k}" if isinstance(array, np.ndarray) else f"entry {k}, {array},"
-                raise ValueError(f"{what}: {said} is not one of the {len(weights)} weights")
-            chosen.add(position)
-        for pattern in patterns:
-            matches = [i for i, name in enumerate(names) if re.search(pattern, name)]
-            if not matches:
-                raise ValueError(f"{what}: {pattern!r} matches none of the weights {', '.join(names)}")
-            chosen.update(matches)
-        return chosen
-
-    def _group_of_each(self, names, weights):
-        groups = [0] * len(weights)
-        for k, group in enumerate(self.groups, 1):
-            for i in self._select(group.label, group.arrays, group.patterns, names, weights):
-                if groups[i]:
-                    raise ValueError(f"params[{names[i] if names else i!r}] is in "
-                                     f"{self.groups[groups[i] - 1].label} and {group.label}")
-                groups[i] = k
-        return tuple(groups)
-
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         """Exempts weights from weight decay; each call replaces the one before.
 
@@ -479,7 +449,7 @@ class Optimizer(_core.Optimizer):
             >>> opt.exclude_from_weight_decay(var_names=["bias"])
             >>> opt.build({"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)})
         """
-        self._locked(self._exclude, _weights_or_patterns("exclude_from_weight_decay", [*(var_list or ()), *(
+        self._locked(self._exclude, weights_or_patterns("exclude_from_weight_decay", [*(var_list or ()), *(
             [var_names] if isinstance(var_names, str) else var_names or ())]))
 
     def _exclude(self, excluded):
@@ -639,10 +609,10 @@ class Optimizer(_core.Optimizer):
         """Arrays as positions of the bound weights, which a copy can keep."""
         if not self.built:
             return list(arrays)
-        return sorted(self._select("", arrays, (), self._names, self._weights))
+        return sorted(select("", arrays, (), self._names, self._weights))
 
     def save(self, path):
-        """Writes a checkpoint that `optimc.load` continues from, bit for bit; see optimc/checkpoint.py.
+        """Writes a checkpoint that `optimc.load` continues from, bit for bit; see optimc.checkpoint.
 
         The file is replaced atomically: whatever happens, a whole one is there.
 
@@ -671,8 +641,8 @@ class Optimizer(_core.Optimizer):
             raise TypeError("state: expected what state_dict gave")
         twin = type(self).__new__(type(self))
         twin.__setstate__({**self._locked(self._state, lambda values: values), "slots": {}, "shapes": ()})
-        with checkpoint.taking_over("state"):
-            checkpoint.import_all(twin, state, {name: np.array(array) for name, array in state["tensors"].items()})
+        with taking_over("state"):
+            import_all(twin, state, {name: np.array(array) for name, array in state["tensors"].items()})
         self._locked(self._swap_state, twin)
 
     def _swap_state(self, twin):
@@ -695,8 +665,8 @@ class Optimizer(_core.Optimizer):
 
         tensors = {f"{what}/{i}": taken(array) for what, arrays in
                    ({slot: arrays for slot, arrays in self._slots.items() if slot not in self.scratch_slots}
-                    | {checkpoint.AVERAGE: self._averages or (),
-                       checkpoint.ACCUMULATOR: self._accumulators or ()}).items()
+                    | {AVERAGE: self._averages or (),
+                       ACCUMULATOR: self._accumulators or ()}).items()
                    for i, array in enumerate(arrays) if array is not None}
         return {
             "class_name": type(self).__name__,
@@ -722,14 +692,14 @@ class Optimizer(_core.Optimizer):
         if description["class_name"] != type(self).__name__:
             raise ValueError(f"state of {description['class_name']}, not of {type(self).__name__}")
         calls, skipped = (_count_of(description, key) for key in ("calls", "skipped"))
-        shapes = tuple(checkpoint.shape_of(*entry) for entry in description["shapes"])
+        shapes = tuple(shape_of(*entry) for entry in description["shapes"])
         n, names = len(shapes), description["names"]
         if names is not None and (len(names) != n or not all(isinstance(name, str) for name in names)):
             raise ValueError("names: expected one per weight")
         waiting = tuple(map(bool, description["waiting"]))
         if len(waiting) not in (0, n):
             raise ValueError("waiting: expected one per weight")
-        kept = [(checkpoint.AVERAGE, self.use_ema), (checkpoint.ACCUMULATOR, bool(self.gradient_accumulation_steps))]
+        kept = [(AVERAGE, self.use_ema), (ACCUMULATOR, bool(self.gradient_accumulation_steps))]
         wanted = [*((slot, True) for slot in description["slots"]), *kept]
         held = {}
         for what, expected in wanted:
@@ -746,10 +716,10 @@ class Optimizer(_core.Optimizer):
                 tensors.pop(f"{what}/{i}", None)
         if "excluded" in description:
             positions, patterns = description["excluded"]
-            self._excluded = _weights_or_patterns("excluded", [*positions, *patterns])
+            self._excluded = weights_or_patterns("excluded", [*positions, *patterns])
         self._slots = {slot: held[slot] for slot in description["slots"]}
-        self._averages = held[checkpoint.AVERAGE] if self.use_ema and n else None
-        self._accumulators = held[checkpoint.ACCUMULATOR] if self.gradient_accumulation_steps and n else None
+        self._averages = held[AVERAGE] if self.use_ema and n else None
+        self._accumulators = held[ACCUMULATOR] if self.gradient_accumulation_steps and n else None
         self._held_names, self._held_shapes = names and tuple(names), shapes
         self._held_waiting, self._calls, self._skipped = waiting, calls, skipped
 
@@ -832,113 +802,6 @@ class Optimizer(_core.Optimizer):
         return f"<{type(self).__name__}({', '.join(shown)}): {self.iterations} steps, {bound}>"
 
 
-class Group:
-    """Weights with values of their own: a mapping from the names of values to what they are here.
-
-    Example:
-        >>> import optimc
-        >>> opt = optimc.AdamW(groups=[{"params": "bias", "weight_decay": 0.0}])
-        >>> opt.groups[0]["weight_decay"], opt.groups[0]["learning_rate"]
-        (0.0, 0.001)
-        >>> opt.groups[0]["learning_rate"] = 0.01
-    """
-
-    def __init__(self, optimizer, label, overrides):
-        if not isinstance(overrides, dict) or "params" not in overrides:
-            raise TypeError(f"{label}: expected a dict with an entry 'params', got {overrides!r}")
-        values = {name: value for name, value in overrides.items() if name != "params"}
-        params = overrides["params"]
-        self._optimizer = optimizer
-        self.label = label
-        self.arrays, self.patterns = _weights_or_patterns(label, [params] if isinstance(params, str) else params)
-        self._own = []
-        for name in values:
-            self._check(name)
-        self._k = optimizer._add_group()
-        for name, value in values.items():
-            self._set(name, value)
-
-    def _check(self, name):
-        if not isinstance(self._optimizer._arguments.get(name), Value) or name in WHOLE:
-            raise ValueError(f"{self.label}: {name!r} is not a value that weights can have of their own"
-                             f"{_likely([name], self._optimizer._index)}")
-
-    def _set(self, name, value):
-        self._optimizer._change(self._k, name, value)
-        if name not in self._own:
-            self._own.append(name)
-
-    def __getitem__(self, name):
-        self._check(name)
-        return self._optimizer._ask_value(self._k, self._optimizer._index[name])
-
-    def __setitem__(self, name, value):
-        self._check(name)
-        self._set(name, value)
-
-    def given(self, arrays):
-        """The group as the constructor takes it."""
-        return {"params": [*arrays, *self.patterns],
-                **{name: self._optimizer._get_value(self._k, self._optimizer._index[name])
-                   for name in self._own}}
-
-    def get_config(self):
-        """The group as plain values; weights as their positions, once the optimizer is built."""
-        positions = self._optimizer._positions(self.arrays)
-        if any(isinstance(entry, np.ndarray) for entry in positions):
-            raise ValueError(f"{self.label}: a list of weights can be stored only once the optimizer is built")
-        return {name: plain(value) for name, value in self.given(positions).items()}
-
-    def __repr__(self):
-        values = ", ".join(f"{name}={self[name]!r}" for name in self._own)
-        return f"<group of {len(self.arrays)} weights and {list(self.patterns)}: {values}>"
-
-
-#: what other libraries call it
-ELSEWHERE = {"lr": "learning_rate", "betas": "beta_1, beta_2", "b1": "beta_1", "b2": "beta_2", "eps": "epsilon",
-             "alpha": "rho", "decay_rate": "rho", "max_grad_norm": "global_clipnorm"}
-
-
-def _likely(wrong, known):
-    """A question to end a message with: which of the known names were meant."""
-    import difflib  # only on the way to an error
-    meant = [ELSEWHERE[name] if ELSEWHERE.get(name, "").split(", ")[0] in known else match[0]
-             for name in wrong for match in [difflib.get_close_matches(name, known, 1, 0.7)]
-             if match or ELSEWHERE.get(name, "").split(", ")[0] in known]
-    return f" (did you mean {', '.join(meant)}?)" if meant else ""
-
-
-def unzip(grads_and_vars):
-    """Gradients and weights from pairs of them."""
-    pairs = list(grads_and_vars)
-    if not pairs:
-        raise ValueError("grads_and_vars is empty")
-    try:
-        grads, weights = zip(*pairs, strict=True)
-    except (TypeError, ValueError):
-        raise TypeError("grads_and_vars must be pairs (gradient, weight)") from None
-    return grads, weights
-
-
-def _weights_or_patterns(what, entries):
-    """A list of weights (or positions) and regular expressions, apart."""
-    arrays, patterns = [], []
-    if not isinstance(entries, (list, tuple)):
-        raise TypeError(f"{what}: expected a list, got {type(entries).__name__}")
-    for entry in entries:
-        if isinstance(entry, str):
-            try:
-                re.compile(entry)
-            except re.error as error:
-                raise ValueError(f"{what}: {entry!r} is not a regular expression: {error}") from None
-            patterns.append(entry)
-        elif isinstance(entry, np.ndarray) or (isinstance(entry, int) and not isinstance(entry, bool)):
-            arrays.append(entry)
-        else:
-            raise TypeError(f"{what}: expected names or weights, got {type(entry).__name__}")
-    return tuple(arrays), tuple(patterns)
-
-
 def _count_of(description, key):
     value = description[key]
     if type(value) is not int or not 0 <= value < 2 ** 62:
@@ -957,9 +820,3 @@ def _check_part(what, i, array, shape, dtype, expected, is_slot):
     if array.dtype != dtype or array.shape != shape:
         raise ValueError(f"tensor '{what}/{i}': expected shape {shape} and dtype {dtype}, got {array.shape} and "
                          f"{array.dtype}")
-
-
-def slots_of(kernel):
-    """The slots that a kernel keeps: name -> number."""
-    _, rule, mask = _core.kernels[kernel]
-    return {name: k for k, name in enumerate(_core.rules[rule][0].split(", ")) if mask >> k & 1}

@@ -29,10 +29,12 @@ except ImportError as error:
 
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
-from optimc import _core, memory, registry, schedules
-from optimc.arguments import Value
+from optimc import _core, registry, schedules
+from optimc.base import memory
+from optimc.base.arguments import Value
+from optimc.base.optimizer import Optimizer
+from optimc.base.rules import slots_of
 from optimc.migrate import Like
-from optimc.optimizer import Optimizer, slots_of
 
 BACKEND = keras.backend.backend()
 #: what Keras's base class takes beside the learning rate and the name

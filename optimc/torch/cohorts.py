@@ -9,7 +9,7 @@ lost it, and when something that C watches has changed: a flag, a list of parame
 step.py does.
 """
 
-from optimc import registry
+from optimc.base.rules import used_slots
 from optimc.torch import tensors
 from optimc.torch.inner import make_inner
 from optimc.torch.states import States, put_number, slot_views
@@ -137,7 +137,7 @@ class Cohorts:
         stepper = make_inner(counterpart, self._sources, groups, members)
         weights = [tensors.view(param, param) for param, _ in members]
         slots = {}
-        for slot, k in registry.used_slots(stepper).items():
+        for slot, k in used_slots(stepper).items():
             key = counterpart.slots[slot]
             slots[slot] = slot_views(self.states, members, weights, key, k,
                                      lambda group, key=key: counterpart.initial_value(key, group))

@@ -18,7 +18,7 @@ from collections import defaultdict
 
 import torch
 
-from optimc import memory
+from optimc.base import memory
 from optimc.torch import tensors
 
 

@@ -97,7 +97,7 @@ def share_of(grads):
 
 def save(folder, start, step):
     """Steps each case, and saves it after three steps, in small blocks."""
-    checkpoint.SHARD_BLOCK = 700
+    checkpoint.shards.SHARD_BLOCK = 700
     for _, optimizer in stored(start, step):
         sharded, weights = mpi.Sharded(optimizer, average=False), some(0)
         for t in range(3):

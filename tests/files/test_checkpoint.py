@@ -143,7 +143,7 @@ def test_factors_of_another_shape_are_refused(tmp_path, name, shape):
     with pytest.raises(optimc.CheckpointError, match=rf"^state: tensor '{name}': expected shape \(4,\)"):
         optimizer.load_state_dict(state)
     description, tensors = optimizer._export()
-    checkpoint.write(tmp_path / "x", tensors | state["tensors"], {"optimizer": json.dumps(description)})
+    checkpoint.format.write(tmp_path / "x", tensors | state["tensors"], {"optimizer": json.dumps(description)})
     with pytest.raises(optimc.CheckpointError, match=f"tensor '{name}'"):
         optimc.load(tmp_path / "x")
 
@@ -483,9 +483,9 @@ def test_every_failing_call_leaves_a_whole_file(tmp_path, monkeypatch, first, er
 
         with monkeypatch.context() as patch:
             for name in ("fsync", "replace", "chmod"):
-                patch.setattr(checkpoint.os, name, failing(getattr(os, name)))
-            patch.setattr(checkpoint, "_write_all", failing(checkpoint._write_all))
-            patch.setattr(checkpoint.fcntl, "flock", failing(checkpoint.fcntl.flock))
+                patch.setattr(checkpoint.format.os, name, failing(getattr(os, name)))
+            patch.setattr(checkpoint.format, "_write_all", failing(checkpoint.format._write_all))
+            patch.setattr(checkpoint.format.fcntl, "flock", failing(checkpoint.format.fcntl.flock))
             try:
                 optimizer.save(path)
                 finished = True
@@ -514,7 +514,7 @@ def test_every_failing_call_leaves_a_whole_file(tmp_path, monkeypatch, first, er
 def test_short_writes_are_finished(tmp_path, monkeypatch):
     optimizer, weights = optimc.Adam(), weights_of()
     steps(optimizer, weights, range(1, 3))
-    monkeypatch.setattr(checkpoint, "BLOCK", 3)
+    monkeypatch.setattr(checkpoint.format, "BLOCK", 3)
     optimizer.save(tmp_path / "x")
     assert optimc.load(tmp_path / "x").iterations == 2
 
@@ -597,10 +597,10 @@ def test_a_file_swept_before_it_is_locked_is_written_again(tmp_path, monkeypatch
     def flock(file, operation):
         if operation == fcntl.LOCK_EX and sweeps:               # another save begins just before
             sweeps.pop()
-            checkpoint._sweep(str(tmp_path), "x")
+            checkpoint.format._sweep(str(tmp_path), "x")
         lock(file, operation)
 
-    monkeypatch.setattr(checkpoint.fcntl, "flock", flock)
+    monkeypatch.setattr(checkpoint.format.fcntl, "flock", flock)
     optimc.SGD(0.25).save(tmp_path / "x")
     assert not sweeps and os.listdir(tmp_path) == ["x"] and optimc.load(tmp_path / "x").learning_rate == 0.25
 
@@ -669,7 +669,7 @@ def test_only_a_locked_file_is_open_when_it_is_moved(tmp_path, monkeypatch, lock
 
     monkeypatch.setattr(os, "replace", replace)
     if not locks:
-        monkeypatch.setattr(checkpoint, "fcntl", None)
+        monkeypatch.setattr(checkpoint.format, "fcntl", None)
     optimizer = optimc.Adam(0.25)
     optimizer.save(tmp_path / "file")
     assert opened == [locks]
@@ -686,17 +686,17 @@ def save_in_shards(path, optimizer, parts, token="0123456789abcdef"):
     for rank, segments in enumerate(files):
         held = {i: (low, high) for i, low, high in segments}
         numbered = [(name, int(name.rpartition("/")[2]), array) for name, array in tensors.items()]
-        checkpoint.write_shard(path, token, rank, {
+        checkpoint.shards.write_shard(path, token, rank, {
             name: (array.reshape(-1)[held[i][0]:held[i][1]], held[i][0]) for name, i, array in numbered if i in held})
     shards = {"token": token, "orders": "C" * len(sizes), "files": files}
-    checkpoint.write_index(path, description, shards)
+    checkpoint.shards.write_index(path, description, shards)
     return description, shards
 
 
 @pytest.fixture
 def stepped(monkeypatch):
     """An optimizer with state, and its weights; shards are written in blocks of seven elements."""
-    monkeypatch.setattr(checkpoint, "SHARD_BLOCK", 7)
+    monkeypatch.setattr(checkpoint.shards, "SHARD_BLOCK", 7)
     optimizer, weights = optimc.AdamW(**OPTIONS["everything"]), weights_of()
     steps(optimizer, weights, range(1, 6))
     return optimizer, weights
@@ -717,14 +717,14 @@ def test_shards_are_one_checkpoint(stepped, tmp_path, parts):
 def test_only_blocks_that_are_wanted_are_read(stepped, tmp_path, monkeypatch):
     optimizer, _ = stepped
     description, shards = save_in_shards(tmp_path / "x", optimizer, 2)
-    read, reached = checkpoint._read_all, []
-    monkeypatch.setattr(checkpoint, "_read_all", lambda path, file, array, advance: (
+    read, reached = checkpoint.format._read_all, []
+    monkeypatch.setattr(checkpoint.format, "_read_all", lambda path, file, array, advance: (
         reached.append(array.nbytes), read(path, file, array, advance))[1])
     whole = {name: array.copy() for name, array in optimizer._export()[1].items()}
     for low, high in ((0, 24), (3, 9), (11, 13), (20, 21), (5, 5)):
         reached.clear()
         pieces = [(0, 0)] * 4 + [(low, high)]                       # of "e", 24 elements of four bytes
-        vectors, _ = checkpoint.read_shards(tmp_path / "x", shards, description, pieces)
+        vectors, _ = checkpoint.shards.read_shards(tmp_path / "x", shards, description, pieces)
         assert set(vectors) == ({name for name in whole if name.endswith("/4")} if low < high else set())
         for name, vector in vectors.items():
             assert_same_bits(vector, whole[name].reshape(-1)[low:high])
@@ -758,7 +758,7 @@ def test_shards_that_do_not_fit_are_refused(stepped, tmp_path):
     for message, change in changes.items():
         description, shards = save_in_shards(path, optimizer, 2)
         change(shards)
-        checkpoint.write_index(path, description, {"token": "0" * 16} | shards)
+        checkpoint.shards.write_index(path, description, {"token": "0" * 16} | shards)
         with pytest.raises(optimc.CheckpointError, match=message):
             optimc.load(path)
 
@@ -774,13 +774,13 @@ def test_damaged_shards_are_refused(stepped, tmp_path):
         shard.write_bytes(flipped)
         with pytest.raises(optimc.CheckpointError, match=r"x\.0123456789abcdef\.1"):
             optimc.load(tmp_path / "x")
-    checkpoint.write(shard, {"m/0": np.zeros(2, np.float32)}, {"shard": "f" * 16})
+    checkpoint.format.write(shard, {"m/0": np.zeros(2, np.float32)}, {"shard": "f" * 16})
     with pytest.raises(optimc.CheckpointError, match="not a shard of"):
         optimc.load(tmp_path / "x")
-    checkpoint.write(shard, {"m/0@x": np.zeros(2, np.float32)}, {"shard": "0123456789abcdef"})
+    checkpoint.format.write(shard, {"m/0@x": np.zeros(2, np.float32)}, {"shard": "0123456789abcdef"})
     with pytest.raises(optimc.CheckpointError):
         optimc.load(tmp_path / "x")
-    checkpoint.write(shard, {"m/0@6": np.zeros(2, np.float32)}, {"shard": "0123456789abcdef"})
+    checkpoint.format.write(shard, {"m/0@6": np.zeros(2, np.float32)}, {"shard": "0123456789abcdef"})
     with pytest.raises(optimc.CheckpointError, match="'m/0' is not complete"):
         optimc.load(tmp_path / "x")
     shard.unlink()
@@ -795,7 +795,7 @@ def test_hostile_shapes_of_an_index_are_refused(tmp_path, entry):
     optimizer.build([np.ones(4, np.float32)])
     description, shards = save_in_shards(tmp_path / "x", optimizer, 1)
     description["shapes"], shards["files"] = [entry], [[[0, 0, entry[0][0]]]]
-    checkpoint.write_index(tmp_path / "x", description, shards)
+    checkpoint.shards.write_index(tmp_path / "x", description, shards)
     with pytest.raises(optimc.CheckpointError, match="x"):
         optimc.load(tmp_path / "x")
 
@@ -808,7 +808,7 @@ def test_blocks_that_do_not_follow_one_another_are_refused(tmp_path, blocks):
     optimizer = optimc.SGD(momentum=0.9)
     optimizer.build([np.ones(4, np.float32)])
     save_in_shards(tmp_path / "x", optimizer, 1)
-    checkpoint.write(tmp_path / "x.0123456789abcdef.0",
+    checkpoint.format.write(tmp_path / "x.0123456789abcdef.0",
                      {f"velocity/0{name}": np.ones(n, np.float32) for name, n in blocks.items()},
                      {"shard": "0123456789abcdef"})
     with pytest.raises(optimc.CheckpointError, match=r"x(\.0123456789abcdef\.0)?: tensor 'velocity/0"):

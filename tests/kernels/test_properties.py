@@ -27,7 +27,7 @@ from oracle import Reference
 
 import optimc
 from optimc import _core
-from optimc.arguments import Value
+from optimc.base.arguments import Value
 
 EXACT = [case for case in exact_cases() if case.cls.rule != "muon"]        # a matrix product has a bound, not bits
 CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")

@@ -8,7 +8,7 @@ import pytest
 from cases import slots_of
 
 import optimc
-from optimc.arguments import Value
+from optimc.base.arguments import Value
 
 F = np.float32
 

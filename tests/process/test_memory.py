@@ -13,7 +13,8 @@ import pytest
 from cases import CASES
 
 import optimc
-from optimc import _core, memory
+from optimc import _core
+from optimc.base import memory
 
 
 @pytest.fixture(params=[case for case in CASES if not case.arguments], ids=repr)

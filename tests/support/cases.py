@@ -7,7 +7,7 @@ import numpy as np
 
 import optimc
 from optimc import _core
-from optimc.arguments import Value, is_switch
+from optimc.base.arguments import Value, is_switch
 from optimc.registry import classes
 
 DTYPES = (np.float32, np.float64)

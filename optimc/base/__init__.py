@@ -1,0 +1,1 @@
+"""The base of every optimizer, by subject: see optimizer.py first."""
