@@ -18,29 +18,30 @@ import subprocess
 import sys
 import time
 
-from benchmarks import cases, report
-from optimc import bench, bench_run
-from optimc.bench_peers import SETS
-from optimc.compare_data import InputError
+from benchmarks import report, workloads
+from optimc.cli.bench import machine, processes
+from optimc.cli.bench.command import peers_named, threads_named
+from optimc.cli.bench.peers import SETS
+from optimc.cli.errors import InputError
 
 
 def chosen(args):
     """The cases that the options ask for, with the peers that they leave."""
-    peers, threads = bench.peers_named(args.peers), bench.threads_named(args.threads)
+    peers, threads = peers_named(args.peers), threads_named(args.threads)
     found = []
-    for case in cases.cases(threads):
+    for case in workloads.cases(threads):
         name = f"{case.group}/{case.title}"
-        if args.quick and name not in cases.QUICK:
+        if args.quick and name not in workloads.QUICK:
             continue
         if args.cases and not any(fnmatch.fnmatch(name, f"*{word.strip()}*") for word in args.cases.split(",")):
             continue
-        allowed = cases.FASTEST if args.quick else peers if case.job.peers is None else case.job.peers
+        allowed = workloads.FASTEST if args.quick else peers if case.job.peers is None else case.job.peers
         job = case.job._replace(name=name, peers=tuple(peer for peer in peers if peer in allowed))
         if args.quick:
             job = job._replace(repeats=11, seconds=0.005, budget=1.0)
         if args.smoke:
             job = job._replace(repeats=2, seconds=1e-4, budget=0.0, pause=min(job.pause, 1e-3))
-        if bench.needed(job.work) > bench.memory():
+        if machine.needed(job.work) > machine.memory():
             print(f"left out for lack of memory: {name}", file=sys.stderr)
         else:
             found.append(case._replace(job=job))
@@ -56,7 +57,7 @@ def sets_of(job):
 
 def disturbance(figures):
     """The wider spread of optimc and the stream over the same memory, which others can slow down."""
-    return max((report.spread(figures[name]) for name in (bench_run.OURS, bench_run.STREAM)
+    return max((report.spread(figures[name]) for name in (processes.OURS, processes.STREAM)
                 if "median" in figures.get(name, {})), default=0.0)
 
 
@@ -79,11 +80,11 @@ def measured(found, patience=0.0):
 def _measure(found, results, absent):
     for name, (_, peers) in SETS.items():
         jobs = [case.job for case in found if name in sets_of(case.job)]
-        gone = jobs and bench_run.missing(name)
+        gone = jobs and processes.missing(name)
         if gone:
             absent.update(dict.fromkeys(peers, gone))
             continue
-        for k, (job, figures) in enumerate(bench_run.run(jobs, name)):
+        for k, (job, figures) in enumerate(processes.run(jobs, name)):
             results[job.name]["sets"][name] = figures
             failed = [f"{one}: {entry['error']}" for one, entry in figures.items() if "error" in entry]
             print(f"{name} {k + 1}/{len(jobs)}: {job.name}", *failed, sep="; ", file=sys.stderr, flush=True)
@@ -109,7 +110,7 @@ def _measure_again(found, results, patience):
 
 def _again(jobs, name, results, end):
     """Measures jobs of a set again until the time is up."""
-    with contextlib.closing(bench_run.run(jobs, name)) as runs:
+    with contextlib.closing(processes.run(jobs, name)) as runs:
         while time.monotonic() < end and (done := next(runs, None)):
             job, figures = done
             sets = results[job.name]["sets"]
@@ -165,7 +166,7 @@ def main(argv=None):
         start = time.monotonic()
         figures = measured(found, 60 * args.patience)
         results = {"command": shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if argv is None else argv)]),
-                   **bench.about(), "import_ms": import_time(1 if args.smoke else 9),
+                   **machine.about(), "import_ms": import_time(1 if args.smoke else 9),
                    "patience": args.patience, "seconds": round(time.monotonic() - start), **figures}
         results["cpu"] = args.cpu or results["cpu"]
         report.write(args.out, results)

@@ -1,4 +1,4 @@
-"""What a sharded step (optimc/mpi.py) costs for 8 to 4096 ranks: reckoned by formulas, checked by a simulation.
+"""What a sharded step (optimc/mpi/) costs for 8 to 4096 ranks: reckoned by formulas, checked by a simulation.
 
     python benchmarks/mpi_reckoning.py          # fills the tables of docs/mpi.md
 
@@ -138,9 +138,9 @@ def simulate(buckets, network, algorithm, late=0.0):
 
 def buckets_of(weights, ranks, bucket):
     """The buckets of optimc.mpi for one vector of weights."""
-    from optimc import mpi
-    layout = mpi.Layout([mpi.Like((weights,), np.dtype("f4"), "C")], ranks, "elements")
-    return [np.array(one.counts) for one in mpi._buckets(layout, 0, bucket)]
+    from optimc.mpi.layout import Layout, Like, buckets
+    layout = Layout([Like((weights,), np.dtype("f4"), "C")], ranks, "elements")
+    return [np.array(one.counts) for one in buckets(layout, 0, bucket)]
 
 
 # -------------------------------------------------------------------------------------------- tables

@@ -8,8 +8,8 @@ import pathlib
 import re
 import sys
 
-from optimc.bench import duration, is_peer, merged, share
-from optimc.bench_run import OURS, STREAM, with_threads
+from optimc.cli.bench.processes import OURS, STREAM, with_threads
+from optimc.cli.bench.words import duration, is_peer, merged, share
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
@@ -44,12 +44,12 @@ def write(path, results):
     path.write_text(f'{head[:-2]},\n "cases": [\n{lines}\n]}}\n', "utf-8")
     path.with_suffix(".md").write_text(whole(results) + "\n", "utf-8")
     try:
-        from benchmarks import figures
+        from benchmarks import plots
     except ImportError:
         print("no plots: matplotlib is not installed: pip install 'optimc[compare]'", file=sys.stderr)
         return
-    figures.draw(path.with_suffix(".png"), results)
-    figures.draw_optimizers(path.with_name(f"{path.stem}-optimizers.png"), results)
+    plots.draw(path.with_suffix(".png"), results)
+    plots.draw_optimizers(path.with_name(f"{path.stem}-optimizers.png"), results)
 
 
 def rounded(value):
@@ -236,10 +236,10 @@ def filled(text, results):
 
 def publish(results):
     """Fills README.md and draws docs/speed.png."""
-    from benchmarks import figures
+    from benchmarks import plots
     readme = ROOT / "README.md"
     readme.write_text(filled(readme.read_text("utf-8"), results), "utf-8")
-    figures.draw(ROOT / "docs" / "speed.png", results)
+    plots.draw(ROOT / "docs" / "speed.png", results)
 
 
 if __name__ == "__main__":

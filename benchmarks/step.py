@@ -9,9 +9,11 @@ import argparse
 import importlib.util
 
 import optimc
-from optimc.bench import LESSON, duration, in_words, merged, read_shapes, table
-from optimc.bench_peers import Ours, Work, numpy_out, torch_step, torch_threads
-from optimc.bench_run import OURS, Contestant, interleaved, summary
+from optimc.cli.bench.peers import Ours, Work, numpy_out, torch_step, torch_threads
+from optimc.cli.bench.processes import OURS
+from optimc.cli.bench.shapes import LESSON, in_words, read_shapes
+from optimc.cli.bench.timing import Contestant, interleaved, summary
+from optimc.cli.bench.words import duration, merged, table
 
 WORKLOADS = (read_shapes(LESSON), [(100,)] * 50, [(10_000,)] * 100, [(25_000_000,)])
 

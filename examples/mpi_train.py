@@ -14,8 +14,8 @@ from mpi4py import MPI
 
 import optimc
 import optimc.mpi
-from optimc.compare import backward, mean_squared_error, new_weights
-from optimc.compare_data import load_data
+from optimc.cli.compare.data import load_data
+from optimc.cli.compare.training import backward, mean_squared_error, new_weights
 
 BATCH, HIDDEN = 32, 64
 

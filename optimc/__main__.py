@@ -1,6 +1,6 @@
 """`python -m optimc COMMAND`: the commands of the package.
 
-Each command lives in a module of its own, which names its options (`add_command`) and does the work
+Each command is a package in optimc/cli/, whose command.py names its options (`add_command`) and does the work
 (`run`).  Here is only what they share: one line on stderr and exit code 2 for what a user can
 put right, exit code 130 for Ctrl-C.
 """
@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 
 import optimc
-from optimc import bench, compare
-from optimc.compare_data import InputError
+from optimc.cli.bench import command as bench
+from optimc.cli.compare import command as compare
+from optimc.cli.errors import InputError
 
 COMMANDS = (compare, bench)
 

@@ -1,301 +1,31 @@
-"""Optimizers over the processes of an MPI job: each rank keeps the slots of a share of the weights.
-
-    # mpiexec -n 4 python -m mpi4py train.py
-    import optimc, optimc.mpi
-    opt = optimc.mpi.Sharded(optimc.AdamW(1e-3))
-    opt.apply(local_grads, weights)         # the same weights on every rank, before and after
-
-A step: gradients are reduced so that each rank has the sums for its share, each rank steps its share with the
-kernels of optimc, and the new weights go to all (ZeRO, stage 1: Rajbhandari et al., 2019, arXiv 1910.02054).
-Communication is mpi4py's and the MPI library's; docs/mpi.md reckons what it costs.
-
-    layout      which elements are whose: `Layout`.  Weights of one type are one vector, cut once per rank.
-    buckets     a share is reduced, stepped and sent on in buckets, so that one waits for the network while
-                another is computed: `Bucket`.
-    agreement   before anything of a step is sent, the ranks tell each other whether they can go on, and
-                refuse together if one cannot: `Team.agree`.
+"""The sharded optimizer: each rank keeps the slots of a share of the weights and steps it.
 
 A rank is the wrapped optimizer, built over views of the parts of the weights that are its own, and another one
-without slots that is built over the whole weights, to check gradients with and to read them through.
+without slots that is built over the whole weights, to check gradients with and to read them through.  Next:
+layout.py says whose elements are whose, team.py lets the ranks agree, loading.py reads checkpoints.
 """
 
-import builtins
 import contextlib
 import copy
-import itertools
 import os
 import secrets
-import sys
-import time
 import zlib
-from typing import NamedTuple
 
 import numpy as np
-
-try:
-    from mpi4py import MPI
-except (ImportError, RuntimeError) as error:        # no mpi4py; no MPI library
-    raise ImportError("optimc.mpi needs mpi4py and an MPI library: pip install 'optimc[mpi]'") from error
+from mpi4py import MPI
 
 from optimc import _core, checkpoint
-from optimc.arguments import LOW_OPEN, check_bool, count
-from optimc.optimizer import Optimizer, slots_of, unzip
+from optimc.base.arguments import LOW_OPEN, check_bool, count, unzip
+from optimc.base.optimizer import Optimizer
+from optimc.base.rules import slots_of
+from optimc.base.selection import select
+from optimc.base.wrapper import Wrapper
+from optimc.loss_scale import LossScaleOptimizer
+from optimc.mpi.layout import CUTS, Layout, Like, buckets, default_bucket, flat
+from optimc.mpi.team import TIMEOUT, Team
 from optimc.optimizers import SGD
-from optimc.wrappers import LossScaleOptimizer, Wrapper
 
-BUCKET, PART = 4 << 20, 64 << 10    # bytes of a bucket, and of each rank's part in it, at least (docs/mpi.md)
-TIMEOUT = 300.0                     # seconds
-TESTS = 20                          # times a wait asks, and the library moves data, between two naps
-SPIN, NAP = 1e-3, 1e-4              # seconds: how long naps only make way for others, and how long they are then
-MESSAGE = 1000                      # bytes of an error that other ranks are told
-CUTS = ("elements", "blocks", "tensors")    # where weights may be cut, each allowing less
-FACTS = 3                           # numbers that ranks compare when they agree
 KINDS = {np.dtype(np.float32): MPI.FLOAT, np.dtype(np.float64): MPI.DOUBLE}
-
-
-# ------------------------------------------------------------------------------------------- the ranks
-
-
-class Team:
-    """The ranks of a communicator: waiting for each other with a limit, and agreeing on errors."""
-
-    _twins = MPI.Comm.Create_keyval()       # the attribute of a communicator that holds its duplicate
-
-    def __init__(self, comm, timeout):
-        if not isinstance(comm, MPI.Intracomm):
-            raise TypeError(f"comm must be an intracommunicator of mpi4py, got {type(comm).__name__}")
-        self.comm, self.rank, self.size, self.timeout = comm, comm.rank, comm.size, timeout
-        twin = comm.Get_attr(self._twins)
-        if twin is None:                    # so that no message of the program's meets one of ours
-            twin, request = comm.Idup()
-            self.wait(request)
-            comm.Set_attr(self._twins, twin)
-        self.comm = twin
-
-    def wait(self, request):
-        """Waits for a request; after `timeout` seconds, ends the job."""
-        start = time.monotonic()
-        while not any(request.Test() for _ in range(TESTS)):
-            waited = time.monotonic() - start
-            if self.timeout is not None and waited > self.timeout:
-                self.abort(f"waited {self.timeout:g} s for the other ranks (timeout)")
-            time.sleep(0 if waited < SPIN else NAP)
-
-    def abort(self, why):
-        """Ends the job: the other ranks cannot go on without this one."""
-        print(f"optimc.mpi: rank {self.rank} {why}: the job ends", file=sys.stderr, flush=True)
-        self.comm.Abort(1)
-
-    @contextlib.contextmanager
-    def no_return(self):
-        """Around what no rank can give up alone."""
-        try:
-            yield
-        except BaseException as error:
-            self.abort(f"stopped within a step: {type(error).__name__}: {error}")
-            raise
-
-    def gather(self, mine):
-        """The arrays of all ranks: one row each."""
-        rows = np.empty((self.size, *mine.shape), mine.dtype)
-        self.wait(self.comm.Iallgather(_plain(mine), _plain(rows)))
-        return rows
-
-    def agree(self, doing, error=None, **facts):
-        """Raises on every rank if `error` is not None on one, or if a fact, an integer, differs.
-
-        Args:
-            doing: what the rank is about to do, which is compared too.
-            facts: by what a rank that differs is said to have.
-
-        Returns:
-            The facts of all ranks, an array with a row for each.
-        """
-        row = [zlib.crc32(doing.encode()), error is not None, *facts.values()]
-        rows = self.gather(np.array(row + [0] * (FACTS + 2 - len(row)), np.int64))
-        refusing, other = np.flatnonzero(rows[:, 1]), np.flatnonzero(rows[:, 0] != rows[0, 0])
-        if len(refusing):
-            message = f"{type(error).__name__}\n{error}" if error is not None else ""
-            text = self.gather(np.frombuffer(message.encode()[:MESSAGE].ljust(MESSAGE, b"\0"), np.uint8))
-            name, _, said = text[refusing[0]].tobytes().rstrip(b"\0").decode(errors="ignore").partition("\n")
-            raise _error(name, f"rank {refusing[0]}: {said}") from error
-        if len(other):
-            raise RuntimeError(f"rank {other[0]} and rank 0 do different things; this rank wants to {doing}")
-        for k, what in enumerate(facts, 2):
-            other = np.flatnonzero(rows[:, k] != rows[0, k])
-            if len(other) and what != "_":
-                raise ValueError(f"rank {other[0]} has {what.replace('_', ' ')} than rank 0")
-        return rows[:, 2:]
-
-
-def _plain(array):
-    return [array, MPI.BYTE]
-
-
-def _error(name, message):
-    """An exception of a builtin type by its name; of a type that is unknown here, a RuntimeError."""
-    kind = {"CheckpointError": checkpoint.CheckpointError}.get(name, getattr(builtins, name, None))
-    if not isinstance(kind, type) or not issubclass(kind, Exception) or issubclass(kind, (
-            UnicodeError, ExceptionGroup)):         # they are made of more than a message
-        return RuntimeError(f"{message} ({name})")
-    return kind(message)
-
-
-# ------------------------------------------------------------------------------------------ the layout
-
-
-class Like(NamedTuple):
-    """What is known of a weight: its shape, dtype and whether its memory is in C or Fortran order."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    order: str
-
-    def __repr__(self):
-        return f"shape {self.shape}, dtype {self.dtype} and {self.order} order"
-
-    @property
-    def size(self):
-        return int(np.prod(self.shape, dtype=np.int64))
-
-
-class Segment(NamedTuple):
-    """Elements low .. high - 1 of weight i, in the order of its memory, that lie from `at` on in something."""
-
-    i: int
-    low: int
-    high: int
-    at: int
-
-
-class Layout:
-    """Which elements of the weights are whose.
-
-    The weights of one dtype, each in the order of its memory, are one vector, a space; it is cut once per
-    rank.  Cuts are where all shares would be equal, or the nearest place to it.
-
-    Args:
-        likes: a `Like` per weight.
-        ranks: how many.
-        cut: where cuts may be: between any "elements"; between "blocks", those whose squares are summed as
-            one, so that norms have the bits they have in one process; between "tensors" only.
-    """
-
-    def __init__(self, likes, ranks, cut):
-        self.likes, self.ranks, self.cut = tuple(likes), ranks, cut
-        self.spaces = {}                # dtype -> (weights, where each begins, where each rank begins)
-        for dtype in sorted({like.dtype for like in likes}, key=lambda dtype: dtype.itemsize):
-            weights = [i for i, like in enumerate(likes) if like.dtype == dtype]
-            starts = np.cumsum([0, *(likes[i].size for i in weights)])
-            bounds = [self._place(starts, int(starts[-1]) * rank // ranks) for rank in range(ranks + 1)]
-            self.spaces[dtype] = weights, starts, bounds
-
-    def _place(self, starts, ideal):
-        """The place nearest to the ideal one where a cut may be."""
-        if self.cut == "elements" or ideal == starts[-1]:
-            return ideal
-        k = int(np.searchsorted(starts, ideal, "right")) - 1
-        low, high = int(starts[k]), int(starts[k + 1])
-        if self.cut == "blocks":
-            low += (ideal - low) // _core.SUM_BLOCK * _core.SUM_BLOCK
-            high = min(high, low + _core.SUM_BLOCK)
-        return low if ideal - low <= high - ideal else high
-
-    def share(self, dtype, rank):
-        """How many elements of a space are a rank's."""
-        bounds = self.spaces[dtype][2]
-        return bounds[rank + 1] - bounds[rank]
-
-    def segments(self, dtype, rank, begin=0, end=None):
-        """Elements begin .. end - 1 of a rank's share of a space, weight by weight; `at` counts from begin."""
-        weights, starts, bounds = self.spaces[dtype]
-        first = bounds[rank] + begin
-        last = bounds[rank + 1] if end is None else min(bounds[rank] + end, bounds[rank + 1])
-        k = int(np.searchsorted(starts, first, "right")) - 1
-        found = []
-        while k < len(weights) and starts[k] < last:
-            low, high = max(first, int(starts[k])), min(last, int(starts[k + 1]))
-            if low < high:
-                found.append(Segment(weights[k], low - int(starts[k]), high - int(starts[k]), low - first))
-            k += 1
-        return found
-
-    def pieces(self, rank):
-        """What of each weight is a rank's: a (low, high) per weight."""
-        pieces = [(0, 0)] * len(self.likes)
-        for dtype in self.spaces:
-            for i, low, high, _ in self.segments(dtype, rank):
-                pieces[i] = low, high
-        return pieces
-
-    def piece(self, i, low, high, flat):
-        """A rank's piece of a weight, or of what is like the weight, from its `flat` memory."""
-        return self.in_shape(i, flat[low:high])
-
-    def owned(self, rank):
-        """A rank's segments as a checkpoint lists them."""
-        return [[i, low, high] for i, (low, high) in enumerate(self.pieces(rank)) if low < high]
-
-    def in_shape(self, i, part):
-        """A rank's piece of weight i, a vector, as its optimizer knows it."""
-        return _in_shape(part, self.likes[i]) if self.cut == "tensors" and part.size else part
-
-    def piece_of(self, i, low, high, array):
-        """The rank's piece of something that belongs to weight i: a slot, or its factors; None for None."""
-        like = self.likes[i]
-        if array is None or array.shape != like.shape:
-            return array if high > low else None
-        return self.piece(i, low, high, np.reshape(array, -1, order=like.order))
-
-
-def _flat(array):
-    """The elements of an array as a vector, in the order of its memory."""
-    return array.reshape(-1, order="A")
-
-
-def _in_shape(flat, like):
-    """What `_flat` gave, in shape again."""
-    return flat.reshape(like.shape, order=like.order)
-
-
-class Bucket(NamedTuple):
-    """A part of every rank's share that travels as one message."""
-
-    dtype: np.dtype
-    counts: list[int]               # elements, by rank
-    starts: list[int]               # of each rank's part, in the message
-    begin: int                      # of this rank's part, in its share
-    end: int
-    segments: list[list[Segment]]   # of each rank's part
-
-    @property
-    def size(self):
-        return sum(self.counts)
-
-
-def default_bucket(ranks):
-    """Bytes of a bucket."""
-    return max(BUCKET, PART * ranks)
-
-
-def _buckets(layout, rank, most):
-    """The buckets of at most so many bytes (or one element of each rank) that shares are cut into."""
-    buckets = []
-    for dtype in layout.spaces:
-        width = max(1, most // dtype.itemsize // layout.ranks)
-        shares = [layout.share(dtype, r) for r in range(layout.ranks)]
-        for begin in range(0, max(shares), width):
-            counts = [min(max(share - begin, 0), width) for share in shares]
-            own = min(begin, shares[rank])
-            buckets.append(Bucket(
-                dtype, counts, [0, *itertools.accumulate(counts)][:-1], own, own + counts[rank],
-                [layout.segments(dtype, r, begin, begin + width) for r in range(layout.ranks)]))
-    return buckets
-
-
-# ------------------------------------------------------------------------------------------- the optimizer
-
-
 class Sharded(Wrapper):
     """An optimizer whose slots are spread over the ranks of an MPI communicator.
 
@@ -446,14 +176,14 @@ class Sharded(Wrapper):
             group.arrays = self._numbered(group.arrays)
         if fresh and local._held_shapes:
             self._keep_share(names)
-        pieces = [layout.piece(i, low, high, _flat(weights[i]))
+        pieces = [layout.piece(i, low, high, flat(weights[i]))
                   for i, (low, high) in enumerate(layout.pieces(self.rank))]
         local.build(pieces if names is None else dict(zip(names, pieces, strict=True)))
         self._make_rooms()
         marks = [zlib.crc32(repr((names, likes, layout.cut, self.average, self.deterministic,
                                   self.bucket_bytes)).encode()), 0]
-        for flat in self._flats:
-            marks[1] = zlib.crc32(flat, marks[1])
+        for vector in self._flats:
+            marks[1] = zlib.crc32(vector, marks[1])
         return marks
 
     def _cut(self):
@@ -472,7 +202,7 @@ class Sharded(Wrapper):
     def _numbered(self, arrays):
         """Weights as their positions, which hold for the pieces too."""
         whole = self._whole
-        return tuple(sorted(whole._select("weights", arrays, (), whole._names, whole._weights)))
+        return tuple(sorted(select("weights", arrays, (), whole._names, whole._weights)))
 
     def _keep_share(self, names):
         """Keeps of the state that the wrapped optimizer came with what is this rank's."""
@@ -500,8 +230,8 @@ class Sharded(Wrapper):
     def _make_rooms(self):
         """Room for what travels, and views of weights and gradients."""
         layout, rank = self._layout, self.rank
-        self._flats = [_flat(weight) for weight in self._whole._weights]
-        self._buckets = _buckets(layout, rank, self.bucket_bytes)
+        self._flats = [flat(weight) for weight in self._whole._weights]
+        self._buckets = buckets(layout, rank, self.bucket_bytes)
         self._gradients = {dtype: np.zeros(layout.share(dtype, rank), dtype) for dtype in layout.spaces}
         self._grads = [np.empty(0, like.dtype) for like in layout.likes]
         for dtype, gradient in self._gradients.items():
@@ -774,7 +504,7 @@ class Sharded(Wrapper):
 
         def write_share():
             description, tensors = self._export()
-            checkpoint.write_shard(path, token, self.rank, tensors)
+            checkpoint.shards.write_shard(path, token, self.rank, tensors)
             return description
 
         try:
@@ -786,11 +516,11 @@ class Sharded(Wrapper):
             team.agree("save", error, another_path=mark)
         except BaseException:
             if error is None:
-                os.unlink(checkpoint.shard_path(path, token, self.rank))
+                os.unlink(checkpoint.shards.shard_path(path, token, self.rank))
             raise
         if self.rank == 0:
             try:
-                checkpoint.write_index(path, description, {
+                checkpoint.shards.write_index(path, description, {
                     "token": token, "orders": "".join(like.order for like in self._layout.likes),
                     "files": [self._layout.owned(rank) for rank in range(self.size)]})
             except Exception as caught:
@@ -803,7 +533,7 @@ class Sharded(Wrapper):
         if layout is None:
             raise ValueError("the optimizer is not built: it has no state to save")
         description, tensors = self.optimizer._export()
-        part = checkpoint.weights_part(description)
+        part = checkpoint.descriptions.weights_part(description)
         part["shapes"] = [[list(like.shape), like.dtype.name] for like in layout.likes]
         part["slots"] = self._slot_names
         pieces = layout.pieces(self.rank)
@@ -813,59 +543,21 @@ class Sharded(Wrapper):
 
     def _take_shards(self, path, shards, description):
         """Cuts the weights that a description tells of, and gives this rank's tensors."""
-        part = checkpoint.weights_part(description)
+        part = checkpoint.descriptions.weights_part(description)
         layout = self._layout = Layout(
-            [Like(*checkpoint.shape_of(*entry), order)
+            [Like(*checkpoint.descriptions.shape_of(*entry), order)
              for entry, order in zip(part["shapes"], shards["orders"], strict=True)], self.size, self._cut())
         self._slot_names, pieces = part["slots"], layout.pieces(self.rank)
-        vectors, whole = checkpoint.read_shards(path, shards, description, pieces)
+        vectors, whole = checkpoint.shards.read_shards(path, shards, description, pieces)
         tensors = {name: layout.in_shape(int(name.rpartition("/")[2]), vector) for name, vector in vectors.items()}
         for name, array in whole.items():
             i = int(name.rpartition("/")[2])
             tensors[name] = layout.piece_of(i, *pieces[i], array)
         part["shapes"] = [[list(shape), dtype.name] for shape, dtype in self._piece_shapes()]
-        return checkpoint.with_empty(tensors, description)
+        return checkpoint.shards.with_empty(tensors, description)
 
     def __reduce__(self):
         raise TypeError("a Sharded optimizer belongs to its job and cannot be copied or pickled: use save and load")
 
     def __repr__(self):
         return f"<Sharded({self.optimizer!r}): rank {self.rank} of {self.size}>"
-
-
-def load(path, comm=MPI.COMM_WORLD, *, custom_objects=None, **options):
-    """A `Sharded` optimizer from a checkpoint that one of any number of ranks wrote, or `Optimizer.save`.
-
-    Each rank reads what its share needs.  It binds to the weights of its next step, whose shapes and dtypes must
-    match.  All ranks call it with the same arguments.
-
-    Args:
-        path: the file.
-        comm, options: as `Sharded` takes them.
-        custom_objects: as `optimc.load` takes them.
-
-    Raises (on every rank, with the rank named):
-        CheckpointError, OSError: as `optimc.load`.
-    """
-    sharded, error, mark = None, None, 0
-    try:
-        sharded, mark = _load(path, comm, custom_objects, options)
-    except Exception as caught:
-        error = caught
-    Team(comm, options.get("timeout", TIMEOUT)).agree("load", error, another_checkpoint=mark)
-    return sharded
-
-
-def _load(path, comm, custom_objects, options):
-    _, metadata = checkpoint.read(path, lambda name, shape: False)
-    mark = zlib.crc32(repr(metadata).encode())
-    if "shards" not in metadata:
-        return Sharded(checkpoint.load(path, custom_objects), comm, **options), mark
-    made = []
-
-    def tensors_for(optimizer, description):
-        made.append(Sharded(optimizer, comm, **options))
-        return made[0]._take_shards(path, checkpoint.decode(path, metadata, "shards"), description)
-
-    checkpoint.restore(path, metadata, custom_objects, tensors_for)
-    return made[0], mark

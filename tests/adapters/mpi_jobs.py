@@ -17,6 +17,7 @@ from mpi4py import MPI
 
 import optimc
 from optimc import checkpoint, mpi
+from optimc.mpi.layout import Layout
 
 WORLD = MPI.COMM_WORLD
 SHAPES = [(40, 33), (1,), (5000,), (0,), (3, 2, 5, 7), (17,), ()]
@@ -396,7 +397,7 @@ def memory(ranks):
             sharded = mpi.Sharded(cls(use_ema=True, **options))
             sharded.build(weights)
             assert sum(a.nbytes for a in sharded.variables[2:]) <= 1.01 * whole / int(ranks)
-            layout = [mpi.Layout(sharded._layout.likes, ranks, sharded._layout.cut) for ranks in (5, 7, 64, 4096)]
+            layout = [Layout(sharded._layout.likes, ranks, sharded._layout.cut) for ranks in (5, 7, 64, 4096)]
             for one in layout:
                 assert sum(one.share(np.dtype("f4"), r) for r in range(one.ranks)) == sum(w.size for w in weights)
 

@@ -14,14 +14,17 @@ from conftest import require
 from places import ROOT
 
 import optimc
-from optimc import _core, bench, bench_limit, bench_peers, bench_run
+from optimc import _core
 from optimc.__main__ import main
-from optimc.bench_peers import Ours, Unsupported, Work
-from optimc.bench_run import Contestant, Job
+from optimc.cli.bench import limit, peers, processes, timing, words
+from optimc.cli.bench.peers import Ours, Unsupported, Work
+from optimc.cli.bench.processes import Job
+from optimc.cli.bench.shapes import read_shapes
+from optimc.cli.bench.timing import Contestant, interleaved
 
 sys.path.append(str(ROOT))          # last: optimc may be an installed one
 
-from benchmarks import cases, report
+from benchmarks import report, workloads
 
 SHAPES = [(5, 3), (3,), (40,)]
 
@@ -39,7 +42,7 @@ def call(*argv):
 
 def test_contestants_take_turns():
     done = []
-    times = bench_run.interleaved({name: Contestant(lambda name=name: done.append(name)) for name in "ab"},
+    times = interleaved({name: Contestant(lambda name=name: done.append(name)) for name in "ab"},
                                   repeats=8, seconds=0)
     assert {name: len(measured) for name, measured in times.items()} == {"a": 8, "b": 8}
     rounds = "".join(done)[-32::2]              # a step to warm the cache, and the one that is timed
@@ -53,25 +56,25 @@ def test_the_first_eighth_of_a_repeat_warms_the_cache(monkeypatch):
     def step():
         clock[0] += 0.125 if done else 1.0                  # the first of a repeat is slow
         done.append(0)
-    monkeypatch.setattr(bench_run.time, "perf_counter", lambda: clock[0])
-    times = bench_run.interleaved({"a": Contestant(step, done.clear, most=8)}, repeats=5, seconds=10)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    times = interleaved({"a": Contestant(step, done.clear, most=8)}, repeats=5, seconds=10)
     assert times == {"a": [0.125e9] * 5}
 
 
 def test_what_comes_before_a_repeat_comes_once():
     before, done = [], []
-    bench_run.interleaved({"a": Contestant(lambda: done.append(0), lambda: before.append(len(done)), most=7)},
+    interleaved({"a": Contestant(lambda: done.append(0), lambda: before.append(len(done)), most=7)},
                           repeats=6, seconds=1)
     assert np.diff(before)[-5:].tolist() == [7] * 5             # those that warm the cache included
 
 
 def test_a_budget_leaves_five_repeats():
-    assert len(bench_run.interleaved({"a": Contestant(lambda: None)}, repeats=50, seconds=0, budget=0)["a"]) == 5
+    assert len(interleaved({"a": Contestant(lambda: None)}, repeats=50, seconds=0, budget=0)["a"]) == 5
 
 
 def test_a_slow_contestant_sits_out_turns_evenly():
     done = []
-    times = bench_run.interleaved({
+    times = interleaved({
         "slow": Contestant(lambda: (time.sleep(0.02), done.append("s"))),
         "quick": Contestant(lambda: done.append("q"))}, repeats=30, seconds=0, budget=0.2)
     assert [len(times[name]) for name in ("slow", "quick")] == [5, 30]
@@ -80,7 +83,7 @@ def test_a_slow_contestant_sits_out_turns_evenly():
 
 def test_after_a_pause_comes_one_step():
     done = []
-    bench_run.interleaved({"a": Contestant(lambda: done.append(0))}, repeats=5, pause=1e-4)
+    interleaved({"a": Contestant(lambda: done.append(0))}, repeats=5, pause=1e-4)
     assert len(done) <= 2 + 10 + 5
 
 
@@ -91,14 +94,14 @@ def test_a_contestant_that_raises_leaves_the_race():
         calls.append(0)
         if len(calls) > 3:
             raise MemoryError("no more\nof it")
-    times = bench_run.interleaved({"good": Contestant(lambda: None), "bad": Contestant(fails, most=1)}, repeats=6,
+    times = interleaved({"good": Contestant(lambda: None), "bad": Contestant(fails, most=1)}, repeats=6,
                                   seconds=0)
     assert times["bad"] == "MemoryError: no more"
     assert len(times["good"]) == 6
 
 
 def test_a_summary():
-    assert bench_run.summary([5.0, 1.0, 3.0, 2.0, 4.0]) == {
+    assert timing.summary([5.0, 1.0, 3.0, 2.0, 4.0]) == {
         "min": 1.0, "low": 2.0, "median": 3.0, "high": 4.0, "max": 5.0, "repeats": 5}
 
 
@@ -110,7 +113,7 @@ def speaking(tmp_path, monkeypatch, script):
     path = tmp_path / "child"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
-    monkeypatch.setattr(bench_run.sys, "executable", str(path))
+    monkeypatch.setattr(processes.sys, "executable", str(path))
 
 
 JOBS = [Job("first", Work([(4,)])), Job("second", Work([(4,)]), peers=("NumPy out=",))]
@@ -125,9 +128,9 @@ JOBS = [Job("first", Work([(4,)])), Job("second", Work([(4,)]), peers=("NumPy ou
 ])
 def test_a_child_that_dies_is_a_line_for_each_job(tmp_path, monkeypatch, script, said):
     speaking(tmp_path, monkeypatch, script)
-    monkeypatch.setattr(bench_run, "PATIENCE", 0.3 if said == "took too long" else 60.0)
+    monkeypatch.setattr(processes, "PATIENCE", 0.3 if said == "took too long" else 60.0)
     jobs = [job._replace(budget=0.0) for job in JOBS]
-    assert [(job.name, figures) for job, figures in bench_run.run(jobs, "numpy")] == [
+    assert [(job.name, figures) for job, figures in processes.run(jobs, "numpy")] == [
         ("first", {"NumPy out=": {"error": said}, "NumPy plain": {"error": said}}),
         ("second", {"NumPy out=": {"error": said}})]
 
@@ -137,7 +140,7 @@ def test_jobs_after_a_death_are_done(tmp_path, monkeypatch):
     speaking(tmp_path, monkeypatch, f"""
         if mkdir {tmp_path}/once 2>/dev/null; then echo '["begun", 0]'; kill -6 $$; fi
         echo '["begun", 0]'; echo '["done", 0, {{"optimc": {{"median": 1}}}}]'""")
-    found = {job.name: figures for job, figures in bench_run.run(JOBS, "numpy")}
+    found = {job.name: figures for job, figures in processes.run(JOBS, "numpy")}
     assert found["first"]["NumPy plain"] == {"error": "the process died of SIGABRT"}
     assert found["second"] == {"optimc": {"median": 1}}
 
@@ -163,7 +166,7 @@ class Watched(Work):
 
 
 IN_PLACE = {name: (set_name, peer) for set_name in ("numpy", "torch", "thinc", "sklearn")
-            for name, peer in bench_peers.SETS[set_name][1].items()}
+            for name, peer in peers.SETS[set_name][1].items()}
 
 
 @pytest.mark.parametrize("optimizer, arguments", [
@@ -195,18 +198,18 @@ def test_a_peer_does_the_same_step(name, optimizer, arguments):
 
 def test_libraries_do_not_get_what_they_lack():
     with pytest.raises(Unsupported):
-        bench_peers.numpy_out(Work(SHAPES, optimizer="Lion"))
+        peers.numpy_out(Work(SHAPES, optimizer="Lion"))
     with pytest.raises(Unsupported):
-        bench_peers.sklearn_adam(Work(SHAPES, arguments={"amsgrad": True}))
-    if bench_run.missing("torch") is None:
+        peers.sklearn_adam(Work(SHAPES, arguments={"amsgrad": True}))
+    if processes.missing("torch") is None:
         with pytest.raises(Unsupported):
-            bench_peers.torch_step(fused=True)(Work(SHAPES, optimizer="Lion"))
+            peers.torch_step(fused=True)(Work(SHAPES, optimizer="Lion"))
 
 
 def test_what_is_missing_is_named(monkeypatch):
-    monkeypatch.setattr(bench_run.importlib.util, "find_spec", lambda name: None if name == "torch" else object())
-    assert bench_run.missing("keras-torch") == "torch"
-    assert bench_run.missing("keras-numpy") is None
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None if name == "torch" else object())
+    assert processes.missing("keras-torch") == "torch"
+    assert processes.missing("keras-numpy") is None
 
 
 # ----------------------------------------------------------------------------------------------- limit
@@ -219,7 +222,7 @@ def test_what_is_missing_is_named(monkeypatch):
 ])
 def test_bytes_that_a_step_moves(optimizer, arguments, expected):
     work = Work(SHAPES, "float32", optimizer, arguments)
-    assert bench_limit.bytes_per_weight(work, Ours(work)) == expected
+    assert limit.bytes_per_weight(work, Ours(work)) == expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -232,9 +235,9 @@ def test_the_stream_leaves_the_arrays_as_they_are(dtype, threads):
     arrays = [*ours.weights, *ours.grads, *ours.optimizer._averages, *slots["m"], *slots["v"]]
     before = [array.copy() for array in arrays]
     try:
-        bench_limit.stream(work, ours, threads)()
-        bench_limit.divider(work, ours)()
-    except bench_limit.NoLimit as error:
+        limit.stream(work, ours, threads)()
+        limit.divider(work, ours)()
+    except limit.NoLimit as error:
         pytest.skip(str(error))
     for array, kept in zip(arrays, before, strict=True):
         assert np.array_equal(array, kept)
@@ -243,28 +246,28 @@ def test_the_stream_leaves_the_arrays_as_they_are(dtype, threads):
 def test_several_passes_have_a_bound_each():
     shapes = [(50_000,)]
     work = Work(shapes, "float32", "Lamb")
-    first, last = bench_limit.passes(work, Ours(work))
+    first, last = limit.passes(work, Ours(work))
     assert (first.roots, first.divisions, last.roots, last.divisions) == (1, 3, 0, 0)
-    built, failed = bench_run.contestants(Job("", work, peers=()), "numpy", Ours(work))
-    bounds = [f"{bench_run.PASSES} {k}" for k in ("0 0", "0 1", "1 0")]
-    assert failed or [name for name in built if name.startswith(bench_run.PASSES)] == bounds
+    built, failed = processes.contestants(Job("", work, peers=()), "numpy", Ours(work))
+    bounds = [f"{processes.PASSES} {k}" for k in ("0 0", "0 1", "1 0")]
+    assert failed or [name for name in built if name.startswith(processes.PASSES)] == bounds
     results = dict(zip(bounds, map(figure, (8.0, 9.0, 2.0)), strict=True), optimc=figure(12.0))
-    bench_run._add_passes(results)
-    assert list(results) == ["optimc", bench_run.PASSES]
-    assert results[bench_run.PASSES] == {**figure(11.0), **{
+    processes._add_passes(results)
+    assert list(results) == ["optimc", processes.PASSES]
+    assert results[processes.PASSES] == {**figure(11.0), **{
         key: figure(9.0)[key] + figure(2.0)[key] for key in figure(1.0) if key != "repeats"}}
     plain = Work(shapes, "float32", "Adam")
-    assert bench_limit.pass_by_pass(plain, Ours(plain)) == []
-    assert bench.bound({"limit: memory": figure(9.0), "limit: divider": figure(5.0),
+    assert limit.pass_by_pass(plain, Ours(plain)) == []
+    assert words.bound({"limit: memory": figure(9.0), "limit: divider": figure(5.0),
                         "limit: pass by pass": figure(11.0)}) == 11.0
 
 
 def test_without_a_compiler_there_is_no_limit(monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
-    bench_limit.compiled.cache_clear()
-    work = Work([(bench_run.LIMITED,)])
-    built, failed = bench_run.contestants(Job("", work, peers=()), "numpy", Ours(work))
-    assert list(built) == ["optimc"] and failed == {bench_run.STREAM: "no C compiler 'no-such-compiler'"}
+    limit.compiled.cache_clear()
+    work = Work([(processes.LIMITED,)])
+    built, failed = processes.contestants(Job("", work, peers=()), "numpy", Ours(work))
+    assert list(built) == ["optimc"] and failed == {processes.STREAM: "no C compiler 'no-such-compiler'"}
 
 
 # ------------------------------------------------------------------------------------------ the command
@@ -286,9 +289,9 @@ def test_the_command_times_and_recommends(tmp_path):
 def test_shapes_come_from_files_too(tmp_path):
     arrays = {"kernel": np.zeros((4, 3), np.float16), "bias": np.zeros(3)}
     np.savez(tmp_path / "net.npz", **arrays)
-    assert bench.read_shapes(str(tmp_path / "net.npz")) == [(4, 3), (3,)]
+    assert read_shapes(str(tmp_path / "net.npz")) == [(4, 3), (3,)]
     require("safetensors.numpy").save_file(arrays, tmp_path / "net.safetensors")
-    assert sorted(bench.read_shapes(str(tmp_path / "net.safetensors"))) == [(3,), (4, 3)]
+    assert sorted(read_shapes(str(tmp_path / "net.safetensors"))) == [(3,), (4, 3)]
 
 
 @pytest.mark.parametrize("argv, said", [
@@ -320,7 +323,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, argv, said):
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench_run, "run", lambda jobs, name: [(job, {}) for job in jobs])
+    monkeypatch.setattr(processes, "run", lambda jobs, name: [(job, {}) for job in jobs])
     assert call("--json", str(tmp_path), "--peers", "numpy") == 2
     assert "Is a directory" in capsys.readouterr().err
 
@@ -328,7 +331,7 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize("ns, text", [(0.5, "0.500 ns"), (999.4, "999 ns"), (999.9, "1.00 µs"), (1234, "1.23 µs"),
                                       (12345678, "12.3 ms"), (5e9, "5.00 s"), (5e11, "500 s")])
 def test_durations(ns, text):
-    assert bench.duration(ns) == text
+    assert words.duration(ns) == text
 
 
 def figure(median, **more):
@@ -344,21 +347,21 @@ SETS = {
 
 
 def test_ratios_are_of_one_process():
-    merged = bench.merged(SETS)
+    merged = words.merged(SETS)
     assert merged["torch fused"]["ratio"] == pytest.approx(1.1) and merged["NumPy out="]["ratio"] == 5.0
-    assert bench.share(SETS["numpy"]) == 0.95
+    assert words.share(SETS["numpy"]) == 0.95
 
 
 def test_the_share_of_the_limit_is_one_within_a_process():
     sets = {str(k): {"optimc": figure(ours), "limit: memory": figure(limit)}
             for k, (ours, limit) in enumerate([(10.0, 9.0), (20.0, 10.0), (30.0, 30.0)])}
-    assert bench.share(bench.merged(sets)) == 0.9           # the medians themselves would say 0.5
+    assert words.share(words.merged(sets)) == 0.9           # the medians themselves would say 0.5
 
 
 def test_what_every_process_times_is_the_median_of_them():
-    ours = bench.merged(SETS)["optimc"]
+    ours = words.merged(SETS)["optimc"]
     assert ours == {**figure(105.0), "min": 90.0, "max": 132.0, "repeats": 10, "ratio": 1.0}
-    assert bench.merged(SETS)["torch default"] == {"error": "ValueError: a | b"}
+    assert words.merged(SETS)["torch default"] == {"error": "ValueError: a | b"}
 
 
 @pytest.mark.parametrize("peer, said", [(200.0, "optimc: its Adam is 2 times as fast as the fastest peer here, p."),
@@ -367,7 +370,7 @@ def test_what_every_process_times_is_the_median_of_them():
 def test_recommendations_follow_the_figures(peer, said):
     figures = {**SETS["numpy"], "p": figure(peer)}
     del figures["NumPy out="]
-    first, second, third = bench.recommendation(Work([(100,)]), (1, 2), {"numpy": figures})
+    first, second, third = words.recommendation(Work([(100,)]), (1, 2), {"numpy": figures})
     assert first.startswith(said)
     assert second == "2 threads are 1.7 times as fast as one."
     assert third.startswith("optimc takes 95% of the speed that memory allows on one thread: only")
@@ -375,7 +378,7 @@ def test_recommendations_follow_the_figures(peer, said):
 
 def test_threads_are_praised_beyond_the_spread_only():
     figures = {"optimc": figure(100.0), "optimc, 2 threads": figure(93.0)}
-    _, = [said for said in bench.recommendation(Work([(100,)]), (1, 2), {"numpy": figures})
+    _, = [said for said in words.recommendation(Work([(100,)]), (1, 2), {"numpy": figures})
           if said == "2 threads are no faster than one for these shapes: one is enough."]
 
 
@@ -384,24 +387,24 @@ def test_threads_are_praised_beyond_the_spread_only():
 
 def test_the_cases_reach_every_kernel_of_a_vector():
     reached = {cls._kernel_of(None, np.ones(1)) for cls in
-               (getattr(optimc, name)(**arguments) for name, arguments in cases.variants())}
+               (getattr(optimc, name)(**arguments) for name, arguments in workloads.variants())}
     assert reached == set(_core.kernels) - {"adafactor", "muon"}
 
 
 def test_cases_have_names_of_their_own():
-    names = [f"{case.group}/{case.title}" for case in cases.cases(2)]
+    names = [f"{case.group}/{case.title}" for case in workloads.cases(2)]
     assert len(set(names)) == len(names)
-    assert set(cases.QUICK) <= set(names) and set(report.ROWS) <= set(names)
+    assert set(workloads.QUICK) <= set(names) and set(report.ROWS) <= set(names)
 
 
 def test_optimc_has_an_optimizer_for_every_case():
-    for case in cases.cases(2):
+    for case in workloads.cases(2):
         Ours(case.job.work._replace(shapes=[(4, 4)])).step()
 
 
 def test_the_networks_are_those_of_their_papers():
-    assert len(cases.resnet50()) == 161 and Work(cases.resnet50()).weights == 25_557_032
-    assert len(cases.gpt2_small()) == 148 and Work(cases.gpt2_small()).weights == 124_439_808
+    assert len(workloads.resnet50()) == 161 and Work(workloads.resnet50()).weights == 25_557_032
+    assert len(workloads.gpt2_small()) == 148 and Work(workloads.gpt2_small()).weights == 124_439_808
 
 
 @pytest.fixture
@@ -465,7 +468,7 @@ def test_an_interrupted_benchmark_keeps_what_is_done(tmp_path, monkeypatch, caps
     def run(jobs, name):
         yield jobs[0], SETS["numpy"]
         raise KeyboardInterrupt
-    monkeypatch.setattr(bench_run, "run", run)
+    monkeypatch.setattr(processes, "run", run)
     monkeypatch.setattr("benchmarks.__main__.import_time", lambda repeats: 1.0)
     assert benchmark(["--cases", "lists/*", "--peers", "numpy", "--out", str(tmp_path / "s.json")]) == 130
     results = report.load(tmp_path / "s.json")
@@ -485,7 +488,7 @@ def test_what_was_disturbed_is_measured_again(tmp_path, monkeypatch, capsys):
     def run(jobs, name):
         for job in jobs:
             yield job, runs[job.name].pop(0)
-    monkeypatch.setattr(bench_run, "run", run)
+    monkeypatch.setattr(processes, "run", run)
     monkeypatch.setattr("benchmarks.__main__.import_time", lambda repeats: 1.0)
     argv = ["--cases", "lists/lesson,lists/50 x 100", "--peers", "numpy out", "--out", str(tmp_path / "s.json")]
     assert benchmark([*argv, "--patience", "1"]) == 0

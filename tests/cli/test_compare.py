@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 import optimc
-from optimc import compare, compare_data, registry
+from optimc import registry
 from optimc.__main__ import main
+from optimc.cli import compare
+from optimc.cli.compare import command, training, words
+from optimc.cli.compare.data import load_data, standardise
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
@@ -50,7 +53,7 @@ def read(out):
 
 @pytest.fixture(scope="module")
 def data():
-    return compare.load_data(None, None)
+    return load_data(None, None)
 
 
 @pytest.fixture
@@ -95,7 +98,7 @@ def test_features_and_target_are_standardised_on_the_training_rows(data):
 
 def test_standardise_takes_constant_and_huge_columns():
     table = np.array([[0.1, 1e300, 0.0], [0.1, -1e300, 0.0], [0.1, 1e300, 5.0]])
-    result = compare_data.standardise(table, np.array([0, 1]))
+    result = standardise(table, np.array([0, 1]))
     np.testing.assert_array_equal(result, np.array([[0, 1, 0], [0, -1, 0], [0, 1, 0]], np.float32))
 
 
@@ -128,7 +131,7 @@ def test_best_rate_is_the_lowest_score_and_of_equals_the_smallest():
 
 
 def test_sweep_scores_a_rate_by_its_mean_validation_loss(data, monkeypatch):
-    monkeypatch.setattr(compare, "RATES", (1e-5, 1e-2, 1e20))
+    monkeypatch.setattr(training, "RATES", (1e-5, 1e-2, 1e20))
     result = compare.measure("sgd", data, SETTINGS, lambda text: None)
     assert result.learning_rate == 1e-2 and result.scores[1e20] == math.inf
     assert result.scores[1e-2] == np.mean([run.validation[1:].mean() for run in result.runs])
@@ -148,7 +151,7 @@ def test_speed_is_the_first_epoch_within_five_percent_of_the_best():
     ([2, math.inf, math.inf], "never (2+)"), ([math.inf], "never")])
 def test_speed_is_shown_with_its_range(epochs, said):
     row = {"epochs_by_seed": epochs, "epochs_to_target": sorted(epochs)[len(epochs) // 2]}
-    assert compare.COLUMNS["speed\nepochs"](row) == said
+    assert words.COLUMNS["speed\nepochs"](row) == said
 
 
 def test_losses_and_spread_leave_diverged_runs_out():
@@ -197,7 +200,7 @@ def test_table_shows_the_numbers_of_the_json(done):
     assert max(len(line) for line in printed.splitlines() if line.startswith(("─", "adam"))) <= 80
     for row in results:
         row = restored(row)
-        cells = " ".join(text(row) for text in compare.COLUMNS.values())
+        cells = " ".join(text(row) for text in words.COLUMNS.values())
         assert shown[row["optimizer"]] == cells.split()
 
 
@@ -238,7 +241,7 @@ def test_sentences_say_where_the_lesson_is_wrong():
     rows = [{"optimizer": name, "epochs_to_target": 3, "epochs_by_seed": [3, 3], "diverged": 0,
              "loss_spread": 0.1, "adaptive": True, "slot_bytes_per_weight": 4.0}
             for name in ("sgd", "adam")]
-    assert compare.sentences(rows)[-1].endswith(", but not for sgd, sgd against adam.")
+    assert words.sentences(rows)[-1].endswith(", but not for sgd, sgd against adam.")
 
 
 def test_sentences_say_which_pairs_agree_with_the_lesson():
@@ -246,7 +249,7 @@ def test_sentences_say_which_pairs_agree_with_the_lesson():
         return {"optimizer": name, "epochs_to_target": epochs, "epochs_by_seed": [epochs], "diverged": 0,
                 "loss_spread": spread, "adaptive": True, "slot_bytes_per_weight": 4.0}
 
-    speed, stability, _ = compare.sentences([row("adam", 3, 0.1), row("rmsprop", 3, 0.2), row("sgd", 2, 0.3)])
+    speed, stability, _ = words.sentences([row("adam", 3, 0.1), row("rmsprop", 3, 0.2), row("sgd", 2, 0.3)])
     assert speed.endswith(" They agree on 0 of 3 pairs; the other way round: sgd before adam, sgd before "
                           "rmsprop; equal: adam and rmsprop.")
     assert stability.endswith(" They agree on 3 of 3 pairs.")
@@ -254,8 +257,8 @@ def test_sentences_say_which_pairs_agree_with_the_lesson():
 
 def test_spreads_that_are_shown_alike_are_equal():
     row = {"diverged": 0, "loss_spread": 0.00864}
-    assert compare._instability(row) == compare._instability({**row, "loss_spread": 0.00858})
-    assert compare._instability(row) < compare._instability({**row, "loss_spread": math.nan})
+    assert words._instability(row) == words._instability({**row, "loss_spread": 0.00858})
+    assert words._instability(row) < words._instability({**row, "loss_spread": math.nan})
 
 
 def test_pipe_gets_no_control_codes(done):
@@ -335,7 +338,7 @@ def test_progress_counts_only_the_runs_that_are_over(monkeypatch):
     from rich.console import Console
     shown = []
     monkeypatch.setattr(progress.Progress, "update", lambda bar, task, **fields: shown.append(fields))
-    with compare._progress(Console(quiet=True), 1, SETTINGS._replace(learning_rate=0.1)) as tick:
+    with command._progress(Console(quiet=True), 1, SETTINGS._replace(learning_rate=0.1)) as tick:
         tick("first")
         tick("second")
     assert shown == [{"description": "first", "completed": 0}, {"description": "second", "completed": 1}]
@@ -354,7 +357,7 @@ def test_ctrl_c_keeps_the_optimizers_that_are_done(out, monkeypatch, capsys):
         return backward(*args)
 
     steps = []
-    monkeypatch.setattr(compare, "backward", interrupted)
+    monkeypatch.setattr(training, "backward", interrupted)
     assert call([*TINY, "--learning-rate", "0.01", "--optimizers", "sgd adam", "--out", out]) == 130
     result = read(out)
     assert result["interrupted"] and [row["optimizer"] for row in result["results"]] == ["sgd"]
@@ -451,7 +454,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path, out, capsys):
 
 
 def test_a_folder_that_cannot_be_made_is_refused_at_once(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compare, "measure", None)
+    monkeypatch.setattr(training, "measure", None)
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
         assert call(["--out", out]) == 2

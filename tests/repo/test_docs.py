@@ -10,10 +10,21 @@ import pytest
 import optimc
 from optimc.registry import classes
 
-MODULES = [optimc, *(importlib.import_module(f"optimc.{module.name}")
-                     for module in pkgutil.iter_modules(optimc.__path__)
-                     if module.name not in {"_core", "__main__", "compare", "compare_data", "compare_figures",
-                                            "torch", "keras", "sklearn", "mpi", "threadpoolctl"})]
+#: what cannot be imported everywhere, or runs when it is
+ELSEWHERE = {"optimc._core", "optimc.__main__", "optimc.torch", "optimc.keras", "optimc.sklearn", "optimc.mpi",
+             "optimc.threadpoolctl"}
+
+
+def modules(package):
+    """A package and the modules within it, those of its packages included."""
+    yield package
+    for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        if found.name not in ELSEWHERE:
+            module = importlib.import_module(found.name)
+            yield from modules(module) if found.ispkg else (module,)
+
+
+MODULES = list(modules(optimc))
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)

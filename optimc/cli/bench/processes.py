@@ -1,6 +1,6 @@
-"""The timing core of `python -m optimc bench` and of benchmarks/: jobs in, figures out.
+"""Jobs of the benchmark, measured in processes of their own: jobs in, figures out.
 
-A `Job` is one workload to be timed.  Peers that can share a process do (the sets of bench_peers.py): `run` starts
+A `Job` is one workload to be timed.  Peers that can share a process do (the sets of peers.py): `run` starts
 one process per set, which builds everybody's optimizer and lets them step in turn, in a new order each time, optimc
 and the machine's limit among them.  So a peer is compared with the optimc of its process and minute.  A peer that
 raises is a line in the results; so is one that takes the process with it, which is then started again for the
@@ -9,45 +9,32 @@ jobs that are left.
 The child speaks JSON on its standard output, a message a line; what libraries print goes to standard error.
 """
 
-import gc
 import importlib.util
 import json
-import math
 import operator
 import os
 import queue
-import random
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import optimc
-from optimc import bench_limit
-from optimc.bench_peers import SETS, Ours, Unsupported, Work
+from optimc.cli.bench import limit
+from optimc.cli.bench.peers import SETS, Ours, Unsupported, Work
+from optimc.cli.bench.timing import Contestant, interleaved, said, summary
 
 OURS = "optimc"
 STREAM, DIVIDER, PASSES = "limit: memory", "limit: divider", "limit: pass by pass"
 LIMITED = 30_000        # weights, and weights of an array, from which a step is bounded by the machine, not by calls
 LIMITED_EACH = 1_000
 WORTH_THREADS = 1_000_000       # weights from which the limit of several threads can be measured
-FEWEST = 5              # repeats, whatever the time
 PATIENCE = 120.0        # seconds beyond its budget after which a job is given up
 #: a rival that keeps a core busy until the process that started it is gone
 RIVAL = "import os; parent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(100000))"
-
-
-class Contestant(NamedTuple):
-    """A step to be timed; `before` runs before each repeat, untimed; `most` steps in a repeat."""
-
-    step: Callable[[], object]
-    before: Callable[[], object] | None = None
-    most: int = 1 << 30
 
 
 class Job(NamedTuple):
@@ -79,85 +66,7 @@ def with_threads(name: str, threads: int) -> str:
     return name if threads == 1 else f"{name}, {threads} threads"
 
 
-# --------------------------------------------------------------------------------------- the timing
-
-
-def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: float = 0.02,
-                budget: float = math.inf, pause: float = 0.0) -> dict[str, list[float] | str]:
-    """The time of each one's step in ns, one per repeat, in a new order each time; or what it raised.
-
-    Args:
-        contestants: by name.
-        repeats: how many; fewer, but not under five, of one whose would take longer than its share of `budget`
-            seconds: it sits out turns, evenly, so that the quick ones are still timed often.
-        seconds: how long a repeat should take: a quick step is done many times in it.  An eighth of them is not
-            timed, and comes first; of a slow one it is a step more.
-        pause: seconds to sleep before each repeat, which is one step then, with none before it.
-
-    Example:
-        >>> from optimc.bench_run import Contestant, interleaved
-        >>> times = interleaved({"sum": Contestant(lambda: sum(range(9)))}, repeats=5, seconds=1e-4)
-        >>> len(times["sum"])
-        5
-    """
-    first: dict[str, int] = {}              # untimed steps of a repeat
-    loops: dict[str, int] = {}              # timed ones
-    lasts: dict[str, float] = {}            # seconds, a repeat
-    times: dict[str, list[float] | str] = {name: [] for name in contestants}
-    order = random.Random(0)
-
-    def repeat(name, n, untimed=1):
-        one = contestants[name]
-        try:
-            if one.before:
-                one.before()
-            if pause:
-                time.sleep(pause)
-            step = one.step
-            for _ in range(0 if pause else untimed):
-                step()                      # the others have driven its arrays out of the cache, and freed theirs
-            start = time.perf_counter()
-            for _ in range(n):
-                step()
-            return (time.perf_counter() - start) / n * 1e9
-        except Exception as error:
-            times[name] = _said(error)
-            return math.nan
-
-    for name, one in contestants.items():
-        repeat(name, 1)                     # builds, compiles
-        once = repeat(name, 1)
-        if once < seconds / 20 * 1e9:
-            once = repeat(name, min(10, one.most))
-        if not math.isnan(once):
-            steps = 1 if pause else min(int(seconds / once * 1e9), one.most)
-            first[name] = max(1, steps // 8)
-            loops[name] = max(1, steps - first[name])
-            lasts[name] = (loops[name] + (0 if pause else first[name])) * once / 1e9 + pause
-    turns = {name: int(min(max(budget / len(loops) / lasts[name], FEWEST), repeats)) for name in loops}
-    gc.collect()
-    for k in range(repeats):
-        due = [name for name in loops if (k + 1) * turns[name] // repeats > k * turns[name] // repeats]
-        for name in order.sample(due, len(due)):
-            measured, kept = repeat(name, loops[name], first[name]), times[name]
-            if isinstance(kept, list):
-                kept.append(measured)
-            else:
-                del loops[name]
-    return times
-
-
-def _said(error):
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
-
-
-def summary(times: Sequence[float]) -> dict[str, float]:
-    """Minimum, quartiles, median and maximum of the repeats in ns, and how many there were."""
-    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-    return {"min": min(times), "low": low, "median": median, "high": high, "max": max(times), "repeats": len(times)}
-
-
-# ---------------------------------------------------------------------------------------- the child
+# --------------------------------------------------------------------------------------- the child
 
 
 def contestants(job: Job, set_name: str, ours: Ours) -> tuple[dict[str, Contestant], dict[str, str]]:
@@ -173,7 +82,7 @@ def contestants(job: Job, set_name: str, ours: Ours) -> tuple[dict[str, Contesta
         except Unsupported:
             continue
         except Exception as error:
-            failed[name] = _said(error)
+            failed[name] = said(error)
             continue
         for threads in job.threads if peer.threads else job.threads[:1]:
             before = _setter(peer.threads, threads) if peer.threads else getattr(step, "before", None)
@@ -181,13 +90,13 @@ def contestants(job: Job, set_name: str, ours: Ours) -> tuple[dict[str, Contesta
     if job.work.weights >= max(LIMITED, LIMITED_EACH * len(job.work.shapes)):
         try:
             for threads in job.threads if job.work.weights >= WORTH_THREADS else (1,):
-                built[with_threads(STREAM, threads)] = Contestant(bench_limit.stream(job.work, ours, threads))
-            step = bench_limit.divider(job.work, ours)
+                built[with_threads(STREAM, threads)] = Contestant(limit.stream(job.work, ours, threads))
+            step = limit.divider(job.work, ours)
             if step:
                 built[DIVIDER] = Contestant(step)
-            for k, bounds in enumerate(bench_limit.pass_by_pass(job.work, ours)):
+            for k, bounds in enumerate(limit.pass_by_pass(job.work, ours)):
                 built.update({f"{PASSES} {k} {i}": Contestant(step) for i, step in enumerate(bounds)})
-        except bench_limit.NoLimit as error:
+        except limit.NoLimit as error:
             failed[STREAM] = str(error)
     return built, failed
 
@@ -213,7 +122,7 @@ def measure(job: Job, set_name: str) -> dict[str, dict[str, Any]]:
     results |= {name: {"error": why} for name, why in failed.items()}
     _add_passes(results)
     if "median" in results.get(STREAM, {}):
-        results[STREAM]["bytes"] = job.work.weights * bench_limit.bytes_per_weight(job.work, ours)
+        results[STREAM]["bytes"] = job.work.weights * limit.bytes_per_weight(job.work, ours)
     return results
 
 
@@ -241,7 +150,7 @@ def child(set_name: str) -> None:
         print(json.dumps(["done", k, measure(Job.from_json(values), set_name)]), file=out, flush=True)
 
 
-# --------------------------------------------------------------------------------------- the parent
+# -------------------------------------------------------------------------------------- the parent
 
 
 def missing(set_name: str) -> str | None:
@@ -270,7 +179,7 @@ def _messages(jobs, set_name):
     with tempfile.TemporaryFile() as orders, tempfile.TemporaryFile() as errors:
         orders.write(json.dumps(jobs).encode())
         orders.seek(0)
-        process = subprocess.Popen([sys.executable, "-m", "optimc.bench_run", set_name], stdin=orders,
+        process = subprocess.Popen([sys.executable, "-m", "optimc.cli.bench.processes", set_name], stdin=orders,
                                    stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **SETS[set_name][0]})
         lines = queue.SimpleQueue()
         threading.Thread(target=_listen, args=(process.stdout, lines), daemon=True).start()

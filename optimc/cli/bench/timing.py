@@ -1,45 +1,17 @@
-"""The timing core of `python -m optimc bench` and of benchmarks/: jobs in, figures out.
+"""The timing core of the benchmark: contestants step in turn, in a new order each time.
 
-A `Job` is one workload to be timed.  Peers that can share a process do (the sets of bench_peers.py): `run` starts
-one process per set, which builds everybody's optimizer and lets them step in turn, in a new order each time, optimc
-and the machine's limit among them.  So a peer is compared with the optimc of its process and minute.  A peer that
-raises is a line in the results; so is one that takes the process with it, which is then started again for the
-jobs that are left.
-
-The child speaks JSON on its standard output, a message a line; what libraries print goes to standard error.
+It knows neither optimizers nor processes.  Next: processes.py, which builds the contestants.
 """
 
 import gc
-import importlib.util
-import json
 import math
-import operator
-import os
-import queue
 import random
-import signal
 import statistics
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import optimc
-from optimc import bench_limit
-from optimc.bench_peers import SETS, Ours, Unsupported, Work
-
-OURS = "optimc"
-STREAM, DIVIDER, PASSES = "limit: memory", "limit: divider", "limit: pass by pass"
-LIMITED = 30_000        # weights, and weights of an array, from which a step is bounded by the machine, not by calls
-LIMITED_EACH = 1_000
-WORTH_THREADS = 1_000_000       # weights from which the limit of several threads can be measured
 FEWEST = 5              # repeats, whatever the time
-PATIENCE = 120.0        # seconds beyond its budget after which a job is given up
-#: a rival that keeps a core busy until the process that started it is gone
-RIVAL = "import os; parent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(100000))"
 
 
 class Contestant(NamedTuple):
@@ -48,38 +20,6 @@ class Contestant(NamedTuple):
     step: Callable[[], object]
     before: Callable[[], object] | None = None
     most: int = 1 << 30
-
-
-class Job(NamedTuple):
-    """A workload and how it is timed.
-
-    `threads` are the numbers of threads that optimc, the limit and peers that can are timed with; the first is
-    everybody's.  `pause` seconds are slept before each repeat, of one step then; `rival` keeps a core busy.
-    """
-
-    name: str
-    work: Work
-    threads: tuple[int, ...] = (1,)
-    pause: float = 0.0
-    rival: bool = False
-    peers: tuple[str, ...] | None = None        # None: all
-    repeats: int = 25
-    seconds: float = 0.02                       # that a repeat of a quick step is to take
-    budget: float = 5.0                         # seconds for all repeats of a set, about; shared evenly
-
-    @classmethod
-    def from_json(cls, values: list[Any]) -> "Job":
-        name, work, threads, *rest = values
-        shapes, *others = work
-        return cls(name, Work([tuple(shape) for shape in shapes], *others), tuple(threads), *rest)
-
-
-def with_threads(name: str, threads: int) -> str:
-    """What a contestant is called in the results."""
-    return name if threads == 1 else f"{name}, {threads} threads"
-
-
-# --------------------------------------------------------------------------------------- the timing
 
 
 def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: float = 0.02,
@@ -95,7 +35,7 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
         pause: seconds to sleep before each repeat, which is one step then, with none before it.
 
     Example:
-        >>> from optimc.bench_run import Contestant, interleaved
+        >>> from optimc.cli.bench.timing import Contestant, interleaved
         >>> times = interleaved({"sum": Contestant(lambda: sum(range(9)))}, repeats=5, seconds=1e-4)
         >>> len(times["sum"])
         5
@@ -121,7 +61,7 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
                 step()
             return (time.perf_counter() - start) / n * 1e9
         except Exception as error:
-            times[name] = _said(error)
+            times[name] = said(error)
             return math.nan
 
     for name, one in contestants.items():
@@ -147,7 +87,8 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
     return times
 
 
-def _said(error):
+def said(error: Exception) -> str:
+    """An exception in one line."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
@@ -155,165 +96,3 @@ def summary(times: Sequence[float]) -> dict[str, float]:
     """Minimum, quartiles, median and maximum of the repeats in ns, and how many there were."""
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
     return {"min": min(times), "low": low, "median": median, "high": high, "max": max(times), "repeats": len(times)}
-
-
-# ---------------------------------------------------------------------------------------- the child
-
-
-def contestants(job: Job, set_name: str, ours: Ours) -> tuple[dict[str, Contestant], dict[str, str]]:
-    """Those of a set that can do the job, and what the others raised when they were built."""
-    built, failed = {}, {}
-    for threads in job.threads:
-        built[with_threads(OURS, threads)] = Contestant(ours.step, _setter(optimc.set_num_threads, threads))
-    for name, peer in SETS[set_name][1].items():
-        if job.peers is not None and name not in job.peers:
-            continue
-        try:
-            step = peer.build(job.work)
-        except Unsupported:
-            continue
-        except Exception as error:
-            failed[name] = _said(error)
-            continue
-        for threads in job.threads if peer.threads else job.threads[:1]:
-            before = _setter(peer.threads, threads) if peer.threads else getattr(step, "before", None)
-            built[with_threads(name, threads)] = Contestant(step, before, getattr(step, "MOST", 1 << 30))
-    if job.work.weights >= max(LIMITED, LIMITED_EACH * len(job.work.shapes)):
-        try:
-            for threads in job.threads if job.work.weights >= WORTH_THREADS else (1,):
-                built[with_threads(STREAM, threads)] = Contestant(bench_limit.stream(job.work, ours, threads))
-            step = bench_limit.divider(job.work, ours)
-            if step:
-                built[DIVIDER] = Contestant(step)
-            for k, bounds in enumerate(bench_limit.pass_by_pass(job.work, ours)):
-                built.update({f"{PASSES} {k} {i}": Contestant(step) for i, step in enumerate(bounds)})
-        except bench_limit.NoLimit as error:
-            failed[STREAM] = str(error)
-    return built, failed
-
-
-def _setter(function, threads):
-    return lambda: function(threads)
-
-
-def measure(job: Job, set_name: str) -> dict[str, dict[str, Any]]:
-    """The figures of a job, by contestant; {"error": why} for one that failed."""
-    ours = Ours(job.work)
-    built, failed = contestants(job, set_name, ours)
-    rival = subprocess.Popen([sys.executable, "-c", RIVAL]) if job.rival else None
-    try:
-        times = interleaved(built, job.repeats, job.seconds, job.budget, job.pause)
-    finally:
-        if rival:
-            rival.kill()
-            rival.wait()
-    results: dict[str, dict[str, Any]] = {
-        name: {"error": measured} if isinstance(measured, str) else summary(measured)
-        for name, measured in times.items()}
-    results |= {name: {"error": why} for name, why in failed.items()}
-    _add_passes(results)
-    if "median" in results.get(STREAM, {}):
-        results[STREAM]["bytes"] = job.work.weights * bench_limit.bytes_per_weight(job.work, ours)
-    return results
-
-
-def _add_passes(results):
-    """Puts the sum of the slower bound of each pass in the place of the bounds."""
-    parts = {name: results.pop(name) for name in list(results) if name.startswith(PASSES)}
-    wrong = next((entry for entry in parts.values() if "error" in entry), None)
-    if wrong:
-        results[PASSES] = wrong
-    elif parts:
-        slowest = {}
-        for name, entry in parts.items():
-            number = name.split()[-2]
-            slowest[number] = max(slowest.get(number, entry), entry, key=operator.itemgetter("median"))
-        results[PASSES] = {key: (min if key == "repeats" else sum)(entry[key] for entry in slowest.values())
-                           for key in slowest[number]}
-
-
-def child(set_name: str) -> None:
-    """Does the jobs that come on standard input as JSON."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    for k, values in enumerate(json.load(sys.stdin)):
-        print(json.dumps(["begun", k]), file=out, flush=True)
-        print(json.dumps(["done", k, measure(Job.from_json(values), set_name)]), file=out, flush=True)
-
-
-# --------------------------------------------------------------------------------------- the parent
-
-
-def missing(set_name: str) -> str | None:
-    """The module that a set needs and that is not installed, if there is one."""
-    needs = {peer.needs for peer in SETS[set_name][1].values()} | {SETS[set_name][0].get("KERAS_BACKEND", "numpy")}
-    return next((name for name in sorted(needs) if importlib.util.find_spec(name) is None), None)
-
-
-def run(jobs: Iterable[Job], set_name: str) -> Iterator[tuple[Job, dict[str, dict[str, Any]]]]:
-    """The figures of each job, measured in a process of its own set; of a crash, what is known of it."""
-    left = list(jobs)
-    while left:
-        at = -1
-        for kind, k, *rest in _messages(left, set_name):
-            at = k
-            if kind == "done":
-                yield left[k], rest[0]
-            elif kind == "lost":
-                names = [name for name in SETS[set_name][1] if left[k].peers is None or name in left[k].peers]
-                yield left[k], {name: {"error": rest[0]} for name in names or [OURS]}
-        left = left[at + 1:]
-
-
-def _messages(jobs, set_name):
-    """What a child says, and at its untimely end ["lost", job, why]."""
-    with tempfile.TemporaryFile() as orders, tempfile.TemporaryFile() as errors:
-        orders.write(json.dumps(jobs).encode())
-        orders.seek(0)
-        process = subprocess.Popen([sys.executable, "-m", "optimc.bench_run", set_name], stdin=orders,
-                                   stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **SETS[set_name][0]})
-        lines = queue.SimpleQueue()
-        threading.Thread(target=_listen, args=(process.stdout, lines), daemon=True).start()
-        now, done, why = 0, 0, None
-        try:
-            while line := _next(lines, jobs[now].budget + PATIENCE):
-                message = json.loads(line)
-                now, done = message[1], message[1] + (message[0] == "done")
-                yield message
-            if line is None:
-                why = "took too long"
-                process.kill()
-            code = process.wait()
-        except BaseException:
-            process.kill()                  # whoever listened has stopped
-            process.wait()
-            raise
-        if done < len(jobs):
-            yield ["lost", done, why or _reason(code, errors)]
-
-
-def _listen(pipe, lines):
-    with pipe:
-        for line in pipe:
-            lines.put(line)
-    lines.put(b"")
-
-
-def _next(lines, seconds):
-    """The next line, empty at the end; None if none came in this time."""
-    try:
-        return lines.get(timeout=seconds)
-    except queue.Empty:
-        return None
-
-
-def _reason(code, errors):
-    if code < 0:
-        return f"the process died of {signal.Signals(-code).name}"
-    errors.seek(0)
-    said = errors.read().decode(errors="replace").strip().splitlines()
-    return f"the process ended: {said[-1][:200] if said else f'exit code {code}'}"
-
-
-if __name__ == "__main__":
-    child(sys.argv[1])

@@ -4,9 +4,9 @@ import matplotlib.style
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from optimc.bench import bound, duration, is_peer, merged, share
-from optimc.bench_run import OURS, with_threads
-from optimc.compare_figures import BLUE, GREY, ORANGE, STYLE
+from optimc.cli.bench.processes import OURS, with_threads
+from optimc.cli.bench.words import bound, duration, is_peer, merged, share
+from optimc.cli.style import BLUE, GREY, ORANGE, STYLE
 
 COLORS = {OURS: BLUE, "NumPy out=": "#CC79A7", "NumPy plain": "#882255", "torch fused": ORANGE,
           "torch foreach": "#E69F00", "torch default": "#F0E442", "optax jit": "#009E73", "Keras on NumPy": "#56B4E9",

@@ -7,9 +7,9 @@ import numpy as np
 
 import optimc
 from optimc.base.arguments import Value, is_switch
-from optimc.bench import LESSON, read_shapes
-from optimc.bench_peers import SETS, Work
-from optimc.bench_run import Job
+from optimc.cli.bench.peers import SETS, Work
+from optimc.cli.bench.processes import Job
+from optimc.cli.bench.shapes import LESSON, read_shapes
 from optimc.registry import classes
 
 BIG = 25_000_000

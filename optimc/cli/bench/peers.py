@@ -1,4 +1,4 @@
-"""One step of one optimizer in each library, as its users would write it at its best; for bench_run.py.
+"""One step of one optimizer in each library, as its users would write it at its best; for processes.py.
 
 A builder takes a `Work` and gives a function that does one step on gradients that are already there, in memory of
 its own, or several such functions by name.  What a library has no call for raises `Unsupported`.  Values are the

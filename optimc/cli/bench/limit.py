@@ -1,4 +1,4 @@
-"""The machine's own limit for a step: what it can read, write, divide and root in the time; for bench_run.py.
+"""The machine's own limit for a step: what it can read, write, divide and root in the time; for processes.py.
 
 Two bounds, both C compiled for this very CPU when it is asked for, with the system's compiler:
 
@@ -27,7 +27,7 @@ import numpy as np
 
 import optimc
 from optimc.base.rules import slots_of
-from optimc.bench_peers import Ours, Work
+from optimc.cli.bench.peers import Ours, Work
 
 #: square roots and divisions per weight in rules.inc, by kernel, where they are what the time goes to
 DIVIDER = {

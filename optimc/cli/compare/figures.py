@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 
 import optimc
-from optimc.compare import RATES, Result, best_rate, constructor, mean_curve
+from optimc.cli.compare.numbers import mean_curve
+from optimc.cli.compare.training import RATES, Result, best_rate, constructor
+from optimc.cli.style import BLUE, GREY, ORANGE
 
 FLOOR = 1e-15           # where a loss of 0 is drawn on a logarithmic scale
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "0.75"       # told apart by every eye
-STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
-         "legend.frameon": False, "savefig.dpi": 150}
 
 
 def _panels(names, x, y, title):

@@ -7,11 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from optimc.cli.errors import InputError
+
 MIN_ROWS = 10
-
-
-class InputError(ValueError):
-    """Something the user can put right, said in one line."""
 
 
 class Data(NamedTuple):

@@ -1,0 +1,1 @@
+"""`python -m optimc bench`.  Begin with command.py."""

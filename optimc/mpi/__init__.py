@@ -1,0 +1,30 @@
+"""Optimizers over the processes of an MPI job: each rank keeps the slots of a share of the weights.
+
+    # mpiexec -n 4 python -m mpi4py train.py
+    import optimc, optimc.mpi
+    opt = optimc.mpi.Sharded(optimc.AdamW(1e-3))
+    opt.apply(local_grads, weights)         # the same weights on every rank, before and after
+
+A step: gradients are reduced so that each rank has the sums for its share, each rank steps its share with the
+kernels of optimc, and the new weights go to all (ZeRO, stage 1: Rajbhandari et al., 2019, arXiv 1910.02054).
+Communication is mpi4py's and the MPI library's; docs/mpi.md reckons what it costs.
+
+    layout.py   which elements are whose: `Layout`.  Weights of one type are one vector, cut once per rank.
+    buckets     a share is reduced, stepped and sent on in buckets, so that one waits for the network while
+                another is computed: `Bucket`.
+    team.py     before anything of a step is sent, the ranks tell each other whether they can go on, and
+                refuse together if one cannot: `Team.agree`.
+
+Begin with sharded.py.
+"""
+
+try:
+    from mpi4py import MPI as _MPI  # noqa: F401
+except (ImportError, RuntimeError) as error:        # no mpi4py; no MPI library
+    raise ImportError("optimc.mpi needs mpi4py and an MPI library: pip install 'optimc[mpi]'") from error
+
+from optimc.mpi.layout import default_bucket
+from optimc.mpi.loading import load
+from optimc.mpi.sharded import Sharded
+
+__all__ = ["Sharded", "default_bucket", "load"]
