@@ -19,6 +19,7 @@ import optimc
 
 require("mpi4py")
 mpi = pytest.importorskip("optimc.mpi")
+Layout, Like = mpi.layout.Layout, mpi.layout.Like
 
 HERE = Path(__file__).parent
 MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -156,25 +157,9 @@ def test_the_reckoning_is_what_the_simulation_finds(ranks, bucket, algorithm):
 
 def test_a_share_is_reckoned_as_it_is_cut():
     weights = [np.ones(1 << 20, np.float32)]
-    layout = mpi.Layout([mpi.Like((1 << 20,), np.dtype("f4"), "C")], 4, "elements")
+    layout = Layout([Like((1 << 20,), np.dtype("f4"), "C")], 4, "elements")
     reckoned = RECKONING["memory"](1 << 20, 4, 2, 1 << 22) - 4 * (1 << 22) - 2 * weights[0].nbytes
     assert reckoned == 3 * 4 * layout.share(np.dtype("f4"), 1)
-
-
-def test_a_layout_is_cut_where_it_may():
-    likes = [mpi.Like(shape, np.dtype(dtype), "C") for shape, dtype in (
-        ((3000,), "f4"), ((0, 2), "f4"), ((7, 5), "f8"), ((100, 100), "f4"), ((), "f4"))]
-    for cut, expected in (("elements", [0, 4333, 8667, 13001]), ("blocks", [0, 3000 + 2048, 3000 + 3 * 2048, 13001]),
-                          ("tensors", [0, 3000, 13000, 13001])):
-        layout = mpi.Layout(likes, 3, cut)
-        assert layout.spaces[np.dtype("f4")][2] == expected
-        for i, like in enumerate(likes):
-            pieces = sorted(layout.pieces(rank)[i] for rank in range(3) if like.size)
-            reached = 0
-            for low, high in (piece for piece in pieces if piece[0] < piece[1]):
-                assert low == reached
-                reached = high
-            assert reached == like.size
 
 
 @pytest.mark.parametrize("arguments, error, message", [
