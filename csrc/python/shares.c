@@ -1,4 +1,4 @@
-/* shares.c - steps over parts of weights whose other parts are elsewhere (optimc/mpi.py).
+/* shares.c - steps over parts of weights whose other parts are elsewhere (optimc/mpi/).
 
    The first half matches without a look into the gradients, the look follows, and the second half runs in parts. */
 #define NO_IMPORT_ARRAY

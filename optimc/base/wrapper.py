@@ -1,4 +1,4 @@
-"""The base of optimizers made of optimizers (optimc/loss_scale.py, optimc/routing.py, optimc/mpi.py).
+"""The base of optimizers made of optimizers (optimc/loss_scale.py, optimc/routing.py, optimc/mpi/).
 
 A wrapper checks the steps of all it wraps before any of them writes: the step of an optimizer has two halves,
 `_check` and `finish`, and `_between` them what needs NumPy.  The second half is one call for all, so that Ctrl-C

@@ -12,7 +12,7 @@ Then the tensors, C order, little-endian, without gaps: `slot/number of the weig
 `gradient_accumulator/...`; those of an optimizer within a wrapper behind a number of its own.  Nothing in the file is
 code or the name of any; nothing is unpickled.
 
-The state of a job of several processes (optimc/mpi.py) is a file per rank, a shard, and one without tensors, the
+The state of a job of several processes (optimc/mpi/) is a file per rank, a shard, and one without tensors, the
 index, that is written last and joins them: its metadata entry "shards" says which elements of the weights are in
 which.  A shard is called like the index, with the token of this save and the rank behind it; its tensors are blocks
 of vectors, `slot/number of the weight@first element`, or whole where weights were not cut.
