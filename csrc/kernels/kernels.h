@@ -17,7 +17,7 @@
 #error "optimc needs float arithmetic in float (on 32-bit x86: -msse2 -mfpmath=sse)"
 #endif
 
-/* Element types.  Kernels work in the first two, the lane types; gradients may have any. */
+/* Element types.  Kernels work in the first two, the real types; gradients may have any. */
 enum type { TYPE_F32, TYPE_F64, TYPE_F16, TYPE_BF16, TYPE_LONG_DOUBLE, TYPE_OTHER };
 
 /* Flags of KERNEL_ROW: constants inside one kernel. */
@@ -47,21 +47,18 @@ enum { OPTIONS = sizeof(struct options) / sizeof(double), MAX_VALUES = OPTIONS +
     _Static_assert(sizeof(struct rule##_hypers) <= MAX_HYPERS * sizeof(double), "MAX_HYPERS"); \
     _Static_assert(sizeof(struct rule##_scalars) <= MAX_SCALARS * sizeof(double), "MAX_SCALARS");
 #include "optimizers.def"
-#undef RULE_ROW
 
 #define RULE_ROW(rule, slots, hypers, coefs, scalars) RULE_##rule,
 enum rule {
 #include "optimizers.def"
     RULES
 };
-#undef RULE_ROW
 
 #define KERNEL_ROW(kernel, rule, variant, used) KERNEL_##kernel,
 enum kernel {
 #include "optimizers.def"
     KERNELS
 };
-#undef KERNEL_ROW
 
 /* A gradient to be converted.  Strides are in bytes; `f_order`: its weight lies in Fortran order. */
 struct source {
@@ -89,8 +86,8 @@ typedef uint64_t word_f64;
 /* One ISA: its name and what is compiled for it. */
 struct isa {
     const char *name;
-    struct lane_f32 f32;
-    struct lane_f64 f64;
+    struct table_f32 f32;
+    struct table_f64 f64;
 };
 
 extern const struct isa optimc_isa_baseline, optimc_isa_avx2, optimc_isa_avx512;

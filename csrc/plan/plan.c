@@ -112,8 +112,7 @@ static size_t row_for(struct plan *plan, int lane, const struct parts *parts)
     for (; i < plan->n_rows; i++) {
         const struct row *row = &plan->rows[i];
         if (row->rule == rule && row->lane == lane && row->group == parts->group
-            && row->decay == parts->decay && !(row->factor < parts->factor)
-            && !(row->factor > parts->factor))
+            && row->decay == parts->decay && row->factor == parts->factor)
             return i;
     }
     plan->rows[plan->n_rows++] = (struct row){.rule = rule, .lane = lane, .group = parts->group,

@@ -78,7 +78,7 @@ static size_t to_line(const struct weight *weight, size_t i)
 }
 
 #define real float
-#define LANE f32
+#define TYPED f32
 #define ROOT sqrtf
 #define NAME(x) x##_f32
 #include "plan/gradient.inc"
@@ -87,7 +87,7 @@ static size_t to_line(const struct weight *weight, size_t i)
 #include "plan/run.inc"
 
 #define real double
-#define LANE f64
+#define TYPED f64
 #define ROOT sqrt
 #define NAME(x) x##_f64
 #include "plan/gradient.inc"
