@@ -22,7 +22,8 @@ struct weight {
     size_t first_block;                     /* of its blocks in plan->sums */
     double square;                          /* of the norm of its gradient, in this step */
     int waiting;                            /* something was accumulated since its last update */
-    double ratio, limit;                    /* what a phase before the update found for it */
+    double totals[MAX_SUMS];                /* what its MEASURE summed up in this step */
+    double ratio;                           /* what a cautious step is multiplied by */
     size_t n_rows, n_columns;               /* of its matrices, if its second moment is factored */
     double *column_sums;
 };
@@ -52,9 +53,10 @@ struct plan {
     size_t n_chunks;
     struct range *ranges;                   /* all memory a step may write, sorted */
     size_t n_ranges;
-    double *sums[2];                        /* two numbers per block of SUM_BLOCK elements */
+    double *sums[MAX_SUMS];                 /* n_sums times a number per block of SUM_BLOCK elements */
+    int n_sums;                             /* as many as a kernel measures, and at least 1 */
     size_t n_blocks, total;                 /* such blocks; elements */
-    int variants;                           /* of all its kernels together */
+    int measures, factors;                  /* whether a kernel is MEASURED by pieces; FACTORED */
     const struct isa *isa;
     struct memory memory;
     const struct request *request;          /* the one in progress */
@@ -94,8 +96,8 @@ static inline enum fault alike(const struct weight *weight, const struct view *v
     return (weight->f_order ? view->f_order : view->c_order) ? FINE : FAULT_STRIDES;
 }
 
-/* The slots of a factored second moment: the weight's shape without its last axis, without its last but one. */
-enum { ROW_SLOT = 1, COLUMN_SLOT = 2 };
+/* The slots of a factored second moment: of the weight's shape, without its last axis, without its last but one. */
+enum { MOMENT_SLOT, ROW_SLOT, COLUMN_SLOT };
 
 /* The memory that a step may write: ranges by address, which overlap.c keeps sorted and apart. */
 

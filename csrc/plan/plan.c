@@ -68,8 +68,8 @@ void optimc_plan_free(struct plan *plan)
     plan->memory.give(plan->pieces);
     plan->memory.give(plan->chunks);
     plan->memory.give(plan->ranges);
-    plan->memory.give(plan->sums[0]);
-    plan->memory.give(plan->sums[1]);
+    for (int k = 0; k < MAX_SUMS; k++)
+        plan->memory.give(plan->sums[k]);
     plan->memory.give(plan);
 }
 
@@ -179,7 +179,8 @@ enum fault optimc_plan_add(struct plan *plan, const struct view *view, const str
     }
     weight->row = row_for(plan, weight->lane, parts);
     plan->rows[weight->row].variants |= weight->variant;
-    plan->variants |= weight->variant;
+    plan->measures |= (weight->variant & (MEASURED | FACTORED)) == MEASURED;
+    plan->factors |= (weight->variant & FACTORED) != 0;
     plan->n_weights++;
     return FINE;
 }
@@ -197,6 +198,7 @@ static size_t piece_size(size_t total)
 static enum fault cut(struct plan *plan)
 {
     size_t of_lane[2] = {0}, total = 0, pieces = 0, n_blocks = 0;
+    plan->n_sums = 1;
     for (size_t i = 0; i < plan->n_weights; i++) {
         struct weight *weight = &plan->weights[i];
         total += weight->size;
@@ -204,6 +206,9 @@ static enum fault cut(struct plan *plan)
         of_lane[weight->lane == TYPE_F64] += weight->size;
         weight->first_block = n_blocks;
         n_blocks += blocks(weight->size);
+        const int sums = weight->lane == TYPE_F32 ? plan->isa->f32.measures[weight->kernel].sums
+            : plan->isa->f64.measures[weight->kernel].sums;
+        plan->n_sums = sums > plan->n_sums ? sums : plan->n_sums;
     }
     const size_t size = piece_size(total);
     for (size_t i = 0; i < plan->n_weights; i++) {
@@ -215,10 +220,13 @@ static enum fault cut(struct plan *plan)
     plan->total = total;
     plan->pieces = plan->memory.take(pieces + 1, sizeof *plan->pieces);
     plan->chunks = plan->memory.take(pieces + 1, sizeof *plan->chunks);
-    plan->sums[0] = plan->memory.take(n_blocks + 1, sizeof **plan->sums);
-    plan->sums[1] = plan->memory.take(plan->variants & LAYERWISE ? n_blocks + 1 : 1, sizeof **plan->sums);
-    if (!plan->pieces || !plan->chunks || !plan->sums[0] || !plan->sums[1])
+    if (!plan->pieces || !plan->chunks)
         return FAULT_MEMORY;
+    for (int k = 0; k < plan->n_sums; k++) {
+        plan->sums[k] = plan->memory.take(n_blocks + 1, sizeof **plan->sums);
+        if (!plan->sums[k])
+            return FAULT_MEMORY;
+    }
     size_t filled = 0;                      /* elements in the chunk being made */
     for (size_t i = 0; i < plan->n_weights; i++) {
         const size_t end = plan->weights[i].size;

@@ -32,7 +32,7 @@ static double decay_of(const struct plan *plan, const struct row *row)
    another place is taken with them.  Other kernels add them in their loop. */
 static int couples_early(const struct plan *plan, const struct row *row)
 {
-    return plan->request->coupled && (row->variants & (LAYERWISE | FACTORED) || plan->request->cautious)
+    return plan->request->coupled && (row->variants & MEASURED || plan->request->cautious)
         && !isnan(decay_of(plan, row));
 }
 
@@ -79,7 +79,6 @@ static size_t to_line(const struct weight *weight, size_t i)
 
 #define real float
 #define TYPED f32
-#define ROOT sqrtf
 #define NAME(x) x##_f32
 #include "plan/gradient.inc"
 #include "plan/measure.inc"
@@ -88,7 +87,6 @@ static size_t to_line(const struct weight *weight, size_t i)
 
 #define real double
 #define TYPED f64
-#define ROOT sqrt
 #define NAME(x) x##_f64
 #include "plan/gradient.inc"
 #include "plan/measure.inc"
@@ -215,9 +213,9 @@ static void count(void *plan, size_t chunk)
     each_piece(plan, chunk, count_f32, count_f64);
 }
 
-static void layer(void *plan, size_t chunk)
+static void measure(void *plan, size_t chunk)
 {
-    each_piece(plan, chunk, layer_f32, layer_f64);
+    each_piece(plan, chunk, measure_f32, measure_f64);
 }
 
 /* Every MAX_CHUNKS-th weight: there may be more of them than the pool takes chunks. */
@@ -225,7 +223,7 @@ static void factored(void *context, size_t chunk)
 {
     const struct plan *plan = context;
     for (size_t i = chunk; i < plan->n_weights; i += MAX_CHUNKS) {
-        struct weight *weight = &plan->weights[i];
+        const struct weight *weight = &plan->weights[i];
         if (weight->variant & FACTORED && takes_part(plan, weight))
             (weight->lane == TYPE_F32 ? factored_f32 : factored_f64)(plan, weight);
     }
@@ -255,15 +253,18 @@ static void find_shares(struct plan *plan)
             plan->weights[i].ratio = (double)plan->weights[i].size / (total(plan, &plan->weights[i], 0) + 1);
 }
 
-/* The trust ratio of each weight whose kernel is layerwise. */
-static void find_ratios(struct plan *plan)
+/* Sums up what the rules of the weights measure.  A factored weight is one task, others are measured by pieces. */
+static void find_totals(struct plan *plan)
 {
-    optimc_pool_run(layer, plan, plan->n_chunks, plan->cost);
+    if (plan->measures)
+        optimc_pool_run(measure, plan, plan->n_chunks, plan->cost);
+    if (plan->factors)
+        optimc_pool_run(factored, plan, plan->n_weights < MAX_CHUNKS ? plan->n_weights : MAX_CHUNKS, plan->cost);
     for (size_t i = 0; i < plan->n_weights; i++) {
         struct weight *weight = &plan->weights[i];
-        if (weight->variant & LAYERWISE && takes_part(plan, weight))
-            weight->ratio = (weight->lane == TYPE_F32 ? trust_f32 : trust_f64)(
-                total(plan, weight, 0), total(plan, weight, 1));
+        if (weight->variant & MEASURED && takes_part(plan, weight))
+            for (int k = 0; k < plan->n_sums; k++)
+                weight->totals[k] = total(plan, weight, k);
     }
 }
 
@@ -302,13 +303,10 @@ void optimc_plan_start(struct plan *plan, const struct request *request)
 {
     plan->request = request;
     fill(plan);
-    if (request->update && plan->variants & LAYERWISE)
-        find_ratios(plan);
+    if (request->update && (plan->measures || plan->factors))
+        find_totals(plan);
     if (request->update && request->cautious)
         find_shares(plan);
-    if (request->update && plan->variants & FACTORED)
-        optimc_pool_run(factored, plan, plan->n_weights < MAX_CHUNKS ? plan->n_weights : MAX_CHUNKS,
-            plan->cost);
 }
 
 void optimc_plan_end(struct plan *plan)
