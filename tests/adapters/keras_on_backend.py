@@ -12,6 +12,7 @@ import pytest
 import optimc
 import optimc.keras
 from optimc import registry
+from optimc.keras.backends import Traced, backend
 
 BACKEND = keras.backend.backend()
 NAMES = sorted(registry.classes)
@@ -578,12 +579,12 @@ def fitted(**arguments):
 @pytest.mark.parametrize("arguments", [{}, {"gradient_accumulation_steps": 3, "global_clipnorm": 0.1}], ids=str)
 def test_over_xlas_own_buffers_and_by_callback(monkeypatch, arguments):
     """Both ways have the same bits; what is kept of buffers that XLA has taken back is never looked at."""
-    assert optimc.keras.IN_BUFFERS
+    assert backend.in_buffers
     over, x = fitted(**arguments)
-    assert over.optimizer._traced
-    monkeypatch.setattr(optimc.keras, "IN_BUFFERS", False)
+    assert over.optimizer._stepper.kept
+    monkeypatch.setattr(backend, "in_buffers", False)
     back, _ = fitted(**arguments)
-    assert not back.optimizer._traced
+    assert not back.optimizer._stepper.kept
     for one, two in zip([*over.weights, *over.optimizer.variables], [*back.weights, *back.optimizer.variables],
                         strict=True):
         np.testing.assert_array_equal(one.numpy(), two.numpy())
@@ -613,8 +614,8 @@ def test_a_compiled_step_outlives_its_optimizer_only_to_say_so():
     step = jax.jit(lambda held, ws, gs: opt.stateless_apply(held, gs, ws)).lower(
         held, [w.value for w in weights], tensors(gradients(0))).compile()
     assert np.isfinite(numpy(step(held, [w.value for w in weights], tensors(gradients(0)))[0])[0]).all()
-    for traced in opt._traced:                                  # as if the optimizer were gone
-        del optimc.keras._Traced.known[traced.number]
+    for traced in opt._stepper.kept:                            # as if the optimizer were gone
+        del Traced.known[traced.number]
     with pytest.raises(Exception, match="optimizer of this compiled step is gone"):
         numpy(step(held, [w.value for w in weights], tensors(gradients(0)))[0])
 
