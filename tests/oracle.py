@@ -320,7 +320,8 @@ def sum_of_squares(g):
 class Reference:
     """The slow twin of an `optimc.Optimizer`: a rule and, around it, Keras's sequence of options.
 
-    `step` takes lists with None for a missing gradient and returns the new weights.
+    `step` takes lists with None for a missing gradient and returns the new weights.  A function called
+    `<rule>_before_decay(w, g, o, decay)` is asked first, if there is one; the rule finds its result in `o.measured`.
     """
 
     def __init__(self, optimizer, slots_of):
@@ -408,6 +409,10 @@ class Reference:
     def update(self, w, g, state, excluded, t):
         lane, lr, rule = w.dtype.type, self.o.learning_rate, globals()[self.rule]
         decay = self.o.adam_weight_decay if self.rule == "muon" and "v" in state else self.o.weight_decay
+        measure = globals().get(f"{self.rule}_before_decay")
+        if measure:
+            added = self.o.coupled_weight_decay and not excluded
+            self.o.measured = measure(w, g, self.o, lane(decay or 0 if added else 0))
         if decay is not None and not excluded:
             if self.o.coupled_weight_decay:
                 g = g + lane(decay) * w

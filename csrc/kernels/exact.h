@@ -20,6 +20,7 @@ struct step {
     const double *products;                 /* per hyperparameter: its product over the steps if it varies, or NaN */
     const void *before;                     /* the rule's scalars after the last update ... */
     void *after;                            /* ... and after this one */
+    double decay;                           /* the weight decay that is added to the gradient, or 0 */
 };
 
 /* Hyperparameter k, whose value is x, to the power of t.  If it varies, this is its product over the steps so far.

@@ -23,9 +23,10 @@ enum type { TYPE_F32, TYPE_F64, TYPE_F16, TYPE_BF16, TYPE_LONG_DOUBLE, TYPE_OTHE
 /* Flags of KERNEL_ROW: constants inside one kernel.  The plan reads these of them:
      MEASURED      MEASURE and SETTLE of the rule come before the kernel
      FACTORED      its second moment is the product of SLOT_1, means of rows, and SLOT_2, means of columns
-     NO_GRADIENT   its rule does not read the gradient, which MEASURE has used up */
+     NO_GRADIENT   its rule does not read the gradient, which MEASURE has used up
+     DECAYS_LATE   weight decay comes after MEASURE, which may ask COEFS for step->decay; for others it comes before */
 enum { PLAIN = 0, MOMENTUM = 1, NESTEROV = 2, CENTERED = 4, AMSGRAD = 8, ANY_POWER = 16, MEASURED = 32,
-    FACTORED = 64, NO_GRADIENT = 128 };
+    FACTORED = 64, NO_GRADIENT = 128, DECAYS_LATE = 256 };
 enum { NO_SLOT = 0, SLOT_0 = 1, SLOT_1 = 2, SLOT_2 = 4, SLOT_3 = 8 };
 enum { MAX_SLOTS = 4, MAX_HYPERS = 8, MAX_COEFS = 12, MAX_SCALARS = 3, MAX_SUMS = 4,
     MAX_NDIM = 64 };

@@ -32,8 +32,8 @@ static double decay_of(const struct plan *plan, const struct row *row)
    another place is taken with them.  Other kernels add them in their loop. */
 static int couples_early(const struct plan *plan, const struct row *row)
 {
-    return plan->request->coupled && (row->variants & MEASURED || plan->request->cautious)
-        && !isnan(decay_of(plan, row));
+    const int early = (row->variants & (MEASURED | DECAYS_LATE)) == MEASURED || plan->request->cautious;
+    return plan->request->coupled && early && !isnan(decay_of(plan, row));
 }
 
 /* What a gradient is divided by at first: the loss scale, negative to maximize. */
