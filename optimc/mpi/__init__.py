@@ -9,11 +9,12 @@ A step: gradients are reduced so that each rank has the sums for its share, each
 kernels of optimc, and the new weights go to all (ZeRO, stage 1: Rajbhandari et al., 2019, arXiv 1910.02054).
 Communication is mpi4py's and the MPI library's; docs/mpi.md reckons what it costs.
 
-    layout.py   which elements are whose: `Layout`.  Weights of one type are one vector, cut once per rank.
-    buckets     a share is reduced, stepped and sent on in buckets, so that one waits for the network while
-                another is computed: `Bucket`.
-    team.py     before anything of a step is sent, the ranks tell each other whether they can go on, and
-                refuse together if one cannot: `Team.agree`.
+    layout.py       which elements are whose.  Weights of one type are one vector, cut once per rank.
+    exchange.py     a share is reduced, stepped and sent on in buckets, so that one waits for the network while
+                    another is computed.
+    team.py         before anything of a step is sent, the ranks tell each other whether they can go on, and refuse
+                    together if one cannot: `Team.agree`.
+    checkpoints.py  a file per rank; loading.py reads those of a job of any size.
 
 Begin with sharded.py.
 """

@@ -1,7 +1,7 @@
 """Which elements of the weights are whose, and in which buckets they travel.
 
-Pure geometry: it needs no MPI, no memory and no optimizer.  benchmarks/mpi_reckoning.py simulates steps with it.
-Next: sharded.py, which steps what is cut here.
+Pure geometry: nothing here needs MPI, memory of weights, or an optimizer.  benchmarks/mpi_reckoning.py simulates
+steps with it.  Next: exchange.py, which sends the buckets.
 """
 
 import itertools
@@ -13,8 +13,10 @@ from optimc import _core
 
 BUCKET, PART = 4 << 20, 64 << 10    # bytes of a bucket, and of each rank's part in it, at least (docs/mpi.md)
 CUTS = ("elements", "blocks", "tensors")    # where weights may be cut, each allowing less
+
+
 class Like(NamedTuple):
-    """What is known of a weight: its shape, dtype and whether its memory is in C or Fortran order."""
+    """A weight's shape and dtype, and whether its memory is in C or Fortran order."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -29,7 +31,7 @@ class Like(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Elements low .. high - 1 of weight i, in the order of its memory, that lie from `at` on in something."""
+    """Elements low .. high - 1 of weight i, in the order of its memory; they begin at `at` in a message or vector."""
 
     i: int
     low: int
@@ -40,14 +42,14 @@ class Segment(NamedTuple):
 class Layout:
     """Which elements of the weights are whose.
 
-    The weights of one dtype, each in the order of its memory, are one vector, a space; it is cut once per
-    rank.  Cuts are where all shares would be equal, or the nearest place to it.
+    The weights of one dtype, each in the order of its memory, are one vector, a space.  A space is cut once per rank,
+    where all shares would be equal or as near to it as a cut may be.
 
     Args:
         likes: a `Like` per weight.
         ranks: how many.
-        cut: where cuts may be: between any "elements"; between "blocks", those whose squares are summed as
-            one, so that norms have the bits they have in one process; between "tensors" only.
+        cut: where cuts may be.  "elements": between any two.  "blocks": between the blocks whose squares are summed
+            as one, so that norms have the bits that they have in one process.  "tensors": between weights only.
     """
 
     def __init__(self, likes, ranks, cut):
@@ -90,27 +92,37 @@ class Layout:
         return found
 
     def pieces(self, rank):
-        """What of each weight is a rank's: a (low, high) per weight."""
+        """A rank's piece of each weight: a (low, high) per weight, (0, 0) where it has none."""
         pieces = [(0, 0)] * len(self.likes)
         for dtype in self.spaces:
             for i, low, high, _ in self.segments(dtype, rank):
                 pieces[i] = low, high
         return pieces
 
-    def piece(self, i, low, high, flat):
-        """A rank's piece of a weight, or of what is like the weight, from its `flat` memory."""
-        return self.in_shape(i, flat[low:high])
+    def shapes(self, rank):
+        """Shape and dtype of a rank's piece of each weight, as its optimizer knows them."""
+        return tuple((like.shape if self.cut == "tensors" and high > low else (high - low,), like.dtype)
+                     for like, (low, high) in zip(self.likes, self.pieces(rank), strict=True))
+
+    def blocks(self):
+        """How many blocks of each weight, whose squares are summed as one, each rank has: a row per rank."""
+        sizes = [[high - low for low, high in self.pieces(rank)] for rank in range(self.ranks)]
+        return -(-np.array(sizes, np.int64) // _core.SUM_BLOCK)
 
     def owned(self, rank):
         """A rank's segments as a checkpoint lists them."""
         return [[i, low, high] for i, (low, high) in enumerate(self.pieces(rank)) if low < high]
+
+    def piece(self, i, low, high, vector):
+        """A rank's piece of weight i, or of an array like it, from all its elements in the order of memory."""
+        return self.in_shape(i, vector[low:high])
 
     def in_shape(self, i, part):
         """A rank's piece of weight i, a vector, as its optimizer knows it."""
         return in_shape(part, self.likes[i]) if self.cut == "tensors" and part.size else part
 
     def piece_of(self, i, low, high, array):
-        """The rank's piece of something that belongs to weight i: a slot, or its factors; None for None."""
+        """A rank's piece of an array that belongs to weight i: a slot, or a factor of Adafactor's; of None, None."""
         like = self.likes[i]
         if array is None or array.shape != like.shape:
             return array if high > low else None
@@ -127,6 +139,28 @@ def in_shape(vector, like):
     return vector.reshape(like.shape, order=like.order)
 
 
+def block_order(blocks):
+    """Sorts the sums of blocks, which come rank by rank, by weight: the order in which one process adds them up.
+
+    Args:
+        blocks: how many blocks of each weight each rank has: a row per rank.
+
+    Returns:
+        The position of each sum among those that come: first those of weight 0, from rank 0 on, then of weight 1.
+
+    Example, two ranks and three weights: rank 0 sends sums 0 and 1 of weight 0, 2 of weight 1 and 3 of weight 2;
+    rank 1 sends sum 4 of weight 0, and 5 and 6 of weight 2.
+        >>> block_order(np.array([[2, 1, 1], [1, 0, 2]])).tolist()
+        [0, 1, 4, 2, 3, 5, 6]
+    """
+    ends = np.cumsum(blocks).reshape(blocks.shape)
+    order = []
+    for weight in range(blocks.shape[1]):
+        for end, n in zip(ends[:, weight].tolist(), blocks[:, weight].tolist(), strict=True):
+            order += range(end - n, end)
+    return np.array(order, np.int64)
+
+
 class Bucket(NamedTuple):
     """A part of every rank's share that travels as one message."""
 
@@ -139,7 +173,13 @@ class Bucket(NamedTuple):
 
     @property
     def size(self):
+        """Elements of the message."""
         return sum(self.counts)
+
+    @property
+    def own(self):
+        """Elements of this rank's part."""
+        return self.end - self.begin
 
 
 def default_bucket(ranks):
@@ -148,7 +188,7 @@ def default_bucket(ranks):
 
 
 def buckets(layout, rank, most):
-    """The buckets of at most so many bytes (or one element of each rank) that shares are cut into."""
+    """Cuts all shares into buckets of at most so many bytes, or one element of each rank."""
     found = []
     for dtype in layout.spaces:
         width = max(1, most // dtype.itemsize // layout.ranks)

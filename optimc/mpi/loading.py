@@ -9,7 +9,7 @@ from mpi4py import MPI
 
 from optimc import checkpoint
 from optimc.mpi.sharded import Sharded
-from optimc.mpi.team import TIMEOUT, Team
+from optimc.mpi.team import TIMEOUT, Fact, Team
 
 
 def load(path, comm=MPI.COMM_WORLD, *, custom_objects=None, **options):
@@ -31,7 +31,7 @@ def load(path, comm=MPI.COMM_WORLD, *, custom_objects=None, **options):
         sharded, mark = _load(path, comm, custom_objects, options)
     except Exception as caught:
         error = caught
-    Team(comm, options.get("timeout", TIMEOUT)).agree("load", error, another_checkpoint=mark)
+    Team(comm, options.get("timeout", TIMEOUT)).agree("load", error, [Fact("has another checkpoint", mark)])
     return sharded
 
 

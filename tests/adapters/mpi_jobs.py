@@ -238,7 +238,7 @@ def few():
     weights = [np.ones(1), np.ones(1)]
     huge = [np.full(1, 1.2e154)] * 2
     refused(FloatingPointError, "norm .*not", sharded, lambda: sharded.apply(huge, weights), weights)
-    sharded._local.check_finite = sharded._whole.check_finite = "skip"
+    sharded._local.check_finite = sharded._share.whole.check_finite = "skip"
     sharded.apply(huge, weights)
     assert sharded.skipped_steps == 1 and [w.tolist() for w in weights] == [[1], [1]]
     sharded.apply([np.ones(1), np.ones(1)], weights)
@@ -397,7 +397,8 @@ def memory(ranks):
             sharded = mpi.Sharded(cls(use_ema=True, **options))
             sharded.build(weights)
             assert sum(a.nbytes for a in sharded.variables[2:]) <= 1.01 * whole / int(ranks)
-            layout = [Layout(sharded._layout.likes, ranks, sharded._layout.cut) for ranks in (5, 7, 64, 4096)]
+            own = sharded._share.layout
+            layout = [Layout(own.likes, ranks, own.cut) for ranks in (5, 7, 64, 4096)]
             for one in layout:
                 assert sum(one.share(np.dtype("f4"), r) for r in range(one.ranks)) == sum(w.size for w in weights)
 

@@ -1,27 +1,89 @@
 """optimc/mpi/layout.py: which elements are whose.  It is loaded alone, because `import optimc.mpi` needs MPI."""
 
+import doctest
 import runpy
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import optimc
+from optimc import _core
 
 LAYOUT = runpy.run_path(str(Path(optimc.__file__).parent / "mpi" / "layout.py"))
-Layout, Like = LAYOUT["Layout"], LAYOUT["Like"]
+Layout, Like, block_order, buckets = (LAYOUT[name] for name in ("Layout", "Like", "block_order", "buckets"))
+LIKES = [Like(shape, np.dtype(dtype), order) for shape, dtype, order in (
+    ((3000,), "f4", "C"), ((0, 2), "f4", "C"), ((7, 5), "f8", "F"), ((100, 100), "f4", "F"), ((), "f4", "C"),
+    ((90, 110), "f8", "C"))]
+CUTS = ("elements", "blocks", "tensors")
 
 
 def test_a_layout_is_cut_where_it_may():
-    likes = [Like(shape, np.dtype(dtype), "C") for shape, dtype in (
-        ((3000,), "f4"), ((0, 2), "f4"), ((7, 5), "f8"), ((100, 100), "f4"), ((), "f4"))]
     for cut, expected in (("elements", [0, 4333, 8667, 13001]), ("blocks", [0, 3000 + 2048, 3000 + 3 * 2048, 13001]),
                           ("tensors", [0, 3000, 13000, 13001])):
-        layout = Layout(likes, 3, cut)
+        layout = Layout(LIKES, 3, cut)
         assert layout.spaces[np.dtype("f4")][2] == expected
-        for i, like in enumerate(likes):
-            pieces = sorted(layout.pieces(rank)[i] for rank in range(3) if like.size)
-            reached = 0
-            for low, high in (piece for piece in pieces if piece[0] < piece[1]):
-                assert low == reached
-                reached = high
-            assert reached == like.size
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7, 40])
+def test_shares_are_all_elements_once(cut, ranks):
+    layout = Layout(LIKES, ranks, cut)
+    pieces = [layout.pieces(rank) for rank in range(ranks)]
+    for i, like in enumerate(LIKES):
+        reached = 0
+        for low, high in (own[i] for own in pieces if own[i][0] < own[i][1]):
+            assert low == reached
+            reached = high
+        assert reached == like.size
+    for dtype in layout.spaces:
+        assert sum(layout.share(dtype, rank) for rank in range(ranks)) == sum(
+            like.size for like in LIKES if like.dtype == dtype)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_piece_has_the_shape_that_its_optimizer_is_told(cut):
+    layout = Layout(LIKES, 3, cut)
+    arrays = [np.arange(like.size, dtype=like.dtype).reshape(like.shape, order=like.order) for like in LIKES]
+    for rank in range(3):
+        for i, (low, high) in enumerate(layout.pieces(rank)):
+            piece = layout.piece_of(i, low, high, arrays[i])
+            assert (piece.shape, piece.dtype) == layout.shapes(rank)[i]
+            assert piece.reshape(-1, order=LIKES[i].order).tolist() == list(range(low, high))
+            assert layout.piece_of(i, low, high, None) is None
+
+
+@pytest.mark.parametrize("most", [1, 4000, 1 << 22])
+@pytest.mark.parametrize("ranks", [1, 3, 8])
+def test_buckets_are_all_elements_once(ranks, most):
+    layout = Layout(LIKES, ranks, "elements")
+    for me in range(ranks):
+        seen = [np.zeros(like.size, int) for like in LIKES]
+        reached = dict.fromkeys(layout.spaces, 0)
+        for bucket in buckets(layout, me, most):
+            assert bucket.size * bucket.dtype.itemsize <= max(most, ranks * bucket.dtype.itemsize)
+            assert bucket.begin == reached[bucket.dtype] and bucket.own == bucket.counts[me]
+            reached[bucket.dtype] = bucket.end
+            filled = np.zeros(bucket.size, int)
+            for start, segments in zip(bucket.starts, bucket.segments, strict=True):
+                for i, low, high, at in segments:
+                    assert LIKES[i].dtype == bucket.dtype
+                    seen[i][low:high] += 1
+                    filled[start + at:start + at + high - low] += 1
+            assert (filled == 1).all()
+        assert all((count == 1).all() for count in seen)
+        assert reached == {dtype: layout.share(dtype, me) for dtype in layout.spaces}
+
+
+def test_sums_of_blocks_are_sorted_by_weight_and_place():
+    for ranks in (1, 2, 3, 5):
+        layout = Layout(LIKES, ranks, "blocks")
+        come = [(i, low) for rank in range(ranks) for i, (first, last) in enumerate(layout.pieces(rank))
+                for low in range(first, last, _core.SUM_BLOCK)]
+        assert layout.blocks().sum() == len(come)
+        assert [come[k] for k in block_order(layout.blocks())] == sorted(come)
+
+
+def test_the_example_of_the_order():
+    test, = doctest.DocTestFinder().find(block_order, "block_order", globs=LAYOUT, module=False)
+    assert test.examples and doctest.DocTestRunner().run(test).failed == 0
