@@ -1,6 +1,6 @@
 """optimc.keras on each backend of Keras, each in a process of its own.
 
-What is tested is in keras_on_backend.py; and Keras's own tests of its optimizers run with these classes.
+The tests are in keras*_on_backend.py; and Keras's own tests of its optimizers run with these classes.
 """
 
 import os
@@ -39,7 +39,8 @@ def run_pytest(backend, *arguments):
 
 @each_backend
 def test_on_backend(backend):
-    assert run_pytest(backend, str(HERE / "keras_on_backend.py"), "-o", "filterwarnings=default") >= 80
+    files = [str(path) for path in sorted(HERE.glob("keras*_on_backend.py"))]
+    assert run_pytest(backend, *files, "-o", "filterwarnings=default") >= 80
 
 
 @each_backend

@@ -1,66 +1,13 @@
-"""optimc.torch beside torch.optim: the same training, the same state, and right where torch 2.13's fused is not."""
-
-import collections
-import copy
-import io
-import pickle
+"""optimc.torch beside torch.optim: the same training, and right where torch 2.13's fused is not."""
 
 import numpy as np
 import pytest
 from conftest import require
+from torch_cases import both, close, each_case, each_class, parameters, set_grads
 
 torch = require("torch")
 ot = pytest.importorskip("optimc.torch")
 tensors = pytest.importorskip("optimc.torch.tensors")
-
-OPTIONS = {
-    "SGD": [{"lr": 0.05}, {"lr": 0.05, "momentum": 0.9}, {"lr": 0.05, "momentum": 0.9, "nesterov": True},
-            {"lr": 0.05, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1},
-            {"lr": 0.05, "momentum": 0.5, "maximize": True}],
-    "Adam": [{}, {"lr": 0.01, "weight_decay": 0.1}, {"lr": 0.01, "amsgrad": True, "betas": (0.8, 0.9), "eps": 1e-3},
-             {"lr": 0.01, "maximize": True, "weight_decay": 0.1},
-             {"lr": 0.01, "weight_decay": 0.3, "decoupled_weight_decay": True}],
-    "AdamW": [{}, {"lr": 0.01, "weight_decay": 0.3, "amsgrad": True}],
-    "Adagrad": [{}, {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.2}],
-    "RMSprop": [{}, {"momentum": 0.9}, {"centered": True, "weight_decay": 0.1},
-                {"centered": True, "momentum": 0.9, "lr": 0.001}],
-    "Adadelta": [{}, {"rho": 0.8, "weight_decay": 0.1}],
-    "Adamax": [{}, {"weight_decay": 0.1}],
-    "NAdam": [{}, {"momentum_decay": 0.1, "weight_decay": 0.1},
-              {"weight_decay": 0.1, "decoupled_weight_decay": True}],
-    "RAdam": [{}, {"weight_decay": 0.1}, {"weight_decay": 0.1, "decoupled_weight_decay": True}],
-    "Rprop": [{}, {"etas": (0.6, 1.3), "step_sizes": (1e-4, 0.1)}],
-    "ASGD": [{}, {"lambd": 0.1, "alpha": 0.5, "t0": 5, "weight_decay": 0.1}],
-}
-CASES = [(name, options) for name, rows in OPTIONS.items() for options in rows]
-each_class = pytest.mark.parametrize("name", ot.__all__)
-each_case = pytest.mark.parametrize("name,options", CASES, ids=[f"{name}-{options}" for name, options in CASES])
-SHAPES = [(10, 7), (7,), (7, 1), (1,), ()]
-
-
-def parameters(dtype=torch.float32, shapes=SHAPES):
-    generator = torch.Generator().manual_seed(0)
-    return [torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=dtype)) for shape in shapes]
-
-
-def set_grads(seed, *lists):
-    """The same gradients for every list of parameters."""
-    generator = torch.Generator().manual_seed(seed)
-    for group in zip(*lists, strict=True):
-        grad = torch.randn(group[0].shape, generator=generator, dtype=group[0].dtype)
-        for param in group:
-            param.grad = grad.clone()
-
-
-def close(a, b, bound=2e-5):
-    for p, q in zip(a, b, strict=True):
-        assert p.dtype == q.dtype
-        assert (p - q).abs().max() <= bound * max(1.0, q.abs().max().item())
-
-
-def both(name, options, dtype=torch.float32):
-    mine, theirs = parameters(dtype), parameters(dtype)
-    return (mine, getattr(ot, name)(mine, **options)), (theirs, getattr(torch.optim, name)(theirs, **options))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -74,63 +21,6 @@ def test_training_with_a_scheduler(name, options, dtype):
             optimizer.step()
             scheduler.step()
     close(a, b, 2e-5 if dtype == torch.float32 or name == "ASGD" else 1e-9)
-
-
-@each_case
-def test_state_goes_both_ways(name, options):
-    """Ours -> theirs and theirs -> ours in the middle of training; both go on as if nothing had happened."""
-    (a, ours), (b, theirs) = both(name, options)
-    for step in range(7):
-        set_grads(step, a, b)
-        ours.step()
-        theirs.step()
-    to_theirs = getattr(torch.optim, name)(c := copy.deepcopy(a), **options)
-    to_theirs.load_state_dict(copy.deepcopy(ours.state_dict()))         # torch would share its tensors
-    to_ours = getattr(ot, name)(d := copy.deepcopy(b), **options)
-    to_ours.load_state_dict(theirs.state_dict())
-    mine, other = ours.state_dict(), theirs.state_dict()
-    assert mine["param_groups"] == other["param_groups"]
-    assert {k: set(v) for k, v in mine["state"].items()} == {k: set(v) for k, v in other["state"].items()}
-    for k in mine["state"]:
-        for key, value in mine["state"][k].items():
-            if isinstance(value, torch.Tensor):
-                torch.testing.assert_close(value, other["state"][k][key], rtol=1e-4, atol=1e-5)
-    for step in range(7, 14):
-        set_grads(step, a, b, c, d)
-        for optimizer in (ours, theirs, to_theirs, to_ours):
-            optimizer.step()
-    close(a, b)
-    close(c, b)
-    close(d, b)
-
-
-@each_case
-@pytest.mark.parametrize("how", ["state_dict", "torch.save", "pickle", "deepcopy"])
-def test_resume_is_exact(name, options, how):
-    a = parameters()
-    ours = getattr(ot, name)(a, **options)
-    for step in range(5):
-        set_grads(step, a)
-        ours.step()
-    if how in ("pickle", "deepcopy"):
-        ours.held = a
-        twin = pickle.loads(pickle.dumps((ours, a))) if how == "pickle" else copy.deepcopy((ours, a))
-        again, b = twin
-    else:
-        b = copy.deepcopy(a)
-        again = getattr(ot, name)(b, **options)
-        state = ours.state_dict()
-        if how == "torch.save":
-            file = io.BytesIO()
-            torch.save(state, file)
-            file.seek(0)
-            state = torch.load(file, weights_only=True)
-        again.load_state_dict(state)
-    for step in range(5, 10):
-        set_grads(step, a, b)
-        ours.step()
-        again.step()
-    assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
 
 
 @each_class
@@ -219,15 +109,6 @@ def test_closures_and_hooks():
     assert any("Optimizer.step#SGD.step" in event.name for event in profile.events())
 
 
-def test_a_stale_backward_is_an_error():
-    w = torch.nn.Parameter(torch.ones(3))
-    loss = (w ** 2).sum() * w.sum()
-    w.grad = torch.ones(3)
-    ot.Adam([w], lr=0.1).step()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
 @each_class
 def test_memory_is_read_afresh(name):
     (a, ours), (b, theirs) = both(name, {"lr": 0.01})
@@ -270,122 +151,6 @@ def test_channels_last_and_other_dense_layouts(name):
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
-def test_wrong_state_is_refused_before_anything_changes():
-    a = parameters()
-    ours = ot.Adam(a, lr=0.1)
-    set_grads(0, a)
-    ours.step()
-    state = copy.deepcopy(ours.state_dict())
-    state["state"][0]["exp_avg"] = torch.zeros(2)
-    before, kept = [p.detach().clone() for p in a], copy.deepcopy(ours.state_dict())
-    with pytest.raises(ValueError, match=r"loaded state 'exp_avg' of parameter 0: expected shape \(10, 7\), got"):
-        ours.load_state_dict(state)
-    assert all(torch.equal(p, q) for p, q in zip(a, before, strict=True))
-    assert all(torch.equal(kept["state"][0][k], v) for k, v in ours.state_dict()["state"][0].items())
-    ours.state[a[1]]["exp_avg"] = torch.zeros(3)
-    with pytest.raises(ValueError, match=r"state 'exp_avg' of a parameter: expected shape \(7,\)"):
-        ours.step()
-    assert all(torch.equal(p, q) for p, q in zip(a, before, strict=True))
-
-
-def start_over(optimizer, params):
-    """What a user who knows torch's state does to begin anew with a parameter."""
-    state, first = optimizer.state[params[0]], {"mu_product": 1.0, "mu": 1.0, "eta": optimizer.param_groups[0]["lr"]}
-    for key, value in state.items():
-        if value is not None:
-            state[key] = torch.full_like(value, first.get(key, 0.0))
-
-
-EDITS = {
-    "clear": lambda optimizer, params: optimizer.state.clear(),
-    "pop": lambda optimizer, params: optimizer.state.pop(params[0], None),
-    "delete": lambda optimizer, params: [optimizer.state.__delitem__(p) for p in params if p in optimizer.state],
-    "set": lambda optimizer, params: optimizer.state.__setitem__(params[0], {}),
-    "update": lambda optimizer, params: optimizer.state.update({params[0]: {}}),
-    "replace": lambda optimizer, params: setattr(optimizer, "state", collections.defaultdict(dict)),
-    "empty": lambda optimizer, params: optimizer.state[params[0]].clear(),
-    "start over": start_over,
-}
-
-
-@pytest.mark.parametrize("edit", EDITS)
-@each_case
-def test_state_may_be_taken_away(name, options, edit):
-    if name == "Adagrad" and edit != "start over":
-        pytest.skip("torch makes the state of Adagrad in its constructor only")
-    (a, ours), (b, theirs) = both(name, options)
-    for step in range(7):
-        set_grads(step, a, b)
-        if step == 4:
-            for optimizer, params in ((ours, a), (theirs, b)):
-                EDITS[edit](optimizer, params)
-        ours.step()
-        theirs.step()
-        close(a, b)
-    mine, other = ours.state_dict()["state"], theirs.state_dict()["state"]
-    for i, state in other.items():
-        assert {key for key, value in state.items() if value is not None} <= set(mine[i])
-        if "step" in state:
-            assert float(mine[i]["step"]) == float(state["step"])
-    twin = type(theirs)(b, **options)
-    twin.load_state_dict(ours.state_dict())
-    set_grads(9, a, b)
-    ours.step()
-    twin.step()
-
-
-@each_case
-def test_state_may_be_looked_at_in_inference_mode(name, options):
-    (a, ours), (b, theirs) = both(name, options)
-    for step in range(6):
-        set_grads(step, a, b)
-        if step in (2, 4):
-            with torch.inference_mode():
-                ours.load_state_dict(ours.state_dict())
-                assert {*theirs.state[b[0]]} <= {*ours.state[a[0]]}
-        ours.step()
-        theirs.step()
-        close(a, b)
-    ours.state_dict()
-    copy.deepcopy(ours).step()
-
-
-@each_case
-def test_state_may_be_handed_over(name, options):
-    (a, ours), (b, theirs) = both(name, options)
-    for step in range(6):
-        set_grads(step, a, b)
-        if step in (2, 4):
-            before, (ours, theirs) = (ours, theirs), (getattr(ot, name)(a, **options), type(theirs)(b, **options))
-            ours.state = before[0].state if step == 2 else collections.defaultdict(dict, before[0].state)
-            theirs.state = before[1].state
-        ours.step()
-        theirs.step()
-        close(a, b)
-    assert {*theirs.state[b[0]]} <= {*dict(ours.state).get(a[0], {})}
-
-
-def test_what_state_dict_gives_is_the_state():
-    (a, ours), (b, theirs) = both("Adam", {})
-    for step in range(3):
-        set_grads(step, a, b)
-        for optimizer in (ours, theirs):
-            optimizer.step()
-            optimizer.state_dict()["state"][0]["exp_avg"] = torch.ones_like(a[0])
-            optimizer.state_dict()["state"][1]["step"].fill_(7)
-    close(a, b)
-
-
-def test_a_group_that_is_refused_is_not_added():
-    params = [torch.nn.Parameter(torch.ones(2))]
-    ours = ot.Adam(params)
-    with pytest.raises(TypeError, match=r"expected float32 or float64, got torch\.float16"):
-        ours.add_param_group({"params": [torch.nn.Parameter(torch.ones(2, dtype=torch.float16))]})
-    assert len(ours.param_groups) == 1
-    params[0].grad = torch.ones(2)
-    ours.step()
-
-
 def grow(optimizer, params):
     optimizer.param_groups[0]["params"].append(params[-1])
 
@@ -417,32 +182,6 @@ def test_groups_may_be_edited_between_steps(name, change):
         close(*lists)
 
 
-def test_a_state_dict_that_is_kept_follows_the_optimizer():
-    (a, ours), (b, theirs) = both("Adam", {"lr": 0.1})
-    kept = []
-    for step in range(5):
-        set_grads(step, a, b)
-        for optimizer in (ours, theirs):
-            optimizer.step()
-            if step == 1:
-                kept.append(optimizer.state_dict())
-    for optimizer, state in zip((ours, theirs), kept, strict=True):
-        optimizer.load_state_dict(state)
-        optimizer.step()
-    close(a, b)
-    assert float(ours.state[a[0]]["step"]) == float(theirs.state[b[0]]["step"]) == 6
-
-
-def test_the_state_can_be_copied():
-    (a, ours), _ = both("Adam", {})
-    set_grads(0, a)
-    ours.step()
-    for copied in (copy.copy(ours.state), ours.state.copy(), ours.state | {}, {} | ours.state):
-        assert copied[a[0]]["exp_avg"] is ours.state[a[0]]["exp_avg"]
-    for deep in (copy.deepcopy(ours.state), pickle.loads(pickle.dumps(ours.state))):
-        assert [float(state["step"]) for state in deep.values()] == [1.0] * len(a)
-
-
 @pytest.mark.parametrize("name, change", [
     ("SGD", lambda p: p.data.double()), ("SGD", lambda p: p.data[:2].clone()),
     ("Adam", lambda p: p.data.to(memory_format=torch.channels_last)),
@@ -460,19 +199,6 @@ def test_a_parameter_may_change_its_form(name, change):
         for optimizer in optimizers:
             optimizer.step()
         close(*lists)
-
-
-def test_state_may_be_edited_between_steps():
-    (a, ours), (b, theirs) = both("Adam", {"lr": 0.01})
-    for step in range(6):
-        set_grads(step, a, b)
-        if step == 3:
-            for optimizer, params in ((ours, a), (theirs, b)):
-                optimizer.state[params[0]]["exp_avg"] = torch.full((10, 7), 0.5)
-                optimizer.state[params[1]]["exp_avg_sq"].mul_(2)
-        ours.step()
-        theirs.step()
-        close(a, b)
 
 
 def test_gradient_scaling():
@@ -493,67 +219,6 @@ def test_gradient_scaling():
         results.append((p.detach(), scaler.get_scale()))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-6, atol=1e-6)
     assert results[0][1] == results[1][1]
-
-
-def test_bad_parameters_and_arguments():
-    p = torch.nn.Parameter(torch.ones(2))
-    for bad, error, message in [
-            (torch.ones(2, dtype=torch.float16), TypeError, "expected float32 or float64, got torch.float16"),
-            (torch.ones(2, dtype=torch.bfloat16), TypeError, "got torch.bfloat16"),
-            (torch.ones(2, device="meta"), TypeError, "expected a tensor on the CPU, got one on meta"),
-            (torch.ones(2, 2).to_sparse(), TypeError, "expected a dense tensor")]:
-        with pytest.raises(error, match=message):
-            ot.SGD([bad.requires_grad_()], lr=0.1)
-        ours = ot.SGD([p], lr=0.1)
-        with pytest.raises(error, match=message):
-            ours.add_param_group({"params": [bad.requires_grad_()]})
-    for arguments in ({"lr": -1.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"lr": 0.1, "nesterov": True},
-                      {"lr": 0.1, "weight_decay": -1.0}, {"lr": 0.1, "differentiable": True}):
-        with pytest.raises(ValueError):
-            ot.SGD([p], **arguments)
-    with pytest.raises(ValueError, match="capturable"):
-        ot.Adam([p], capturable=True)
-    with pytest.raises(ValueError, match="beta"):
-        ot.Adam([p], betas=(1.0, 0.9))
-    with pytest.raises(ValueError, match="empty parameter list"):
-        ot.Adam([])
-
-
-def test_bad_gradients_change_nothing():
-    a = parameters(shapes=[(3,), (4,)])
-    ours = ot.Adam(a, lr=0.1)
-    set_grads(0, a)
-    ours.step()
-    before, state = [p.detach().clone() for p in a], copy.deepcopy(ours.state_dict())
-    a[0].grad = torch.ones(3)
-    a[1].grad = a[0].detach()[:1].expand(4)
-    with pytest.raises(ValueError, match=r"grads\[1\]: overlaps"):
-        ours.step()
-    assert all(torch.equal(p, q) for p, q in zip(a, before, strict=True))
-    q = torch.nn.Parameter(torch.ones(2, 2))
-    q.grad = torch.eye(2).to_sparse()
-    for optimizer in (ot.SGD([q], lr=0.1), ot.Adam([q])):
-        for _ in range(2):
-            with pytest.raises(TypeError, match=r"params\[0\]\.grad: expected a dense tensor on the CPU, got"):
-                optimizer.step()
-        assert (q == 1).all()
-    ours.param_groups[0]["lr"] = -1.0
-    set_grads(1, a)
-    with pytest.raises(ValueError, match="learning_rate must be finite and >= 0"):
-        ours.step()
-    assert all(torch.equal(p, q) for p, q in zip(a, before, strict=True))
-    after = ours.state_dict()
-    assert all(torch.equal(state["state"][i][k], v) for i in (0, 1) for k, v in after["state"][i].items())
-
-
-def test_overlapping_parameters_are_refused():
-    base = torch.ones(6)
-    params = [torch.nn.Parameter(base[:4]), torch.nn.Parameter(base[2:])]
-    for p in params:
-        p.grad = torch.ones(4)
-    with pytest.raises(ValueError, match="overlap in memory"):
-        ot.SGD(params, lr=0.1).step()
-    assert (base == 1).all()
 
 
 @each_class
@@ -624,49 +289,3 @@ def test_gradients_beside_the_tensors():
     with pytest.raises(ValueError, match=r"grads\[1\]: expected the shape of its parameter"):
         core._apply_tensors(params, tensors.EXCHANGE, [torch.ones(3), torch.ones(3)])
     assert core._apply_tensors(params, tensors.EXCHANGE, [torch.ones(3), None]) == 2 and core.iterations == 1
-
-
-def stepped(size):
-    """A parameter of ones and an optimizer that stepped it."""
-    p = torch.nn.Parameter(torch.ones(size))
-    optimizer = ot.Adam([p])
-    p.grad = torch.ones_like(p)
-    optimizer.step()
-    return p, optimizer
-
-
-def test_state_stays_the_tensors_that_a_program_has():
-    """A program may hold them, give its own, or share them with other processes."""
-    p, first = stepped(100_000)
-    second = ot.Adam([p])
-    second.load_state_dict(first.state_dict())
-    held = dict(second.state[p])
-    second.step()
-    assert all(second.state[p][key] is held[key] for key in ("exp_avg", "exp_avg_sq"))
-    for key in ("exp_avg", "exp_avg_sq"):
-        second.state[p][key] = torch.zeros_like(p).share_memory_()
-    held = dict(second.state[p])
-    second.step()
-    assert all(second.state[p][key] is held[key] and held[key].is_shared() and held[key].any()
-               for key in ("exp_avg", "exp_avg_sq"))
-
-
-@pytest.mark.parametrize("loaded", [False, True])
-def test_large_state_keeps_off_the_lines_of_its_parameter(loaded):
-    p, optimizer = stepped(1_000_000)
-    if loaded:
-        again = ot.Adam([p])
-        again.load_state_dict(optimizer.state_dict())
-        optimizer = again
-    places = {(tensor.data_ptr() - p.data_ptr()) % 4096 // 64 for tensor in optimizer.state[p].values()
-              if tensor.dim()}
-    assert len(places) == 2 and 0 not in places
-
-
-@pytest.mark.parametrize("shape", [(3, 1, 8, 8), (1, 40, 1, 1), (2, 3, 4, 5)])
-def test_state_has_the_strides_of_its_parameter(shape):
-    p = torch.nn.Parameter(torch.ones(shape).to(memory_format=torch.channels_last))
-    optimizer = ot.Adam([p])
-    p.grad = torch.ones_like(p)
-    optimizer.step()
-    assert optimizer.state[p]["exp_avg"].stride() == p.stride()
