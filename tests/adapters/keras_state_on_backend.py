@@ -10,7 +10,6 @@ from keras_cases import OPTIONS, each_common, each_optimizer, fit, needs_fit, nu
 import optimc
 
 
-
 def compiled(name, **options):
     """A model whose weights all kinds of slots are kept for, with its optimizer."""
     keras.utils.set_random_seed(0)
