@@ -21,7 +21,7 @@ ISA_FILES = {"isa.c", "isa.h"}
 #: the files that may ask which system they are compiled for
 SYSTEM_FILES = {"pool.c", "processors.c", "winthreads.h"}
 #: macros of these files are the text of functions, or rows of a table
-STAMPING = {"loop.inc", "table.inc", "kernels.inc", "reduce.inc", "optimizers.def"}
+STAMPING = {"loop.inc", "table.inc", "kernels.inc", "reduce.inc", "words.inc", "convert.inc"}
 
 
 def c_files(root):
