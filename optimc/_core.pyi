@@ -7,15 +7,16 @@ from typing_extensions import Buffer, disjoint_base
 _Array = NDArray[Any]
 _Arrays = Sequence[_Array] | Mapping[str, _Array]
 _Gradients = Sequence[Any] | Mapping[str, Any]
-_Counts = tuple[int, int, tuple[tuple[float, ...], ...]]
+_Names = tuple[str, ...]
+_Running = tuple[dict[str, dict[str, float]], ...]
+_Counts = tuple[int, int, _Running]
 _Result = TypeVar("_Result")
 
 isa: str
 isas: tuple[str, ...]
 compiler: str
-rules: dict[str, tuple[str, str, str, str]]
+rules: dict[str, tuple[_Names, _Names, _Names, _Names]]
 MAX_SLOTS: int
-MAX_HYPERS: int
 SUM_BLOCK: int
 kernels: dict[str, tuple[int, str, int]]
 
@@ -67,8 +68,9 @@ class Optimizer:
     def _inherit(self, group: int, index: int, /) -> None: ...
     def _current(self, group: int, index: int, /) -> float: ...
     def _value_of(self, weight: int, index: int, /) -> float: ...
-    def _get_running(self) -> tuple[tuple[float, ...], ...]: ...
-    def _set_running(self, running: tuple[tuple[float, ...], ...], /) -> None: ...
+    def _name_scalars(self, names: _Names, /) -> None: ...
+    def _get_running(self) -> _Running: ...
+    def _set_running(self, running: _Running, /) -> None: ...
     def _check(
         self,
         grads: _Gradients,

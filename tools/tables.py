@@ -9,6 +9,7 @@ import re
 import numpy as np
 
 from optimc import _core
+from optimc.base.rules import slots_of
 from optimc.registry import classes
 
 
@@ -26,9 +27,8 @@ def kept(cls):
     optimizer = cls()
     kernels = {kernel for kernel, (_, rule, _) in _core.kernels.items()
                if rule == cls.rule or kernel == optimizer._kernel_of(None, np.ones(1))}
-    names = [(k, name) for kernel in kernels for k, name in enumerate(
-        _core.rules[_core.kernels[kernel][1]][0].split(", ")) if _core.kernels[kernel][2] >> k & 1
-        and name not in cls.scratch_slots]
+    names = [(k, name) for kernel in kernels for name, k in slots_of(kernel).items()
+             if name not in cls.scratch_slots]
     return list(dict.fromkeys(name for _, name in sorted(names)))
 
 

@@ -28,7 +28,7 @@ enum type { TYPE_F32, TYPE_F64, TYPE_F16, TYPE_BF16, TYPE_LONG_DOUBLE, TYPE_OTHE
 enum { PLAIN = 0, MOMENTUM = 1, NESTEROV = 2, CENTERED = 4, AMSGRAD = 8, ANY_POWER = 16, MEASURED = 32,
     FACTORED = 64, NO_GRADIENT = 128, DECAYS_LATE = 256 };
 enum { NO_SLOT = 0, SLOT_0 = 1, SLOT_1 = 2, SLOT_2 = 4, SLOT_3 = 8 };
-enum { MAX_SLOTS = 4, MAX_HYPERS = 8, MAX_COEFS = 12, MAX_SCALARS = 3, MAX_SUMS = 4,
+enum { MAX_SLOTS = 4, MAX_HYPERS = 8, MAX_COEFS = 12, MAX_SCALARS = 2, MAX_SUMS = 4,
     MAX_NDIM = 64 };
 
 /* Elements that conversion handles at a time (more, and the hardware prefetchers lose track) and that
@@ -44,12 +44,14 @@ struct options {
 };
 enum { OPTIONS = sizeof(struct options) / sizeof(double), MAX_VALUES = OPTIONS + MAX_HYPERS };
 
+/* Per rule, its hyperparameters and its scalars: doubles one after the other, from the first.  `end` ends a list of
+   scalars, which may be empty. */
 #define UNWRAP(...) __VA_ARGS__
 #define RULE_ROW(rule, slots, hypers, coefs, scalars) \
     struct rule##_hypers { double UNWRAP hypers; }; \
-    struct rule##_scalars { char none; UNWRAP scalars }; \
+    struct rule##_scalars { double UNWRAP scalars end; }; \
     _Static_assert(sizeof(struct rule##_hypers) <= MAX_HYPERS * sizeof(double), "MAX_HYPERS"); \
-    _Static_assert(sizeof(struct rule##_scalars) <= MAX_SCALARS * sizeof(double), "MAX_SCALARS");
+    _Static_assert(offsetof(struct rule##_scalars, end) <= MAX_SCALARS * sizeof(double), "MAX_SCALARS");
 #include "optimizers.def"
 
 #define RULE_ROW(rule, slots, hypers, coefs, scalars) RULE_##rule,

@@ -43,7 +43,8 @@ size_t optimc_view_size(const struct view *view);   /* elements */
 /* What a group of weights is stepped with: its hyperparameters (struct options, then the rule's own), the
    products of those that vary (NaN for the others) and the rule's scalars. */
 struct group {
-    double values[MAX_VALUES], products[MAX_HYPERS], before[MAX_SCALARS], after[MAX_SCALARS];
+    double values[MAX_VALUES], products[MAX_HYPERS];
+    double before[MAX_SCALARS + 1], after[MAX_SCALARS + 1];     /* the last is `end` */
     struct power powers[MAX_HYPERS];
 };
 

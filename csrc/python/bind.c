@@ -48,7 +48,8 @@ static PyObject *take_now(Optimizer *self, PyObject *args)
     PyObject *held, *counts = Py_None, *running = NULL, *key, *value;
     long long calls, skipped;
     if (!PyArg_ParseTuple(args, "O!|O", &PyDict_Type, &held, &counts)
-        || (counts != Py_None && !PyArg_ParseTuple(counts, "LLO", &calls, &skipped, &running)))
+        || (counts != Py_None && !PyArg_ParseTuple(counts, "LLO", &calls, &skipped, &running))
+        || (running && optimc_set_running(self, running, 0)))
         return NULL;
     PyObject *attributes = PyObject_GenericGetDict((PyObject *)self, NULL);
     int failed = !attributes;
@@ -58,10 +59,8 @@ static PyObject *take_now(Optimizer *self, PyObject *args)
     if (failed)
         return NULL;
     if (running) {
-        PyObject *set = optimc_set_running(self, running);
-        if (!set)
+        if (optimc_set_running(self, running, 1))
             return NULL;
-        Py_DECREF(set);
         self->calls = calls;
         self->skipped = skipped;
     }

@@ -73,6 +73,7 @@ typedef struct optimizer {
     struct optimizer *together;         /* what steps together with it, after it; see run_steps */
     int n_values;                       /* options and the rule's hyperparameters */
     struct bound bounds[MAX_VALUES];
+    PyObject *scalars;                  /* names of the rule's scalars, a tuple of str, or NULL */
     size_t n_groups;
     struct group *groups;               /* the first is of all weights that are in no other */
     struct setting (*settings)[MAX_VALUES];
@@ -132,7 +133,8 @@ int optimc_is_weight(Optimizer *self, Py_ssize_t index);                    /* 1
 /* running.c: what runs along with the updates. */
 extern PyMethodDef optimc_running_methods[];
 void optimc_settle_groups(Optimizer *self);         /* counts this update in the products of values that vary */
-PyObject *optimc_set_running(Optimizer *self, PyObject *running);
+/* Checks what `_get_running` gave, or sets it too, which needs no memory: 0 or -1. */
+int optimc_set_running(Optimizer *self, PyObject *running, int commit);
 
 /* pairs.c: gradients and weights side by side. */
 struct pairs {

@@ -119,16 +119,33 @@ static PyMethodDef core_methods[] = {
 };
 
 #define LIST(...) #__VA_ARGS__
-#define NAMES(list) LIST list
+#define NAMES(list) names_in(LIST list)
 
-/* optimizers.def as Python sees it: {rule: (slots, hyperparameters, coefficients, scalars)} and
-   {kernel: (index, rule, mask of slots)}, the lists as written there, "a, b, c". */
+/* A tuple of the names in a list of optimizers.def, such as "m, v". */
+static PyObject *names_in(const char *list)
+{
+    PyObject *names = PyList_New(0);
+    while (names && *list) {
+        const size_t length = strcspn(list, ", ");
+        PyObject *name = length ? PyUnicode_FromStringAndSize(list, (Py_ssize_t)length) : NULL;
+        if (length && (!name || PyList_Append(names, name)))
+            Py_CLEAR(names);
+        Py_XDECREF(name);
+        list += length ? length : 1;
+    }
+    PyObject *tuple = names ? PyList_AsTuple(names) : NULL;
+    Py_XDECREF(names);
+    return tuple;
+}
+
+/* optimizers.def as Python sees it: {rule: (slots, hyperparameters, coefficients, scalars)}, tuples of names, and
+   {kernel: (index, rule, mask of slots)}. */
 static int add_registry(PyObject *module)
 {
     PyObject *rules = PyDict_New(), *kernels = PyDict_New(), *row = NULL;
     int failed = !rules || !kernels;
 #define RULE_ROW(rule, slots, hypers, coefs, scalars) \
-    row = failed ? NULL : Py_BuildValue("(ssss)", NAMES(slots), NAMES(hypers), NAMES(coefs), \
+    row = failed ? NULL : Py_BuildValue("(NNNN)", NAMES(slots), NAMES(hypers), NAMES(coefs), \
         NAMES(scalars)); \
     failed |= !row || PyDict_SetItemString(rules, #rule, row); \
     Py_CLEAR(row);
@@ -190,7 +207,7 @@ static int core_exec(PyObject *module)
         return -1;
     PyObject *isas = isa_names();
     const int failed = !isas || PyModule_AddObjectRef(module, "isas", isas)
-        || PyModule_AddIntMacro(module, MAX_SLOTS) || PyModule_AddIntMacro(module, MAX_HYPERS)
+        || PyModule_AddIntMacro(module, MAX_SLOTS)
         || PyModule_AddIntMacro(module, SUM_BLOCK)
         || PyModule_AddStringConstant(module, "isa", state_of(module)->isa->name)
         || PyModule_AddStringConstant(module, "compiler", optimc_compiler());

@@ -110,6 +110,7 @@ static void optimizer_dealloc(Optimizer *self)
     optimizer_clear(self);
     for (int k = 0; k < self->n_values; k++)
         Py_CLEAR(self->bounds[k].name);
+    Py_CLEAR(self->scalars);
     PyMem_Free(self->groups);
     PyMem_Free(self->settings);
     type->tp_free(self);

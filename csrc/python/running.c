@@ -1,5 +1,8 @@
 /* running.c - numbers that run along with the updates beside the slots, for each group: the products of values that
-   vary, and the scalars that a rule keeps. */
+   vary, and the scalars that a rule keeps.
+
+   Python reads and writes them by name, {"products": {hyperparameter: number}, "scalars": {name: number}}, so that
+   no file depends on how they lie in memory.  A value that does not vary has no product. */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 
@@ -21,23 +24,57 @@ void optimc_settle_groups(Optimizer *self)
     }
 }
 
+PyDoc_STRVAR(name_scalars_doc, "_name_scalars($self, names, /)\n--\n\n"
+"Tells what the rule's scalars are called: a tuple of str, in the order of its row.");
+
+static PyObject *optimizer_name_scalars(Optimizer *self, PyObject *names)
+{
+    if (!PyTuple_Check(names) || PyTuple_GET_SIZE(names) > MAX_SCALARS) {
+        PyErr_Format(PyExc_TypeError, "names: expected a tuple of at most %d names", MAX_SCALARS);
+        return NULL;
+    }
+    Py_XSETREF(self->scalars, Py_NewRef(names));
+    Py_RETURN_NONE;
+}
+
+static Py_ssize_t n_scalars(const Optimizer *self)
+{
+    return self->scalars ? PyTuple_GET_SIZE(self->scalars) : 0;
+}
+
+static int set_number(PyObject *dict, PyObject *name, double value)
+{
+    PyObject *number = PyFloat_FromDouble(value);
+    const int failed = !number || PyDict_SetItem(dict, name, number);
+    Py_XDECREF(number);
+    return failed;
+}
+
+/* What runs along in one group, by name. */
+static PyObject *running_of(const Optimizer *self, const struct group *group)
+{
+    PyObject *products = PyDict_New(), *scalars = PyDict_New();
+    int failed = !products || !scalars;
+    for (int k = OPTIONS; !failed && k < self->n_values; k++)
+        if (!isnan(group->products[k - OPTIONS]))
+            failed = set_number(products, self->bounds[k].name, group->products[k - OPTIONS]);
+    for (Py_ssize_t k = 0; !failed && k < n_scalars(self); k++)
+        failed = set_number(scalars, PyTuple_GET_ITEM(self->scalars, k), group->before[k]);
+    PyObject *one = failed ? NULL : Py_BuildValue("{sOsO}", "products", products, "scalars", scalars);
+    Py_XDECREF(products);
+    Py_XDECREF(scalars);
+    return one;
+}
+
 PyDoc_STRVAR(get_running_doc, "_get_running($self, /)\n--\n\n"
-"What runs along with the updates beside the slots: per group a tuple of floats.");
+"What runs along with the updates beside the slots: for each group the products of the hyperparameters that vary\n"
+"and the scalars of the rule, by name.");
 
 static PyObject *get_running_now(Optimizer *self, PyObject *Py_UNUSED(ignored))
 {
     PyObject *all = PyTuple_New((Py_ssize_t)self->n_groups);
     for (size_t i = 0; all && i < self->n_groups; i++) {
-        const struct group *group = &self->groups[i];
-        PyObject *one = PyTuple_New(MAX_HYPERS + MAX_SCALARS);
-        for (int k = 0; one && k < MAX_HYPERS + MAX_SCALARS; k++) {
-            PyObject *number = PyFloat_FromDouble(
-                k < MAX_HYPERS ? group->products[k] : group->before[k - MAX_HYPERS]);
-            if (number)
-                PyTuple_SET_ITEM(one, k, number);
-            else
-                Py_CLEAR(one);
-        }
+        PyObject *one = running_of(self, &self->groups[i]);
         if (one)
             PyTuple_SET_ITEM(all, (Py_ssize_t)i, one);
         else
@@ -46,45 +83,87 @@ static PyObject *get_running_now(Optimizer *self, PyObject *Py_UNUSED(ignored))
     return all;
 }
 
-BETWEEN_STEPS(get_running)
-
-PyDoc_STRVAR(set_running_doc, "_set_running($self, running, /)\n--\n\nSets what `_get_running` gave.");
-
-PyObject *optimc_set_running(Optimizer *self, PyObject *running)
+/* The dict of numbers under a key of the entry of a group; borrowed. */
+static PyObject *numbers_of(PyObject *one, const char *key, size_t group)
 {
-    double numbers[MAX_HYPERS + MAX_SCALARS];
+    PyObject *numbers = PyDict_Check(one) ? PyDict_GetItemString(one, key) : NULL;
+    if (numbers && PyDict_Check(numbers))
+        return numbers;
+    PyErr_Format(PyExc_ValueError, "running[%zu]: expected a dict of %s by name", group, key);
+    return NULL;
+}
+
+/* Whether a dict has a number of that name: then it is given, and counted in `found`.  -1 with an error. */
+static int find_number(PyObject *numbers, PyObject *name, double *number, Py_ssize_t *found)
+{
+    PyObject *object = PyDict_GetItemWithError(numbers, name);
+    if (!object)
+        return PyErr_Occurred() ? -1 : 0;
+    if (!PyFloat_Check(object)) {
+        PyErr_Format(PyExc_TypeError, "running: %U must be a float, got %s", name, Py_TYPE(object)->tp_name);
+        return -1;
+    }
+    *number = PyFloat_AS_DOUBLE(object);
+    ++*found;
+    return 1;
+}
+
+/* Reads the entry of a group. */
+static int read_group(const Optimizer *self, PyObject *one, size_t group, double *products, double *scalars)
+{
+    PyObject *by_name = numbers_of(one, "products", group), *kept = by_name ? numbers_of(one, "scalars", group) : NULL;
+    if (!kept)
+        return -1;
+    Py_ssize_t found = 0, found_scalars = 0;
+    for (int k = 0; k < MAX_HYPERS; k++)
+        products[k] = Py_NAN;
+    for (int k = OPTIONS; k < self->n_values; k++)
+        if (find_number(by_name, self->bounds[k].name, &products[k - OPTIONS], &found) < 0)
+            return -1;
+    for (Py_ssize_t k = 0; k < n_scalars(self); k++)
+        if (find_number(kept, PyTuple_GET_ITEM(self->scalars, k), &scalars[k], &found_scalars) < 0)
+            return -1;
+    if (found == PyDict_GET_SIZE(by_name) && found_scalars == PyDict_GET_SIZE(kept) && found_scalars == n_scalars(self))
+        return 0;
+    PyErr_Format(PyExc_ValueError, "running[%zu]: expected products of the rule's hyperparameters and its scalars, "
+        "got %R", group, one);
+    return -1;
+}
+
+int optimc_set_running(Optimizer *self, PyObject *running, int commit)
+{
     if (!PyTuple_Check(running) || (size_t)PyTuple_GET_SIZE(running) != self->n_groups) {
         PyErr_SetString(PyExc_ValueError, "running: expected a tuple with an entry per group");
-        return NULL;
+        return -1;
     }
-    for (int commit = 0; commit < 2; commit++) {
-        for (size_t i = 0; i < self->n_groups; i++) {
-            PyObject *one = PyTuple_GET_ITEM(running, (Py_ssize_t)i);
-            if (!PyTuple_Check(one) || PyTuple_GET_SIZE(one) != MAX_HYPERS + MAX_SCALARS) {
-                PyErr_Format(PyExc_ValueError, "running[%zd]: expected %d numbers", (Py_ssize_t)i,
-                    MAX_HYPERS + MAX_SCALARS);
-                return NULL;
-            }
-            for (int k = 0; k < MAX_HYPERS + MAX_SCALARS; k++) {
-                numbers[k] = PyFloat_AsDouble(PyTuple_GET_ITEM(one, k));
-                if (numbers[k] == -1 && PyErr_Occurred())
-                    return NULL;
-            }
-            if (commit) {
-                memcpy(self->groups[i].products, numbers, MAX_HYPERS * sizeof *numbers);
-                memcpy(self->groups[i].before, numbers + MAX_HYPERS, MAX_SCALARS * sizeof *numbers);
-            }
+    for (size_t i = 0; i < self->n_groups; i++) {
+        double products[MAX_HYPERS], scalars[MAX_SCALARS + 1] = {0};
+        if (read_group(self, PyTuple_GET_ITEM(running, (Py_ssize_t)i), i, products, scalars))
+            return -1;
+        if (commit) {
+            memcpy(self->groups[i].products, products, sizeof products);
+            memcpy(self->groups[i].before, scalars, sizeof scalars);
         }
     }
+    return 0;
+}
+
+PyDoc_STRVAR(set_running_doc, "_set_running($self, running, /)\n--\n\n"
+"Sets what `_get_running` gave.  Nothing changes on an error.");
+
+static PyObject *set_running_now(Optimizer *self, PyObject *running)
+{
+    if (optimc_set_running(self, running, 0) || optimc_set_running(self, running, 1))
+        return NULL;
     Py_RETURN_NONE;
 }
 
-static PyObject *optimizer_set_running(Optimizer *self, PyObject *running)
-{
-    return optimc_between_steps(self, running, optimc_set_running);
-}
+BETWEEN_STEPS(set_running)
+
+BETWEEN_STEPS(get_running)
 
 PyMethodDef optimc_running_methods[] = {
+    METHOD("_name_scalars", optimizer_name_scalars, METH_O, name_scalars_doc),
     METHOD("_get_running", optimizer_get_running, METH_NOARGS, get_running_doc),
     METHOD("_set_running", optimizer_set_running, METH_O, set_running_doc),
     {NULL, NULL, 0, NULL},

@@ -38,7 +38,17 @@ from optimc.base.arguments import (
     plain,
     unzip,
 )
-from optimc.base.rules import CLIPS, OPTIONS, POLICIES, slots_of
+from optimc.base.rules import (
+    CLIPS,
+    OPTIONS,
+    POLICIES,
+    hyperparameters_of,
+    rule_of,
+    scalars_of,
+    slots_of,
+    slots_of_rule,
+)
+from optimc.base.running import plain_running, running_from
 from optimc.base.selection import Group, group_of_each, select, weights_or_patterns
 from optimc.checkpoint.descriptions import ACCUMULATOR, AVERAGE, shape_of
 from optimc.checkpoint.saving import import_all, taking_over
@@ -127,8 +137,7 @@ class Optimizer(_core.Optimizer):
         if cls.__init__ is Optimizer.__init__:
             cls.__signature__ = cls._signature
         if cls.rule:
-            hyperparameters = _core.rules[cls.rule][1].split(", ")
-            cls._index = {name: k for k, name in enumerate((*OPTIONS, *hyperparameters))}
+            cls._index = {name: k for k, name in enumerate((*OPTIONS, *hyperparameters_of(cls.rule)))}
             if "Example:" in (cls.__doc__ or ""):
                 cls.__doc__ = cls.__doc__.replace(
                     "    Example:", "    What all take beside these (weight_decay, clipnorm, use_ema, groups, ...): "
@@ -151,6 +160,7 @@ class Optimizer(_core.Optimizer):
                 self._declare(name, value.low, value.high, value.open, value.optional)
             else:
                 self._declare(name, -math.inf, math.inf, 0, True)
+        self._name_scalars(scalars_of(self.rule))
         self._slots = {}                    # name -> one array per weight, in order
         self._averages = None               # of the weights, likewise
         self._accumulators = None           # of gradients, likewise
@@ -330,7 +340,7 @@ class Optimizer(_core.Optimizer):
         names, slots = held["_held_names"], held["_slots"]
         excluded = select("exclude_from_weight_decay", *self._excluded, names, weights)
         kernels = self._kernels(names, weights)
-        rules = [_core.rules[_core.kernels[kernel][1]][0].split(", ") for kernel in kernels]
+        rules = [slots_of_rule(rule_of(kernel)) for kernel in kernels]
         self._bind(
             weights, names, tuple(_core.kernels[kernel][0] for kernel in kernels),
             tuple(tuple(rule) for rule in rules),
@@ -660,9 +670,6 @@ class Optimizer(_core.Optimizer):
 
     def _describe(self, taken=lambda array: array):
         """The state as plain values, and its arrays, as `taken`, by name."""
-        def plain_numbers(numbers):
-            return [None if math.isnan(number) else number for number in numbers]
-
         tensors = {f"{what}/{i}": taken(array) for what, arrays in
                    ({slot: arrays for slot, arrays in self._slots.items() if slot not in self.scratch_slots}
                     | {AVERAGE: self._averages or (),
@@ -671,7 +678,7 @@ class Optimizer(_core.Optimizer):
         return {
             "class_name": type(self).__name__,
             "calls": self._calls, "skipped": self.skipped_steps,
-            "running": [plain_numbers(one) for one in self._get_running()],
+            "running": plain_running(self._get_running()),
             "names": self._held_names and list(self._held_names),
             "shapes": [[list(shape), np.dtype(dtype).name] for shape, dtype in self._held_shapes],
             "waiting": list(self._waiting_now()),
@@ -708,9 +715,7 @@ class Optimizer(_core.Optimizer):
                 like = np.broadcast_to(np.empty((), shapes[i][1]), shapes[i][0])        # takes no memory
                 _check_part(what, i, array, self._slot_shape(what, like), like.dtype, expected,
                             what in description["slots"])
-        running = tuple(tuple(math.nan if number is None else float(number) for number in one)
-                        for one in description["running"])
-        self._set_running(running)
+        self._set_running(running_from(self.rule, description["running"]))
         for what, _ in wanted:
             for i in range(n):
                 tensors.pop(f"{what}/{i}", None)
@@ -744,7 +749,7 @@ class Optimizer(_core.Optimizer):
         Optimizer.__init__(self, **state["arguments"], groups=state["groups"])
         self.__dict__.update(state["attributes"])
         self._calls, self._skipped = state["calls"], state["skipped"]
-        self._set_running(state["running"])
+        self._set_running(running_from(self.rule, state["running"]))
         self._excluded = state["excluded"]
         self._slots, self._averages, self._accumulators = (
             state["slots"], state["averages"], state["accumulators"])
@@ -753,18 +758,17 @@ class Optimizer(_core.Optimizer):
 
     def _scalar_names(self):
         """Names of the rule's scalars, in the order of its row."""
-        return [name for name in _core.rules[self.rule][3].replace("double ", "").rstrip(";").split(", ") if name]
+        return scalars_of(self.rule)
 
     def _scalars(self, group=0):
         """The rule's scalars, in the order of its row."""
-        return self._get_running()[group][_core.MAX_HYPERS + 1:][:len(self._scalar_names())]
+        return tuple(self._get_running()[group]["scalars"].values())
 
     def _set_scalars(self, values, group=None):
         """Sets what `_scalars` gave, in one group or in all."""
-        start = _core.MAX_HYPERS + 1
-        self._set_running(tuple(
-            (*one[:start], *values, *one[start + len(values):]) if group in (None, k) else one
-            for k, one in enumerate(self._get_running())))
+        scalars = dict(zip(self._scalar_names(), values, strict=True))
+        self._set_running(tuple({**one, "scalars": scalars} if group in (None, k) else one
+                                for k, one in enumerate(self._get_running())))
 
     def _hold(self, names, weights, slots, averages, accumulators, waiting, calls):
         """Takes over state made elsewhere; the optimizer binds to the weights of its next step."""

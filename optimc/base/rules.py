@@ -10,10 +10,28 @@ WHOLE = ("global_clipnorm", "ema_momentum", "loss_scale_factor")    # no group c
 POLICIES = ("propagate", "raise", "skip")
 
 
+def slots_of_rule(rule):
+    """The names of all slots that kernels of a rule may keep, in the order of its row."""
+    return _core.rules[rule][0]
+
+
+def hyperparameters_of(rule):
+    return _core.rules[rule][1]
+
+
+def scalars_of(rule):
+    """The names of the numbers that a rule keeps from update to update, in the order of its row."""
+    return _core.rules[rule][3]
+
+
+def rule_of(kernel):
+    return _core.kernels[kernel][1]
+
+
 def slots_of(kernel):
     """The slots that a kernel keeps: name -> number."""
     _, rule, mask = _core.kernels[kernel]
-    return {name: k for k, name in enumerate(_core.rules[rule][0].split(", ")) if mask >> k & 1}
+    return {name: k for k, name in enumerate(slots_of_rule(rule)) if mask >> k & 1}
 
 
 def used_slots(optimizer):

@@ -1,9 +1,9 @@
 """Checkpoints: files that any safetensors reader opens, with a checksum on every byte.
 
-Layout, version 1.  Eight bytes: the length of the header, little-endian.  The header: JSON, padded with spaces to a
+Layout, version 2.  Eight bytes: the length of the header, little-endian.  The header: JSON, padded with spaces to a
 multiple of eight, that gives for each tensor its dtype, shape and place; its "__metadata__" holds strings:
 
-    format, format_version     "optimc", "1"
+    format, format_version     "optimc", "2"
     optimizer                  JSON: class, configuration, counts, names and shapes of the weights
     checksums                  JSON: the CRC-32 of each tensor
     header_checksum            the CRC-32 of the header itself, with eight zeros in the place of this
@@ -11,6 +11,9 @@ multiple of eight, that gives for each tensor its dtype, shape and place; its "_
 Then the tensors, C order, little-endian, without gaps: `slot/number of the weight`, `ema_average/...`,
 `gradient_accumulator/...`; those of an optimizer within a wrapper behind a number of its own.  Nothing in the file is
 code or the name of any; nothing is unpickled.
+
+Version 1 is read, too.  It differs in one entry of "optimizer": what runs along with the updates, which it stores as
+numbers without names (optimc/base/version_1.py).  An optimc that reads version 1 only refuses version 2 and says so.
 
 The state of a job of several processes (optimc/mpi/) is a file per rank, a shard, and one without tensors, the
 index, that is written last and joins them: its metadata entry "shards" says which elements of the weights are in

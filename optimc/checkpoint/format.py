@@ -22,7 +22,7 @@ try:
 except ImportError:                         # Windows: leftovers are not swept there
     fcntl = None                            # type: ignore[assignment]
 
-VERSION = 1
+VERSION = 2
 MOST_HEADER = 100 << 20                     # bytes; the limit of the safetensors format
 BLOCK = 8 << 20                             # bytes written or read at a time
 WORTH_WATCHING = 256 << 20                  # bytes from which progress is shown on a terminal

@@ -5,7 +5,6 @@ import json
 import os
 import stat
 
-import golden
 import numpy as np
 import pytest
 from cases import assert_same_bits, slots_of
@@ -193,18 +192,3 @@ def test_places(tmp_path):
     optimizer.save(str(tmp_path / "näme with spaces").encode())
     assert optimc.load(os.fsencode(tmp_path / "näme with spaces")).name == "sgd"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fifo", "folder", "link", "näme with spaces"]
-
-
-@pytest.mark.parametrize("name", golden.optimizers())
-def test_golden_files_load_and_go_on(name):
-    straight, weights = golden.optimizers()[name], golden.start()
-    golden.train(straight, weights, 0, 5)
-    moved = {k: w.copy() for k, w in weights.items()}
-    again = optimc.load(golden.path_of(name))
-    golden.train(straight, weights, 5, 9)
-    golden.train(again, moved, 5, 9)
-    for k in weights:
-        if name == "muon" and weights[k].ndim == 2:
-            np.testing.assert_allclose(moved[k], weights[k], atol=1e-4)     # another BLAS, other last bits
-        else:
-            assert_same_bits(moved[k], weights[k])

@@ -49,7 +49,7 @@ class Case:
     def slots_of(self, weight):
         """Names of the slots a weight has, without those that are room to work in."""
         _, rule, mask = _core.kernels[self.kernel_of(weight)]
-        return [name for k, name in enumerate(_core.rules[rule][0].split(", "))
+        return [name for k, name in enumerate(_core.rules[rule][0])
                 if mask >> k & 1 and name not in self.cls.scratch_slots]
 
     def __repr__(self):
