@@ -1,4 +1,4 @@
-"""Writes every tracked file that is generated: stubs, tables of the documentation, hashes, golden files.
+"""Writes every tracked file that is generated: stubs, tables, costs of kernels, hashes, golden files.
 
     python tools/record.py                  writes what is stale and names it; `make record` builds first
     python tools/record.py --check          writes nothing, names what is stale, and fails if anything is
@@ -29,6 +29,12 @@ def make_tables():
     """The tables that follow from the registry, in the documents that hold them."""
     from tools import tables
     return {ROOT / path: tables.filled(path, (ROOT / path).read_text("utf-8")).encode() for path in tables.TABLES}
+
+
+def make_costs():
+    """What each kernel does per weight, for the machine's limit."""
+    from tools import costs
+    return {costs.FILE: costs.text().encode()}
 
 
 def make_hashes():
@@ -65,8 +71,8 @@ def make_golden():
     return golden.missing()
 
 
-PARTS = {"stubs": make_stubs, "tables": make_tables, "hashes": make_hashes, "kernels": make_kernels,
-         "golden": make_golden}
+PARTS = {"stubs": make_stubs, "tables": make_tables, "costs": make_costs, "hashes": make_hashes,
+         "kernels": make_kernels, "golden": make_golden}
 
 
 def stale(part):

@@ -16,6 +16,7 @@ from places import ROOT
 import optimc
 from optimc import _core
 from optimc.__main__ import main
+from optimc.base.rules import slots_of
 from optimc.cli.bench import limit, peers, processes, timing, words
 from optimc.cli.bench.peers import Ours, Unsupported, Work
 from optimc.cli.bench.processes import Job
@@ -241,6 +242,31 @@ def test_the_stream_leaves_the_arrays_as_they_are(dtype, threads):
         pytest.skip(str(error))
     for array, kept in zip(arrays, before, strict=True):
         assert np.array_equal(array, kept)
+
+
+#: roots, divisions and further divisions in double of each pass, counted by hand in csrc/rules.inc
+COUNTED = {"sgd": [(0, 0, 0)], "amsgrad": [(1, 1, 0)], "adadelta": [(2, 1, 0)], "adamax": [(0, 1, 0)],
+           "nadam": [(1, 3, 1)], "ftrl": [(2, 3, 0)], "schedule_free": [(1, 3, 0)], "muon_adam": [(1, 1, 0)],
+           "lamb": [(1, 3, 0), (0, 0, 0)], "adafactor_vector": [(1, 1, 0), (1, 2, 0)]}
+
+
+@pytest.mark.parametrize("kernel", COUNTED)
+def test_roots_and_divisions_are_those_of_the_rule(kernel):
+    assert [one[2:] for one in limit.PASSES[kernel] or ()] == COUNTED[kernel]
+
+
+def test_every_kernel_has_passes_or_is_more_than_a_stream():
+    assert limit.PASSES.keys() == _core.kernels.keys()
+    assert limit.PASSES["adafactor"] is limit.PASSES["ftrl_power"] is limit.PASSES["muon"] is None
+    for kernel, some in limit.PASSES.items():
+        moved = {name for one in some or () for name in one.both}
+        assert some is None or moved == {"w", *slots_of(kernel)}
+
+
+@pytest.mark.parametrize("dtype, expected", [("float32", 3), ("float64", 4)])
+def test_float32_divides_in_double_by_multiplying(dtype, expected):
+    work = Work(SHAPES, dtype, "Nadam")
+    assert [one.divisions for one in limit.passes(work, Ours(work))] == [expected]
 
 
 def test_several_passes_have_a_bound_each():

@@ -1,15 +1,14 @@
-"""The machine's own limit for a step: what it can read, write, divide and root in the time; for processes.py.
+"""The machine's own limit for a step: how fast it can read, write, divide and take roots.
 
-Two bounds, both C compiled for this very CPU when it is asked for, with the system's compiler:
+There are two bounds.  Each is C code, compiled for this CPU by the system's compiler when it is asked for:
 
-    stream      the arrays of the step are read and written as often as the rule does, with next to nothing
-                computed: a += 0 g.  It runs over the optimizer's own arrays, so its pages are the same ones.
-    divider     as many square roots and divisions as the rule has, within the first-level cache: what bounds
-                a rule whose arrays lie in cache.
+    stream      reads and writes the arrays of the step as often as the rule does, and computes next to nothing:
+                a += 0 g.  It runs over the optimizer's own arrays, so its pages are the same ones.
+    divider     takes as many square roots and divisions as the rule, within the first-level cache.  It bounds a rule
+                whose arrays lie in cache.
 
-A step of several passes is bounded by the slower of the two in each, which is a third bound then.
-
-Without a compiler there is no limit, and the tables leave its column empty.
+A step of several passes has a third bound: the slower of the two in each pass, added up.  costs.py says what each
+kernel reads, writes and computes.  Without a compiler there is no limit, and the tables leave its column empty.
 """
 
 import concurrent.futures
@@ -21,41 +20,12 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from typing import NamedTuple
 
 import numpy as np
 
 import optimc
-from optimc.base.rules import slots_of
+from optimc.cli.bench.costs import PASSES, Pass
 from optimc.cli.bench.peers import Ours, Work
-
-#: square roots and divisions per weight in rules.inc, by kernel, where they are what the time goes to
-DIVIDER = {
-    **dict.fromkeys(("adam", "amsgrad", "adagrad", "rmsprop", "rmsprop_momentum", "rmsprop_centered",
-                     "rmsprop_centered_momentum", "yogi", "adabelief"), (1, 1)),
-    "radam": (1, 1), "adan": (1, 1), "adamax": (0, 1), "adadelta": (2, 1), "nadam": (1, 4),
-    "schedule_free": (1, 3), "ftrl": (2, 3), "muon_adam": (1, 1),
-}
-#: divisions of these that float32 does as multiplications in double: OVER, of loop.inc
-OVER = {"nadam": 1}
-
-
-class Pass(NamedTuple):
-    """A pass over memory: what it reads, what it reads and writes, its roots and divisions per weight."""
-
-    read: tuple[str, ...]
-    both: tuple[str, ...] = ()
-    roots: int = 0
-    divisions: int = 0
-
-
-#: the passes of a rule that takes more than one
-PASSES = {
-    "lamb": [Pass(("g", "w"), ("m", "v", "update"), 1, 3), Pass(("update",), ("w",))],
-    "adafactor_vector": [Pass(("g", "w"), ("velocity",), 1, 1), Pass(("g", "velocity"), ("w",), 1, 2)],
-}
-#: kernels that do more than stream: a matrix product, a power
-UNBOUNDED = {"muon", "adafactor", "ftrl_power"}
 
 STREAM = """
 #include <stddef.h>
@@ -94,7 +64,7 @@ void divide(ptrdiff_t n, const real one, const real *restrict const x, real *res
             {body}
             y[i] = t;
         }}
-        __asm__ volatile("" : : : "memory");        // each time anew
+        __asm__ volatile("" : : : "memory");        // the compiler must not keep y from the last round
     }}
 }}
 """
@@ -124,16 +94,15 @@ def compiled(source: str) -> ctypes.CDLL:
 
 
 def passes(work: Work, ours: Ours) -> list[Pass]:
-    """The passes over memory that a step needs, what options add included."""
-    kernel = ours.optimizer._kernel_of(None, ours.weights[0])
-    if kernel in UNBOUNDED:
+    """The passes over memory that a step needs, those of options included."""
+    kernel, given = ours.optimizer._kernel_of(None, ours.weights[0]), work.arguments
+    own = PASSES[kernel]
+    if own is None:
         raise NoLimit(f"{kernel} is more than a stream")
-    slots = tuple(slots_of(kernel))
-    given = work.arguments
-    roots, divisions = DIVIDER.get(kernel, (0, 0))
-    if work.dtype == "float32":
-        divisions -= OVER.get(kernel, 0)
-    steps = list(PASSES.get(kernel, [Pass(("g",), ("w", *slots), roots, divisions)]))
+    steps = list(own)
+    if work.dtype == "float64":
+        steps = [one._replace(divisions=one.divisions + one.double_divisions) for one in steps]
+    slots = dict.fromkeys(name for one in own for name in one.both if name != "w")
     if given.get("use_ema"):
         steps[-1] = steps[-1]._replace(both=(*steps[-1].both, "ema"))
     if given.get("cautious"):
@@ -146,13 +115,13 @@ def passes(work: Work, ours: Ours) -> list[Pass]:
 
 
 def bytes_per_weight(work: Work, ours: Ours) -> int:
-    """What a step reads and writes for each weight."""
+    """Bytes that a step reads and writes for each weight."""
     item = np.dtype(work.dtype).itemsize
     return item * sum(len(one.read) + 2 * len(one.both) for one in passes(work, ours))
 
 
 def stream(work: Work, ours: Ours, threads: int, only: Pass | None = None):
-    """A function that streams the optimizer's arrays once as a step does, or one pass, on so many threads."""
+    """Returns a function that streams the optimizer's arrays as a step does, or as one pass, on some threads."""
     named = {"g": ours.grads, "w": ours.weights, **ours.optimizer._slots}
     if ours.optimizer._averages:
         named["ema"] = ours.optimizer._averages
@@ -198,7 +167,7 @@ def _pass(work, read, both):
 
 
 def divider(work: Work, ours: Ours, only: Pass | None = None):
-    """A function that takes the roots and divides as often as a step, or a pass, in cache; None for no times."""
+    """Returns a function that takes roots and divides in cache, as often as a step or pass; None if they do not."""
     several = [only] if only else passes(work, ours)
     roots, divisions = sum(one.roots for one in several), sum(one.divisions for one in several)
     if not roots + divisions:
@@ -215,7 +184,7 @@ def divider(work: Work, ours: Ours, only: Pass | None = None):
 
 
 def pass_by_pass(work: Work, ours: Ours):
-    """Functions that do what bounds each pass of a step, a list per pass; none for a step of one, or no root."""
+    """Returns the bounds of each pass, a list of functions per pass; none for one pass, or without roots."""
     several = passes(work, ours)
     if len(several) == 1 or not any(one.roots + one.divisions for one in several):
         return []
