@@ -18,6 +18,7 @@ from optimc.__main__ import main
 from optimc.cli import compare
 from optimc.cli.compare import command, training, words
 from optimc.cli.compare.data import load_data, standardise
+from optimc.cli.compare.numbers import is_adaptive
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
@@ -228,6 +229,20 @@ def test_adaptive_and_memory_come_from_the_slots(done):
     assert measured == {
         "sgd": (False, 0), "momentum": (False, 4), "nesterov": (False, 4), "rmsprop": (True, 4),
         "adam": (True, 8), "adam-textbook": (True, 8), "adamw": (True, 8), "adagrad": (True, 4)}
+
+
+@pytest.mark.parametrize("name", registry.classes)
+def test_every_slot_tells_whether_rates_adapt(name):
+    weights = [np.ones((3, 2), np.float32), np.ones(2, np.float32)]
+    optimizer = registry.classes[name]()
+    optimizer.build(weights)
+    for arrays in zip(*optimizer._slots.values(), strict=True):
+        is_adaptive(slot for slot, array in zip(optimizer._slots, arrays, strict=True) if array is not None)
+
+
+def test_a_slot_that_is_not_known_is_an_error_that_names_it():
+    with pytest.raises(KeyError, match=r"ADAPTS in .* does not have the slot 'curvature'"):
+        is_adaptive(["m", "curvature"])
 
 
 def test_sentences_compare_with_the_lesson(done):

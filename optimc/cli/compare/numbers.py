@@ -6,6 +6,7 @@
 import math
 import platform
 import statistics
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -13,9 +14,11 @@ import optimc
 from optimc.cli.compare.data import Data
 from optimc.cli.compare.training import Result, Settings
 
-WITHIN = 1.05       # fast is who comes this close to the lowest validation loss first
-#: slots that remember the size of gradients (Rprop: of steps), so that each weight has its own rate
-ADAPTIVE_SLOTS = ("v", "u", "n", "s", "accumulator", "row", "size")
+WITHIN = 1.05       # the fastest optimizer is the first to come this close to the lowest validation loss
+#: Slots by whether they remember the size of gradients (Rprop: of steps), so that each weight has a rate of its own.
+ADAPTS = {**dict.fromkeys(("v", "u", "n", "s", "accumulator", "row", "size"), True),
+          **dict.fromkeys(("velocity", "m", "average", "v_max", "delta", "z", "linear", "previous", "update",
+                           "column"), False)}
 
 
 def summarise(results: dict[str, Result]) -> tuple[float, list[dict]]:
@@ -36,7 +39,7 @@ def _row(name, result, target):
         "epochs_by_seed": epochs,
         "loss_spread": statistics.stdev(final) if len(final) > 1 else math.nan,
         "diverged": len(result.runs) - len(good),
-        "adaptive": any(slots[slot][0] is not None for slot in ADAPTIVE_SLOTS if slot in slots),
+        "adaptive": is_adaptive(slot for slot, arrays in slots.items() if arrays[0] is not None),
         "slot_bytes_per_weight": sum(array.nbytes for arrays in slots.values() for array in arrays
                                      if array is not None) / result.runs[0].n_weights,
         "learning_rate": result.learning_rate,
@@ -44,6 +47,15 @@ def _row(name, result, target):
         "test_loss": statistics.fmean(run.test for run in good) if good else math.inf,
         "microseconds_per_step": statistics.median(run.step_ns for run in result.runs) / 1e3,
     }
+
+
+def is_adaptive(slots: Iterable[str]) -> bool:
+    """Whether an optimizer with these slots gives each weight a rate of its own; every slot must be in `ADAPTS`."""
+    kept = list(slots)
+    unknown = [slot for slot in kept if slot not in ADAPTS]
+    if unknown:
+        raise KeyError(f"ADAPTS in optimc/cli/compare/numbers.py does not have the slot {unknown[0]!r}")
+    return any(ADAPTS[slot] for slot in kept)
 
 
 def _epochs_to(target, run):
