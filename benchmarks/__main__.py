@@ -1,9 +1,9 @@
 """The benchmark: python -m benchmarks
 
-Times optimc beside the installed peers and the machine's own limit and writes, beside one another, FILE.json,
-FILE.md with all tables, and plots.  The README's table is made of such a file by `python -m benchmarks.report`.
-A quiet machine gives the truth; `spread` in the tables shows how quiet it was.  On one that others use too,
-`--patience` measures what they disturbed again.
+Times optimc beside the installed peers and the machine's own limit.  Writes FILE.json, FILE.md with all tables, and
+plots, beside one another.  `python -m benchmarks.report` makes the README's table of such a file.  Figures are right
+on a quiet machine only; `spread` in the tables shows how quiet it was.  On a machine that others use, too,
+`--patience` measures disturbed cases again.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from optimc.cli.errors import InputError
 
 
 def chosen(args):
-    """The cases that the options ask for, with the peers that they leave."""
+    """Returns the cases that the options ask for, each with the peers that they leave."""
     peers, threads = peers_named(args.peers), threads_named(args.threads)
     found = []
     for case in workloads.cases(threads):
@@ -51,18 +51,18 @@ def chosen(args):
 
 
 def sets_of(job):
-    """The sets whose processes a job needs; of a job without peers, the first."""
+    """Returns the sets whose processes a job needs; the first one for a job without peers."""
     return [name for name, (_, peers) in SETS.items() if set(peers) & set(job.peers)] or [next(iter(SETS))]
 
 
 def disturbance(figures):
-    """The wider spread of optimc and the stream over the same memory, which others can slow down."""
+    """Returns the wider of two spreads: optimc's, and that of the stream over the same memory."""
     return max((report.spread(figures[name]) for name in (processes.OURS, processes.STREAM)
                 if "median" in figures.get(name, {})), default=0.0)
 
 
 def measured(found, patience=0.0):
-    """What the file of results says of the cases; after Ctrl-C, with the figures that are there."""
+    """Returns the part of the results that tells of the cases; after Ctrl-C, with the figures that are there."""
     results = {case.job.name: {"name": case.job.name, "group": case.group, "title": case.title,
                                "optimizer": case.job.work.optimizer, "arguments": case.job.work.arguments,
                                "dtype": case.job.work.dtype, "arrays": len(case.job.work.shapes),
@@ -91,8 +91,10 @@ def _measure(found, results, absent):
 
 
 def _measure_again(found, results, patience):
-    """Measures cases that were disturbed again and keeps, of all their contestants, the calmer figures; cases that no
-    target races only when the others are calm."""
+    """Measures disturbed cases again and keeps the calmer figures of all their contestants.
+
+    Cases that no target of speed judges are measured again only when the others are calm.
+    """
     end = time.monotonic() + patience
     raced = report.raced({"cases": list(results.values())})
 
@@ -124,7 +126,7 @@ def _again(jobs, name, results, end):
 
 
 def import_time(repeats):
-    """Milliseconds that `import optimc` adds to `import numpy`: the median of new processes after a first."""
+    """Returns the milliseconds that `import optimc` adds to `import numpy`: a median of new processes."""
     code = "import time, numpy\nt = time.perf_counter()\nimport optimc\nprint(1e3 * (time.perf_counter() - t))"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     times = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,

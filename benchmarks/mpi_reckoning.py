@@ -1,12 +1,13 @@
-"""What a sharded step (optimc/mpi/) costs for 8 to 4096 ranks: reckoned by formulas, checked by a simulation.
+"""The cost of a sharded step (optimc/mpi/) for 8 to 4096 ranks: calculated by formulas, checked by a simulation.
 
     python benchmarks/mpi_reckoning.py          # fills the tables of docs/mpi.md
 
-The simulation moves every message of a step between ranks that each have a clock for their processor and one for
-their link, with the buckets that optimc.mpi cuts; nothing is sent.  Messages cost a latency and their bytes over a
-bandwidth.  Two algorithms, which MPI libraries choose between by size: the ring, in which a message goes from
-neighbour to neighbour, ranks - 1 times; and halving (for powers of two), in which partners ever nearer exchange
-halves, log2(ranks) times.  Both send as few bytes as can be.
+The simulation plays every message of a step; nothing is sent.  Each rank has a clock for its processor and one for
+its link.  Buckets are those that optimc.mpi cuts.  A message costs a latency, and its bytes over a bandwidth.
+
+There are two algorithms; MPI libraries choose one by size.  In the ring a message goes from neighbour to neighbour,
+ranks - 1 times.  In halving, for powers of two, partners exchange halves, log2(ranks) times, and each partner is
+nearer than the one before.  Both send as few bytes as is possible.
 """
 
 import math
@@ -49,7 +50,7 @@ def bytes_sent(weights, ranks):
 
 
 def steps_of(ranks, algorithm):
-    """Messages one after the other in a collective."""
+    """How many messages of a collective follow one another."""
     return ranks - 1 if algorithm == "ring" else math.log2(ranks)
 
 
@@ -193,7 +194,7 @@ def check_table():
 
 
 def bucket_table():
-    """From where on latency is small."""
+    """Bytes of a bucket from which latency is a small part of its time."""
     yield "| network | algorithm | " + " | ".join(f"{ranks} ranks" for ranks in RANKS) + " |"
     yield "| --- | --- | " + " | ".join("---" for _ in RANKS) + " |"
     for network in NETWORKS:

@@ -14,11 +14,11 @@ from optimc.cli.bench.words import duration, is_peer, merged, share
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
 MARKED = re.compile(r"(<!-- speed -->\n).*?(\n<!-- end -->)", re.S)
-#: spread of a case's times above which something else kept the machine busy
+#: a larger spread of a case's times shows that something else kept the machine busy
 CALM = 0.05
 #: columns of the README's table
 COLUMNS = ("NumPy out=", "torch fused", "torch foreach", "optax jit", "Keras on NumPy", "thinc", "scikit-learn")
-#: its rows: case, what it is called
+#: its rows: the case and its name there
 ROWS = {
     "lists/lesson": "10 → 64 → 1 network: 4 arrays, 769 weights", "lists/50 x 100": "50 arrays of 100",
     "lists/1000 x 64": "1000 arrays of 64", "lists/100 x 10 000": "100 arrays of 10 000",
@@ -93,7 +93,7 @@ def _cell(entry):
 
 
 def source(results):
-    """Where the figures come from, in a paragraph."""
+    """Tells in a paragraph where the figures come from."""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     absent = "".join(f" Without {peer}: {module} was not installed." for peer, module in results["missing"].items())
     return (f"{results['cpu']}; {versions}; {results['date']}; `{results['command']}`. Medians of steps timed in "
@@ -121,7 +121,7 @@ def whole(results):
 
 
 def spread(entry):
-    """Between the quartiles of a contestant's times, as a share of the median."""
+    """Returns the distance of the quartiles of a contestant's times, as a share of the median."""
     return (entry["high"] - entry["low"]) / entry["median"]
 
 
@@ -141,7 +141,7 @@ def _figures(case, name, entry, entries):
 
 
 def targets(results):
-    """What the project asks of its own speed, and whether these results meet it."""
+    """Returns a table of the project's targets of speed, and whether these results meet them."""
     found, entries = _found(results)
     judged = [*_speeds(found, entries), *_threads(found, entries)]
     if "import_ms" in results:
@@ -152,18 +152,18 @@ def targets(results):
 
 
 def raced(results):
-    """The names of the cases that a target sets beside a peer, a limit or a time."""
+    """Returns the names of the cases that a target of speed judges, by a peer, the limit or a time."""
     return {name for name, *_ in _speeds(*_found(results))}
 
 
 def _found(results):
-    """The cases by name, and the figures of each from all processes."""
+    """Returns the cases by name, and the figures of each from all processes."""
     found = {case["name"]: case for case in results["cases"]}
     return found, {name: merged(case["sets"]) for name, case in found.items()}
 
 
 def _speeds(found, entries):
-    """(case, target, figure, whether it is met) for each target of one thread that the cases can tell."""
+    """Yields (case, target, figure, whether it is met) for each target of one thread, if its case was timed."""
 
     def times(name, least, peers=None):
         ratios = {peer: entry["ratio"] for peer, entry in entries.get(name, {}).items()
@@ -220,7 +220,7 @@ def _threads(found, entries):
 
 
 def section(results):
-    """What stands between the README's markers."""
+    """Returns the text between the README's markers."""
     return (f"{headline(results)}\n\n{source(results)} All cases: "
             "[benchmarks/results/speed.md](benchmarks/results/speed.md).\n\n"
             "![Time of a step beside peers, and per weight by size](docs/speed.png)")

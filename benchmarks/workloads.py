@@ -1,4 +1,4 @@
-"""What the benchmark times: workloads by group, those of the optimizers drawn from the registry."""
+"""The workloads of the benchmark, by group; those of the optimizers are drawn from the registry."""
 
 import itertools
 from typing import NamedTuple
@@ -13,14 +13,14 @@ from optimc.cli.bench.shapes import LESSON, read_shapes
 from optimc.registry import classes
 
 BIG = 25_000_000
-#: for what peers are asked at, and between, for the growth of time with size
+#: sizes of one array, for the growth of time with size
 SIZES = (1, 10, 100, 1_000, 10_000, 32_000, 100_000, 320_000, 1_000_000, 3_200_000, 10_000_000, BIG, 100_000_000)
-WITH_ALL_PEERS = (1_000, 32_000, 1_000_000, BIG)
+WITH_ALL_PEERS = (1_000, 32_000, 1_000_000, BIG)                # of these sizes; `FAST` peers time the others
 FAST = ("NumPy out=", "torch fused", "torch foreach", "optax jit")
-FASTEST = ("NumPy out=", "torch fused", "optax jit")           # of these, for --quick
+FASTEST = ("NumPy out=", "torch fused", "optax jit")           # of those, for --quick
 TORCH = tuple(SETS["torch"][1])
-CALLED = (*TORCH, "optax jit")                                  # that have more than Adam
-EVERYWHERE = {                                                  # each option of its own, on AdamW
+CALLED = (*TORCH, "optax jit")                                  # libraries that have more than Adam
+EVERYWHERE = {                                                  # each option alone, on AdamW
     "plain": {}, "clipvalue": {"clipvalue": 0.5},
     "clipnorm": {"clipnorm": 1.0}, "global clip": {"global_clipnorm": 1.0}, "EMA": {"use_ema": True},
     "finite check": {"check_finite": "skip"}, "loss scale": {"loss_scale_factor": 1024.0},
@@ -64,7 +64,7 @@ def gpt2_small():
 
 
 def variants():
-    """Class and fewest arguments for each kernel that a vector can have; Muon's is another for matrices."""
+    """Yields a class and as few arguments as possible for each kernel of vectors; Muon has another for matrices."""
     seen = set()
     for cls in classes.values():
         own = {name: argument for name, argument in cls._arguments.items() if name not in vars(optimc.Optimizer)
@@ -81,17 +81,17 @@ def variants():
 
 
 def number(n):
-    """A number in groups of three digits."""
+    """Writes a number in groups of three digits."""
     return f"{n:,}".replace(",", " ")
 
 
 def described(optimizer, arguments):
-    """An optimizer and what is not default about it."""
+    """Names an optimizer and its arguments that are not defaults."""
     return " ".join([optimizer, *(name if value is True else f"{name}={value}" for name, value in arguments.items())])
 
 
 def cases(threads):
-    """All of them; `threads` is the larger number of threads to be timed, beside one."""
+    """Yields all cases; `threads` is the larger number of threads to be timed, beside one."""
     both = (1, threads) if threads > 1 else (1,)
     yield from lists(both)
     for n in SIZES:

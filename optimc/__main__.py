@@ -1,8 +1,8 @@
 """`python -m optimc COMMAND`: the commands of the package.
 
 Each command is a package in optimc/cli/, whose command.py names its options (`add_command`) and does the work
-(`run`).  Here is only what they share: one line on stderr and exit code 2 for what a user can
-put right, exit code 130 for Ctrl-C.
+(`run`).  They share what is here: for an error that a user can put right, one line on stderr and exit
+code 2; for Ctrl-C, exit code 130.
 """
 
 import argparse
@@ -19,7 +19,7 @@ COMMANDS = (compare, bench)
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without argparse's usage above it."""
+    """Reports errors in one line, without argparse's usage above it."""
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (--help shows the options)\n")

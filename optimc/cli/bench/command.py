@@ -34,7 +34,7 @@ def add_command(subparsers) -> None:
         help="shapes of the weights, or a .npz or .safetensors file whose arrays have them (default: %(default)s)")
     add("--optimizer", metavar="NAME", default="adam", help="a class of optimc (default: %(default)s)")
     add("--dtype", choices=("float32", "float64"), default="float32", help="of the weights (default: %(default)s)")
-    add("--threads", metavar="N", type=int, help="also time so many threads (default: all)")
+    add("--threads", metavar="N", type=int, help="also time a step on N threads (default: all)")
     add("--peers", metavar="NAMES", help="only peers whose name contains one of these, separated by commas")
     add("--seconds", metavar="S", type=float, default=3.0, help="per peer process, about (default: %(default)s)")
     add("--json", metavar="FILE", type=Path, help="write the figures to FILE")
@@ -42,7 +42,7 @@ def add_command(subparsers) -> None:
 
 
 def peers_named(words: str | None) -> list[str]:
-    """The peers whose names contain one of these words; of None, all."""
+    """Returns the peers whose names contain one of these words, separated by commas; all for None."""
     known = [name for _, peers in SETS.values() for name in peers]
     if words is None:
         return known
@@ -56,14 +56,14 @@ def peers_named(words: str | None) -> list[str]:
 
 
 def threads_named(threads: int | None) -> int:
-    """The most threads that are timed; of None, all."""
+    """Returns the most threads that are timed; all for None."""
     if threads is not None and threads < 1:
         raise InputError(f"--threads: expected a number above 0, got {threads}")
     return threads or optimc.get_num_threads()
 
 
 def run(args: argparse.Namespace) -> int:
-    """Does what the options say and returns the exit code."""
+    """Runs the command with its options and returns the exit code."""
     names = {name.lower(): name for name in registry.classes}
     if args.optimizer.lower() not in names:
         raise InputError(f"--optimizer: there is no {args.optimizer!r}; there are {', '.join(sorted(names))}")

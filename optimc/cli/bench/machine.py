@@ -16,12 +16,12 @@ import numpy as np
 import optimc
 from optimc.cli.bench.peers import Work
 
-COPIES = 20             # arrays like the weights that the largest set holds at once, about
+COPIES = 20             # times the size of the weights that the largest set of peers holds at once, about
 LIBRARIES = ("numpy", "torch", "jax", "optax", "keras", "thinc", "scikit-learn")
 
 
 def cpu() -> str:
-    """The CPU in general terms: its maker and widest vectors, how many may be used."""
+    """Describes the CPU in general terms: its maker, how many may be used, the instruction set in use."""
     vendor = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         found = re.search(r"vendor_id\s*:\s*(\S+)", Path("/proc/cpuinfo").read_text("utf-8", errors="replace"))
@@ -31,7 +31,7 @@ def cpu() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of optimc, Python and the libraries that are installed."""
+    """Returns the versions of optimc, Python and the installed libraries."""
     found = {"optimc": optimc.__version__, "python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -42,17 +42,17 @@ def versions() -> dict[str, str]:
 
 
 def about() -> dict[str, Any]:
-    """What a file of figures says of where they come from."""
+    """Returns the origin of figures, for the file that holds them: date, CPU, versions."""
     return {"date": time.strftime("%Y-%m-%d"), "cpu": cpu(), "versions": versions()}
 
 
 def needed(work: Work) -> int:
-    """Bytes that a set of peers needs for a job, about."""
+    """Returns about how many bytes a set of peers needs for a job."""
     return work.weights * np.dtype(work.dtype).itemsize * COPIES
 
 
 def memory() -> int:
-    """Bytes of memory of this machine; as good as endless where it cannot be asked."""
+    """Returns the bytes of memory of this machine; a huge number where the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

@@ -1,8 +1,8 @@
 """One step of one optimizer in each library, as its users would write it at its best; for processes.py.
 
-A builder takes a `Work` and gives a function that does one step on gradients that are already there, in memory of
-its own, or several such functions by name.  What a library has no call for raises `Unsupported`.  Values are the
-library's defaults: they make no difference to the time.
+A builder takes a `Work` and returns a function that does one step, on gradients that are already there, in memory of
+its own.  It raises `Unsupported` if its library has no such optimizer or option.  Hyperparameters are the library's
+defaults: they make no difference to the time.
 """
 
 import functools
@@ -20,12 +20,12 @@ class Unsupported(Exception):
 
 
 class Work(NamedTuple):
-    """What is to be done in a step."""
+    """The work of a step: the weights, the optimizer and its options."""
 
     shapes: list[tuple[int, ...]]
     dtype: str = "float32"
-    optimizer: str = "Adam"                 # a class of optimc
-    arguments: dict[str, Any] = {}          # of its constructor, those that are not default
+    optimizer: str = "Adam"                 # the name of a class of optimc
+    arguments: dict[str, Any] = {}          # for its constructor; the others are its defaults
 
     @property
     def weights(self) -> int:
@@ -42,7 +42,7 @@ class Work(NamedTuple):
         return arrays
 
     def only(self, *known: str) -> dict[str, Any]:
-        """The arguments, if they are all known to a library."""
+        """Returns the arguments; raises if the library knows only some of them."""
         unknown = [name for name in self.arguments if name not in known]
         if unknown:
             raise Unsupported(", ".join(unknown))
@@ -64,8 +64,7 @@ class Peer(NamedTuple):
 
 
 class Ours:
-    """optimc's step: `apply` with its arguments, called as from C, and the arrays it works on, which the
-    limits work on too."""
+    """optimc's step: `apply` with its arguments, and the arrays that it and the limits work on."""
 
     def __init__(self, work: Work):
         self.grads, self.weights = work.arrays(1), work.arrays(0)
@@ -129,12 +128,12 @@ def numpy_out(work):
 TORCH = {"SGD": "SGD", "RMSprop": "RMSprop", "Adam": "Adam", "AdamW": "AdamW", "Adagrad": "Adagrad",
          "Adadelta": "Adadelta", "Adamax": "Adamax", "Nadam": "NAdam", "RAdam": "RAdam", "Rprop": "Rprop",
          "ASGD": "ASGD", "Adafactor": "Adafactor", "Muon": "Muon"}
-#: options of optimc for which torch has calls beside its optimizers
+#: options of optimc for which torch has functions beside its optimizers
 TORCH_CALLS = ("loss_scale_factor", "check_finite", "global_clipnorm", "use_ema")
 
 
 def torch_step(**implementation):
-    """A builder for torch's optimizer with `foreach=` or `fused=`, and what it calls beside it."""
+    """Returns a builder for torch's optimizer with `foreach=` or `fused=`, and the calls for options beside it."""
     def build(work):
         import torch
         own = ("momentum", "nesterov", "centered", "amsgrad") + ("weight_decay",) * (work.optimizer == "AdamW")

@@ -1,12 +1,12 @@
 """Jobs of the benchmark, measured in processes of their own: jobs in, figures out.
 
-A `Job` is one workload to be timed.  Peers that can share a process do (the sets of peers.py): `run` starts
-one process per set, which builds everybody's optimizer and lets them step in turn, in a new order each time, optimc
-and the machine's limit among them.  So a peer is compared with the optimc of its process and minute.  A peer that
-raises is a line in the results; so is one that takes the process with it, which is then started again for the
-jobs that are left.
+A `Job` is one workload to be timed.  Peers that can share a process do: they are the sets of peers.py.  `run` starts
+one process per set.  The process builds all optimizers and lets them step in turn, in a new order each time, with
+optimc and the machine's limit among them.  So a peer is compared with the optimc of its own process and minute.  If a
+peer raises, its error is a line in the results.  If it ends the process, so is that, and the process is started
+again for the jobs that are left.
 
-The child speaks JSON on its standard output, a message a line; what libraries print goes to standard error.
+The child speaks JSON on its standard output, a message a line; libraries' own output goes to standard error.
 """
 
 import importlib.util
@@ -29,9 +29,9 @@ from optimc.cli.bench.timing import Contestant, interleaved, said, summary
 
 OURS = "optimc"
 STREAM, DIVIDER, PASSES = "limit: memory", "limit: divider", "limit: pass by pass"
-LIMITED = 30_000        # weights, and weights of an array, from which a step is bounded by the machine, not by calls
+LIMITED = 30_000        # from so many weights, and weights per array, the machine bounds a step, not the calls
 LIMITED_EACH = 1_000
-WORTH_THREADS = 1_000_000       # weights from which the limit of several threads can be measured
+WORTH_THREADS = 1_000_000       # from so many weights the limit of several threads can be measured
 PATIENCE = 120.0        # seconds beyond its budget after which a job is given up
 #: a rival that keeps a core busy until the process that started it is gone
 RIVAL = "import os; parent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(100000))"
@@ -40,8 +40,9 @@ RIVAL = "import os; parent = os.getppid()\nwhile os.getppid() == parent:\n    su
 class Job(NamedTuple):
     """A workload and how it is timed.
 
-    `threads` are the numbers of threads that optimc, the limit and peers that can are timed with; the first is
-    everybody's.  `pause` seconds are slept before each repeat, of one step then; `rival` keeps a core busy.
+    Everybody is timed with the first number of `threads`; optimc, the limit, and peers that can set their threads,
+    with the others too.  With `pause`, each repeat is one step, after a sleep of so many seconds.  With `rival`,
+    another process keeps a core busy.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Job(NamedTuple):
     rival: bool = False
     peers: tuple[str, ...] | None = None        # None: all
     repeats: int = 25
-    seconds: float = 0.02                       # that a repeat of a quick step is to take
+    seconds: float = 0.02                       # how long a repeat of a quick step should take
     budget: float = 5.0                         # seconds for all repeats of a set, about; shared evenly
 
     @classmethod
@@ -62,7 +63,7 @@ class Job(NamedTuple):
 
 
 def with_threads(name: str, threads: int) -> str:
-    """What a contestant is called in the results."""
+    """Returns a contestant's name in the results."""
     return name if threads == 1 else f"{name}, {threads} threads"
 
 
@@ -70,7 +71,7 @@ def with_threads(name: str, threads: int) -> str:
 
 
 def contestants(job: Job, set_name: str, ours: Ours) -> tuple[dict[str, Contestant], dict[str, str]]:
-    """Those of a set that can do the job, and what the others raised when they were built."""
+    """Builds the contestants of a set that can do the job; returns them, and the errors of those that failed."""
     built, failed = {}, {}
     for threads in job.threads:
         built[with_threads(OURS, threads)] = Contestant(ours.step, _setter(optimc.set_num_threads, threads))
@@ -127,7 +128,7 @@ def measure(job: Job, set_name: str) -> dict[str, dict[str, Any]]:
 
 
 def _add_passes(results):
-    """Puts the sum of the slower bound of each pass in the place of the bounds."""
+    """Replaces the bounds of the passes by one: the slower bound of each pass, added up."""
     parts = {name: results.pop(name) for name in list(results) if name.startswith(PASSES)}
     wrong = next((entry for entry in parts.values() if "error" in entry), None)
     if wrong:
@@ -142,7 +143,7 @@ def _add_passes(results):
 
 
 def child(set_name: str) -> None:
-    """Does the jobs that come on standard input as JSON."""
+    """Does the jobs that it reads as JSON from standard input; runs in the child."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for k, values in enumerate(json.load(sys.stdin)):
@@ -154,13 +155,13 @@ def child(set_name: str) -> None:
 
 
 def missing(set_name: str) -> str | None:
-    """The module that a set needs and that is not installed, if there is one."""
+    """Returns the name of a module that a set needs and that is not installed, or None."""
     needs = {peer.needs for peer in SETS[set_name][1].values()} | {SETS[set_name][0].get("KERAS_BACKEND", "numpy")}
     return next((name for name in sorted(needs) if importlib.util.find_spec(name) is None), None)
 
 
 def run(jobs: Iterable[Job], set_name: str) -> Iterator[tuple[Job, dict[str, dict[str, Any]]]]:
-    """The figures of each job, measured in a process of its own set; of a crash, what is known of it."""
+    """Yields each job with its figures, measured in a process of the set; after a crash, with its reason."""
     left = list(jobs)
     while left:
         at = -1
@@ -175,7 +176,7 @@ def run(jobs: Iterable[Job], set_name: str) -> Iterator[tuple[Job, dict[str, dic
 
 
 def _messages(jobs, set_name):
-    """What a child says, and at its untimely end ["lost", job, why]."""
+    """Yields the messages of a child, and ["lost", job, why] if it ends too early."""
     with tempfile.TemporaryFile() as orders, tempfile.TemporaryFile() as errors:
         orders.write(json.dumps(jobs).encode())
         orders.seek(0)
@@ -194,7 +195,7 @@ def _messages(jobs, set_name):
                 process.kill()
             code = process.wait()
         except BaseException:
-            process.kill()                  # whoever listened has stopped
+            process.kill()                  # the caller has stopped listening
             process.wait()
             raise
         if done < len(jobs):
@@ -209,7 +210,7 @@ def _listen(pipe, lines):
 
 
 def _next(lines, seconds):
-    """The next line, empty at the end; None if none came in this time."""
+    """Returns the next line, which is empty at the end; None if none came in time."""
     try:
         return lines.get(timeout=seconds)
     except queue.Empty:

@@ -19,7 +19,7 @@ LESSON = "10x64,64,64x1,1"
 
 
 def read_shapes(text: str) -> list[tuple[int, ...]]:
-    """Shapes from words like 10x64,64, or of the arrays in a .npz or .safetensors file.
+    """Reads shapes from words like 10x64,64, or from the arrays of a .npz or .safetensors file.
 
     Example:
         >>> from optimc.cli.bench.shapes import read_shapes
@@ -61,6 +61,6 @@ def _shapes_of_safetensors(path):
 
 
 def in_words(shapes: Sequence[tuple[int, ...]]) -> str:
-    """Number of arrays and weights."""
+    """Says how many arrays and weights there are."""
     n = Work(list(shapes)).weights
     return f"{len(shapes)} array{'s' * (len(shapes) != 1)}, {n:,} weight{'s' * (n != 1)}"

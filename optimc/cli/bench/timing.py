@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-FEWEST = 5              # repeats, whatever the time
+FEWEST = 5              # repeats, even if they take too long
 
 
 class Contestant(NamedTuple):
-    """A step to be timed; `before` runs before each repeat, untimed; `most` steps in a repeat."""
+    """A step to be timed.  `before` runs before each repeat and is not timed; a repeat has at most `most` steps."""
 
     step: Callable[[], object]
     before: Callable[[], object] | None = None
@@ -24,15 +24,15 @@ class Contestant(NamedTuple):
 
 def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: float = 0.02,
                 budget: float = math.inf, pause: float = 0.0) -> dict[str, list[float] | str]:
-    """The time of each one's step in ns, one per repeat, in a new order each time; or what it raised.
+    """Times contestants in turn; returns each one's time per step in ns, one per repeat, or its error.
 
     Args:
         contestants: by name.
-        repeats: how many; fewer, but not under five, of one whose would take longer than its share of `budget`
-            seconds: it sits out turns, evenly, so that the quick ones are still timed often.
-        seconds: how long a repeat should take: a quick step is done many times in it.  An eighth of them is not
-            timed, and comes first; of a slow one it is a step more.
-        pause: seconds to sleep before each repeat, which is one step then, with none before it.
+        repeats: how many.  A contestant that would take longer than its share of `budget` seconds has fewer, but at
+            least five: it sits out turns, evenly, so that the quick ones are still timed often.
+        seconds: how long a repeat should take; a quick step is done many times in it.  The first eighth of the steps
+            is not timed; of a slow step, it is one step more.
+        pause: seconds to sleep before each repeat, which is then one step, with none before it.
 
     Example:
         >>> from optimc.cli.bench.timing import Contestant, interleaved
@@ -55,7 +55,7 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
                 time.sleep(pause)
             step = one.step
             for _ in range(0 if pause else untimed):
-                step()                      # the others have driven its arrays out of the cache, and freed theirs
+                step()                      # the others have pushed its arrays out of the cache
             start = time.perf_counter()
             for _ in range(n):
                 step()
@@ -93,6 +93,6 @@ def said(error: Exception) -> str:
 
 
 def summary(times: Sequence[float]) -> dict[str, float]:
-    """Minimum, quartiles, median and maximum of the repeats in ns, and how many there were."""
+    """Returns minimum, quartiles, median and maximum of the repeats in ns, and how many there were."""
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
     return {"min": min(times), "low": low, "median": median, "high": high, "max": max(times), "repeats": len(times)}

@@ -12,11 +12,11 @@ from typing import Any
 from optimc.cli.bench.peers import Work
 from optimc.cli.bench.processes import DIVIDER, OURS, PASSES, STREAM, with_threads
 
-EVEN = 1.05             # ratios below this are called equal
+EVEN = 1.05             # smaller ratios are called equal
 
 
 def duration(nanoseconds: float) -> str:
-    """A time with three digits in a unit that suits it.
+    """Writes a time with three digits in a unit that suits it.
 
     Example:
         >>> from optimc.cli.bench.words import duration
@@ -31,7 +31,7 @@ def duration(nanoseconds: float) -> str:
 
 
 def bound(figures: dict[str, dict[str, Any]], threads: int = 1, key: str = "median") -> float | None:
-    """The least time in ns that the machine allows for a step, if it was measured; or this "ratio"."""
+    """Returns the least time in ns that the machine allows for a step, if it was measured; or another of its keys."""
     stream = figures.get(with_threads(STREAM, threads), {}).get(key)
     if stream is None:
         return None
@@ -39,7 +39,7 @@ def bound(figures: dict[str, dict[str, Any]], threads: int = 1, key: str = "medi
 
 
 def share(figures: dict[str, dict[str, Any]], threads: int = 1) -> float | None:
-    """How much of the machine's limit optimc reaches: of several processes, in the median of them."""
+    """Returns the share of the machine's limit that optimc reaches: the median of all processes."""
     key = "ratio" if "ratio" in figures.get(OURS, {}) else "median"
     least, ours = bound(figures, threads, key), figures.get(with_threads(OURS, threads), {}).get(key)
     return least / ours if least and ours else None
@@ -55,10 +55,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def merged(sets: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """One entry per contestant, with its "ratio" to optimc's median in the same process.
+    """Merges the figures of all processes: one entry per contestant, with its "ratio" to optimc's median there.
 
-    What every process times, optimc and the limits, is the median of the processes' figures: how a machine places
-    the memory and the threads of one is a matter of luck that lasts as long as it.
+    Every process times optimc and the limits; their entries are the medians over the processes.  A machine places
+    the memory and threads of a process by luck, and the luck lasts as long as the process.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for figures in sets.values():
@@ -79,12 +79,12 @@ def _pooled(entries):
 
 
 def is_peer(name: str) -> bool:
-    """Whether a contestant is neither optimc nor a limit, and is timed with the first number of threads."""
+    """Whether a contestant is a peer, timed with the first number of threads; neither optimc nor a limit."""
     return not name.startswith((OURS, "limit")) and not name.endswith(" threads")
 
 
 def recommendation(work: Work, threads: Sequence[int], sets: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
-    """What the figures say to do, in sentences."""
+    """Recommends, in sentences, what to do by the figures."""
     said = []
     ratios = {name: entry["ratio"] for name, entry in merged(sets).items() if is_peer(name) and "ratio" in entry}
     if ratios:

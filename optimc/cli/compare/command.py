@@ -80,7 +80,7 @@ def _rate(text):
 
 
 def run(args: argparse.Namespace) -> int:
-    """Does what the options say and returns the exit code."""
+    """Runs the command with its options and returns the exit code."""
     for extra in ("matplotlib", "rich", *([] if args.data else ["sklearn"])):
         if importlib.util.find_spec(extra) is None:
             raise InputError(f"{extra} is not installed: pip install 'optimc[compare]'")
@@ -132,7 +132,7 @@ def _compare(names, data, settings, out):
 
 @contextlib.contextmanager
 def _progress(console, optimizers, settings):
-    """Shows which run is under way, on a terminal only; gives the `tick` of `measure`."""
+    """Shows which run is under way, on a terminal only; yields the `tick` of `measure`."""
     from rich import progress
     sweep = 0 if settings.learning_rate else len(RATES) * min(SWEEP_SEEDS, settings.seeds)
     columns = (progress.TextColumn("{task.description}", markup=False), progress.BarColumn(),

@@ -87,7 +87,7 @@ class Run(NamedTuple):
 
     @property
     def diverged(self) -> bool:
-        """Whether the training loss was lost, or ended above where it began."""
+        """Whether the training loss became infinite or NaN, or ended above its start."""
         return bool(not np.isfinite(self.training).all() or self.training[-1] > self.training[0])
 
 
@@ -117,18 +117,18 @@ def train(optimizer: optimc.Optimizer, data: Data, settings: Settings, seed: int
 
 
 def best_rate(scores: dict[float, float]) -> float:
-    """The rate with the lowest score; of equals, as when none is finite, the smallest."""
+    """Returns the rate with the lowest score; of equal ones, as when none is finite, the smallest."""
     return min(sorted(scores), key=scores.__getitem__)
 
 
 class Result(NamedTuple):
     learning_rate: float
-    scores: dict[float, float]      # of the sweep: rate -> mean validation loss
+    scores: dict[float, float]      # the sweep: rate -> mean validation loss
     runs: list[Run]
 
 
 def measure(name: str, data: Data, settings: Settings, tick: Callable[[str], None]) -> Result:
-    """Finds the rate of one optimizer and trains with every seed; `tick` hears before each run."""
+    """Finds the rate of one optimizer and trains with every seed; `tick` is called before each run."""
     def runs(rate, seeds, purpose):
         for seed in range(seeds):
             tick(f"{name}: {purpose} {rate:g}, seed {seed}")
@@ -146,7 +146,7 @@ def measure(name: str, data: Data, settings: Settings, tick: Callable[[str], Non
 
 def measure_all(names: Iterable[str], data: Data, settings: Settings,
                 tick: Callable[[str], None]) -> dict[str, Result]:
-    """The results of the optimizers that were done before Ctrl-C, if it came."""
+    """Returns the results of all optimizers; after Ctrl-C, of those that were done."""
     results = {}
     with contextlib.suppress(KeyboardInterrupt):
         for name in names:
@@ -155,7 +155,7 @@ def measure_all(names: Iterable[str], data: Data, settings: Settings,
 
 
 def constructor(name: str) -> Callable[[float], optimc.Optimizer]:
-    """What makes the contestant of this name, or the class of this name."""
+    """Returns the constructor of a contestant, or of a class of optimc, by its name."""
     known: dict[str, Callable[[float], optimc.Optimizer]] = {
         key.lower(): value for key, value in registry.classes.items()}
     known |= CONTESTANTS

@@ -1,4 +1,4 @@
-"""The table of `python -m optimc compare`, and its sentences: what the numbers say, beside what the lesson says.
+"""The table of `python -m optimc compare`, and its sentences, which set the numbers beside the lesson.
 
 It prints with rich, which is imported when it is needed.
 """
@@ -15,7 +15,7 @@ LESSON = {"adam": (True, 2), "rmsprop": (True, 1), "momentum": (False, 1), "sgd"
 
 
 def sentences(rows: list[dict]) -> list[str]:
-    """What the numbers say, in words, and where they agree with the lesson."""
+    """Says in words what follows from the numbers, and where they agree with the lesson."""
     held = {row["optimizer"]: row for row in rows if row["optimizer"] in LESSON}
     order = [name for name in LESSON if name in held]
     said = [_ranking("Fastest, in epochs", rows, lambda row: row["epochs_to_target"], _speed,
