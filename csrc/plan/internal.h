@@ -7,36 +7,49 @@
 
 #include "plan/plan.h"
 
+/* Memory of a weight's own: the weight itself, a slot, its average or its accumulator.  The type is how it is stored;
+   data is NULL if the weight has no such part. */
+struct array {
+    char *data;
+    size_t n;                               /* elements */
+    enum type type;
+};
+
 struct weight {
-    char *data, *slots[MAX_SLOTS], *average, *accumulator;
+    struct array self;
     const char *gradient;                   /* of this step, if the kernel can read it as it is */
-    struct source source;                   /* of this step, otherwise */
-    uint64_t seen, taken;                   /* the last step that named it; that had a gradient */
-    size_t size, row;
-    size_t first, first_piece;              /* of its elements, among all of its lane type; of its pieces */
+    uint64_t seen, taken;                   /* the last step that named it; the last with a gradient for it */
+    size_t size, row;                       /* elements; the index of its row */
+    const char *clear_low, *clear_high;     /* a gradient that is known to overlap nothing */
+    ptrdiff_t *shape;                       /* and after it the strides of its source */
+    enum type real_type;                    /* float or double: what it is computed in */
+    int f_order, ndim;
     enum kernel kernel;
     int variant;                            /* the flags of its kernel */
-    int lane, f_order, ndim;
-    ptrdiff_t *shape;                       /* and after it the strides of its source */
-    const char *clear_low, *clear_high;     /* a gradient known to overlap nothing */
+    int waiting;                            /* its accumulator holds gradients since its last update */
+    struct array slots[MAX_SLOTS], average, accumulator;
+    struct source source;                   /* of this step, if its gradient must be converted */
+    size_t first, first_piece;              /* its first element among all of its real type; its first piece */
     size_t first_block;                     /* of its blocks in plan->sums */
-    double square;                          /* of the norm of its gradient, in this step */
-    int waiting;                            /* something was accumulated since its last update */
-    double totals[MAX_SUMS];                /* what its MEASURE summed up in this step */
-    double ratio;                           /* what a cautious step is multiplied by */
+    double square;                          /* of the norm of its gradient in this step */
+    double totals[MAX_SUMS];                /* the sums of its MEASURE in this step */
+    double ratio;                           /* the factor of its cautious step */
     size_t n_rows, n_columns;               /* of its matrices, if its second moment is factored */
     double *column_sums;
 };
 
+/* Weights that share rule, real type, group and decay share their coefficients. */
 struct row {
-    union { struct row_f32 f32; struct row_f64 f64; } lane_row;
+    union { struct row_f32 f32; struct row_f64 f64; } real_row;
     enum rule rule;
-    int lane, decay, variants;              /* the last of all its kernels together */
+    enum type real_type;
+    int decay;                              /* the index of its weight decay in the group's values, or -1 */
+    int variants;                           /* the flags of all its kernels together */
     double factor;
     size_t group;
     double cost;                            /* nanoseconds per element on one thread, measured */
-    int staged;                             /* in this step, gradients are prepared in scratch for its kernels ... */
-    int by_norm;                            /* ... only to be clipped to a norm of 1: shorter ones stay as they are */
+    int staged;                             /* in this step its gradients are prepared in scratch ... */
+    int by_norm;                            /* ... only to clip them to a norm of 1: shorter ones stay as they are */
 };
 
 struct piece { size_t weight, begin, end; };
@@ -64,11 +77,12 @@ struct plan {
     double cost;
 };
 
-/* Bytes of an element. */
-static inline size_t width(int lane)
-{
-    return lane == TYPE_F32 ? sizeof(float) : sizeof(double);
-}
+/* What a weight or a slot can be stored as: a row for each type.  A type without a row has a width of 0. */
+struct storage {
+    size_t width;                           /* bytes of an element */
+    enum type real_type;                    /* of weights that are stored so */
+};
+extern const struct storage optimc_storage[TYPE_OTHER + 1];
 
 /* Blocks of SUM_BLOCK elements. */
 static inline size_t blocks(size_t size)
@@ -76,22 +90,23 @@ static inline size_t blocks(size_t size)
     return (size + SUM_BLOCK - 1) / SUM_BLOCK;
 }
 
-static inline int same_shape(const struct weight *weight, const struct view *view)
+/* FINE if a view has the shape of a weight, without the axis `left_out` (-1: with all its axes). */
+static inline enum fault check_shape(const struct weight *weight, const struct view *view, int left_out)
 {
-    if (view->ndim != weight->ndim)
-        return 0;
+    if (view->ndim != weight->ndim - (left_out >= 0))
+        return FAULT_SHAPE;
     for (int k = 0; k < view->ndim; k++)
-        if (view->shape[k] != weight->shape[k])
-            return 0;
-    return 1;
+        if (view->shape[k] != weight->shape[k + (left_out >= 0 && k >= left_out)])
+            return FAULT_SHAPE;
+    return FINE;
 }
 
-/* FINE if `view` has the weight's type, shape and memory order. */
-static inline enum fault alike(const struct weight *weight, const struct view *view)
+/* FINE if a view has this type, the weight's shape and its order of memory. */
+static inline enum fault check_like(const struct weight *weight, const struct view *view, enum type type)
 {
-    if (view->type != weight->lane)
+    if (view->type != (int)type)
         return FAULT_TYPE;
-    if (!same_shape(weight, view))
+    if (check_shape(weight, view, -1))
         return FAULT_SHAPE;
     return (weight->f_order ? view->f_order : view->c_order) ? FINE : FAULT_STRIDES;
 }
@@ -101,8 +116,8 @@ enum { MOMENT_SLOT, ROW_SLOT, COLUMN_SLOT };
 
 /* The memory that a step may write: ranges by address, which overlap.c keeps sorted and apart. */
 
-/* Adds a range of the weight that is being added; an empty one is left out. */
-void optimc_range_add(struct plan *plan, const char *data, size_t bytes, int part);
+/* Adds the memory of a part of the weight that is being added, unless it is empty. */
+void optimc_range_add(struct plan *plan, const struct array *array, int part);
 
 /* Sorts the ranges; FAULT_OVERLAP and the two places if any share memory. */
 enum fault optimc_range_sort(struct plan *plan, struct place overlap[2]);

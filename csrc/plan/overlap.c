@@ -7,11 +7,11 @@
 
 #include "plan/internal.h"
 
-void optimc_range_add(struct plan *plan, const char *data, size_t bytes, int part)
+void optimc_range_add(struct plan *plan, const struct array *array, int part)
 {
-    if (bytes)
+    if (array->n)
         plan->ranges[plan->n_ranges++] = (struct range){
-            data, data + bytes, {plan->n_weights, part}};
+            array->data, array->data + array->n * optimc_storage[array->type].width, {plan->n_weights, part}};
 }
 
 static int by_address(const void *a, const void *b)

@@ -91,9 +91,19 @@ size_t optimc_view_size(const struct view *view)
     return size;
 }
 
+const struct storage optimc_storage[TYPE_OTHER + 1] = {
+    [TYPE_F32] = {sizeof(float), TYPE_F32},
+    [TYPE_F64] = {sizeof(double), TYPE_F64},
+};
+
+enum type optimc_real_type(enum type storage)
+{
+    return optimc_storage[storage].width ? optimc_storage[storage].real_type : TYPE_OTHER;
+}
+
 enum fault optimc_plan_check(const struct view *view)
 {
-    if (view->type > TYPE_F64 || view->swapped)
+    if (optimc_real_type((enum type)view->type) == TYPE_OTHER || view->swapped)
         return FAULT_TYPE;
     if (!view->writeable)
         return FAULT_READ_ONLY;
@@ -105,79 +115,114 @@ enum fault optimc_plan_check(const struct view *view)
 }
 
 /* The row for these weights, made if it is new. */
-static size_t row_for(struct plan *plan, int lane, const struct parts *parts)
+static size_t row_for(struct plan *plan, enum type real_type, const struct binding *binding)
 {
-    const enum rule rule = rule_of[parts->kernel];
+    const enum rule rule = rule_of[binding->kernel];
     size_t i = 0;
     for (; i < plan->n_rows; i++) {
         const struct row *row = &plan->rows[i];
-        if (row->rule == rule && row->lane == lane && row->group == parts->group
-            && row->decay == parts->decay && row->factor == parts->factor)
+        if (row->rule == rule && row->real_type == real_type && row->group == binding->group
+            && row->decay == binding->decay && row->factor == binding->factor)
             return i;
     }
-    plan->rows[plan->n_rows++] = (struct row){.rule = rule, .lane = lane, .group = parts->group,
-        .decay = parts->decay, .factor = parts->factor};
+    plan->rows[plan->n_rows++] = (struct row){.rule = rule, .real_type = real_type, .group = binding->group,
+        .decay = binding->decay, .factor = binding->factor};
     return i;
 }
 
-static enum fault is_factor(const struct weight *weight, const struct view *view, int slot)
+/* Slots that are not shaped like their weight lack one of its axes, counted from the last. */
+static const struct { int variant, slot, axis; } factors[] = {
+    {FACTORED, ROW_SLOT, 1},                /* a number for each row of its matrices ... */
+    {FACTORED, COLUMN_SLOT, 2},             /* ... and for each column */
+};
+
+int optimc_slot_axis(enum kernel kernel, int slot)
 {
-    if (view->type != weight->lane)
+    for (size_t i = 0; i < sizeof factors / sizeof *factors; i++)
+        if (variant_of[kernel] & factors[i].variant && factors[i].slot == slot)
+            return factors[i].axis;
+    return 0;
+}
+
+/* FINE if a view can be a part of a weight that lacks this axis of it, 0 for none. */
+static enum fault check_part(const struct weight *weight, const struct view *view, int axis)
+{
+    if (!axis)
+        return check_like(weight, view, weight->self.type);
+    if (view->type != (int)weight->self.type)
         return FAULT_TYPE;
     if (weight->f_order || !view->c_order)
         return FAULT_STRIDES;
-    const int left_out = weight->ndim - (slot == ROW_SLOT ? 1 : 2);
-    if (weight->ndim < 2 || view->ndim != weight->ndim - 1)
-        return FAULT_SHAPE;
-    for (int k = 0; k < view->ndim; k++)
-        if (view->shape[k] != weight->shape[k + (k >= left_out)])
-            return FAULT_SHAPE;
+    return weight->ndim < 2 ? FAULT_SHAPE : check_shape(weight, view, weight->ndim - axis);
+}
+
+static struct array array_of(const struct view *view)
+{
+    return (struct array){view->data, optimc_view_size(view), (enum type)view->type};
+}
+
+/* Binds the slots, the average and the accumulator of a weight.  On a fault `where` is the part that has it. */
+static enum fault add_parts(struct plan *plan, struct weight *weight, const struct binding *binding, int *where)
+{
+    struct { const struct view *view; struct array *array; } parts[MAX_SLOTS + 2];
+    for (int k = 0; k < MAX_SLOTS; k++) {
+        parts[k].view = slots_of[weight->kernel] & 1 << k ? &binding->slots[k] : NULL;
+        parts[k].array = &weight->slots[k];
+    }
+    parts[PART_AVERAGE].view = binding->average;
+    parts[PART_AVERAGE].array = &weight->average;
+    parts[PART_ACCUMULATOR].view = binding->accumulator;
+    parts[PART_ACCUMULATOR].array = &weight->accumulator;
+    for (int part = 0; part < MAX_SLOTS + 2; part++) {
+        if (!parts[part].view)
+            continue;
+        *where = part;
+        const enum fault fault = check_part(weight, parts[part].view, optimc_slot_axis(weight->kernel, part));
+        if (fault)
+            return fault;
+        *parts[part].array = array_of(parts[part].view);
+        optimc_range_add(plan, parts[part].array, part);
+    }
     return FINE;
 }
 
-enum fault optimc_plan_add(struct plan *plan, const struct view *view, const struct parts *parts,
+/* Room for the sums of columns, for a weight whose second moment is factored. */
+static enum fault add_columns(struct plan *plan, struct weight *weight)
+{
+    if (!(weight->variant & FACTORED) || !weight->slots[ROW_SLOT].data)
+        return FINE;
+    weight->n_rows = (size_t)weight->shape[weight->ndim - 2];
+    weight->n_columns = (size_t)weight->shape[weight->ndim - 1];
+    weight->column_sums = plan->memory.take(weight->n_columns + 1, sizeof *weight->column_sums);
+    return weight->column_sums ? FINE : FAULT_MEMORY;
+}
+
+enum fault optimc_plan_add(struct plan *plan, const struct view *view, const struct binding *binding,
     int *where)
 {
     struct weight *weight = &plan->weights[plan->n_weights];
+    const size_t ranges = plan->n_ranges;
+    *where = PART_WEIGHT;
     *weight = (struct weight){
-        .data = view->data, .size = optimc_view_size(view), .kernel = parts->kernel,
-        .variant = variant_of[parts->kernel],
-        .lane = view->type, .f_order = !view->c_order, .ndim = view->ndim, .waiting = parts->waiting,
+        .self = array_of(view), .real_type = optimc_real_type((enum type)view->type), .size = optimc_view_size(view),
+        .kernel = binding->kernel, .variant = variant_of[binding->kernel], .waiting = binding->waiting,
+        .f_order = !view->c_order, .ndim = view->ndim,
         .shape = plan->memory.take(2 * (size_t)view->ndim + 1, sizeof *weight->shape),
     };
-    *where = PART_WEIGHT;
     if (!weight->shape)
         return FAULT_MEMORY;
     if (view->ndim)
         memcpy(weight->shape, view->shape, (size_t)view->ndim * sizeof *weight->shape);
-    const size_t bytes = weight->size * width(view->type), ranges = plan->n_ranges;
-    enum fault fault = FINE;
-    optimc_range_add(plan, view->data, bytes, PART_WEIGHT);
-    for (int k = 0; k <= PART_ACCUMULATOR && !fault; k++) {
-        const struct view *part = k == PART_AVERAGE ? parts->average
-            : k == PART_ACCUMULATOR ? parts->accumulator
-            : slots_of[parts->kernel] & 1 << k ? &parts->slots[k] : NULL;
-        char **kept = k == PART_AVERAGE ? &weight->average
-            : k == PART_ACCUMULATOR ? &weight->accumulator : &weight->slots[k];
-        if (!part)
-            continue;
-        const int factor = weight->variant & FACTORED && (k == ROW_SLOT || k == COLUMN_SLOT);
-        fault = factor ? is_factor(weight, part, k) : alike(weight, part);
-        *kept = part->data;
-        optimc_range_add(plan, part->data, factor ? optimc_view_size(part) * part->itemsize : bytes, *where = k);
-    }
-    if (!fault && weight->variant & FACTORED && weight->slots[ROW_SLOT]) {
-        weight->n_rows = (size_t)view->shape[view->ndim - 2];
-        weight->n_columns = (size_t)view->shape[view->ndim - 1];
-        weight->column_sums = plan->memory.take(weight->n_columns + 1, sizeof *weight->column_sums);
-        fault = weight->column_sums ? FINE : FAULT_MEMORY;
-    }
+    optimc_range_add(plan, &weight->self, PART_WEIGHT);
+    enum fault fault = add_parts(plan, weight, binding, where);
+    if (!fault)
+        fault = add_columns(plan, weight);
     if (fault) {
         plan->n_ranges = ranges;
         plan->memory.give(weight->shape);
         return fault;
     }
-    weight->row = row_for(plan, weight->lane, parts);
+    weight->row = row_for(plan, weight->real_type, binding);
     plan->rows[weight->row].variants |= weight->variant;
     plan->measures |= (weight->variant & (MEASURED | FACTORED)) == MEASURED;
     plan->factors |= (weight->variant & FACTORED) != 0;
@@ -197,16 +242,16 @@ static size_t piece_size(size_t total)
 
 static enum fault cut(struct plan *plan)
 {
-    size_t of_lane[2] = {0}, total = 0, pieces = 0, n_blocks = 0;
+    size_t of_type[2] = {0}, total = 0, pieces = 0, n_blocks = 0;
     plan->n_sums = 1;
     for (size_t i = 0; i < plan->n_weights; i++) {
         struct weight *weight = &plan->weights[i];
         total += weight->size;
-        weight->first = of_lane[weight->lane == TYPE_F64];
-        of_lane[weight->lane == TYPE_F64] += weight->size;
+        weight->first = of_type[weight->real_type];
+        of_type[weight->real_type] += weight->size;
         weight->first_block = n_blocks;
         n_blocks += blocks(weight->size);
-        const int sums = weight->lane == TYPE_F32 ? plan->isa->f32.measures[weight->kernel].sums
+        const int sums = weight->real_type == TYPE_F32 ? plan->isa->f32.measures[weight->kernel].sums
             : plan->isa->f64.measures[weight->kernel].sums;
         plan->n_sums = sums > plan->n_sums ? sums : plan->n_sums;
     }
@@ -244,7 +289,7 @@ static enum fault cut(struct plan *plan)
     return FINE;
 }
 
-/* Runs each row's first kernel over a little memory, to know what its steps are worth sharing. */
+/* Times each row's first kernel over a little memory: a step is shared between threads only if it is worth it. */
 static void measure(struct plan *plan)
 {
     enum { SAMPLE = 512, TRIES = 3 };
@@ -256,12 +301,12 @@ static void measure(struct plan *plan)
         const enum kernel kernel = plan->weights[i].kernel;
         for (int try = 0; try < TRIES && (row->cost == 0 || try); try++) {
             const double start = optimc_nanoseconds();
-            if (row->lane == TYPE_F32)
+            if (row->real_type == TYPE_F32)
                 plan->isa->f32.kernels[kernel](SAMPLE, room[0].f32, zeros.f32, room[1].f32,
-                    room[2].f32, room[3].f32, room[4].f32, NULL, &row->lane_row.f32);
+                    room[2].f32, room[3].f32, room[4].f32, NULL, &row->real_row.f32);
             else
                 plan->isa->f64.kernels[kernel](SAMPLE, room[0].f64, zeros.f64, room[1].f64,
-                    room[2].f64, room[3].f64, room[4].f64, NULL, &row->lane_row.f64);
+                    room[2].f64, room[3].f64, room[4].f64, NULL, &row->real_row.f64);
             const double cost = (optimc_nanoseconds() - start) / SAMPLE;
             row->cost = try && row->cost < cost ? row->cost : cost;
         }

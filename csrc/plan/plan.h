@@ -1,9 +1,11 @@
 /* plan.h - an optimizer's weights, their slots, and a step over them.
 
-   A plan is made once from views of arrays and then stepped.  A step has two halves: everything that
-   can be refused (find, take) and everything that writes (run), so that a refused step has changed
-   nothing.  The plan knows neither Python nor NumPy: it keeps pointers, and whoever made it keeps the
-   arrays alive. */
+   A plan is made once from views of arrays and then stepped.  A step has two halves: everything that can be
+   refused (find, take, survey) and everything that writes (run), so that a refused step has changed nothing.  The
+   plan knows neither Python nor NumPy: it keeps pointers, and its owner keeps the arrays alive.
+
+   Every array has a storage type, in which its elements lie in memory.  A weight has a real type too, float or
+   double, in which its kernel computes.  Today the parts of a weight are stored in its real type. */
 #ifndef OPTIMC_PLAN_H
 #define OPTIMC_PLAN_H
 
@@ -23,7 +25,7 @@ struct view {
 
 enum fault {
     FINE,
-    FAULT_TYPE,                             /* not a lane type; for a gradient: not a float */
+    FAULT_TYPE,                             /* no storage type of this part; for a gradient: not a float */
     FAULT_SHAPE,
     FAULT_READ_ONLY,
     FAULT_STRIDES,                          /* neither C nor Fortran order, or not the weight's */
@@ -40,6 +42,9 @@ struct place { size_t weight; int part; };
 
 size_t optimc_view_size(const struct view *view);   /* elements */
 
+/* The real type of weights of a storage type; TYPE_OTHER: no weight is stored so. */
+enum type optimc_real_type(enum type storage);
+
 /* What a group of weights is stepped with: its hyperparameters (struct options, then the rule's own), the
    products of those that vary (NaN for the others) and the rule's scalars. */
 struct group {
@@ -48,12 +53,12 @@ struct group {
     struct power powers[MAX_HYPERS];
 };
 
-/* What a step is to do. */
+/* The work of a step. */
 struct request {
     struct group *groups;
     int64_t t;                              /* 1 for the first update */
     int update;                             /* 0: only accumulate the gradients */
-    int steps;                              /* gradients to an update, 1 without accumulation */
+    int accumulate;                         /* gradients per update, 1 without accumulation */
     int overwrite;                          /* the averages become the weights */
     int cautious;                           /* move only where the step agrees with the gradient */
     int coupled;                            /* weight decay is added to the gradient */
@@ -76,24 +81,28 @@ struct memory {
 struct plan *optimc_plan_new(size_t weights, struct memory memory);
 void optimc_plan_free(struct plan *plan);
 
-/* Whether a view can be a weight: FINE, FAULT_TYPE, _READ_ONLY, _STRIDES or _ALIGNMENT. */
+/* Whether a view can be a weight or a slot: FINE, FAULT_TYPE, _READ_ONLY, _STRIDES or _ALIGNMENT. */
 enum fault optimc_plan_check(const struct view *view);
 
-/* What optimc_plan_add is told of a weight beside its view.  Views must be checked; `slots` counts
-   MAX_SLOTS, those its kernel does not use are ignored; average and accumulator may be NULL. */
-struct parts {
+/* How a weight is stepped.  The views must have passed optimc_plan_check.  `slots` are MAX_SLOTS views; those that
+   the kernel does not use are ignored.  average and accumulator may be NULL. */
+struct binding {
     enum kernel kernel;
     size_t group;
-    int decay;                              /* which of the group's values is its weight decay, or -1 */
-    double factor;                          /* what its coefficients may depend on beside the group */
-    int waiting;                            /* its accumulator holds something */
+    int decay;                              /* the index of its weight decay in the group's values, or -1 */
+    double factor;                          /* its coefficients may depend on this beside the group */
+    int waiting;                            /* its accumulator holds gradients */
     const struct view *slots, *average, *accumulator;
 };
 
 /* Adds the next weight: FINE, FAULT_MEMORY, or FAULT_TYPE, _SHAPE or _STRIDES and `where`, the part that
-   is not like the weight. */
-enum fault optimc_plan_add(struct plan *plan, const struct view *weight, const struct parts *parts,
+   does not go with the weight. */
+enum fault optimc_plan_add(struct plan *plan, const struct view *weight, const struct binding *binding,
     int *where);
+
+/* The axis of its weight that a slot of a kernel lacks, counted from the last: a factor of matrices lacks 1 or 2.
+   0: the slot has the weight's shape. */
+int optimc_slot_axis(enum kernel kernel, int slot);
 
 /* Ends the making: FINE, FAULT_MEMORY, or FAULT_OVERLAP and the two places that share memory. */
 enum fault optimc_plan_seal(struct plan *plan, const struct isa *isa, struct place overlap[2]);
@@ -101,9 +110,9 @@ enum fault optimc_plan_seal(struct plan *plan, const struct isa *isa, struct pla
 size_t optimc_plan_group(const struct plan *plan, size_t index);    /* that the weight is in */
 size_t optimc_plan_weights(const struct plan *plan);
 
-/* The first half of a step.  begin forgets an earlier one.  find gives the index of the weight with
-   this memory (`hint` is tried first) or -1; same says whether shape, type and order are as bound.
-   take notes the gradient of a weight for this step, or NULL for a missing one. */
+/* The first half of a step.  begin forgets an earlier one.  find gives the index of the weight with this memory, or
+   -1; it tries `hint` first.  same compares shape, type and order with those that were bound.  take notes the
+   gradient of a weight for this step, or NULL for a missing one. */
 void optimc_plan_begin(struct plan *plan);
 ptrdiff_t optimc_plan_find(const struct plan *plan, const struct view *weight, size_t hint);
 enum fault optimc_plan_same(const struct plan *plan, size_t index, const struct view *weight);
@@ -112,21 +121,21 @@ enum fault optimc_plan_move(struct plan *plan, size_t index, char *data);
 enum fault optimc_plan_take(struct plan *plan, size_t index, const struct view *gradient,
     struct place *overlap);
 
-/* What the step taken so far would cost on one thread, in nanoseconds, roughly. */
+/* A rough cost of the gradients taken so far: nanoseconds on one thread. */
 double optimc_plan_cost(const struct plan *plan);
 
 /* Whether gradients of a weight were accumulated since its last update. */
 int optimc_plan_waits(const struct plan *plan, size_t index);
 
-/* Between the halves: reads the gradients once for what must be known before the first write - the norms
-   that clipping needs, and with request->check whether all are finite, and the norms that clip them: of what
-   is accumulated too, so that nothing is added which no update could take.  Returns the index of the first
-   weight whose gradient fails, or -1. */
+/* Between the halves: reads the gradients once for the norms that clipping needs and, with request->check, to see
+   that all are finite and that so are the norms that clip them.  Gradients that are only accumulated are checked
+   too, so that none is added which no update could take.  Returns the index of the first weight whose gradient
+   fails, or -1. */
 ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request);
 
-/* For a step over parts of weights whose other parts are elsewhere: the sums of squares that the survey
-   made, `n` of them in the order of the weights; and the norms as they are with these sums instead, of
-   which counts[i] belong to weight i; request->overflow says whether the global one fails the check. */
+/* For a step over shares of weights whose rest is elsewhere.  sums gives the sums of squares that the survey made,
+   `n` of them in the order of the weights.  refold makes the norms from other sums, counts[i] of them for weight i;
+   request->overflow then says whether the global norm fails the check. */
 const double *optimc_plan_sums(const struct plan *plan, size_t *n);
 void optimc_plan_refold(struct plan *plan, struct request *request, const double *sums,
     const int64_t *counts);
@@ -134,9 +143,9 @@ void optimc_plan_refold(struct plan *plan, struct request *request, const double
 /* Whether a weight takes part in an update: it has a gradient, now or accumulated from before. */
 int optimc_plan_takes(struct plan *plan, const struct request *request, size_t index);
 
-/* The gradient of a weight in this step as its kernel will see it: elements begin .. end - 1 of it into
-   `to`, of the weight's type. */
-void optimc_plan_pull(struct plan *plan, const struct request *request, size_t index, size_t begin,
+/* The prepared gradient of a weight in this step, as its kernel will read it: elements begin .. end - 1 into `to`,
+   of the weight's real type. */
+void optimc_plan_gradient(struct plan *plan, const struct request *request, size_t index, size_t begin,
     size_t end, void *to);
 
 size_t optimc_plan_size(const struct plan *plan, size_t index);     /* elements of a weight */
@@ -144,10 +153,10 @@ size_t optimc_plan_size(const struct plan *plan, size_t index);     /* elements 
 /* The second half: updates every weight taken.  Cannot fail. */
 void optimc_plan_run(struct plan *plan, const struct request *request);
 
-/* The same in parts: start, then parts that together are everything once, then end.  A part is elements
-   begin .. end - 1 of one lane type, counted over all its weights in their order. */
+/* The same in spans: start, then spans that cover everything once, then end.  A span is elements begin .. end - 1
+   of one real type, counted over all its weights in their order. */
 void optimc_plan_start(struct plan *plan, const struct request *request);
-void optimc_plan_part(struct plan *plan, int lane, size_t begin, size_t end);
+void optimc_plan_span(struct plan *plan, enum type real_type, size_t begin, size_t end);
 void optimc_plan_end(struct plan *plan);
 
 #endif

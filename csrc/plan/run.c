@@ -1,7 +1,8 @@
-/* run.c - the second half of a step: phases over the pieces, first those that read, then those that write.
+/* run.c - a step over everything taken: the survey, which reads, and the phases that write.
 
-   Nothing here can fail.  gradient.inc, measure.inc, factored.inc and run.inc hold what is done to a piece; they
-   are stamped for float and for double. */
+   A phase is a task over the pieces of the plan, in chunks that the pool shares between threads.  The tasks are in
+   gradient.inc, measure.inc, factored.inc and run.inc, stamped for float and for double.  Nothing here can fail:
+   take.c has refused what cannot be stepped. */
 
 #include <math.h>
 #include <string.h>
@@ -9,7 +10,7 @@
 #include "plan/internal.h"
 #include "plan/pool.h"
 
-/* ------------------------------------------------------- a step: what is read before the writing - */
+/* ---------------------------------------------------------------------------- questions of the tasks - */
 
 /* Whether this step updates the weight: it has a gradient, now or accumulated from before. */
 static int takes_part(const struct plan *plan, const struct weight *weight)
@@ -28,15 +29,15 @@ static double decay_of(const struct plan *plan, const struct row *row)
     return row->decay < 0 ? NAN : plan->request->groups[row->group].values[row->decay];
 }
 
-/* Whether a row's weights are to be added to their gradients in scratch: several passes read those, or a step from
-   another place is taken with them.  Other kernels add them in their loop. */
+/* Whether coupled decay is added to the gradients of a row in scratch: because several passes read them, or because
+   a step is taken with them from another place.  Other kernels add it in their loop. */
 static int couples_early(const struct plan *plan, const struct row *row)
 {
     const int early = (row->variants & (MEASURED | DECAYS_LATE)) == MEASURED || plan->request->cautious;
     return plan->request->coupled && early && !isnan(decay_of(plan, row));
 }
 
-/* What a gradient is divided by at first: the loss scale, negative to maximize. */
+/* The first divisor of a gradient: the loss scale, negative to maximize. */
 static double divisor_of(const struct plan *plan, const struct row *row)
 {
     const struct options *options = options_of(plan, row);
@@ -51,10 +52,10 @@ static int is_power_of_two(double x)
     return fabs(x) == 1 || (fabs(frexp(x, &exponent)) == 0.5 && exponent > -100 && exponent < 100);
 }
 
-/* Whether the unscaling is left to the hooks.  If anything follows it in scratch, or it is no factor, it is not. */
+/* Whether the hooks of a kernel unscale.  They do not if more work in scratch follows, or if it is no product. */
 static int is_hooked(const struct plan *plan, const struct row *row)
 {
-    return plan->request->steps == 1 && !(options_of(plan, row)->clipnorm > 0)
+    return plan->request->accumulate == 1 && !(options_of(plan, row)->clipnorm > 0)
         && is_power_of_two(divisor_of(plan, row));
 }
 
@@ -67,15 +68,41 @@ static double fold(double lanes[SUM_LANES])
     return lanes[0];
 }
 
-/* Elements from i on before the first that begins a line of the cache.  NumPy's memory begins within one, and its
-   slots like the weight: a store that crosses lines takes two. */
+static double add_up(const double *numbers, size_t n)
+{
+    double sum = 0;
+    for (size_t k = 0; k < n; k++)
+        sum += numbers[k];
+    return sum;
+}
+
+/* The sum over a weight of a phase: of its blocks, in their order. */
+static double total(const struct plan *plan, const struct weight *weight, int which)
+{
+    return add_up(plan->sums[which] + weight->first_block, blocks(weight->size));
+}
+
+/* Elements from i on before the first that begins a line of the cache.  A store that crosses lines takes two, and
+   NumPy's memory begins within a line; slots begin where their weight does. */
 enum { LINE = 64, WORTH_ALIGNING = 8192 };
 
 static size_t to_line(const struct weight *weight, size_t i)
 {
-    const size_t size = width(weight->lane);
-    return (size_t)(-((uintptr_t)weight->data + i * size) % LINE) / size;
+    const size_t size = optimc_storage[weight->self.type].width;
+    return (size_t)(-((uintptr_t)weight->self.data + i * size) % LINE) / size;
 }
+
+/* The tasks of one real type. */
+typedef void piece_task(const struct plan *plan, const struct weight *weight, size_t begin, size_t end);
+enum phase { SURVEY, COUNT, MEASURE, PHASES };        /* over pieces, before the update */
+
+struct tasks {
+    void (*fill)(const struct plan *plan, struct row *row);
+    piece_task *phases[PHASES], *update;
+    int (*finite)(const struct plan *plan, const struct weight *weight);
+    void (*factored)(const struct plan *plan, const struct weight *weight);
+    void (*gradient)(const struct plan *plan, const struct weight *weight, size_t begin, size_t end, void *to);
+};
 
 #define real float
 #define TYPED f32
@@ -93,35 +120,26 @@ static size_t to_line(const struct weight *weight, size_t i)
 #include "plan/factored.inc"
 #include "plan/run.inc"
 
-/* Runs a task over the pieces of a chunk. */
-typedef void piece_task(const struct plan *plan, const struct weight *weight, size_t begin, size_t end);
+static const struct tasks *tasks_of(enum type real_type)
+{
+    return real_type == TYPE_F32 ? &tasks_f32 : &tasks_f64;
+}
 
-static void each_piece(const struct plan *plan, size_t chunk, piece_task *f32, piece_task *f64)
+/* ------------------------------------------------------------------------------- the survey, which reads - */
+
+/* Runs a phase over the pieces of a chunk. */
+static void each_piece(const struct plan *plan, size_t chunk, enum phase phase)
 {
     for (size_t i = plan->chunks[chunk]; i < plan->chunks[chunk + 1]; i++) {
         const struct piece *piece = &plan->pieces[i];
         const struct weight *weight = &plan->weights[piece->weight];
-        (weight->lane == TYPE_F32 ? f32 : f64)(plan, weight, piece->begin, piece->end);
+        tasks_of(weight->real_type)->phases[phase](plan, weight, piece->begin, piece->end);
     }
 }
 
 static void survey(void *plan, size_t chunk)
 {
-    each_piece(plan, chunk, survey_f32, survey_f64);
-}
-
-static double add_up(const double *numbers, size_t n)
-{
-    double sum = 0;
-    for (size_t k = 0; k < n; k++)
-        sum += numbers[k];
-    return sum;
-}
-
-/* A number per block, added up over a weight in their order. */
-static double total(const struct plan *plan, const struct weight *weight, int which)
-{
-    return add_up(plan->sums[which] + weight->first_block, blocks(weight->size));
+    each_piece(plan, chunk, SURVEY);
 }
 
 /* The norm of all gradients together, from those of the weights. */
@@ -140,7 +158,7 @@ static int clips_by_norm(const struct plan *plan, const struct row *row)
     return options->clipnorm > 0 || options->global_clipnorm > 0;
 }
 
-/* Whether the global norm is one that every weight which is clipped by it can read. */
+/* Whether the real type of every weight that is clipped by the global norm can hold it. */
 static int has_good_norm(const struct plan *plan, const double norm)
 {
     if (isfinite((float)norm))
@@ -149,7 +167,7 @@ static int has_good_norm(const struct plan *plan, const double norm)
         const struct weight *weight = &plan->weights[i];
         const struct options *options = options_of(plan, &plan->rows[weight->row]);
         if (takes_part(plan, weight) && options->global_clipnorm > 0 && !(options->clipnorm > 0)
-            && (weight->lane == TYPE_F32 || !isfinite(norm)))
+            && (weight->real_type == TYPE_F32 || !isfinite(norm)))
             return 0;
     }
     return 1;
@@ -177,7 +195,7 @@ ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request)
         weight->square = total(plan, weight, 0);
         if (request->check && !isfinite(weight->square)) {
             const int finite = weight->taken != plan->step
-                || (weight->lane == TYPE_F32 ? finite_f32 : finite_f64)(plan, weight);
+                || tasks_of(weight->real_type)->finite(plan, weight);
             request->overflow = finite ? OWN_NORM : NO_NORM;
             if (!finite || clips_by_norm(plan, &plan->rows[weight->row]))
                 return (ptrdiff_t)i;
@@ -203,33 +221,33 @@ void optimc_plan_refold(struct plan *plan, struct request *request, const double
     set_norm(plan, request);
 }
 
-/* ------------------------------------------------------------------------ a step: what writes ---- */
+/* ------------------------------------------------------------------------ the phases that write - */
 
-/* The gradient is read in the phases before the update too, and no phase of one weight waits for another's:
-   each phase is a region of its own, with a fold by weight after it. */
+/* The phases before the update read the gradient too.  Each is a region of the pool, with a fold by weight after it:
+   no phase waits for another weight's. */
 
 static void count(void *plan, size_t chunk)
 {
-    each_piece(plan, chunk, count_f32, count_f64);
+    each_piece(plan, chunk, COUNT);
 }
 
 static void measure(void *plan, size_t chunk)
 {
-    each_piece(plan, chunk, measure_f32, measure_f64);
+    each_piece(plan, chunk, MEASURE);
 }
 
-/* Every MAX_CHUNKS-th weight: there may be more of them than the pool takes chunks. */
+/* Takes every MAX_CHUNKS-th weight: a plan may have more weights than the pool takes chunks. */
 static void factored(void *context, size_t chunk)
 {
     const struct plan *plan = context;
     for (size_t i = chunk; i < plan->n_weights; i += MAX_CHUNKS) {
         const struct weight *weight = &plan->weights[i];
         if (weight->variant & FACTORED && takes_part(plan, weight))
-            (weight->lane == TYPE_F32 ? factored_f32 : factored_f64)(plan, weight);
+            tasks_of(weight->real_type)->factored(plan, weight);
     }
 }
 
-/* Pieces are cut at lines here, so that only the first of a weight must come to one. */
+/* Moves the edges of the pieces to lines of the cache, so that only the first piece of a weight begins within one. */
 static void update(void *context, size_t chunk)
 {
     const struct plan *plan = context;
@@ -240,11 +258,11 @@ static void update(void *context, size_t chunk)
         const size_t begin = piece->begin ? piece->begin + head : 0;
         const size_t end = piece->end + head < weight->size ? piece->end + head : weight->size;
         if (begin < end)
-            (weight->lane == TYPE_F32 ? update_f32 : update_f64)(plan, weight, begin, end);
+            tasks_of(weight->real_type)->update(plan, weight, begin, end);
     }
 }
 
-/* The share of its elements that a cautious step moves, as the factor that makes up for it. */
+/* The factor of each weight's cautious step: its elements over those that the step moves. */
 static void find_shares(struct plan *plan)
 {
     optimc_pool_run(count, plan, plan->n_chunks, plan->cost);
@@ -272,7 +290,7 @@ static void fill(const struct plan *plan)
 {
     for (size_t i = 0; i < plan->n_rows; i++) {
         struct row *row = &plan->rows[i];
-        (row->lane == TYPE_F32 ? fill_f32 : fill_f64)(plan, row);
+        tasks_of(row->real_type)->fill(plan, row);
     }
 }
 
@@ -287,16 +305,13 @@ size_t optimc_plan_size(const struct plan *plan, size_t index)
     return plan->weights[index].size;
 }
 
-void optimc_plan_pull(struct plan *plan, const struct request *request, size_t index, size_t begin,
+void optimc_plan_gradient(struct plan *plan, const struct request *request, size_t index, size_t begin,
     size_t end, void *to)
 {
     const struct weight *weight = &plan->weights[index];
     plan->request = request;
     fill(plan);
-    if (weight->lane == TYPE_F32)
-        pull_f32(plan, weight, begin, end, to);
-    else
-        pull_f64(plan, weight, begin, end, to);
+    tasks_of(weight->real_type)->gradient(plan, weight, begin, end, to);
 }
 
 void optimc_plan_start(struct plan *plan, const struct request *request)
@@ -312,7 +327,7 @@ void optimc_plan_start(struct plan *plan, const struct request *request)
 void optimc_plan_end(struct plan *plan)
 {
     const struct request *request = plan->request;
-    if (request->steps > 1)
+    if (request->accumulate > 1)
         for (size_t i = 0; i < plan->n_weights; i++)
             if (plan->weights[i].taken == plan->step || request->update)
                 plan->weights[i].waiting = !request->update;
@@ -325,27 +340,26 @@ void optimc_plan_run(struct plan *plan, const struct request *request)
     optimc_plan_end(plan);
 }
 
-/* Elements begin .. end - 1 of a lane type, and the first chunk that holds some. */
-struct part {
+/* Elements begin .. end - 1 of a real type, and the first chunk that holds some. */
+struct span {
     const struct plan *plan;
-    int lane;
+    enum type real_type;
     size_t begin, end, chunk;
 };
 
-static void update_part(void *context, size_t chunk)
+static void update_span(void *context, size_t chunk)
 {
-    const struct part *part = context;
-    const struct plan *plan = part->plan;
-    chunk += part->chunk;
+    const struct span *span = context;
+    const struct plan *plan = span->plan;
+    chunk += span->chunk;
     for (size_t i = plan->chunks[chunk]; i < plan->chunks[chunk + 1]; i++) {
         const struct piece *piece = &plan->pieces[i];
         const struct weight *weight = &plan->weights[piece->weight];
         const size_t low = weight->first + piece->begin, high = weight->first + piece->end;
-        const size_t begin = low < part->begin ? part->begin : low;
-        const size_t end = high < part->end ? high : part->end;
-        if (weight->lane == part->lane && begin < end)
-            (weight->lane == TYPE_F32 ? update_f32 : update_f64)(
-                plan, weight, begin - weight->first, end - weight->first);
+        const size_t begin = low < span->begin ? span->begin : low;
+        const size_t end = high < span->end ? high : span->end;
+        if (weight->real_type == span->real_type && begin < end)
+            tasks_of(weight->real_type)->update(plan, weight, begin - weight->first, end - weight->first);
     }
 }
 
@@ -363,21 +377,21 @@ static size_t chunk_of(const struct plan *plan, size_t piece)
     return a;
 }
 
-/* The piece that holds an element of a lane type. */
-static size_t piece_of(const struct plan *plan, int lane, size_t element)
+/* The piece that holds an element of a real type. */
+static size_t piece_of(const struct plan *plan, enum type real_type, size_t element)
 {
     const struct weight *weight = plan->weights;
-    while (weight->lane != lane || weight->first + weight->size <= element)
+    while (weight->real_type != real_type || weight->first + weight->size <= element)
         weight++;
     return weight->first_piece + (element - weight->first) / plan->piece_size;
 }
 
-void optimc_plan_part(struct plan *plan, int lane, size_t begin, size_t end)
+void optimc_plan_span(struct plan *plan, enum type real_type, size_t begin, size_t end)
 {
     if (begin >= end)
         return;
-    struct part part = {plan, lane, begin, end, chunk_of(plan, piece_of(plan, lane, begin))};
-    const size_t last = chunk_of(plan, piece_of(plan, lane, end - 1));
-    optimc_pool_run(update_part, &part, last + 1 - part.chunk,
+    struct span span = {plan, real_type, begin, end, chunk_of(plan, piece_of(plan, real_type, begin))};
+    const size_t last = chunk_of(plan, piece_of(plan, real_type, end - 1));
+    optimc_pool_run(update_span, &span, last + 1 - span.chunk,
         plan->cost * ((double)(end - begin) / (double)plan->total));
 }

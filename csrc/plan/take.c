@@ -16,13 +16,13 @@ ptrdiff_t optimc_plan_find(const struct plan *plan, const struct view *view, siz
 {
     const int empty = !optimc_view_size(view);
     if (!empty && hint < plan->n_weights && plan->weights[hint].size
-        && plan->weights[hint].data == view->data)
+        && plan->weights[hint].self.data == view->data)
         return (ptrdiff_t)hint;
     if (empty) {                            /* empty arrays have no identity: any like it will do */
         for (size_t i = 0; i < plan->n_weights; i++) {
             const size_t k = (hint + i) % plan->n_weights;
             if (!plan->weights[k].size && plan->weights[k].seen != plan->step
-                && !alike(&plan->weights[k], view))
+                && !check_like(&plan->weights[k], view, plan->weights[k].self.type))
                 return (ptrdiff_t)k;
         }
         return -1;
@@ -38,21 +38,22 @@ enum fault optimc_plan_same(const struct plan *plan, size_t index, const struct 
 {
     if (!view->writeable)
         return FAULT_READ_ONLY;
-    return view->swapped ? FAULT_TYPE : alike(&plan->weights[index], view);
+    const struct weight *weight = &plan->weights[index];
+    return view->swapped ? FAULT_TYPE : check_like(weight, view, weight->self.type);
 }
 
 enum fault optimc_plan_move(struct plan *plan, size_t index, char *data)
 {
-    char *const before = plan->weights[index].data;
+    char *const before = plan->weights[index].self.data;
     if (data == before)
         return FINE;
-    for (size_t i = 0; i < plan->n_weights; i++)        /* what was clear of the old ranges may not be now */
+    for (size_t i = 0; i < plan->n_weights; i++)        /* a gradient may overlap the new range */
         plan->weights[i].clear_low = plan->weights[i].clear_high = NULL;
     if (optimc_range_move(plan, index, data)) {
         optimc_range_move(plan, index, before);
         return FAULT_OVERLAP;
     }
-    plan->weights[index].data = data;
+    plan->weights[index].self.data = data;
     return FINE;
 }
 
@@ -81,7 +82,7 @@ enum fault optimc_plan_take(struct plan *plan, size_t index, const struct view *
         return FINE;
     if (view->type == TYPE_OTHER)
         return FAULT_TYPE;
-    if (!same_shape(weight, view))
+    if (check_shape(weight, view, -1))
         return FAULT_SHAPE;
     if (weight->size) {
         const char *low, *high;
@@ -97,7 +98,7 @@ enum fault optimc_plan_take(struct plan *plan, size_t index, const struct view *
         }
     }
     weight->gradient = view->data;
-    if (view->type != weight->lane || view->swapped || !view->aligned
+    if (view->type != (int)weight->real_type || view->swapped || !view->aligned
         || !(weight->f_order ? view->f_order : view->c_order)) {
         weight->gradient = NULL;
         ptrdiff_t *const strides = weight->shape + view->ndim;  /* a copy: the owner may reshape */

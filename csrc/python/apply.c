@@ -223,10 +223,10 @@ static ptrdiff_t survey(Optimizer *self)
 /* What a matched step is to do. */
 void optimc_make_request(Optimizer *self, int finite)
 {
-    const int64_t before = self->calls / self->steps;
+    const int64_t before = self->calls / self->accumulate;
     self->request = (struct request){
-        .groups = self->groups, .t = before + 1, .update = (self->calls + 1) % self->steps == 0,
-        .steps = self->steps,
+        .groups = self->groups, .t = before + 1, .update = (self->calls + 1) % self->accumulate == 0,
+        .accumulate = self->accumulate,
         .overwrite = self->use_ema && self->overwrite && (before + 1) % self->overwrite == 0,
         .cautious = self->cautious, .coupled = self->coupled, .maximize = self->maximize,
         .check = finite != PROPAGATE,

@@ -132,15 +132,15 @@ static PyObject *bind_now(Optimizer *self, PyObject *args)
                     (struct place){(size_t)i, k}), &slot_views[k]))
                 goto fail;
         }
-        struct parts parts = {.kernel = (enum kernel)kernel, .group = group, .slots = slot_views,
+        struct binding binding = {.kernel = (enum kernel)kernel, .group = group, .slots = slot_views,
             .decay = (int)decay, .factor = factor,
             .waiting = PyTuple_GET_ITEM(waiting, i) == Py_True};
-        if (look_at_part(averages, i, keys, PART_AVERAGE, &average, &parts.average)
+        if (look_at_part(averages, i, keys, PART_AVERAGE, &average, &binding.average)
             || look_at_part(accumulators, i, keys, PART_ACCUMULATOR, &accumulator,
-                &parts.accumulator))
+                &binding.accumulator))
             goto fail;
         int where;
-        const enum fault fault = optimc_plan_add(plan, &view, &parts, &where);
+        const enum fault fault = optimc_plan_add(plan, &view, &binding, &where);
         if (fault) {
             PyObject *wrong = where == PART_AVERAGE ? PyTuple_GET_ITEM(averages, i)
                 : where == PART_ACCUMULATOR ? PyTuple_GET_ITEM(accumulators, i)

@@ -80,7 +80,7 @@ typedef struct optimizer {
     int n_sources;                      /* settings that must be asked at every update */
     int64_t calls;                      /* steps so far, those that only accumulated included */
     int64_t skipped;                    /* steps skipped because a gradient was not finite */
-    int steps;                          /* gradients to an update, 1 without accumulation */
+    int accumulate;                     /* gradients per update, 1 without accumulation */
     int overwrite;                      /* updates between two at which averages become weights, or 0 */
     int use_ema;
     int cautious, coupled, maximize;    /* as in struct request */

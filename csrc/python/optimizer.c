@@ -25,7 +25,7 @@ static PyObject *optimizer_locked(Optimizer *self, PyObject *const *args, Py_ssi
 
 static PyObject *get_iterations(Optimizer *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromLongLong(self->calls / self->steps);
+    return PyLong_FromLongLong(self->calls / self->accumulate);
 }
 
 static int set_iterations(Optimizer *self, PyObject *value, void *Py_UNUSED(closure))
@@ -40,7 +40,7 @@ static int set_iterations(Optimizer *self, PyObject *value, void *Py_UNUSED(clos
     Py_XDECREF(whole);
     if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_OverflowError))
         return -1;
-    const long long most = (INT64_MAX - 1) / self->steps - 1;
+    const long long most = (INT64_MAX - 1) / self->accumulate - 1;
     if (PyErr_Occurred() || count < 0 || count > most) {
         PyErr_Format(PyExc_ValueError, "iterations must be in [0, %lld], got %S", most, value);
         return -1;
@@ -48,7 +48,7 @@ static int set_iterations(Optimizer *self, PyObject *value, void *Py_UNUSED(clos
     const int mine = self->owner == optimc_this_thread();
     if (!mine && optimc_lock(self))
         return -1;
-    self->calls = count * self->steps;
+    self->calls = count * self->accumulate;
     if (!mine)
         optimc_unlock(self);
     return 0;
@@ -122,7 +122,7 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *Py_UNUSED(args), Py
     Optimizer *self = (Optimizer *)type->tp_alloc(type, 0);
     if (!self)
         return NULL;
-    self->steps = 1;
+    self->accumulate = 1;
     PyObject *first = optimc_add_group(self, NULL);
     Py_XDECREF(first);
     if (!first) {
@@ -159,7 +159,7 @@ static PyMemberDef optimizer_members[] = {
         "Steps skipped so far because a gradient was not finite."},
     {"_calls", T_LONGLONG, offsetof(Optimizer, calls), 0, "Steps, those that only accumulated included."},
     {"_skipped", T_LONGLONG, offsetof(Optimizer, skipped), 0, "skipped_steps, to be set."},
-    {"_steps", T_INT, offsetof(Optimizer, steps), 0, "Gradients to an update, >= 1."},
+    {"_steps", T_INT, offsetof(Optimizer, accumulate), 0, "Gradients per update, >= 1."},
     {"_overwrite", T_INT, offsetof(Optimizer, overwrite), 0, "Updates from overwrite to overwrite, or 0."},
     {"_use_ema", T_INT, offsetof(Optimizer, use_ema), 0, "Whether averages are kept."},
     {"_cautious", T_INT, offsetof(Optimizer, cautious), 0, "Whether steps are cautious."},

@@ -226,7 +226,7 @@ static PyObject *set_value_now(Optimizer *self, PyObject *args)
     struct group *g = &self->groups[group];
     if (source && k >= OPTIONS && isnan(g->products[k - OPTIONS])) {
         /* from now on it varies: its product goes on from the power it was */
-        const struct step step = {.t = self->calls / self->steps, .powers = g->powers,
+        const struct step step = {.t = self->calls / self->accumulate, .powers = g->powers,
             .products = g->products};
         g->products[k - OPTIONS] = step.t ? optimc_power(&step, k - OPTIONS, g->values[k]) : 1;
     }

@@ -93,9 +93,9 @@ static PyObject *optimizer_advance(Optimizer *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "pnn", &is_double, &begin, &end))
         return NULL;
     Py_ssize_t size = 0;
-    const int lane = is_double ? TYPE_F64 : TYPE_F32;
+    const enum type real_type = is_double ? TYPE_F64 : TYPE_F32;
     for (size_t i = 0; self->plan && i < optimc_plan_weights(self->plan); i++)
-        if (optimc_type_of((PyArrayObject *)PyTuple_GET_ITEM(self->weights, (Py_ssize_t)i)) == lane)
+        if (optimc_type_of((PyArrayObject *)PyTuple_GET_ITEM(self->weights, (Py_ssize_t)i)) == (int)real_type)
             size += (Py_ssize_t)optimc_plan_size(self->plan, i);
     if (!self->plan || begin < 0 || begin > end || end > size) {
         PyErr_Format(PyExc_IndexError, "expected elements from 0 to %zd, got %zd to %zd", size, begin, end);
@@ -109,7 +109,7 @@ static PyObject *optimizer_advance(Optimizer *self, PyObject *args)
     Py_BEGIN_ALLOW_THREADS
     if (!begun)
         optimc_plan_start(self->plan, &self->request);
-    optimc_plan_part(self->plan, lane, (size_t)begin, (size_t)end);
+    optimc_plan_span(self->plan, real_type, (size_t)begin, (size_t)end);
     optimc_pool_leave();
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;

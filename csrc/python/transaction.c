@@ -60,7 +60,7 @@ static PyObject *optimizer_pull(Optimizer *self, PyObject *args)
     }
     if (!optimc_plan_takes(self->plan, &self->request, (size_t)index))
         Py_RETURN_FALSE;
-    optimc_plan_pull(self->plan, &self->request, (size_t)index, start, start + size, view.data);
+    optimc_plan_gradient(self->plan, &self->request, (size_t)index, start, start + size, view.data);
     Py_RETURN_TRUE;
 }
 

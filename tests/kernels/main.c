@@ -259,8 +259,8 @@ static void step(struct plan *plan, struct bundle *bundles, size_t n, struct req
             || optimc_plan_take(plan, i, missing ? NULL : gradient, &overlap))
             fail("a gradient is refused with", setting->name);
     }
-    request->t = call / request->steps + 1;
-    request->update = (call + 1) % request->steps == 0;
+    request->t = call / request->accumulate + 1;
+    request->update = (call + 1) % request->accumulate == 0;
     request->overwrite = setting->overwrite && call == STEPS - 1;
     request->norm = request->surveyed = 0;
     if (optimc_plan_survey(plan, request) >= 0)
@@ -296,15 +296,15 @@ static uint64_t run(const struct isa *isa, enum kernel kernel, int lane, const s
         struct view slots[MAX_SLOTS];
         for (int k = 0; k < MAX_SLOTS; k++)
             slots[k] = parts[SLOTS + k].view;
-        const struct parts described = {kernel, 0, setting->decay > 0 ? 1 : -1, 1.5, 0, slots,
+        const struct binding binding = {kernel, 0, setting->decay > 0 ? 1 : -1, 1.5, 0, slots,
             setting->ema ? &parts[AVERAGE].view : NULL, setting->steps ? &parts[ACCUMULATOR].view : NULL};
         if (optimc_plan_check(&parts[WEIGHT].view)
-            || optimc_plan_add(plan, &parts[WEIGHT].view, &described, &where))
+            || optimc_plan_add(plan, &parts[WEIGHT].view, &binding, &where))
             fail("a weight is refused for", kernels[kernel].name);
     }
     if (optimc_plan_seal(plan, isa, overlap))
         fail("weights are refused for", kernels[kernel].name);
-    struct request request = {.groups = &group, .steps = setting->steps ? setting->steps : 1,
+    struct request request = {.groups = &group, .accumulate = setting->steps ? setting->steps : 1,
         .cautious = setting->cautious && !(variant & MEASURED), .coupled = setting->coupled,
         .maximize = setting->maximize, .check = setting->check};
     for (int64_t call = 0; call < STEPS; call++)
