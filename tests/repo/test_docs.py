@@ -4,8 +4,10 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 
 import pytest
+from places import ROOT
 
 import optimc
 from optimc.registry import classes
@@ -54,3 +56,32 @@ def test_optimizers_say_arguments_slots_and_an_example():
             assert parameter in text or parameter in optimc.Optimizer.__doc__ \
                 or any(parameter in base.__doc__ for base in cls.__mro__[1:-2]), (cls, parameter)
         assert ">>>" in text, cls
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    return {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-")
+            for text in re.findall(r"^#+ (.*)", page.read_text("utf-8"), re.M)}
+
+
+def broken_links(root):
+    """The links of Markdown files that lead to no file, or to no heading of one."""
+    broken = []
+    for page in sorted({*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("csrc/*.md")}):
+        for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text("utf-8")):
+            name, _, heading = target.partition("#")
+            path = page.parent / name if name else page
+            if not path.exists() or (heading and heading not in anchors(path)):
+                broken.append(f"{page.relative_to(root).as_posix()}: {target}")
+    return broken
+
+
+@pytest.mark.skipif(not (ROOT / "notebooks").exists(), reason="needs the repository: an sdist has no notebooks")
+def test_links_lead_somewhere():
+    assert broken_links(ROOT) == []
+
+
+def test_a_broken_link_would_be_noticed(tmp_path):
+    (tmp_path / "README.md").write_text(
+        "# A b\n[1](nowhere.md) [2](#a-b) [3](#c) [4](README.md) [5](https://x.y/z)\n")
+    assert broken_links(tmp_path) == ["README.md: nowhere.md", "README.md: #c"]
