@@ -7,6 +7,7 @@ import numpy as np
 
 from optimc import registry
 from optimc.base.rules import slots_of
+from optimc.base.state import likes_of
 from optimc.torch_names import TORCH
 
 
@@ -62,7 +63,8 @@ def from_keras(optimizer):
     if name == "Nadam":
         ours._set_scalars([float(next(state))])
     waiting = calls % (ours.gradient_accumulation_steps or 1) != 0
-    ours._hold(names, weights, slots, averages, accumulators, waiting, calls)
+    _hold(ours, calls, names=tuple(names), likes=likes_of(weights), slots=slots, averages=averages,
+          accumulators=accumulators, waiting=(waiting,) * len(weights))
     return ours
 
 
@@ -110,8 +112,13 @@ def from_torch(optimizer):
         for k, group in enumerate([None, *groups]):
             state = states[group["params"][0] if group else 0]
             ours._set_scalars([float(state[key]) for key in counterpart.scalars], k)
-    ours._hold(None, weights, held, None, None, False, steps)
+    _hold(ours, steps, likes=likes_of(weights), slots=held, waiting=(False,) * len(weights))
     return ours
+
+
+def _hold(ours, calls, **held):
+    """An optimizer takes over what is held for weights, and a number of steps."""
+    ours._hold(ours._state.but(**held), (calls, 0, ours._get_running()))
 
 
 class Like:

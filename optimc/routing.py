@@ -7,7 +7,7 @@ import warnings
 
 from optimc import _core, registry
 from optimc.base.arguments import LOW_OPEN
-from optimc.base.optimizer import HELD, Optimizer
+from optimc.base.optimizer import Optimizer
 from optimc.base.wrapper import Wrapper
 
 
@@ -157,18 +157,8 @@ class MultiOptimizer(Wrapper):
         with contextlib.ExitStack() as undo:
             for key, part in self._split("params", params, undo).items():
                 optimizer = self._used[key]
-                weights, waiting = optimizer._weights, optimizer._waiting_now()
-                before = optimizer._locked(optimizer._build, part, may_add=True) | {"_held_waiting": waiting}
-                undo.callback(self._unbuild, optimizer, weights, before)
+                undo.callback(optimizer._undo_build, optimizer._locked(optimizer._build, part, may_add=True))
             undo.pop_all()
-
-    @staticmethod
-    def _unbuild(optimizer, weights, before):
-        held = {name: before[name] for name in HELD}
-        optimizer._unbind()
-        optimizer._undo_build(before)
-        if weights is not None:
-            optimizer._bind_arrays(weights, held)
 
     def apply(self, grads, trainable_variables=None):
         """One step of every optimizer; arguments and errors are `Optimizer.apply`'s, with dicts."""

@@ -83,12 +83,14 @@ static PyObject *get_running_now(Optimizer *self, PyObject *Py_UNUSED(ignored))
     return all;
 }
 
-/* The dict of numbers under a key of the entry of a group; borrowed. */
+/* The dict of numbers under a key of the entry of a group; borrowed.  It takes no memory, so that what was read once
+   can be read again. */
 static PyObject *numbers_of(PyObject *one, const char *key, size_t group)
 {
-    PyObject *numbers = PyDict_Check(one) ? PyDict_GetItemString(one, key) : NULL;
-    if (numbers && PyDict_Check(numbers))
-        return numbers;
+    PyObject *name, *numbers;
+    for (Py_ssize_t i = 0; PyDict_Check(one) && PyDict_Next(one, &i, &name, &numbers);)
+        if (PyUnicode_Check(name) && !PyUnicode_CompareWithASCIIString(name, key) && PyDict_Check(numbers))
+            return numbers;
     PyErr_Format(PyExc_ValueError, "running[%zu]: expected a dict of %s by name", group, key);
     return NULL;
 }
@@ -160,11 +162,22 @@ static PyObject *set_running_now(Optimizer *self, PyObject *running)
 
 BETWEEN_STEPS(set_running)
 
+PyDoc_STRVAR(check_running_doc, "_check_running($self, running, /)\n--\n\n"
+"Raises what `_set_running` would raise, and changes nothing.");
+
+static PyObject *optimizer_check_running(Optimizer *self, PyObject *running)
+{
+    if (optimc_set_running(self, running, 0))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 BETWEEN_STEPS(get_running)
 
 PyMethodDef optimc_running_methods[] = {
     METHOD("_name_scalars", optimizer_name_scalars, METH_O, name_scalars_doc),
     METHOD("_get_running", optimizer_get_running, METH_NOARGS, get_running_doc),
+    METHOD("_check_running", optimizer_check_running, METH_O, check_running_doc),
     METHOD("_set_running", optimizer_set_running, METH_O, set_running_doc),
     {NULL, NULL, 0, NULL},
 };

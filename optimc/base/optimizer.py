@@ -12,18 +12,16 @@ The constructor, its signature, the checks, `get_config` and `repr` follow from 
 The step itself is not here: `apply` is a method of the C base class, see csrc/python/apply.c.
 """
 
-import contextlib
 import copy
 import inspect
 import math
-import pickle
 import re
 import warnings
 
 import numpy as np
 
 from optimc import _core, checkpoint, registry, schedules
-from optimc.base import memory
+from optimc.base import averages, binding, copies
 from optimc.base.arguments import (
     LOW_OPEN,
     Argument,
@@ -38,23 +36,11 @@ from optimc.base.arguments import (
     plain,
     unzip,
 )
-from optimc.base.rules import (
-    CLIPS,
-    OPTIONS,
-    POLICIES,
-    hyperparameters_of,
-    rule_of,
-    scalars_of,
-    slots_of,
-    slots_of_rule,
-)
+from optimc.base.rules import CLIPS, OPTIONS, POLICIES, hyperparameters_of, scalars_of, slots_of
 from optimc.base.running import plain_running, running_from
-from optimc.base.selection import Group, group_of_each, select, weights_or_patterns
-from optimc.checkpoint.descriptions import ACCUMULATOR, AVERAGE, shape_of
-from optimc.checkpoint.saving import import_all, taking_over
-
-#: what an optimizer holds for its weights
-HELD = ("_slots", "_averages", "_accumulators", "_held_names", "_held_shapes", "_held_waiting")
+from optimc.base.selection import Group, Selection
+from optimc.base.state import State
+from optimc.checkpoint.saving import refuse_left, taking_over
 
 
 @registry.base
@@ -161,13 +147,7 @@ class Optimizer(_core.Optimizer):
             else:
                 self._declare(name, -math.inf, math.inf, 0, True)
         self._name_scalars(scalars_of(self.rule))
-        self._slots = {}                    # name -> one array per weight, in order
-        self._averages = None               # of the weights, likewise
-        self._accumulators = None           # of gradients, likewise
-        self._held_names = None             # of the weights these belong to
-        self._held_shapes = ()              # and dtypes
-        self._held_waiting = ()
-        self._excluded = ((), ())           # from weight decay: weights, patterns
+        self._state = State()
         self.groups = ()                    #: the groups of weights with values of their own
         self.style = given.get("style", "keras")
         if self.style != "keras" and self.style not in self.styles:
@@ -208,6 +188,20 @@ class Optimizer(_core.Optimizer):
     def _factor(self, weight):
         """What the coefficients of a weight depend on beside the values."""
         return 1.0
+
+    # -------------------------------------------------------------------- what is kept for weights
+
+    @property
+    def _slots(self):
+        return self._state.slots
+
+    @property
+    def _averages(self):
+        return self._state.averages
+
+    @property
+    def _accumulators(self):
+        return self._state.accumulators
 
     # ------------------------------------------------------------------------------- values
 
@@ -266,183 +260,57 @@ class Optimizer(_core.Optimizer):
             >>> opt.built
             True
         """
-        self._locked(self._build, params, may_add=True, adopt=slots, averages=averages, accumulators=accumulators)
+        self._locked(self._build, params, may_add=True, adopted=slots, averages=averages, accumulators=accumulators)
 
-    def _build(self, params, may_add=False, adopt=None, averages=None, accumulators=None):
-        """Builds and returns what `_undo_build` needs to undo it; on an error nothing has changed."""
+    def _build(self, params, **given):
+        """`build`, by way of `_locked` or of a step.  Gives what `_undo_build` needs."""
         names, weights = _core.weights_of(params)
-        before = self._before_build()
-        kernels = self._kernels(names, weights)
-        old = self._match(names, weights, kernels, may_add)
-        try:
-            self._choose_anew(old)
-            self._make(names, weights, kernels, old, adopt, averages, accumulators)
-        except BaseException:
-            if self._slots is before["_slots"]:     # else it was done, and a signal came after
-                self._undo_build(before)
-            raise
+        before = self._mark()
+        binding.bind(self, weights, binding.carried(self, self._chosen_by_position(), names, weights, **given))
         return before
 
-    def _choose_anew(self, old):
-        """Excluded and grouped weights that were bound, or held for, become positions among the new ones."""
-        now = {k: i for i, k in enumerate(old) if k is not None}
+    def _mark(self):
+        """What `_undo_build` needs to come back to where the optimizer is."""
+        return self._weights, self._state_now()
 
-        def moved(arrays):
-            return tuple(now.get(entry, entry) if isinstance(entry, int) else entry
-                         for entry in self._positions(arrays))
-
-        self._excluded = (moved(self._excluded[0]), self._excluded[1])
-        for group in self.groups:
-            group.arrays = moved(group.arrays)
-
-    def _make(self, names, weights, kernels, old, adopt, averages, accumulators):
-        """The part of `_build` that makes what is held, and binds."""
-        groups = group_of_each(self.groups, names, weights)
-        numbers = {slot: k for kernel in kernels for slot, k in slots_of(kernel).items()}
-        slots = {} if adopt is None else self._adopted(kernels, adopt)
-        for slot, k in sorted(numbers.items(), key=lambda item: item[1]):
-            if slot not in slots:
-                kept = [slot in slots_of(kernel) for kernel in kernels]
-                slots[slot] = self._slot(slot, k, weights, kept, groups, old)
-        for what, arrays, wanted in (("averages", averages, self.use_ema),
-                                     ("accumulators", accumulators, self.gradient_accumulation_steps)):
-            if arrays is not None and (not wanted or len(arrays) != len(weights)):
-                raise ValueError(f"{what}: expected {len(weights) if wanted else 'no'} arrays, got {len(arrays)}")
-        waiting = self._waiting_now()
-        new = {
-            "_slots": slots,
-            "_averages": None if not self.use_ema else list(averages) if averages is not None else self._carry(
-                weights, old, self._averages, _core.MAX_SLOTS, lambda i: weights[i] if self.iterations else 0),
-            "_accumulators": None if not self.gradient_accumulation_steps
-                else list(accumulators) if accumulators is not None else self._carry(
-                    weights, old, self._accumulators, _core.MAX_SLOTS + 1, lambda i: 0),
-            "_held_names": names,
-            "_held_shapes": tuple((weight.shape, weight.dtype) for weight in weights),
-            "_held_waiting": tuple(k is not None and k < len(waiting) and waiting[k] for k in old),
-        }
-        self._bind_arrays(weights, new)
-
-    def _before_build(self):
-        """What `_undo_build` needs."""
-        return {**{name: self.__dict__[name] for name in (*HELD, "_excluded")},
-                "groups": [group.arrays for group in self.groups]}
-
-    def _undo_build(self, before):
-        for group, arrays in zip(self.groups, before.pop("groups"), strict=True):
-            group.arrays = arrays
-        self.__dict__.update(before)
+    def _undo_build(self, mark):
+        weights, state = mark
+        if weights is None:
+            self._hold(state)
+        else:
+            binding.bind(self, weights, state)
 
     def _kernels(self, names, weights):
+        """The kernel of each weight."""
         return [self._kernel_of(names and names[i], weight) for i, weight in enumerate(weights)]
 
-    def _bind_arrays(self, weights, held, counts=None):
-        """Makes the plan for weights and what is held for them, which it takes over in the same call."""
-        names, slots = held["_held_names"], held["_slots"]
-        excluded = select("exclude_from_weight_decay", *self._excluded, names, weights)
-        kernels = self._kernels(names, weights)
-        rules = [slots_of_rule(rule_of(kernel)) for kernel in kernels]
-        self._bind(
-            weights, names, tuple(_core.kernels[kernel][0] for kernel in kernels),
-            tuple(tuple(rule) for rule in rules),
-            tuple(tuple(slots[slot][i] if slot in slots_of(kernels[i]) else None for slot in rule)
-                  for i, rule in enumerate(rules)),
-            held["_averages"] and tuple(held["_averages"]),
-            held["_accumulators"] and tuple(held["_accumulators"]),
-            tuple(-1 if i in excluded else self._index[self._decay_of(kernel)]
-                  for i, kernel in enumerate(kernels)),
-            tuple(float(self._factor(weight)) for weight in weights),
-            group_of_each(self.groups, names, weights), held["_held_waiting"], held, counts)
+    def _state_now(self):
+        """The state, with what the plan knows better of it."""
+        return self._state.but(waiting=self._waiting()) if self.built else self._state
 
-    def _rebind(self, waiting=None):
-        """Makes the plan anew after a change of which accumulators hold something."""
-        self._locked(self._rebind_now, waiting)
+    def _chosen_by_position(self):
+        """The same, in which bound weights that are excluded or grouped are given by their positions."""
+        state = self._state_now()
+        return state.numbered(self._weights) if self.built else state
 
-    def _rebind_now(self, waiting=None):
-        """Likewise, or after a change of what the plan depends on; by way of `_locked`."""
+    def _hold(self, state, counts=None):
+        """Takes over a state made elsewhere; the optimizer binds to the weights of its next step."""
+        self._unbind()
+        self._take({"_state": state}, counts)
+
+    def _rebind(self, state):
+        """Takes over a state for the weights that are bound, if some are; by way of `_locked`."""
         if self.built:
-            held = {name: self.__dict__[name] for name in HELD}
-            self._bind_arrays(self._weights, held | {
-                "_held_waiting": self._waiting_now() if waiting is None else waiting})
+            binding.bind(self, self._weights, state)
+        else:
+            self._hold(state)
 
     def _fill_late_slots(self):
         """Starts the late slots from what the weights and the learning rate are now."""
-        groups = group_of_each(self.groups, self._names, self._weights)
+        groups = self._state.group_of_each(self._names, self._weights)
         for slot in self.late_slots:
             for array, weight, group in zip(self._slots[slot], self._weights, groups, strict=True):
                 array[...] = self._initial(slot, weight, group)
-
-    def _waiting_now(self):
-        return self._waiting() if self.built else self._held_waiting
-
-    def _slot(self, slot, k, weights, kept, groups, old):
-        """New arrays for a slot, None where it is not kept: with what is held for it from before, or initial."""
-        held = [None if before is None else self._slots.get(slot, {before: None})[before] for before in old]
-        if slot in self.scratch_slots and [None if array is None else array.strides for array in held] == [
-                weight.strides if keep else None for weight, keep in zip(weights, kept, strict=True)]:
-            return held
-        some = [weight for weight, keep in zip(weights, kept, strict=True) if keep]
-        new = iter(memory.like(some, k, [self._slot_shape(slot, weight) for weight in some]))
-        arrays = [next(new) if keep else None for keep in kept]
-        for array, weight, group, before in zip(arrays, weights, groups, held, strict=True):
-            if array is not None:
-                array[...] = self._initial(slot, weight, group) if before is None else before
-        return arrays
-
-    def _adopted(self, kernels, slots):
-        """Given slots, checked: all but those that are scratch must be there."""
-        used = {slot for kernel in kernels for slot in slots_of(kernel)}
-        needed = used.difference(self.scratch_slots)
-        if not needed <= set(slots) <= used:
-            raise ValueError(f"slots: expected {sorted(needed)}, got {sorted(slots)}")
-        for name, arrays in slots.items():
-            if len(arrays) != len(kernels):
-                raise ValueError(f"slots[{name!r}]: expected {len(kernels)} arrays, one per weight, "
-                                 f"got {len(arrays)}")
-            for i, (array, kernel) in enumerate(zip(arrays, kernels, strict=True)):
-                if array is None and name in slots_of(kernel):
-                    raise ValueError(f"slots[{name!r}][{i}]: expected an array, got None")
-        return {name: list(arrays) for name, arrays in slots.items()}
-
-    @staticmethod
-    def _carry(weights, old, held, k, initial):
-        """New arrays, number `k` of each weight: with what is held for it from before, or initial(i)."""
-        arrays = memory.like(weights, k)
-        for i, (array, before) in enumerate(zip(arrays, old, strict=True)):
-            array[...] = initial(i) if before is None or held is None else held[before]
-        return arrays
-
-    def _match(self, names, weights, kernels, may_add):
-        """For each weight the index of the one whose slots it takes over, or None."""
-        held = self._held_shapes
-        if not held:
-            return [None] * len(weights)
-        if names and self._held_names:
-            lost = [name for name in self._held_names if name not in names]
-            if lost:
-                raise ValueError(f"params has no entry {lost[0]!r}, whose slots the optimizer holds")
-            where = {name: i for i, name in enumerate(self._held_names)}
-            old = [where.get(name) for name in names]
-        else:
-            if len(weights) < len(held):
-                raise ValueError(f"the optimizer holds slots for {len(held)} weights, "
-                                 f"params has {len(weights)}")
-            old = [i if i < len(held) else None for i in range(len(weights))]
-        if not may_add and None in old:
-            raise ValueError(f"the optimizer holds slots for {len(held)} weights, params has "
-                             f"{len(weights)}: call build(params) to add weights")
-        for i, k in enumerate(old):
-            label = f"params[{names[i] if names else i!r}]"
-            if k is None:
-                continue
-            if held[k] != (weights[i].shape, weights[i].dtype):
-                raise ValueError(f"{label}: expected shape {held[k][0]} and dtype {held[k][1]}, like the slots "
-                                 f"the optimizer holds, got {weights[i].shape} and {weights[i].dtype}")
-            lacking = [slot for slot in slots_of(kernels[i]) if slot not in self.scratch_slots
-                       and (slot not in self._slots or self._slots[slot][k] is None)]
-            if lacking:
-                raise ValueError(f"{label}: the optimizer holds no slot {lacking[0]!r} for it, "
-                                 "which its arguments need")
-        return old
 
     # ------------------------------------------------------------------- choosing weights
 
@@ -459,16 +327,9 @@ class Optimizer(_core.Optimizer):
             >>> opt.exclude_from_weight_decay(var_names=["bias"])
             >>> opt.build({"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)})
         """
-        self._locked(self._exclude, weights_or_patterns("exclude_from_weight_decay", [*(var_list or ()), *(
-            [var_names] if isinstance(var_names, str) else var_names or ())]))
-
-    def _exclude(self, excluded):
-        before, self._excluded = self._excluded, excluded
-        try:
-            self._rebind_now()
-        except BaseException:
-            self._excluded = before
-            raise
+        excluded = Selection.of("exclude_from_weight_decay", [*(var_list or ()), *(
+            [var_names] if isinstance(var_names, str) else var_names or ())])
+        self._locked(lambda: self._rebind(self._state_now().but(excluded=excluded)))
 
     # ---------------------------------------------------------------------------- stepping
 
@@ -505,33 +366,10 @@ class Optimizer(_core.Optimizer):
             raise ValueError(f"{self.name} keeps no averages: construct it with use_ema=True")
         return self._averages
 
-    def _bound(self, params):
-        """The bound weights, after a check that `params`, if given, are the same."""
-        if not self.built:
-            raise ValueError("the optimizer is not built: it has no weights yet")
-        if params is None:
-            return self._weights
-        names, weights = _core.weights_of(params)
-        if len(weights) != len(self._weights):
-            raise ValueError(f"params has {len(weights)} entries, the optimizer {len(self._weights)}")
-        for i, (weight, bound) in enumerate(zip(weights, self._weights, strict=True)):
-            if weight.size and _core.address(weight) != _core.address(bound):
-                raise ValueError(f"params[{names[i] if names else i!r}] is not the weight the optimizer "
-                                 "was built with")
-        return self._weights
-
     def finalize_variable_values(self, params=None):
         """Puts the averages into the weights, with `use_ema`; as Keras does at the end of `fit`."""
-        weights = self._bound(params)
+        averages.finalize(self, params)
 
-        def put():
-            for weight, average in zip(weights, self._averages, strict=True):
-                weight[...] = average
-
-        if self.use_ema:
-            self._locked(put)
-
-    @contextlib.contextmanager
     def averaged(self, params=None):
         """Within it the weights hold their averages, for evaluation; afterwards what they held before.
 
@@ -549,31 +387,7 @@ class Optimizer(_core.Optimizer):
             >>> w
             array([0.], dtype=float32)
         """
-        weights = self._bound(params)
-
-        def put(values):
-            for weight, value in zip(weights, values, strict=True):
-                weight[...] = value
-
-        def enter():
-            averages, kept = self._evaluation_weights(weights), [weight.copy() for weight in weights]
-            self._evaluating += 1
-            try:
-                put(averages)
-            except BaseException:
-                leave(kept)
-                raise
-            return kept
-
-        def leave(kept):
-            self._evaluating -= 1
-            put(kept)
-
-        kept = self._locked(enter)
-        try:
-            yield
-        finally:
-            self._locked(leave, kept)
+        return averages.averaged(self, params)
 
     # ---------------------------------------------------------------------- state and copies
 
@@ -615,12 +429,6 @@ class Optimizer(_core.Optimizer):
                                    for group in arguments["groups"]]
         return cls(**arguments)
 
-    def _positions(self, arrays):
-        """Arrays as positions of the bound weights, which a copy can keep."""
-        if not self.built:
-            return list(arrays)
-        return sorted(select("", arrays, (), self._names, self._weights))
-
     def save(self, path):
         """Writes a checkpoint that `optimc.load` continues from, bit for bit; see optimc.checkpoint.
 
@@ -649,41 +457,27 @@ class Optimizer(_core.Optimizer):
         """
         if not isinstance(state, dict) or "tensors" not in state:
             raise TypeError("state: expected what state_dict gave")
-        twin = type(self).__new__(type(self))
-        twin.__setstate__({**self._locked(self._state, lambda values: values), "slots": {}, "shapes": ()})
-        with taking_over("state"):
-            import_all(twin, state, {name: np.array(array) for name, array in state["tensors"].items()})
-        self._locked(self._swap_state, twin)
+        self._locked(self._load, state)
 
-    def _swap_state(self, twin):
-        """Takes over the state of a twin that is not built, moved to this optimizer's weights, if it has some."""
-        weights, names = self._weights, self._names
-        if weights is not None:
-            params = weights if names is None else dict(zip(names, weights, strict=True))
-            twin._build(params)
-        held = {name: twin.__dict__[name] for name in HELD}
-        counts = twin._calls, twin._skipped, twin._get_running()
-        if weights is None:
-            self._take(held, counts)
-        else:
-            self._bind_arrays(weights, held, counts)
+    def _load(self, description):
+        with taking_over("state"):
+            tensors = {name: np.array(array) for name, array in description["tensors"].items()}
+            loaded, counts = self._imported(description, tensors)
+            refuse_left(tensors)
+        own = self._chosen_by_position()
+        if not self.built:
+            self._hold(loaded.but(excluded=own.excluded, grouped=own.grouped), counts)
+            return
+        names, weights = self._names, self._weights
+        carried = binding.carried(self, loaded, names, weights)
+        binding.bind(self, weights, carried.but(excluded=own.excluded, grouped=own.grouped), counts)
 
     def _describe(self, taken=lambda array: array):
         """The state as plain values, and its arrays, as `taken`, by name."""
-        tensors = {f"{what}/{i}": taken(array) for what, arrays in
-                   ({slot: arrays for slot, arrays in self._slots.items() if slot not in self.scratch_slots}
-                    | {AVERAGE: self._averages or (),
-                       ACCUMULATOR: self._accumulators or ()}).items()
-                   for i, array in enumerate(arrays) if array is not None}
-        return {
-            "class_name": type(self).__name__,
-            "calls": self._calls, "skipped": self.skipped_steps,
-            "running": plain_running(self._get_running()),
-            "names": self._held_names and list(self._held_names),
-            "shapes": [[list(shape), np.dtype(dtype).name] for shape, dtype in self._held_shapes],
-            "waiting": list(self._waiting_now()),
-            "slots": [slot for slot in self._slots if slot not in self.scratch_slots],
-        }, tensors
+        state = self._state_now().without(self.scratch_slots)
+        return {"class_name": type(self).__name__, "calls": self._calls, "skipped": self.skipped_steps,
+                "running": plain_running(self._get_running()), **state.description()}, \
+            {name: taken(array) for name, array in state.tensors().items()}
 
     def _export(self):
         """The configuration and state as plain values, and the live arrays by name; for a checkpoint."""
@@ -691,70 +485,34 @@ class Optimizer(_core.Optimizer):
             if callable(value) and not schedules.is_schedule(value):
                 raise ValueError(f"{name} comes from a function, which a checkpoint cannot hold: use a schedule")
         description, tensors = self._describe()
-        excluded = [self._positions(self._excluded[0]), list(self._excluded[1])]
-        return {**description, "config": self.get_config(), "excluded": excluded}, tensors
+        excluded = self._chosen_by_position().excluded
+        return {**description, "config": self.get_config(),
+                "excluded": [list(excluded.arrays), list(excluded.patterns)]}, tensors
+
+    def _imported(self, description, tensors):
+        """A state, and counts for it, from what `_describe` gave, whose arrays it takes out of `tensors`."""
+        if description["class_name"] != type(self).__name__:
+            raise ValueError(f"state of {description['class_name']}, not of {type(self).__name__}")
+        counts = [_count_of(description, key) for key in ("calls", "skipped")]
+        running = running_from(self.rule, description["running"])
+        self._check_running(running)
+        return State.from_description(description, tensors, self._slot_shape, self.use_ema, bool(
+            self.gradient_accumulation_steps)), (*counts, running)
 
     def _import(self, description, tensors):
         """Takes over what `_export` gave, emptying `tensors`; raises before it changes anything."""
-        if description["class_name"] != type(self).__name__:
-            raise ValueError(f"state of {description['class_name']}, not of {type(self).__name__}")
-        calls, skipped = (_count_of(description, key) for key in ("calls", "skipped"))
-        shapes = tuple(shape_of(*entry) for entry in description["shapes"])
-        n, names = len(shapes), description["names"]
-        if names is not None and (len(names) != n or not all(isinstance(name, str) for name in names)):
-            raise ValueError("names: expected one per weight")
-        waiting = tuple(map(bool, description["waiting"]))
-        if len(waiting) not in (0, n):
-            raise ValueError("waiting: expected one per weight")
-        kept = [(AVERAGE, self.use_ema), (ACCUMULATOR, bool(self.gradient_accumulation_steps))]
-        wanted = [*((slot, True) for slot in description["slots"]), *kept]
-        held = {}
-        for what, expected in wanted:
-            held[what] = [tensors.get(f"{what}/{i}") for i in range(n)]
-            for i, array in enumerate(held[what]):
-                like = np.broadcast_to(np.empty((), shapes[i][1]), shapes[i][0])        # takes no memory
-                _check_part(what, i, array, self._slot_shape(what, like), like.dtype, expected,
-                            what in description["slots"])
-        self._set_running(running_from(self.rule, description["running"]))
-        for what, _ in wanted:
-            for i in range(n):
-                tensors.pop(f"{what}/{i}", None)
+        state, counts = self._imported(description, tensors)
+        excluded = self._state.excluded
         if "excluded" in description:
             positions, patterns = description["excluded"]
-            self._excluded = weights_or_patterns("excluded", [*positions, *patterns])
-        self._slots = {slot: held[slot] for slot in description["slots"]}
-        self._averages = held[AVERAGE] if self.use_ema and n else None
-        self._accumulators = held[ACCUMULATOR] if self.gradient_accumulation_steps and n else None
-        self._held_names, self._held_shapes = names and tuple(names), shapes
-        self._held_waiting, self._calls, self._skipped = waiting, calls, skipped
+            excluded = Selection.of(excluded.label, [*positions, *patterns])
+        self._hold(state.but(excluded=excluded, grouped=self._state.grouped), counts)
 
-    def _state(self, duplicate):
-        """Everything a copy needs; taken between two steps, by way of `_locked`."""
-        known = {*self._arguments, *HELD, "groups", "_rooms", "_excluded"}
-        return {
-            "arguments": duplicate(self._given()),
-            "groups": [duplicate(group.given(self._positions(group.arrays))) for group in self.groups],
-            "excluded": (self._positions(self._excluded[0]), self._excluded[1]),
-            "attributes": duplicate({k: v for k, v in self.__dict__.items() if k not in known}),
-            "calls": self._calls, "skipped": self.skipped_steps, "running": self._get_running(),
-            "names": self._names or self._held_names, "waiting": self._waiting_now(),
-            "shapes": self._held_shapes,
-            "slots": {slot: [None if array is None else np.array(array) for array in arrays]
-                      for slot, arrays in self._slots.items() if slot not in self.scratch_slots},
-            "averages": self._averages and [np.array(array) for array in self._averages],
-            "accumulators": self._accumulators and [np.array(array) for array in self._accumulators],
-        }
-
-    def __setstate__(self, state):
-        Optimizer.__init__(self, **state["arguments"], groups=state["groups"])
-        self.__dict__.update(state["attributes"])
-        self._calls, self._skipped = state["calls"], state["skipped"]
-        self._set_running(running_from(self.rule, state["running"]))
-        self._excluded = state["excluded"]
-        self._slots, self._averages, self._accumulators = (
-            state["slots"], state["averages"], state["accumulators"])
-        self._held_names, self._held_shapes, self._held_waiting = (
-            state["names"], state["shapes"], state["waiting"])
+    def __setstate__(self, picture):
+        Optimizer.__init__(self, **picture["arguments"], groups=picture["groups"])
+        self.__dict__.update(picture["attributes"])
+        self._hold(copies.state_of(picture).but(grouped=self._state.grouped),
+                   (picture["calls"], picture["skipped"], running_from(self.rule, picture["running"])))
 
     def _scalar_names(self):
         """Names of the rule's scalars, in the order of its row."""
@@ -770,27 +528,15 @@ class Optimizer(_core.Optimizer):
         self._set_running(tuple({**one, "scalars": scalars} if group in (None, k) else one
                                 for k, one in enumerate(self._get_running())))
 
-    def _hold(self, names, weights, slots, averages, accumulators, waiting, calls):
-        """Takes over state made elsewhere; the optimizer binds to the weights of its next step."""
-        self._slots, self._averages, self._accumulators = slots, averages, accumulators
-        self._held_names = names and tuple(names)
-        self._held_shapes = tuple((weight.shape, weight.dtype) for weight in weights)
-        self._held_waiting, self._calls = (waiting,) * len(weights), calls
-
     def __reduce__(self):
-        state = self._locked(self._state, lambda values: values)
-        for arguments in (state["arguments"], *state["groups"]):
-            for name, value in arguments.items():
-                if callable(value) and "<" in getattr(value, "__qualname__", ""):
-                    raise pickle.PicklingError(
-                        f"{name} is {value.__qualname__}, which cannot be pickled: use a schedule or a "
-                        "function defined in a module")
-        return type(self).__new__, (type(self),), state
+        picture = self._locked(copies.picture, self, lambda values: values)
+        copies.check_picklable(picture)
+        return type(self).__new__, (type(self),), picture
 
     def __deepcopy__(self, memo):
         other = type(self).__new__(type(self))
         memo[id(self)] = other
-        other.__setstate__(self._locked(self._state, lambda values: copy.deepcopy(values, memo)))
+        other.__setstate__(self._locked(copies.picture, self, lambda values: copy.deepcopy(values, memo)))
         return other
 
     def __copy__(self):
@@ -811,16 +557,3 @@ def _count_of(description, key):
     if type(value) is not int or not 0 <= value < 2 ** 62:
         raise ValueError(f"{key}: expected a count, got {value!r}")
     return value
-
-
-def _check_part(what, i, array, shape, dtype, expected, is_slot):
-    """Whether a stored array is what a weight can have, in this shape, for a slot, average or accumulator."""
-    if array is None:
-        if expected and not is_slot:
-            raise ValueError(f"tensor '{what}/{i}' is missing")
-        return
-    if not expected:
-        raise ValueError(f"tensor '{what}/{i}' belongs to nothing")
-    if array.dtype != dtype or array.shape != shape:
-        raise ValueError(f"tensor '{what}/{i}': expected shape {shape} and dtype {dtype}, got {array.shape} and "
-                         f"{array.dtype}")

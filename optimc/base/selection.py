@@ -3,13 +3,83 @@
 Weights are listed as arrays, as positions, or as regular expressions for their names.
 """
 
+import dataclasses
 import re
+from typing import Any
 
 import numpy as np
 
 from optimc import _core
 from optimc.base.arguments import Value, likely, plain
 from optimc.base.rules import WHOLE
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Selection:
+    """Some weights: those that are listed, as arrays or positions, and those whose names match a pattern.
+
+    `label` is what errors call the selection.
+    """
+
+    label: str
+    arrays: tuple[Any, ...] = ()
+    patterns: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, label, entries):
+        """A selection from a list of weights, positions and regular expressions."""
+        arrays, patterns = [], []
+        if not isinstance(entries, (list, tuple)):
+            raise TypeError(f"{label}: expected a list, got {type(entries).__name__}")
+        for entry in entries:
+            if isinstance(entry, str):
+                try:
+                    re.compile(entry)
+                except re.error as error:
+                    raise ValueError(f"{label}: {entry!r} is not a regular expression: {error}") from None
+                patterns.append(entry)
+            elif isinstance(entry, np.ndarray) or (isinstance(entry, int) and not isinstance(entry, bool)):
+                arrays.append(entry)
+            else:
+                raise TypeError(f"{label}: expected names or weights, got {type(entry).__name__}")
+        return cls(label, tuple(arrays), tuple(patterns))
+
+    def find(self, names, weights):
+        """The positions of the selected weights.  Raises if an entry selects none."""
+        if self.patterns and names is None:
+            raise ValueError(f"{self.label}: {self.patterns[0]!r} is matched against names, but the weights have "
+                             "none: pass a dict")
+        chosen = self._listed(weights)
+        for pattern in self.patterns:
+            matches = [i for i, name in enumerate(names) if re.search(pattern, name)]
+            if not matches:
+                raise ValueError(f"{self.label}: {pattern!r} matches none of the weights {', '.join(names)}")
+            chosen.update(matches)
+        return chosen
+
+    def _listed(self, weights):
+        """The positions of the weights that are listed."""
+        where = {_core.address(weight): i for i, weight in enumerate(weights) if weight.size}
+        chosen = set()
+        for k, array in enumerate(self.arrays):
+            position = array
+            if isinstance(array, np.ndarray):           # an empty one may share its address with others
+                position = where.get(_core.address(array)) if array.size else next(
+                    (i for i, weight in enumerate(weights) if weight is array), None)
+            if position is None or not 0 <= position < len(weights):
+                said = f"entry {k}" if isinstance(array, np.ndarray) else f"entry {k}, {array},"
+                raise ValueError(f"{self.label}: {said} is not one of the {len(weights)} weights")
+            chosen.add(position)
+        return chosen
+
+    def numbered(self, weights):
+        """The same selection with positions for arrays."""
+        return dataclasses.replace(self, arrays=tuple(sorted(self._listed(weights)))) if self.arrays else self
+
+    def renumbered(self, now):
+        """The same selection after a weight at position k has moved to now[k], if that is known."""
+        return dataclasses.replace(self, arrays=tuple(now.get(entry, entry) if isinstance(entry, int) else entry
+                                                      for entry in self.arrays))
 
 
 class Group:
@@ -30,13 +100,19 @@ class Group:
         params = overrides["params"]
         self._optimizer = optimizer
         self.label = label
-        self.arrays, self.patterns = weights_or_patterns(label, [params] if isinstance(params, str) else params)
         self._own = []
+        selection = Selection.of(label, [params] if isinstance(params, str) else params)
         for name in values:
             self._check(name)
         self._k = optimizer._add_group()
+        optimizer._hold(optimizer._state.but(grouped=(*optimizer._state.grouped, selection)))
         for name, value in values.items():
             self._set(name, value)
+
+    @property
+    def selection(self):
+        """The weights that are in the group."""
+        return self._optimizer._state.grouped[self._k - 1]
 
     def _check(self, name):
         if not isinstance(self._optimizer._arguments.get(name), Value) or name in WHOLE:
@@ -58,71 +134,17 @@ class Group:
 
     def given(self, arrays):
         """The group as the constructor takes it."""
-        return {"params": [*arrays, *self.patterns],
+        return {"params": [*arrays, *self.selection.patterns],
                 **{name: self._optimizer._get_value(self._k, self._optimizer._index[name])
                    for name in self._own}}
 
     def get_config(self):
         """The group as plain values; weights as their positions, once the optimizer is built."""
-        positions = self._optimizer._positions(self.arrays)
+        positions = self._optimizer._chosen_by_position().grouped[self._k - 1].arrays
         if any(isinstance(entry, np.ndarray) for entry in positions):
             raise ValueError(f"{self.label}: a list of weights can be stored only once the optimizer is built")
         return {name: plain(value) for name, value in self.given(positions).items()}
 
     def __repr__(self):
         values = ", ".join(f"{name}={self[name]!r}" for name in self._own)
-        return f"<group of {len(self.arrays)} weights and {list(self.patterns)}: {values}>"
-
-
-def weights_or_patterns(what, entries):
-    """A list of weights (or positions) and regular expressions, apart."""
-    arrays, patterns = [], []
-    if not isinstance(entries, (list, tuple)):
-        raise TypeError(f"{what}: expected a list, got {type(entries).__name__}")
-    for entry in entries:
-        if isinstance(entry, str):
-            try:
-                re.compile(entry)
-            except re.error as error:
-                raise ValueError(f"{what}: {entry!r} is not a regular expression: {error}") from None
-            patterns.append(entry)
-        elif isinstance(entry, np.ndarray) or (isinstance(entry, int) and not isinstance(entry, bool)):
-            arrays.append(entry)
-        else:
-            raise TypeError(f"{what}: expected names or weights, got {type(entry).__name__}")
-    return tuple(arrays), tuple(patterns)
-
-
-def select(what, arrays, patterns, names, weights):
-    """Positions of the weights that are one of `arrays` (or positions), or match one of `patterns`."""
-    if patterns and names is None:
-        raise ValueError(f"{what}: {patterns[0]!r} is matched against names, but the weights have none: "
-                         "pass a dict")
-    where = {_core.address(weight): i for i, weight in enumerate(weights) if weight.size}
-    chosen = set()
-    for k, array in enumerate(arrays):
-        position = array
-        if isinstance(array, np.ndarray):           # an empty one may share its address with others
-            position = where.get(_core.address(array)) if array.size else next(
-                (i for i, weight in enumerate(weights) if weight is array), None)
-        if position is None or not 0 <= position < len(weights):
-            said = f"entry {k}" if isinstance(array, np.ndarray) else f"entry {k}, {array},"
-            raise ValueError(f"{what}: {said} is not one of the {len(weights)} weights")
-        chosen.add(position)
-    for pattern in patterns:
-        matches = [i for i, name in enumerate(names) if re.search(pattern, name)]
-        if not matches:
-            raise ValueError(f"{what}: {pattern!r} matches none of the weights {', '.join(names)}")
-        chosen.update(matches)
-    return chosen
-
-
-def group_of_each(all_groups, names, weights):
-    groups = [0] * len(weights)
-    for k, group in enumerate(all_groups, 1):
-        for i in select(group.label, group.arrays, group.patterns, names, weights):
-            if groups[i]:
-                raise ValueError(f"params[{names[i] if names else i!r}] is in "
-                                 f"{all_groups[groups[i] - 1].label} and {group.label}")
-            groups[i] = k
-    return tuple(groups)
+        return f"<group of {len(self.selection.arrays)} weights and {list(self.selection.patterns)}: {values}>"

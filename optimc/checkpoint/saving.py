@@ -72,5 +72,10 @@ def taking_over(what):
 def import_all(optimizer, description, tensors):
     """An optimizer takes over a state, all of it."""
     optimizer._import(description, tensors)
+    refuse_left(tensors)
+
+
+def refuse_left(tensors):
+    """Refuses tensors that no state has taken."""
     if tensors:
         raise ValueError(f"tensor {next(iter(tensors))!r} belongs to nothing")

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from optimc.base import memory
+from optimc.base.selection import Selection
 from optimc.keras.backends import backend
 
 
@@ -46,7 +47,8 @@ class Stepper:
             return False
         inner, layout = self.inner, self.layout
         weights, averages, accumulators, slots = layout.split(arrays)
-        inner._excluded = (tuple(self._excluded()), ())
+        excluded = Selection.of("exclude_from_weight_decay", self._excluded())
+        inner._hold(inner._chosen_by_position().but(excluded=excluded))
         inner.build(dict(zip(layout.names, weights, strict=True)), slots=slots,
                     averages=averages if inner.use_ema else None,
                     accumulators=accumulators if inner.gradient_accumulation_steps else None)
@@ -66,7 +68,8 @@ class Stepper:
             inner._calls = calls
             steps = inner.gradient_accumulation_steps
             if steps:
-                inner._rebind(tuple(calls % steps != 0 and bool(held.any()) for held in inner._accumulators))
+                waiting = tuple(calls % steps != 0 and bool(held.any()) for held in inner._accumulators)
+                inner._locked(lambda: inner._rebind(inner._state_now().but(waiting=waiting)))
                 self._prepare()
         if rate is not None:
             rate = float(rate.value if isinstance(rate, keras.Variable) else rate)

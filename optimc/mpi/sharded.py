@@ -12,6 +12,7 @@ import numpy as np
 from mpi4py import MPI
 
 from optimc import _core
+from optimc.base import averages
 from optimc.base.arguments import LOW_OPEN, check_bool, count, unzip
 from optimc.base.optimizer import Optimizer
 from optimc.base.wrapper import Wrapper
@@ -227,7 +228,8 @@ class Sharded(Wrapper):
         values = [local._current(group, k) for group in range(len(local.groups) + 1)
                   for k in range(len(local._index))]
         options = (local._check_finite, local._steps, local._overwrite, local._cautious, local._coupled,
-                   local._maximize, local._excluded, [(group.arrays, group.patterns) for group in local.groups])
+                   local._maximize, [(chosen.arrays, chosen.patterns)
+                                    for chosen in (local._state.excluded, *local._state.grouped)])
         return [Fact("has done other steps", local._calls),
                 Fact("has gradients for other weights", zlib.crc32(bytes(taken))),
                 Fact("has other hyperparameters", zlib.crc32(repr((values, options)).encode()))]
@@ -300,7 +302,7 @@ class Sharded(Wrapper):
         """Puts the averages into the weights, with `use_ema`, on all ranks."""
         error = None
         try:
-            self._share.whole._bound(params)
+            averages.bound(self._share.whole, params)
         except Exception as caught:
             error = caught
         self._team.agree("finalize", error)
@@ -314,7 +316,7 @@ class Sharded(Wrapper):
         error, kept = None, ()
         with contextlib.ExitStack() as stack:
             try:
-                kept = [(weight, weight.copy()) for weight in self._share.whole._bound(params)]
+                kept = [(weight, weight.copy()) for weight in averages.bound(self._share.whole, params)]
                 stack.enter_context(self._local.averaged())
             except Exception as caught:
                 error = caught

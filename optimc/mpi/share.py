@@ -8,8 +8,9 @@ import copy
 import numpy as np
 
 from optimc import _core
+from optimc.base import state as states
 from optimc.base.rules import slots_of
-from optimc.base.selection import select
+from optimc.base.selection import Selection
 from optimc.mpi.layout import CUTS, Layout, Like, flat
 from optimc.optimizers import SGD
 
@@ -41,17 +42,13 @@ class Share:
 
     def before_build(self):
         """Returns what `undo_build` needs."""
-        return self.layout, [(optimizer._before_build() | {"_held_waiting": optimizer._waiting_now()},
-                              optimizer._weights) for optimizer in (self.whole, self.local)]
+        return self.layout, self.whole._mark(), self.local._mark()
 
     def undo_build(self, before):
         """Puts the share back to where it was at `before_build`."""
-        self.layout, states = before
-        for optimizer, (held, weights) in zip((self.whole, self.local), states, strict=True):
-            optimizer._unbind()
-            optimizer._undo_build(held)
-            if weights is not None:
-                optimizer._bind_arrays(weights, held)
+        self.layout, whole, local = before
+        self.whole._undo_build(whole)
+        self.local._undo_build(local)
 
     def build(self, params):
         """Builds both optimizers; the first time, cuts the weights.  Returns names (or None) and likes of weights."""
@@ -68,11 +65,8 @@ class Share:
         kernels = local._kernels(names, weights)
         self.slot_names = list(dict.fromkeys(slot for kernel in kernels for slot in slots_of(kernel)
                                              if slot not in local.scratch_slots))
-        local._excluded = self.numbered(local._excluded[0]), local._excluded[1]
-        for group in local.groups:
-            group.arrays = self.numbered(group.arrays)
-        if fresh and local._held_shapes:
-            self._keep_own_state(names)
+        state = local._state_now().numbered(weights)        # positions hold for the pieces too
+        local._hold(self._own_part(state, names) if fresh and state.likes else state)
         pieces = [layout.piece(i, low, high, flat(weights[i]))
                   for i, (low, high) in enumerate(layout.pieces(self.rank))]
         local.build(pieces if names is None else dict(zip(names, pieces, strict=True)))
@@ -99,23 +93,18 @@ class Share:
 
     def numbered(self, arrays):
         """Turns weights into their positions, which hold for the pieces too."""
-        whole = self.whole
-        return tuple(sorted(select("weights", arrays, (), whole._names, whole._weights)))
+        return Selection("weights", tuple(arrays)).numbered(self.whole._weights).arrays
 
-    def _keep_own_state(self, names):
+    def _own_part(self, state, names):
         """Cuts the state that the optimizer came with down to this rank's pieces."""
-        local, layout = self.local, self.layout
-        if local._held_shapes != tuple((like.shape, like.dtype) for like in layout.likes) \
-                or (names and local._held_names and names != local._held_names):
+        layout = self.layout
+        if state.likes != tuple((like.shape, like.dtype) for like in layout.likes) \
+                or (names and state.names and names != state.names):
             raise ValueError("params: expected the weights, in their order, that the optimizer holds state for")
         pieces = layout.pieces(self.rank)
 
         def mine(arrays):
-            return arrays and [
-                copy.copy(layout.piece_of(i, *pieces[i], array)) if pieces[i][0] < pieces[i][1]
-                else np.empty(0, layout.likes[i].dtype) for i, array in enumerate(arrays)]
+            return [copy.copy(layout.piece_of(i, *pieces[i], array)) if pieces[i][0] < pieces[i][1]
+                    else np.empty(0, layout.likes[i].dtype) for i, array in enumerate(arrays)]
 
-        slots, waiting = {slot: mine(arrays) for slot, arrays in local._slots.items()}, local._waiting_now()
-        local._unbind()
-        local.__dict__.update(_slots=slots, _averages=mine(local._averages), _held_waiting=waiting,
-                              _accumulators=mine(local._accumulators), _held_shapes=layout.shapes(self.rank))
+        return state.mapped(mine).but(likes=tuple(states.Like(*entry) for entry in layout.shapes(self.rank)))
