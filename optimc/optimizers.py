@@ -639,6 +639,50 @@ class Lamb(Optimizer):
     scratch_slots = ("update",)
 
 
+class LARS(Optimizer):
+    """LARS (You et al., 2017, arXiv 1708.03888): momentum with a rate for each weight, for large batches.
+
+    rate = learning_rate trust_coefficient |w| / (|g| + weight_decay |w| + epsilon), with the norms of the whole
+    weight, or learning_rate if one of them is 0; velocity <- momentum velocity - rate (g + weight_decay w);
+    w <- w + velocity.  Weight decay is in the gradient and in the norm.  Two passes: over w, g and over w, g,
+    velocity.  Slots: `velocity`.  Biases and scales are often left out of both: a group for them with
+    trust_coefficient=0 and weight_decay=0 is plain momentum.
+
+    Args:
+        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        momentum: in [0, 1].
+        nesterov: look ahead along the velocity.
+        trust_coefficient: length of a step at learning_rate 1, as a share of the weight's; 0 leaves the rate at
+            learning_rate.
+        epsilon: >= 0.
+        joint_norm: the norm of g + weight_decay w instead of the sum of the two norms, as in optax.
+        coupled_weight_decay: False takes weight decay out of the gradient and of the norm, and decays the weight as
+            the other optimizers do.
+
+    Example:
+        >>> import numpy as np, optimc
+        >>> w = np.array([3.0, 4.0], np.float32)
+        >>> optimc.LARS(trust_coefficient=0.1).apply([np.array([6.0, -8.0], np.float32)], [w])
+        >>> w
+        array([2.7, 4.4], dtype=float32)
+    """
+
+    rule = "lars"
+    elementwise = False
+    learning_rate = Value(1.0)
+    momentum = fraction(0.9)
+    nesterov = Option(False)
+    trust_coefficient = Value(1e-3)
+    epsilon = Value(0.0)
+    joint_norm = Option(False, keyword_only=True)
+    coupled_weight_decay = Option(True, core="_coupled", fixed=False, keyword_only=True)
+    cautious = cautious()
+    styles = {"optax": {"joint_norm": True}}
+
+    def _kernel(self):
+        return "lars_nesterov" if self.nesterov else "lars"
+
+
 class Adafactor(Optimizer):
     """Adafactor (Shazeer & Stern, 2018, arXiv 1804.04235): a second moment from its row and column means.
 

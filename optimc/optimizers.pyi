@@ -5,8 +5,8 @@ from typing import Any
 from optimc.base.optimizer import Optimizer
 from optimc.schedules import Rate
 
-__all__ = ["ASGD", "SGD", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Adan",
-           "Ftrl", "Lamb", "Lion", "Nadam", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "Yogi"]
+__all__ = ["ASGD", "LARS", "SGD", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax",
+           "Adan", "Ftrl", "Lamb", "Lion", "Nadam", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "Yogi"]
 
 class SGD(Optimizer):
     @property
@@ -877,6 +877,66 @@ class Lamb(Optimizer):
         *,
         check_finite: str = 'propagate',
         coupled_weight_decay: bool = False,
+        maximize: bool = False,
+        style: str = 'keras',
+        groups: list[dict[str, Any]] | None = None,
+    ) -> None: ...
+
+class LARS(Optimizer):
+    @property
+    def learning_rate(self) -> float: ...
+    @learning_rate.setter
+    def learning_rate(self, value: Rate) -> None: ...
+    @property
+    def momentum(self) -> float: ...
+    @momentum.setter
+    def momentum(self, value: Rate) -> None: ...
+    @property
+    def nesterov(self) -> bool: ...
+    @nesterov.setter
+    def nesterov(self, value: bool) -> None: ...
+    @property
+    def trust_coefficient(self) -> float: ...
+    @trust_coefficient.setter
+    def trust_coefficient(self, value: Rate) -> None: ...
+    @property
+    def epsilon(self) -> float: ...
+    @epsilon.setter
+    def epsilon(self, value: Rate) -> None: ...
+    @property
+    def joint_norm(self) -> bool: ...
+    @joint_norm.setter
+    def joint_norm(self, value: bool) -> None: ...
+    @property
+    def coupled_weight_decay(self) -> bool: ...
+    @coupled_weight_decay.setter
+    def coupled_weight_decay(self, value: bool) -> None: ...
+    @property
+    def cautious(self) -> bool: ...
+    @cautious.setter
+    def cautious(self, value: bool) -> None: ...
+    def __init__(
+        self,
+        learning_rate: Rate = 1.0,
+        momentum: Rate = 0.9,
+        nesterov: bool = False,
+        trust_coefficient: Rate = 0.001,
+        epsilon: Rate = 0.0,
+        weight_decay: Rate | None = None,
+        clipnorm: Rate | None = None,
+        clipvalue: Rate | None = None,
+        global_clipnorm: Rate | None = None,
+        use_ema: bool = False,
+        ema_momentum: Rate = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Rate | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
+        joint_norm: bool = False,
+        coupled_weight_decay: bool = True,
+        cautious: bool = False,
+        check_finite: str = 'propagate',
         maximize: bool = False,
         style: str = 'keras',
         groups: list[dict[str, Any]] | None = None,

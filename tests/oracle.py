@@ -228,6 +228,25 @@ def lamb(w, g, slots, o, lr, t):
     return w - ratio * lane(lr) * u
 
 
+def lars_before_decay(w, g, o, decay):
+    """The weight's rate as a share of the learning rate's."""
+    lane = w.dtype.type
+    weight_norm = lane(math.sqrt(sum_of_squares(w)))
+    gradient_norm = lane(math.sqrt(sum_of_squares(g + decay * w if o.joint_norm else g)))
+    rate = lane(o.learning_rate)
+    if o.trust_coefficient > 0 and weight_norm > 0 and gradient_norm > 0:
+        added = lane(0) if o.joint_norm else decay * weight_norm
+        rate = rate * lane(o.trust_coefficient) * weight_norm / (gradient_norm + added + lane(o.epsilon))
+    return rate
+
+
+def lars(w, g, slots, o, lr, t):
+    lane = w.dtype.type
+    d = g * o.measured
+    slots["velocity"] = slots["velocity"] * lane(o.momentum) - d
+    return w + (slots["velocity"] * lane(o.momentum) - d if o.nesterov else slots["velocity"])
+
+
 def adafactor(w, g, slots, o, lr, t):
     lane = w.dtype.type
     beta_2, rate = lane(1 - math.pow(t, o.beta_2_decay)), lane(min(lr, 1 / math.sqrt(t)))

@@ -128,6 +128,10 @@ OPTAX = {       # our class -> [(our arguments, optax's function, its arguments)
     "RAdam": [({"learning_rate": 0.01, "epsilon": 1e-3}, "radam", {"learning_rate": 0.01, "eps": 1e-3})],
     "Yogi": [({"learning_rate": 0.01}, "yogi", {"learning_rate": 0.01})],
     "AdaBelief": [({"learning_rate": 0.01}, "adabelief", {"learning_rate": 0.01})],
+    "LARS": [({}, "lars", {"learning_rate": 1.0}),
+             ({"weight_decay": 0.1, "nesterov": True, "trust_coefficient": 0.01, "momentum": 0.5}, "lars",
+              {"learning_rate": 1.0, "weight_decay": 0.1, "nesterov": True, "trust_coefficient": 0.01,
+               "momentum": 0.5})],
 }
 OPTAX_CASES = [(name, *row) for name, rows in OPTAX.items() for row in rows]
 

@@ -41,6 +41,8 @@ PASSES: dict[str, tuple[Pass, ...] | None] = {
     "asgd": (Pass(("g",), ("w", "average"), 0, 0, 0),),
     "adan": (Pass(("g",), ("w", "m", "v", "n", "previous"), 1, 1, 0),),
     "lamb": (Pass(("g", "w"), ("m", "v", "update"), 1, 3, 0), Pass(("update",), ("w",), 0, 0, 0)),
+    "lars": (Pass(("g", "w"), (), 0, 0, 0), Pass(("g",), ("w", "velocity"), 0, 0, 0)),
+    "lars_nesterov": (Pass(("g", "w"), (), 0, 0, 0), Pass(("g",), ("w", "velocity"), 0, 0, 0)),
     "adafactor": None,
     "adafactor_vector": (Pass(("g", "w"), ("velocity",), 1, 1, 0), Pass(("g", "velocity"), ("w",), 1, 2, 0)),
     "muon": None,
