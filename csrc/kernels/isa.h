@@ -6,6 +6,8 @@
 
 enum { MAX_ISAS = 8 };
 
+extern const struct isa optimc_isa_baseline, optimc_isa_avx2, optimc_isa_avx512;
+
 /* Fills `found` with the ISAs this machine can run, slowest first, and returns how many. */
 size_t optimc_isas(const struct isa *found[MAX_ISAS]);
 

@@ -24,7 +24,8 @@ enum type { TYPE_F32, TYPE_F64, TYPE_F16, TYPE_BF16, TYPE_LONG_DOUBLE, TYPE_OTHE
      MEASURED      MEASURE and SETTLE of the rule come before the kernel
      FACTORED      its second moment is the product of SLOT_1, means of rows, and SLOT_2, means of columns
      NO_GRADIENT   its rule does not read the gradient, which MEASURE has used up
-     DECAYS_LATE   weight decay comes after MEASURE, which may ask COEFS for step->decay; for others it comes before */
+     DECAYS_LATE   weight decay comes after MEASURE, which may ask COEFS for step->decay; for others it comes
+                   before */
 enum { PLAIN = 0, MOMENTUM = 1, NESTEROV = 2, CENTERED = 4, AMSGRAD = 8, ANY_POWER = 16, MEASURED = 32,
     FACTORED = 64, NO_GRADIENT = 128, DECAYS_LATE = 256 };
 enum { NO_SLOT = 0, SLOT_0 = 1, SLOT_1 = 2, SLOT_2 = 4, SLOT_3 = 8 };
@@ -95,7 +96,5 @@ struct isa {
     struct table_f32 f32;
     struct table_f64 f64;
 };
-
-extern const struct isa optimc_isa_baseline, optimc_isa_avx2, optimc_isa_avx512;
 
 #endif

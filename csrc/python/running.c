@@ -113,7 +113,8 @@ static int find_number(PyObject *numbers, PyObject *name, double *number, Py_ssi
 /* Reads the entry of a group. */
 static int read_group(const Optimizer *self, PyObject *one, size_t group, double *products, double *scalars)
 {
-    PyObject *by_name = numbers_of(one, "products", group), *kept = by_name ? numbers_of(one, "scalars", group) : NULL;
+    PyObject *by_name = numbers_of(one, "products", group);
+    PyObject *kept = by_name ? numbers_of(one, "scalars", group) : NULL;
     if (!kept)
         return -1;
     Py_ssize_t found = 0, found_scalars = 0;
@@ -125,7 +126,8 @@ static int read_group(const Optimizer *self, PyObject *one, size_t group, double
     for (Py_ssize_t k = 0; k < n_scalars(self); k++)
         if (find_number(kept, PyTuple_GET_ITEM(self->scalars, k), &scalars[k], &found_scalars) < 0)
             return -1;
-    if (found == PyDict_GET_SIZE(by_name) && found_scalars == PyDict_GET_SIZE(kept) && found_scalars == n_scalars(self))
+    if (found == PyDict_GET_SIZE(by_name) && found_scalars == PyDict_GET_SIZE(kept)
+        && found_scalars == n_scalars(self))
         return 0;
     PyErr_Format(PyExc_ValueError, "running[%zu]: expected products of the rule's hyperparameters and its scalars, "
         "got %R", group, one);
