@@ -18,6 +18,9 @@ compiler: str
 rules: dict[str, tuple[_Names, _Names, _Names, _Names]]
 MAX_SLOTS: int
 SUM_BLOCK: int
+NO_GRADIENTS: int
+CHECKED: int
+NOT_AS_PLANNED: int
 kernels: dict[str, tuple[int, str, int]]
 
 def set_num_threads(threads: int, /) -> None: ...

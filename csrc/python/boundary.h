@@ -179,6 +179,10 @@ void optimc_end_step(Optimizer *self, int ran);
 void optimc_drop_gradients(Optimizer *self);
 
 /* tensors.c, transaction.c, shares.c: other ways to step. */
+
+/* The results of a step over tensors; Python knows them by these names. */
+enum { NO_GRADIENTS, CHECKED, NOT_AS_PLANNED };
+
 extern PyMethodDef optimc_tensors_methods[], optimc_transaction_methods[], optimc_shares_methods[];
 extern PyMethodDef optimc_transaction_functions[];
 int optimc_note_started(Optimizer *self, PyObject *started, int ready);

@@ -208,7 +208,8 @@ static int core_exec(PyObject *module)
     PyObject *isas = isa_names();
     const int failed = !isas || PyModule_AddObjectRef(module, "isas", isas)
         || PyModule_AddIntMacro(module, MAX_SLOTS)
-        || PyModule_AddIntMacro(module, SUM_BLOCK)
+        || PyModule_AddIntMacro(module, SUM_BLOCK) || PyModule_AddIntMacro(module, NO_GRADIENTS)
+        || PyModule_AddIntMacro(module, CHECKED) || PyModule_AddIntMacro(module, NOT_AS_PLANNED)
         || PyModule_AddStringConstant(module, "isa", state_of(module)->isa->name)
         || PyModule_AddStringConstant(module, "compiler", optimc_compiler());
     Py_XDECREF(isas);

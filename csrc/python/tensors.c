@@ -88,8 +88,6 @@ static PyObject *optimizer_is_as_watched(Optimizer *self, PyObject *Py_UNUSED(ig
     return same < 0 ? NULL : PyBool_FromLong(same);
 }
 
-enum { NO_GRADIENTS, CHECKED, NOT_AS_PLANNED };
-
 /* The first half of a step over tensors, with the lock held: CHECKED; NO_GRADIENTS, if none has one; or
    NOT_AS_PLANNED, if only some have, or what was watched has changed: then nothing has happened.  `grads` is a
    list, or NULL: then they are the tensors' own. */
@@ -183,8 +181,8 @@ static int start_tensors(Optimizer *self, PyObject *tensors, PyObject *capsule, 
 }
 
 PyDoc_STRVAR(check_tensors_doc, "_check_tensors($self, tensors, exchange, started, /)\n--\n\n"
-"The first half of a step over tensors: 1, and `finish` must follow, see `_check`; 0 if none has a gradient; 2\n"
-"if only some have one, or something that was watched has changed.");
+"The first half of a step over tensors.  Returns CHECKED, and `finish` must follow, see `_check`; NO_GRADIENTS; or\n"
+"NOT_AS_PLANNED, if only some have a gradient or something that was watched has changed.");
 
 static PyObject *optimizer_check_tensors(Optimizer *self, PyObject *const *args, Py_ssize_t n)
 {
@@ -199,7 +197,7 @@ static PyObject *optimizer_check_tensors(Optimizer *self, PyObject *const *args,
 }
 
 PyDoc_STRVAR(apply_tensors_doc, "_apply_tensors($self, tensors, exchange, grads=None, /)\n--\n\n"
-"A whole step over tensors, if `_check_tensors` says 1.  Returns what that says.  `grads`, a list of tensors of\n"
+"A whole step over tensors, if `_check_tensors` returns CHECKED.  Returns the same.  `grads`, a list of tensors of\n"
 "the same library, are used instead of the tensors' own.");
 
 static PyObject *optimizer_apply_tensors(Optimizer *self, PyObject *const *args, Py_ssize_t n)

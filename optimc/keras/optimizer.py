@@ -12,6 +12,7 @@ import numpy as np
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from optimc import registry, schedules
+from optimc._core import CHECKED
 from optimc.base.arguments import Value
 from optimc.base.optimizer import Optimizer
 from optimc.base.rules import slots_of
@@ -175,7 +176,7 @@ class Step(keras.optimizers.Optimizer):
         stepper.settle(count.item(), self._rate(), [variable._value.item() for variable in layout.scalars],
                        self.loss_scale_factor)
         weights = tensors[:len(layout.weights)]
-        if self._inner._apply_tensors(weights, backend.exchange, list(grads)):
+        if self._inner._apply_tensors(weights, backend.exchange, list(grads)) == CHECKED:
             self._stepped_in_place(weights)
             count.fill_(self._inner._calls)
         return True

@@ -11,12 +11,11 @@ import torch
 import torch.optim.optimizer as _torch
 
 from optimc import _core
+from optimc._core import CHECKED, NOT_AS_PLANNED
 from optimc.torch import tensors
 from optimc.torch.cohorts import Cohorts
 from optimc.torch.inner import make_inner
 from optimc.torch.states import check_loaded, place_loaded
-
-CHECKED, NOT_AS_PLANNED = 1, 2      # csrc/python/module.c
 
 
 class Step:
