@@ -1,25 +1,26 @@
-"""Bringing over live optimizers of other libraries: their configuration, their state, their next step.
+"""Copies live optimizers of Keras and torch: configuration, state and step count, so that training goes on here.
 
-Neither library is imported here: the optimizer that is passed brings its own.
+This module imports neither library; it reads the optimizer it is given.  Next: torch_names.py.
 """
 
 import numpy as np
 
 from optimc import registry
-from optimc.base.rules import slots_of
+from optimc.base.like import Like
+from optimc.base.rules import kept_slots, slots_of
 from optimc.base.state import likes_of
 from optimc.torch_names import TORCH
 
 
 def from_keras(optimizer):
-    """An optimizer that continues where a live Keras optimizer is.
+    """Copies a live Keras optimizer into one of optimc that continues from it.
 
     Args:
         optimizer: a `keras.optimizers.Optimizer`, built or not, on any backend; also a LossScaleOptimizer.
 
     Returns:
-        The optimc optimizer with its configuration, step count and slots.  It binds to the weights of its
-        next step: arrays, or a dict with the variables' paths as names, in the order Keras was built with.
+        The optimizer of optimc, with the same configuration, step count and slots.  Its next step binds it to
+        weights: arrays, or a dict with the variables' paths as names, in the order Keras was built with.
 
     Raises:
         ValueError: optimc has no optimizer of that name.
@@ -49,17 +50,15 @@ def from_keras(optimizer):
         next(state)
     averages = [next(state) for _ in weights] if ours.use_ema else None
     accumulators = [next(state) for _ in weights] if ours.gradient_accumulation_steps else None
-    kernels = [ours._kernel_of(path, weight) for path, weight in zip(names, weights, strict=True)]
-    slots = {slot: [None] * len(weights) for kernel in kernels for slot in slots_of(kernel)
-             if slot not in ours.scratch_slots}
-    for block in ours.keras_slots:
-        for i, kernel in enumerate(kernels):
-            for slot in block:
-                if slot in slots_of(kernel):
-                    slots[slot][i] = next(state).astype(weights[i].dtype).reshape(
-                        ours._slot_shape(slot, weights[i]))
-                elif name == "Adafactor":
-                    next(state)                     # a placeholder Keras keeps for vectors
+    kept = kept_slots(ours._kernels(names, weights))
+    slots = {slot: [None] * len(weights) for slot in kept if slot not in ours.scratch_slots}
+    in_keras = kept
+    if name == "Adafactor":                         # where Keras keeps every slot of every weight, used or not
+        in_keras = {slot: [True] * len(weights) for block in ours.keras_slots for slot in block}
+    for slot, _, i in ours._slots_in_keras_order(in_keras):
+        array = next(state)
+        if slot in kept and kept[slot][i] is not None:
+            slots[slot][i] = array.astype(weights[i].dtype).reshape(ours._slot_shape(slot, weights[i]))
     if name == "Nadam":
         ours._set_scalars([float(next(state))])
     waiting = calls % (ours.gradient_accumulation_steps or 1) != 0
@@ -69,14 +68,14 @@ def from_keras(optimizer):
 
 
 def from_torch(optimizer):
-    """An optimizer that continues where a live torch optimizer is.
+    """Copies a live torch optimizer into one of optimc that continues from it.
 
     Args:
         optimizer: a `torch.optim.Optimizer` on the CPU, with its param_groups and state.
 
     Returns:
-        The optimc optimizer in style "torch", with groups where param_groups differ, step count and slots.  It
-        binds to the weights of its next step: arrays in the order of the parameters.
+        The optimizer of optimc in style "torch", with the same step count and slots, and with groups where
+        param_groups differ.  Its next step binds it to weights: arrays in the order of the parameters.
 
     Raises:
         ValueError: optimc has no optimizer of that kind, or its parameters have done different numbers of steps.
@@ -121,17 +120,8 @@ def _hold(ours, calls, **held):
     ours._hold(ours._state.but(**held), (calls, 0, ours._get_running()))
 
 
-class Like:
-    """What an array is like: enough of one to choose kernels and slots by."""
-
-    def __init__(self, shape, dtype):
-        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
-        self.ndim, self.size = len(self.shape), int(np.prod(self.shape))
-        self.flags = np.empty(0).flags              # in C order
-
-
 def _class_name(optimizer, library):
-    """The name of the library's class that an optimizer is of, or derives from."""
+    """The name of the library's class that is the optimizer's own or its nearest base."""
     for cls in type(optimizer).__mro__:
         if cls.__module__.split(".")[0] == library:
             return cls.__name__

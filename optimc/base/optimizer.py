@@ -399,11 +399,20 @@ class Optimizer(_core.Optimizer):
         live, the averages and the accumulators, if any, and the slots.
         """
         rate = [] if callable(self._get_value(0, 0)) else [np.array(self.learning_rate)]
-        blocks = self.keras_slots or (self._slots,)
-        slots = [array for block in blocks
-                 for arrays in zip(*(self._slots[slot] for slot in block if slot in self._slots), strict=True)
-                 for array in arrays if array is not None]
+        slots = [self._slots[slot][i] for slot, _, i in self._slots_in_keras_order(self._slots)]
         return [np.array(self.iterations), *rate, *(self._averages or ()), *(self._accumulators or ()), *slots]
+
+    def _slots_in_keras_order(self, kept):
+        """Yields (slot, Keras's name, position of the weight) in the order of Keras's variables.
+
+        `kept` has for each slot a list with an entry per weight: None where the weight keeps no such slot.
+        """
+        for block in self.keras_slots or ({slot: slot for slot in kept},):
+            names = {slot: name for slot, name in block.items() if slot in kept}
+            for i, entries in enumerate(zip(*(kept[slot] for slot in names), strict=True)):
+                for (slot, name), entry in zip(names.items(), entries, strict=True):
+                    if entry is not None:
+                        yield slot, name, i
 
     def _given(self):
         """The arguments as they were given, or set since."""

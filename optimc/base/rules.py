@@ -34,6 +34,13 @@ def slots_of(kernel):
     return {name: k for k, name in enumerate(slots_of_rule(rule)) if mask >> k & 1}
 
 
+def kept_slots(kernels):
+    """The slots that weights with these kernels keep, by number: name -> for each weight its number, or None."""
+    of_each = [slots_of(kernel) for kernel in kernels]
+    numbers = {name: k for slots in of_each for name, k in slots.items()}
+    return {name: [slots.get(name) for slots in of_each] for name in sorted(numbers, key=numbers.get)}
+
+
 def used_slots(optimizer):
     """The slots an optimizer keeps for weights whose shape makes no difference, and their numbers."""
     return slots_of(optimizer._kernel())

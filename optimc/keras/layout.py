@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from optimc.migrate import Like
+from optimc.base.like import Like
 
 
 class Layout:

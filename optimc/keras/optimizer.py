@@ -15,7 +15,7 @@ from optimc import registry, schedules
 from optimc._core import CHECKED
 from optimc.base.arguments import Value
 from optimc.base.optimizer import Optimizer
-from optimc.base.rules import slots_of
+from optimc.base.rules import kept_slots
 from optimc.keras.backends import backend
 from optimc.keras.layout import Layout, name_of
 from optimc.keras.schedule import Schedule
@@ -128,14 +128,9 @@ class Step(keras.optimizers.Optimizer):
 
     def _add_slots(self, layout):
         """Makes the variables of the slots, in Keras's order."""
-        inner = self._inner
-        numbers = {slot: k for kernel in layout.kernels for slot, k in slots_of(kernel).items()}
-        for block in inner.keras_slots or ({slot: slot for slot in sorted(numbers, key=numbers.get)},):
-            for i, kernel in enumerate(layout.kernels):
-                for slot, name in block.items():
-                    if slot in slots_of(kernel):
-                        variables = layout.slots.setdefault(slot, [None] * len(layout.weights))
-                        variables[i] = self._add_slot(layout, slot, name, i)
+        for slot, name, i in self._inner._slots_in_keras_order(kept_slots(layout.kernels)):
+            variables = layout.slots.setdefault(slot, [None] * len(layout.weights))
+            variables[i] = self._add_slot(layout, slot, name, i)
 
     def _add_slot(self, layout, slot, name, i):
         weight, like, inner = layout.weights[i], layout.likes[i], self._inner

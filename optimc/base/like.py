@@ -1,0 +1,14 @@
+"""What an array is like, for choosing kernels and slots before there is an array: its shape and type."""
+
+import math
+
+import numpy as np
+
+
+class Like:
+    """The shape and type of an array in C order, by the names that arrays have for them."""
+
+    def __init__(self, shape, dtype):
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self.ndim, self.size = len(self.shape), math.prod(self.shape)
+        self.flags = np.empty(0).flags
