@@ -3,18 +3,18 @@
     from optimc.sklearn import MLPClassifier
     clf = MLPClassifier(solver=optimc.AdamW(1e-3), warm_start=True)
 
-Each class here is a subclass of scikit-learn's own class of that name: network, loss, batches, early stopping and
-every other argument are scikit-learn's.  Its loop calls an optimizer after each batch; here that is optimc's.
+Each class here is a subclass of scikit-learn's class of that name: network, loss, batches, early stopping and
+every other argument are scikit-learn's.  Its loop calls an optimizer after each batch; here it calls optimc's.
 
-What `solver` may be, and what governs then:
+`solver` may be:
 
-- An optimizer: it governs alone.  `fit` works on a copy of it.  scikit-learn's arguments for its own solvers
-  (`GOVERNED`) have no effect; one that is not at its default is warned about.
-- "sgd" and "adam": scikit-learn's solvers, made of scikit-learn's arguments, by the same formulas.
-- Another optimizer's name, in lower case ("adamw"): that optimizer with `learning_rate_init` as its rate.
+- An optimizer: `fit` steps a copy of it.  scikit-learn's arguments for its own solvers (`GOVERNED`) have no effect;
+  a warning names those that are not at their default.
+- "sgd" or "adam": scikit-learn's solvers, made from scikit-learn's arguments, with the same formulas.
+- The name of another optimizer, in lower case ("adamw"): that optimizer, with `learning_rate_init` as its rate.
 - "lbfgs": scikit-learn's own.
 
-`alpha` stays scikit-learn's: an L2 term of the loss, beside any weight decay of the optimizer.
+`alpha` stays scikit-learn's: an L2 term of the loss.  The optimizer's weight decay comes on top of it.
 """
 
 import contextlib
@@ -40,8 +40,8 @@ GOVERNED = ("learning_rate", "learning_rate_init", "power_t", "momentum", "neste
 SOLVERS = {"solver": [StrOptions({"lbfgs", *(name.lower() for name in registry.classes)}), Optimizer, MultiOptimizer]}
 
 
-class _Steps(SGDOptimizer):
-    """What scikit-learn's loop calls after batches and epochs: its own rates over epochs, optimc's step."""
+class _Solver(SGDOptimizer):
+    """The optimizer as scikit-learn's loop calls it: rates over epochs are scikit-learn's, the step is optimc's."""
 
     def __init__(self, optimizer, made_from, learning_rate_init, lr_schedule, power_t):
         self.optimizer, self.made_from, self.weights = optimizer, made_from, {}
@@ -72,7 +72,7 @@ class _Steps(SGDOptimizer):
 
     @contextlib.contextmanager
     def averaged(self):
-        """Within it the weights are what is to be evaluated."""
+        """Within it the weights hold their averages, if the optimizer keeps some."""
         with contextlib.ExitStack() as stack:
             for optimizer in self._parts():
                 if optimizer.built and optimizer.keeps_averages:
@@ -84,7 +84,7 @@ class _Steps(SGDOptimizer):
 
 
 class _Fits:
-    """What the classes here add to scikit-learn's: the solver, its state, and its averages."""
+    """Gives scikit-learn's class an optimizer of optimc, keeps its state between fits, and scores its averages."""
 
     def _check_solver(self):
         return super()._check_solver() if self.solver == "lbfgs" else True
@@ -92,7 +92,7 @@ class _Fits:
     def _fit(self, *args, **kwargs):
         solver = self.solver
         if solver == "lbfgs":
-            self.__dict__.pop("_optimizer", None)       # its state is of weights that now move without it
+            self.__dict__.pop("_optimizer", None)       # lbfgs moves the weights, so the state no longer fits them
             return super()._fit(*args, **kwargs)
         # scikit-learn asks whether it knows the solver's name before it calls _fit_stochastic
         self._solver, self.solver = solver, "sgd"
@@ -107,13 +107,13 @@ class _Fits:
         steps = getattr(self, "_optimizer", None)
         if not goes_on or steps is None or not _is_same(steps.made_from, made_from):
             steps = self._new_steps(made_from)
-        elif steps.keeps_averages:                      # coefs_ are the averages: back to what was trained
+        elif steps.keeps_averages:                      # coefs_ are the averages: training goes on from the weights
             weights, half = list(steps.weights.values()), len(self.coefs_)
             self.coefs_, self.intercepts_ = weights[:half], weights[half:]
         steps.bind({f"{name}_{i}": weight for name, weights in
                     (("coefs", self.coefs_), ("intercepts", self.intercepts_)) for i, weight in enumerate(weights)})
         self._optimizer, self.optimizer_ = steps, steps.optimizer
-        self.solver = ""                                # by no name of its own, the loop makes no optimizer
+        self.solver = ""                                # the loop makes an optimizer for the names it knows only
         super()._fit_stochastic(*args)
         if steps.keeps_averages and not self.early_stopping:
             with steps.averaged():
@@ -121,12 +121,12 @@ class _Fits:
                                                  for weights in (self.coefs_, self.intercepts_))
 
     def _update_no_improvement_count(self, early_stopping, *args):
-        # the averages are what is scored, and kept if they are the best
+        # scikit-learn scores the averages, and keeps them if they are the best
         with self._optimizer.averaged() if early_stopping else contextlib.nullcontext():
             super()._update_no_improvement_count(early_stopping, *args)
 
     def _made_from(self):
-        """The solver and the arguments it depends on; while they stay the same, the optimizer goes on."""
+        """The solver and the arguments it depends on; the optimizer is kept as long as these stay the same."""
         named = isinstance(self._solver, str)
         governed = GOVERNED if self._solver in ("sgd", "adam") else ("learning_rate_init",) if named else ()
         parameters = inspect.signature(type(self)).parameters
@@ -149,11 +149,11 @@ class _Fits:
         if optimizer.loss_scale_factor is not None:
             raise ValueError(f"solver: expected one without loss_scale_factor, since the loss is not scaled, got "
                              f"{optimizer.loss_scale_factor}")
-        return _Steps(optimizer, made_from, rate, self.learning_rate if solver == "sgd" else "constant", self.power_t)
+        return _Solver(optimizer, made_from, rate, self.learning_rate if solver == "sgd" else "constant", self.power_t)
 
 
 def _is_same(a, b):
-    """Whether two results of `_made_from` are of one solver: one name, or one and the same object."""
+    """Whether two results of `_made_from` mean one solver: an equal name or the same object, and equal arguments."""
     return (a[0] is b[0] or (isinstance(a[0], str) and a[0] == b[0])) and a[1] == b[1]
 
 

@@ -4,7 +4,7 @@
     with threadpoolctl.threadpool_limits(1):
         ...                                     # steps in here use one thread, as the BLAS does
 
-What is limited is the whole process, as with `optimc.set_num_threads`; the former number comes back at the end.
+A limit holds for the whole process, as with `optimc.set_num_threads`; at its end the former number comes back.
 """
 
 import os
@@ -19,7 +19,7 @@ from optimc import _core
 
 
 class Controller(threadpoolctl.LibController):
-    """What threadpoolctl shows of optimc and sets in it; its interface is `threadpoolctl.LibController`'s.
+    """Shows threadpoolctl the threads of optimc and lets it set them; see `threadpoolctl.LibController`.
 
     Example:
         >>> import optimc.threadpoolctl, threadpoolctl
@@ -33,15 +33,15 @@ class Controller(threadpoolctl.LibController):
     filename_prefixes = (os.path.basename(os.path.realpath(_core.__file__)).lower(),)
 
     def get_num_threads(self):
-        """How many threads a large step may use."""
+        """The number of threads that a large step may use."""
         return optimc.get_num_threads()
 
     def set_num_threads(self, num_threads):
-        """Sets it; see `optimc.set_num_threads`."""
+        """Sets this number; see `optimc.set_num_threads`."""
         optimc.set_num_threads(num_threads)
 
     def get_version(self):
-        """The version of optimc; an OSError, as threadpoolctl wants it, for another library of that name."""
+        """The version of optimc.  Raises an OSError, as threadpoolctl expects, for another library of that name."""
         if os.path.realpath(self.filepath) != os.path.realpath(_core.__file__):
             raise OSError(f"{self.filepath} is not optimc's")
         return optimc.__version__

@@ -26,7 +26,7 @@ COMMON = ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "use_ema",
           "ema_overwrite_frequency", "loss_scale_factor", "gradient_accumulation_steps")
 
 
-class Step(keras.optimizers.Optimizer):
+class KerasOptimizer(keras.optimizers.Optimizer):
     """Keras's base class with the step in C, and the variables the step needs."""
 
     _ours = ""                      # the class of the inner optimizer
@@ -265,7 +265,7 @@ def _passed_on(name):
 def make_class(name):
     """The class for optimc's of that name."""
     ours = registry.classes[name]
-    cls = type(name, (Step,), {
+    cls = type(name, (KerasOptimizer,), {
         "__doc__": f"""optimc.{name} as an optimizer of Keras; what it does and its arguments are there.
 
         The learning rate may be a number, a schedule of Keras's or optimc's, or a callable; all else is numbers.

@@ -22,14 +22,14 @@ try:
 except ImportError as error:
     raise ImportError("optimc.torch needs torch: pip install 'optimc[torch]'") from error
 
-from optimc.torch.step import Step
+from optimc.torch.step import TorchOptimizer
 from optimc.torch_names import TORCH
 
 
 def _make(name):
-    """The class of that name: torch's, with `Step` before it."""
+    """The class of that name: torch's, with `TorchOptimizer` before it."""
     theirs = getattr(torch.optim, name)
-    return type(name, (Step, theirs), {
+    return type(name, (TorchOptimizer, theirs), {
         "__doc__": f"""torch.optim.{name} with the step in C; arguments, formula and state are torch's.
 
         The arguments that choose among torch's implementations (foreach, fused) have no effect.

@@ -1,6 +1,6 @@
 """The step of torch's optimizers in C: what each class of optimc.torch has beside torch's class of that name.
 
-`Step` keeps torch's interface: hooks, closures, gradient scalers, `state_dict`, pickles.  The cohorts (cohorts.py)
+`TorchOptimizer` keeps torch's interface: hooks, closures, gradient scalers, `state_dict`, pickles.  The cohorts (cohorts.py)
 hold the plans and the state.  The usual step is one call into C; every unusual one goes by `_step_all`.
 """
 
@@ -18,7 +18,7 @@ from optimc.torch.inner import make_inner
 from optimc.torch.states import check_loaded, place_loaded
 
 
-class Step:
+class TorchOptimizer:
     """The base that comes before torch's class in each class of optimc.torch."""
 
     _counterpart = None             # from TORCH
