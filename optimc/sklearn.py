@@ -149,7 +149,8 @@ class _Fits:
         if optimizer.loss_scale_factor is not None:
             raise ValueError(f"solver: expected one without loss_scale_factor, since the loss is not scaled, got "
                              f"{optimizer.loss_scale_factor}")
-        return _Solver(optimizer, made_from, rate, self.learning_rate if solver == "sgd" else "constant", self.power_t)
+        schedule = self.learning_rate if solver == "sgd" else "constant"
+        return _Solver(optimizer, made_from, rate, schedule, self.power_t)
 
 
 def _is_same(a, b):

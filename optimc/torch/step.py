@@ -1,7 +1,7 @@
 """The step of torch's optimizers in C: what each class of optimc.torch has beside torch's class of that name.
 
-`TorchOptimizer` keeps torch's interface: hooks, closures, gradient scalers, `state_dict`, pickles.  The cohorts (cohorts.py)
-hold the plans and the state.  The usual step is one call into C; every unusual one goes by `_step_all`.
+`TorchOptimizer` keeps torch's interface: hooks, closures, gradient scalers, `state_dict`, pickles.  The cohorts
+(cohorts.py) hold the plans and the state.  The usual step is one call into C; all others go by `_step_all`.
 """
 
 import copy

@@ -111,6 +111,28 @@ def test_torch_groups_come_over():
         np.testing.assert_allclose(w, p.detach().numpy(), rtol=1e-12)
 
 
+def test_torch_groups_bring_scalars_of_their_own():
+    torch = require("torch")
+    start, grads = problem(np.float64)
+    params = [torch.nn.Parameter(torch.tensor(w)) for w in start]
+    theirs = torch.optim.NAdam([{"params": params[:1]}, {"params": params[1:], "betas": (0.5, 0.9)}], lr=0.1)
+
+    def step(g):
+        for p, array in zip(params, g, strict=True):
+            p.grad = torch.tensor(array)
+        theirs.step()
+
+    for g in grads[:3]:
+        step(g)
+    weights = [p.detach().numpy().copy() for p in params]
+    ours = optimc.from_torch(theirs)
+    for g in grads[3:8]:
+        step(g)
+        ours.apply(g, weights)
+    for w, p in zip(weights, params, strict=True):
+        np.testing.assert_allclose(w, p.detach().numpy(), rtol=1e-6)
+
+
 def test_what_has_no_counterpart_is_refused():
     torch = require("torch")
     p = [torch.nn.Parameter(torch.zeros(2))]

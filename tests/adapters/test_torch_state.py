@@ -259,3 +259,18 @@ def test_state_has_the_strides_of_its_parameter(shape):
     p.grad = torch.ones_like(p)
     optimizer.step()
     assert optimizer.state[p]["exp_avg"].stride() == p.stride()
+
+
+def test_groups_keep_scalars_of_their_own():
+    """NAdam's product of momentums depends on a group's betas; it must survive a look at the state."""
+    (a, b), (ours, theirs) = zip(*((params, cls([{"params": params[:1]}, {"params": params[1:], "betas": (0.5, 0.9)}],
+                                                lr=0.05))
+                                   for cls, params in ((ot.NAdam, parameters(torch.float64)),
+                                                       (torch.optim.NAdam, parameters(torch.float64)))), strict=True)
+    for step in range(6):
+        set_grads(step, a, b)
+        ours.step()
+        theirs.step()
+        for p, q in zip(a, b, strict=True):
+            assert ours.state[p]["mu_product"].item() == pytest.approx(theirs.state[q]["mu_product"].item(), rel=1e-6)
+    close(a, b, 1e-6)
