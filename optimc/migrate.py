@@ -6,9 +6,9 @@ This module imports neither library; it reads the optimizer it is given.  Next: 
 import numpy as np
 
 from optimc import registry
-from optimc.base.like import Like
-from optimc.base.rules import kept_slots, slots_of
+from optimc.base.rules import kept_slots, used_slots
 from optimc.base.state import likes_of
+from optimc.base.unallocated import Unallocated
 from optimc.torch_names import TORCH
 
 
@@ -42,7 +42,7 @@ def from_keras(optimizer):
     ours = registry.classes[name].from_config(config)
     if not optimizer.built:
         return ours
-    weights = [Like(v.shape, str(v.dtype).rpartition(".")[2]) for v in optimizer._trainable_variables]
+    weights = [Unallocated(v.shape, str(v.dtype).rpartition(".")[2]) for v in optimizer._trainable_variables]
     names = [variable.path for variable in optimizer._trainable_variables]
     state = iter([np.asarray(_numpy(variable)) for variable in optimizer.variables])
     calls = int(next(state))
@@ -103,9 +103,9 @@ def from_torch(optimizer):
     if len(counts) > 1 or not all(states):
         raise ValueError(f"the parameters have done different numbers of steps ({sorted(counts)}): "
                          "optimc has one step count")
-    weights = [Like(p.shape, str(p.dtype).rpartition(".")[2]) for p in params]
+    weights = [Unallocated(p.shape, str(p.dtype).rpartition(".")[2]) for p in params]
     held = {slot: [state[counterpart.slots[slot]].detach().numpy().copy() for state in states]
-            for slot in slots_of(ours._kernel())}
+            for slot in used_slots(ours)}
     steps = counts.pop() if counts else 1               # SGD counts none; only its first step is special
     if counterpart.scalars:
         for k, group in enumerate([None, *groups]):

@@ -1,11 +1,11 @@
-"""What an array is like, for choosing kernels and slots before there is an array: its shape and type."""
+"""A stand-in for an array that has no memory yet, for choosing kernels and slots."""
 
 import math
 
 import numpy as np
 
 
-class Like:
+class Unallocated:
     """The shape and type of an array in C order, by the names that arrays have for them."""
 
     def __init__(self, shape, dtype):
