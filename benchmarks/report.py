@@ -81,7 +81,8 @@ def headline(results):
         reached = share(entries)
         rows.append([ROWS[name], f"**{ours}**" if least > 1 else ours, f"{reached:.0%}" if reached else "",
                      *(_cell(entries.get(peer, {})) for peer in columns)])
-    return markdown(["one step, one thread; Adam and float32 unless said", OURS, "of the limit", *columns], rows)
+    return markdown(["one step on one thread (Adam, float32 unless noted)", OURS, "of the hardware limit", *columns],
+                    rows)
 
 
 def _cell(entry):
@@ -96,12 +97,14 @@ def source(results):
     """Tells in a paragraph where the figures come from."""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     absent = "".join(f" Without {peer}: {module} was not installed." for peer, module in results["missing"].items())
-    return (f"{results['cpu']}; {versions}; {results['date']}; `{results['command']}`. Medians of steps timed in "
-            f"turn; in brackets, the multiple of optimc's time in the same process.{absent}"
-            + f" For {results.get('patience', 0):g} min, cases whose times spread by more than {CALM:.0%} were "
-            "measured again, those that targets set beside a peer or a limit first, and the calmer figures kept."
+    return (f"{results['cpu']}; {versions}; {results['date']}; `{results['command']}`. Times are medians of "
+            "steps timed in turn; in brackets is the multiple of optimc's time in the same process. "
+            "The hardware limit is the least time in which the machine can read and write the arrays of the step and "
+            f"do its roots and divisions.{absent}"
+            + f" Cases whose repeats varied by more than {CALM:.0%} were re-measured for "
+            f"{results.get('patience', 0):g} min, and the less noisy result was kept."
             * bool(results.get("patience"))
-            + " Interrupted: not all was measured." * results["interrupted"])
+            + " Interrupted: not all cases were measured." * results["interrupted"])
 
 
 def whole(results):
