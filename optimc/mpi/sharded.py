@@ -29,8 +29,8 @@ class Sharded(Wrapper):
 
     Every rank calls the same methods in the same order, with weights that are the same on all ranks and
     gradients that are its own; after a step the weights are the same on all ranks again.  Elementwise rules are
-    cut at any element, so that a rank keeps 1/ranks of the slots.  Lamb, Adafactor, Muon and cautious steps need
-    whole weights, which are dealt out as they are.
+    cut at any element, so that a rank keeps 1/ranks of the slots.  Lamb, LARS, Adafactor, Muon and cautious steps
+    need whole weights, which are dealt out as they are.
 
     Args:
         optimizer: an optimizer or a `LossScaleOptimizer`, with any options.  It belongs to the wrapper from now on;
