@@ -65,5 +65,5 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def soak(request):
-    """Whether the long version of a test is wanted."""
+    """True if the long version of a test is wanted."""
     return request.config.getoption("--soak")

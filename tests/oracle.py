@@ -299,7 +299,7 @@ def muon(w, g, slots, o, lr, t):
 
 
 def initial(slot, w, o):
-    """What a slot starts from."""
+    """The values that a slot starts from."""
     if slot == "row":
         return np.zeros(w.shape[:-1], w.dtype)
     if slot == "column":

@@ -1,4 +1,4 @@
-"""What the tests of optimc.keras share on every backend: options, weights, gradients, a model."""
+"""Helpers of the tests of optimc.keras on every backend: options, weights, gradients, a model."""
 
 import keras
 import numpy as np

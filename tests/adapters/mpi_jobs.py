@@ -1,4 +1,4 @@
-"""What the ranks of a job do in test_mpi.py: `mpiexec -n N python -m mpi4py mpi_jobs.py NAME ARGUMENTS`.
+"""The jobs that test_mpi.py starts: `mpiexec -n N python -m mpi4py mpi_jobs.py NAME ARGUMENTS`.
 
 Each job checks with `assert`; a rank that fails ends the job.
 """
@@ -136,7 +136,7 @@ def load(folder, start, step):
 
 
 def refused(kind, message, sharded, act, weights):
-    """Whether every rank raises alike, and nothing has changed."""
+    """Asserts that every rank raises alike, and that nothing has changed."""
     before = state(sharded, weights)
     try:
         act()
@@ -155,7 +155,7 @@ def state(sharded, weights):
 
 
 def errors():
-    """What one rank does wrong is refused by all, at the first step and later; then all go on."""
+    """All ranks refuse a mistake of one rank, at the first step and later; then all go on."""
     last, weights = WORLD.size - 1, some(0)
     bad = WORLD.rank == last
     grads = some((1, WORLD.rank))

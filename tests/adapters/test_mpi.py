@@ -38,7 +38,7 @@ def start(ranks, *arguments, script=HERE / "mpi_jobs.py"):
 
 
 def run(ranks, *arguments, **script):
-    """What a job printed, which must end well."""
+    """Runs a job, which must end well, and returns its output."""
     process = start(ranks, *arguments, **script)
     try:
         output, _ = process.communicate(timeout=120)

@@ -89,7 +89,7 @@ def test_wrong_state_is_refused_before_anything_changes():
 
 
 def start_over(optimizer, params):
-    """What a user who knows torch's state does to begin anew with a parameter."""
+    """Restarts a parameter as a user does who knows torch's state."""
     state, first = optimizer.state[params[0]], {"mu_product": 1.0, "mu": 1.0, "eta": optimizer.param_groups[0]["lr"]}
     for key, value in state.items():
         if value is not None:

@@ -1,4 +1,4 @@
-"""What the tests of optimc.torch share: options of every class, parameters, gradients."""
+"""Helpers of the tests of optimc.torch: options of every class, parameters, gradients."""
 
 import pytest
 from conftest import require

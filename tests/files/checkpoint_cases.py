@@ -1,4 +1,4 @@
-"""What the tests of checkpoints share: weights, steps, and what must be the same after a load."""
+"""Helpers of the tests of checkpoints: weights, steps, and a comparison of two optimizers."""
 
 import numpy as np
 from cases import assert_same_bits, slots_of, values

@@ -1,7 +1,7 @@
-/* kernels_main.c - the bits of every kernel, without Python: a hash per kernel, lane type and set of options.
+/* main.c - the bits of every kernel, without Python: a hash per kernel, lane type and set of options.
 
-   usage: kernels_main             names the ISAs of this machine, one a line
-          kernels_main isa         what that ISA gives: "kernel lane options hash", one a line
+   usage: kernels             names the ISAs of this machine, one a line
+          kernels isa         prints the hashes of that ISA: "kernel lane options hash", one a line
 
    Every line is computed by one thread and again by three, and it is an error if they differ.  Inputs come from
    an integer generator and are exact, so every machine and compiler must print what kernels.txt holds;
@@ -19,7 +19,7 @@
 
 enum { STEPS = 6, MOST_ARRAYS = 5, MOST = 3000, THREADS = 3, AXES = 3 };
 
-/* What each hyperparameter is set to, and what in the set of options "others". */
+/* The value of each hyperparameter, and its value in the set of options "others". */
 static const struct { const char *name; double value, other; } hyper_values[] = {
     {"momentum", 0.9, 0.5}, {"dampening", 0, 0.25}, {"rate_in_velocity", 1, 0}, {"rho", 0.9, 0.75},
     {"epsilon", 1e-7, 1e-3}, {"epsilon_outside", 0, 1}, {"beta_1", 0.9, 0.5}, {"beta_2", 0.999, 0.9},

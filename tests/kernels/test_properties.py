@@ -95,7 +95,7 @@ class Arrays(list):
 
 
 class Scenario(NamedTuple):
-    """What is stepped, and with what."""
+    """An optimizer with its arguments, and the weights and gradients of its steps."""
     case: Case
     weights: Arrays
     grads: list[Arrays]         # one for each step

@@ -1,4 +1,4 @@
-"""What an optimizer remembers: weights by their memory, slots over copies and rebuilds, configuration."""
+"""An optimizer remembers its weights by their memory, its slots over copies and rebuilds, its configuration."""
 
 import copy
 import itertools

@@ -171,7 +171,7 @@ def resident():
 
 
 def measure(call, rounds, plant):
-    """What each call leaves behind: traced bytes, resident bytes, references to anything it was given."""
+    """Measures each call: the traced bytes, resident bytes and references that it leaves behind."""
     weights, grads = arrays(), arrays(value=0.5)
     watched = [weights, grads, *weights.values(), *grads.values(), *ANCHORED.values(), None, True, False, (), "",
                np.dtype(np.float32), np.dtype(np.float64), _core.Optimizer]

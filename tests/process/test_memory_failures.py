@@ -49,7 +49,7 @@ def picture(optimizer, weights):
 
 
 def is_of_memory(error):
-    """Whether this is a MemoryError, or what CPython or NumPy, not optimc, made of one on the way."""
+    """True for a MemoryError, and for an error that CPython or NumPy, not optimc, made of one."""
     frame = error.__traceback__
     while frame.tb_next:
         frame = frame.tb_next
@@ -87,7 +87,7 @@ def failing(action, fresh, judge):
 
 
 def whole_or_nothing(fresh, action):
-    """What `failing` needs to hold a call to: the bytes before it, or those after one that nothing disturbed."""
+    """The two outcomes that `failing` accepts: the bytes before the call, or those after an undisturbed one."""
     subject = fresh()
     before = picture(*subject[:2])
     action(*subject)

@@ -1,4 +1,7 @@
-"""What the built module exports, holds and does when it is imported; each check is shown a defect, too."""
+"""The built module: its exports, its wide registers, the effects of importing it.
+
+Each check is also shown a defect.
+"""
 
 import platform
 import re
@@ -62,7 +65,7 @@ def test_another_export_would_be_noticed(tmp_path):
 
 
 def missing_symbols(objects):
-    """What other objects must bring: symbols of this project that these need and do not define."""
+    """The symbols of this project that these objects need and do not define."""
     symbols = [line.split()[-2:] for line in output("nm", *map(str, objects)).splitlines() if " " in line]
     defined = {name for kind, name in symbols if kind in "TDBRSC"}
     return {name for kind, name in symbols if kind == "U" and name.startswith("optimc_")} - defined

@@ -13,7 +13,7 @@ EXAMPLES = ROOT / "examples"
 
 
 def run(name, *arguments):
-    """What an example prints."""
+    """Runs an example and returns its output."""
     command = [sys.executable, "-W", "error", EXAMPLES / name, *arguments]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0 and not result.stderr, result.stderr

@@ -53,7 +53,7 @@ def code(notebook):
 
 
 def modules(notebook):
-    """What it imports beside the standard library and optimc, and optimc's adapters."""
+    """The modules that it imports, without the standard library and optimc; and the adapters of optimc."""
     names = set()
     for cell in code(notebook):
         for node in ast.walk(ast.parse(cell.source)):

@@ -1,4 +1,4 @@
-"""What the generic tests enumerate, drawn from the registry: no test names an optimizer.
+"""The cases that the generic tests enumerate, drawn from the registry: no generic test names an optimizer.
 
 A case is a class with arguments that reach one kernel; together the cases reach every kernel.
 """

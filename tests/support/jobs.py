@@ -1,4 +1,4 @@
-"""What the process tests run in other processes; a module, so that each of them can import it."""
+"""The jobs that the process tests run in other processes; a module, so that each process can import it."""
 
 import signal
 
@@ -18,7 +18,7 @@ def train(optimizer, steps=3):
 
 
 def same(a, b):
-    """Whether two lists of arrays have the same bits."""
+    """True if two lists of arrays have the same bits."""
     return all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
 
 
@@ -47,7 +47,10 @@ class Subject:
         self.optimizer.apply(self.grads, self.weights)
 
     def check(self, inner=False):
-        """Whether weights and state are those of as many whole steps as are counted; `inner`: not a wrapper's own."""
+        """True if weights and state are those after as many whole steps as are counted.
+
+        inner: compare the wrapped optimizers only, not the wrapper's own state.
+        """
         while counted(self.twin) < counted(self.optimizer):
             self.twin.apply(self.grads, self.twins_weights)
         ours, twins = ([array for one in (inner_of(optimizer) if inner else [optimizer]) for array in one.variables]

@@ -1,4 +1,4 @@
-"""Where things are: the source tree, the tests, and what another process needs to import their helpers."""
+"""Paths: the source tree, the tests, and the PYTHONPATH with which another process can import their helpers."""
 
 import os
 from pathlib import Path

@@ -186,7 +186,7 @@ def modules(root):
 
 
 def imports(tree, name, package):
-    """What a module imports, imports inside functions included: line number and candidates, the longest first."""
+    """The imports of a module, those inside functions included: line number and candidates, the longest first."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
