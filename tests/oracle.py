@@ -31,9 +31,9 @@ def sgd(w, g, slots, o, lr, t):
     if "velocity" not in slots:
         return w - g * lane(lr)
     inside = o.rate_in_velocity
-    pull = g * lane(lr) if inside else g * lane(o.dampening - 1 if t > 1 else -1)
-    slots["velocity"] = slots["velocity"] * lane(o.momentum) - pull
-    step = slots["velocity"] * lane(o.momentum) - pull if o.nesterov else slots["velocity"]
+    d = g * lane(lr) if inside else g * lane(o.dampening - 1 if t > 1 else -1)
+    slots["velocity"] = slots["velocity"] * lane(o.momentum) - d
+    step = slots["velocity"] * lane(o.momentum) - d if o.nesterov else slots["velocity"]
     return w + step * (lane(1) if inside else lane(-lr))
 
 

@@ -1,5 +1,5 @@
-/* isa.c - detects what the CPU and the operating system support and chooses among the compiled ISAs.
-   The only file that asks which CPU this is (pool.c is the only one that asks which system). */
+/* isa.c - detects the instruction sets that CPU and operating system support, and chooses among the compiled ones.
+   No other file asks which CPU this is. */
 
 #include <string.h>
 
@@ -10,8 +10,8 @@
 #include "kernels/isa.h"
 
 #if defined(__x86_64__)
-/* What the system saves of the registers, by XGETBV: without it wide ones are no use.  macOS does not say so
-   of the widest before they are used: there AVX2 is chosen. */
+/* The registers that the system saves, by XGETBV: it must save the wide ones.  macOS names the widest only once a
+   program has used them, so AVX2 is chosen there. */
 enum { SAVES_AVX = 0x06, SAVES_AVX512 = 0xe6 };
 
 static unsigned saved(void)
@@ -23,7 +23,7 @@ static unsigned saved(void)
     return eax;
 }
 
-/* Asked by CPUID itself: __builtin_cpu_supports needs a library that Windows' linker does not bring. */
+/* This asks CPUID itself, because __builtin_cpu_supports needs a library that Windows' linker does not bring. */
 static unsigned features(void)
 {
     unsigned eax, ebx, ecx, edx;

@@ -1,6 +1,7 @@
 /* kernels.h - the types that kernels, plan and boundary share: rules, kernels, coefficient rows.
 
-   Everything per rule or kernel is read from optimizers.def, so nothing here names an optimizer. */
+   Whatever there is per rule or kernel comes from optimizers.def, so this file names no optimizer.
+   Next: table.inc, the types that exist for float and for double. */
 #ifndef OPTIMC_KERNELS_H
 #define OPTIMC_KERNELS_H
 
@@ -17,7 +18,7 @@
 #error "optimc needs float arithmetic in float (on 32-bit x86: -msse2 -mfpmath=sse)"
 #endif
 
-/* Element types.  Kernels work in the first two, the real types; gradients may have any. */
+/* Element types.  Kernels compute in the first two, the real types; gradients may have any. */
 enum type { TYPE_F32, TYPE_F64, TYPE_F16, TYPE_BF16, TYPE_LONG_DOUBLE, TYPE_OTHER };
 
 /* Flags of KERNEL_ROW: constants inside one kernel.  The plan reads these of them:
@@ -32,13 +33,14 @@ enum { NO_SLOT = 0, SLOT_0 = 1, SLOT_1 = 2, SLOT_2 = 4, SLOT_3 = 8 };
 enum { MAX_SLOTS = 4, MAX_HYPERS = 8, MAX_COEFS = 12, MAX_SCALARS = 2, MAX_SUMS = 4,
     MAX_NDIM = 64 };
 
-/* Elements that conversion handles at a time (more, and the hardware prefetchers lose track) and that
-   are prepared in scratch at a time (less, and they do), lanes of a sum, and elements of one of its
-   blocks: the last two fix the bits of every norm. */
+/* How many elements are handled at a time:
+     SUB_BLOCK     when a gradient is converted; with more, the hardware prefetchers lose track
+     STAGE_BLOCK   when a gradient of the real type is prepared in scratch; with fewer, they do
+     SUM_BLOCK     in one block of a sum, in SUM_LANES lanes: these two fix the bits of every norm */
 enum { SUB_BLOCK = 256, STAGE_BLOCK = 1024, SUM_LANES = 16, SUM_BLOCK = 2048 };
 
-/* Hyperparameters every optimizer has, in the order Python passes them; the rule's own follow.  NaN: the
-   option is off. */
+/* The hyperparameters that every optimizer has, in the order in which Python passes them; those of the rule follow.
+   NaN disables an option. */
 struct options {
     double learning_rate, weight_decay, clipnorm, clipvalue, global_clipnorm, ema_momentum,
         loss_scale_factor;
@@ -67,7 +69,7 @@ enum kernel {
     KERNELS
 };
 
-/* A gradient to be converted.  Strides are in bytes; `f_order`: its weight lies in Fortran order. */
+/* A gradient to be converted.  Strides are in bytes; `f_order` says that its weight lies in Fortran order. */
 struct source {
     const char *data;
     const ptrdiff_t *shape, *strides;
