@@ -89,25 +89,24 @@ class LossScaleOptimizer(Wrapper):
 
     def apply(self, grads, trainable_variables=None):
         """One step, or none if a gradient is not finite; arguments and errors are `Optimizer.apply`'s."""
-        inner, started, run, then = self.inner_optimizer, [], False, ()
-        try:
-            finite = inner._check(grads, trainable_variables, True, started)
+        inner = self.inner_optimizer
+        with _core.Transaction() as steps:
+            finite = steps.check(inner, grads, trainable_variables, finite=True)
             if finite:
                 inner._between()
-            run, then = finite, self._adapted(finite)
-        finally:
-            _core.finish(started, run, then)
+            self._adapt(steps, finite)
+            steps.commit()
 
-    def _adapted(self, finite):
-        """The calls that move the scale after a step whose gradients were, or were not, all finite."""
+    def _adapt(self, steps, finite):
+        """Tells a transaction how the scale moves after its step, whose gradients are, or are not, all finite."""
         inner, counter = self.inner_optimizer, self.step_counter + 1 if finite else 0
         scale = inner.loss_scale_factor
         if not finite:
             scale = max(scale / 2, 2.0 ** -126)
         elif counter >= self.dynamic_growth_steps:
             counter, scale = 0, min(scale * 2, 2.0 ** 127)
-        return ((self.__dict__.__setitem__, ("step_counter", counter)),
-                (inner._set_value, (0, inner._index["loss_scale_factor"], scale, False)))
+        steps.store(self.__dict__, "step_counter", counter)
+        steps.set_value(inner, 0, inner._index["loss_scale_factor"], scale)
 
     def scale_loss(self, loss):
         """The loss multiplied by the scale."""

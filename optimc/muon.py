@@ -84,13 +84,10 @@ class Muon(Optimizer):
         return max(weight.shape, default=1) ** 0.5
 
     def apply(self, grads, trainable_variables=None):
-        started, run = [], False
-        try:
-            if self._check(grads, trainable_variables, False, started):
+        with _core.Transaction() as steps:
+            if steps.check(self, grads, trainable_variables):
                 self._between()
-            run = True
-        finally:
-            _core.finish(started, run)
+            steps.commit()
 
     apply.__doc__ = Optimizer.apply.__doc__
 

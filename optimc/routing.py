@@ -162,10 +162,19 @@ class MultiOptimizer(Wrapper):
 
     def apply(self, grads, trainable_variables=None):
         """One step of every optimizer; arguments and errors are `Optimizer.apply`'s, with dicts."""
-        with contextlib.ExitStack() as undo:
-            self._apply(grads, trainable_variables, undo)
+        undo = contextlib.ExitStack()
+        with _core.Transaction() as steps:
+            try:
+                self._check_all(steps, grads, trainable_variables, undo)
+                steps.store(self.__dict__, "iterations", self.iterations + 1)
+                steps.commit()
+            except BaseException:
+                if not steps.committed:
+                    undo.close()
+                raise
 
-    def _apply(self, grads, trainable_variables, undo):
+    def _check_all(self, steps, grads, trainable_variables, undo):
+        """Checks the step of every optimizer that has a gradient, in a transaction."""
         parts = self._split("grads", grads, undo)
         if trainable_variables is not None:
             weights = self._split("params", trainable_variables, undo)
@@ -181,18 +190,11 @@ class MultiOptimizer(Wrapper):
         if idle:
             names = ", ".join(f"params[{name!r}]" for key in idle for name in parts[key])
             warnings.warn(f"Gradients do not exist for {names}: these weights are left as they are", stacklevel=3)
-        started, run, then = [], False, ()
-        try:
-            for key in sorted(parts.keys() - idle):     # in one order: threads that share optimizers wait in turn
-                self._used[key]._check(
-                    parts[key], None if trainable_variables is None else weights[key], False, started)
-            for optimizer, ready in started:
-                if ready:
-                    optimizer._between()
-            undo.pop_all()
-            run, then = True, ((self.__dict__.__setitem__, ("iterations", self.iterations + 1)),)
-        finally:
-            _core.finish(started, run, then)
+        ready = [self._used[key] for key in sorted(parts.keys() - idle)     # in one order: threads that share
+                 if steps.check(self._used[key], parts[key],                # optimizers wait in turn
+                                None if trainable_variables is None else weights[key])]
+        for optimizer in ready:
+            optimizer._between()
 
     def scale_loss(self, loss):
         """The loss multiplied by `loss_scale_factor`, if there is one."""

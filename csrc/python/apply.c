@@ -201,7 +201,7 @@ void optimc_end_step(Optimizer *self, int ran)
 }
 
 /* A step is worth giving up the GIL for if it takes long enough. */
-static int is_long(Optimizer *self)
+int optimc_is_long(Optimizer *self)
 {
     return optimc_plan_cost(self->plan) >= GIL_WORTH;
 }
@@ -210,7 +210,7 @@ static int is_long(Optimizer *self)
    begins while one waits; it leaves without the GIL, so that a fork() that has it need not wait for ever. */
 static ptrdiff_t survey(Optimizer *self)
 {
-    if (!is_long(self))
+    if (!optimc_is_long(self))
         return optimc_plan_survey(self->plan, &self->request);
     optimc_pool_enter();
     PyThreadState *thread = PyEval_SaveThread();
@@ -275,7 +275,6 @@ int optimc_match_step(Optimizer *self, PyObject *grads, PyObject *weights, int q
 {
     PyObject *owned = NULL;
     struct pairs pairs;
-    self->begun = 0;
     if (self->evaluating) {
         PyErr_SetString(PyExc_RuntimeError, "within averaged() the weights hold their averages: step after it");
         return -1;
@@ -307,7 +306,7 @@ int optimc_check_step(Optimizer *self, PyObject *grads, PyObject *weights, int f
     return optimc_match_step(self, grads, weights, 0) ? -1 : optimc_survey_step(self, grads, weights, finite);
 }
 
-/* The writing half.  Cannot fail.  What is counted first and what is kept last: */
+/* The writing half cannot fail.  This counts the step ... */
 void optimc_open_step(Optimizer *self)
 {
     if (self->request.update)
@@ -319,6 +318,7 @@ void optimc_open_step(Optimizer *self)
     }
 }
 
+/* ... and this, after the plan has run, keeps the rule's scalars. */
 void optimc_close_step(Optimizer *self)
 {
     if (self->request.update)
@@ -326,26 +326,47 @@ void optimc_close_step(Optimizer *self)
             memcpy(self->groups[i].before, self->groups[i].after, sizeof self->groups[i].before);
 }
 
-/* The writing half of the steps of an optimizer and those `together` with it.  Cannot fail.  A fork() comes before
-   all of it or after. */
-void optimc_run_steps(Optimizer *first)
+void optimc_run_step(Optimizer *self)
 {
-    int any_long = 0;
-    for (Optimizer *self = first; self; self = self->together)
-        any_long |= is_long(self);
-    if (any_long)
+    const int without_gil = optimc_is_long(self);
+    if (without_gil)
         optimc_pool_enter();
-    for (Optimizer *self = first; self; self = self->together)
-        optimc_open_step(self);
-    PyThreadState *thread = any_long ? PyEval_SaveThread() : NULL;
-    for (Optimizer *self = first; self; self = self->together) {
-        optimc_plan_run(self->plan, &self->request);
-        optimc_close_step(self);
-    }
-    if (any_long) {
+    optimc_open_step(self);
+    PyThreadState *thread = without_gil ? PyEval_SaveThread() : NULL;
+    optimc_plan_run(self->plan, &self->request);
+    optimc_close_step(self);
+    if (without_gil) {
         optimc_pool_leave();
         PyEval_RestoreThread(thread);
     }
+}
+
+PyDoc_STRVAR(pull_doc, "_pull($self, index, to, begin=-1, /)\n--\n\n"
+"Of a step that was checked: writes the gradient of a weight, as its kernel will see it, into an array\n"
+"like the weight; or, from element `begin` in the order of the weight's memory, into a vector.  False if the\n"
+"weight has none in this step.");
+
+static PyObject *optimizer_pull(Optimizer *self, PyObject *args)
+{
+    Py_ssize_t index, begin = -1;
+    PyObject *to;
+    struct view view;
+    if (!PyArg_ParseTuple(args, "nO|n", &index, &to, &begin) || !optimc_is_weight(self, index)
+        || optimc_look_writable(to, PyUnicode_FromString("to"), &view))
+        return NULL;
+    const size_t size = optimc_view_size(&view), start = begin < 0 ? 0 : (size_t)begin;
+    const PyArrayObject *weight = (PyArrayObject *)PyTuple_GET_ITEM(self->weights, index);
+    if (begin < 0 ? optimc_plan_same(self->plan, (size_t)index, &view) != FINE
+        : view.ndim != 1 || view.type != optimc_type_of((PyArrayObject *)weight)
+            || start > optimc_plan_size(self->plan, (size_t)index)
+            || size > optimc_plan_size(self->plan, (size_t)index) - start) {
+        PyErr_SetString(PyExc_ValueError, "to: expected an array like the weight");
+        return NULL;
+    }
+    if (!optimc_plan_takes(self->plan, &self->request, (size_t)index))
+        Py_RETURN_FALSE;
+    optimc_plan_gradient(self->plan, &self->request, (size_t)index, start, start + size, view.data);
+    Py_RETURN_TRUE;
 }
 
 PyDoc_STRVAR(apply_doc, "apply($self, grads, trainable_variables=None)\n--\n\n"
@@ -401,7 +422,7 @@ static PyObject *optimizer_apply(Optimizer *self, PyObject *const *args, Py_ssiz
         return NULL;
     const int checked = optimc_check_step(self, given[0], given[1], self->check_finite);
     if (checked > 0)
-        optimc_run_steps(self);
+        optimc_run_step(self);
     self->skipped += checked == 0;
     optimc_end_step(self, checked > 0);
     optimc_unlock(self);
@@ -412,5 +433,6 @@ static PyObject *optimizer_apply(Optimizer *self, PyObject *const *args, Py_ssiz
 
 PyMethodDef optimc_apply_methods[] = {
     METHOD("apply", optimizer_apply, METH_FASTCALL | METH_KEYWORDS, apply_doc),
+    METHOD("_pull", optimizer_pull, METH_VARARGS, pull_doc),
     {NULL, NULL, 0, NULL},
 };

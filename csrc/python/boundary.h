@@ -69,8 +69,6 @@ typedef struct optimizer {
     size_t n_gradients;
     struct request request;             /* the step in progress */
     PyObject *undo;                     /* if it built the optimizer: what undoes that */
-    int begun;                          /* some of it has been written: see _advance */
-    struct optimizer *together;         /* what steps together with it, after it; see run_steps */
     int n_values;                       /* options and the rule's hyperparameters */
     struct bound bounds[MAX_VALUES];
     PyObject *scalars;                  /* names of the rule's scalars, a tuple of str, or NULL */
@@ -127,6 +125,9 @@ PyObject *optimc_between_steps(Optimizer *self, PyObject *args,
 extern PyMethodDef optimc_settings_methods[], optimc_settings_functions[];
 PyObject *optimc_add_group(Optimizer *self, PyObject *ignored);
 int optimc_ask_all(Optimizer *self);                /* reads all values, calling schedules: 0 or -1 */
+
+/* Reads a number that a value may be set to, NaN for None if it is optional: 1; 0 if it is none; -1 out of range. */
+int optimc_read_value(Optimizer *self, int k, PyObject *object, double *number);
 int optimc_find_value(Optimizer *self, Py_ssize_t group, Py_ssize_t k);     /* 0, or -1 if there is none */
 int optimc_is_weight(Optimizer *self, Py_ssize_t index);                    /* 1, or 0 with an IndexError */
 
@@ -174,24 +175,29 @@ int optimc_survey_step(Optimizer *self, PyObject *grads, PyObject *weights, int 
 int optimc_check_step(Optimizer *self, PyObject *grads, PyObject *weights, int finite);
 void optimc_open_step(Optimizer *self);
 void optimc_close_step(Optimizer *self);
-void optimc_run_steps(Optimizer *first);
+int optimc_is_long(Optimizer *self);                /* whether the step is worth giving up the GIL for */
+
+/* The writing half, which cannot fail.  A fork() comes before all of it or after. */
+void optimc_run_step(Optimizer *self);
 void optimc_end_step(Optimizer *self, int ran);
 void optimc_drop_gradients(Optimizer *self);
 
-/* tensors.c, transaction.c, shares.c: other ways to step. */
+/* tensors.c: a step over tensors.  What a check with the lock held finds: no tensor has a gradient; all is well; only
+   some have one, or something that was watched has changed; a gradient is not finite, so that the step is skipped.
+   -1 with an error.  `grads` is a list, or NULL for the tensors' own.  Python knows the first three by these names. */
+enum { NO_GRADIENTS, CHECKED, NOT_AS_PLANNED, NOT_FINITE };
+extern PyMethodDef optimc_tensors_methods[];
+int optimc_check_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange, PyObject *grads);
 
-/* The results of a step over tensors; Python knows them by these names. */
-enum { NO_GRADIENTS, CHECKED, NOT_AS_PLANNED };
-
-extern PyMethodDef optimc_tensors_methods[], optimc_transaction_methods[], optimc_shares_methods[];
-extern PyMethodDef optimc_transaction_functions[];
-int optimc_note_started(Optimizer *self, PyObject *started, int ready);
+/* transaction.c: steps of several optimizers; transaction.h has more.  A new reference, or NULL. */
+PyTypeObject *optimc_transaction_type(PyObject *module);
 
 /* views.c, xla.c. */
 extern PyMethodDef optimc_views_functions[], optimc_xla_functions[];
 
 /* optimizer.c: the type.  A new reference, or NULL. */
 PyTypeObject *optimc_optimizer_type(PyObject *module);
+int optimc_add_methods(PyTypeObject *type, PyMethodDef *table);      /* 0 or -1 */
 
 /* module.c. */
 struct state *optimc_state(Optimizer *self);        /* of the module, or NULL with an error */

@@ -187,8 +187,7 @@ static int read_environment(struct state *state)
 }
 
 static PyMethodDef *const functions[] = {
-    optimc_settings_functions, optimc_pairs_functions, optimc_views_functions, optimc_transaction_functions,
-    optimc_xla_functions,
+    optimc_settings_functions, optimc_pairs_functions, optimc_views_functions, optimc_xla_functions,
 };
 
 static int core_exec(PyObject *module)
@@ -204,6 +203,11 @@ static int core_exec(PyObject *module)
             return -1;
     PyTypeObject *type = state_of(module)->type = optimc_optimizer_type(module);
     if (!type || PyModule_AddType(module, type) || add_registry(module))
+        return -1;
+    PyTypeObject *transaction = optimc_transaction_type(module);
+    const int added = transaction && !PyModule_AddType(module, transaction);
+    Py_XDECREF(transaction);
+    if (!added)
         return -1;
     PyObject *isas = isa_names();
     const int failed = !isas || PyModule_AddObjectRef(module, "isas", isas)

@@ -192,11 +192,10 @@ static PyType_Spec optimizer_spec = {
 
 static PyMethodDef *const methods[] = {
     optimc_apply_methods, optimc_settings_methods, optimc_running_methods, optimc_bind_methods,
-    optimc_tensors_methods, optimc_transaction_methods, optimc_shares_methods,
+    optimc_tensors_methods,
 };
 
-/* Adds the methods of a table to a type. */
-static int add_methods(PyTypeObject *type, PyMethodDef *table)
+int optimc_add_methods(PyTypeObject *type, PyMethodDef *table)
 {
     int failed = 0;
     for (; !failed && table->ml_name; table++) {
@@ -211,7 +210,7 @@ PyTypeObject *optimc_optimizer_type(PyObject *module)
 {
     PyTypeObject *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &optimizer_spec, NULL);
     for (size_t i = 0; type && i < sizeof methods / sizeof *methods; i++)
-        if (add_methods(type, methods[i]))
+        if (optimc_add_methods(type, methods[i]))
             Py_CLEAR(type);
     return type;
 }

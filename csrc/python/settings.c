@@ -195,6 +195,16 @@ static PyObject *optimizer_add_group(Optimizer *self, PyObject *args)
     return index;
 }
 
+int optimc_read_value(Optimizer *self, int k, PyObject *object, double *number)
+{
+    const struct bound *bound = &self->bounds[k];
+    *number = Py_NAN;
+    if (object == Py_None && bound->optional)
+        return 1;
+    const int real = read_number(object, 0, number);
+    return real > 0 && check_bound(bound, *number, object, "") ? -1 : real;
+}
+
 PyDoc_STRVAR(set_value_doc, "_set_value($self, group, index, value, with_step, /)\n--\n\n"
 "Sets a value to a number, None if it is optional, or a callable, called with the step or without.");
 
@@ -208,20 +218,16 @@ static PyObject *set_value_now(Optimizer *self, PyObject *args)
     if (optimc_find_value(self, group, k))
         return NULL;
     const struct bound *bound = &self->bounds[k];
-    double number = Py_NAN;
-    PyObject *source = NULL;
-    if (object != Py_None || !bound->optional) {
-        const int real = read_number(object, 0, &number);
-        if (real < 0 || (real && check_bound(bound, number, object, "")))
-            return NULL;
-        if (!real && !PyCallable_Check(object)) {
-            PyErr_Format(PyExc_TypeError, "%U must be a number, a schedule or a callable%s, got %s",
-                bound->name, bound->optional ? " or None" : "", Py_TYPE(object)->tp_name);
-            return NULL;
-        }
-        if (!real)
-            source = Py_NewRef(object);
+    double number;
+    const int real = optimc_read_value(self, (int)k, object, &number);
+    if (real < 0)
+        return NULL;
+    if (!real && !PyCallable_Check(object)) {
+        PyErr_Format(PyExc_TypeError, "%U must be a number, a schedule or a callable%s, got %s",
+            bound->name, bound->optional ? " or None" : "", Py_TYPE(object)->tp_name);
+        return NULL;
     }
+    PyObject *source = real ? NULL : Py_NewRef(object);
     struct setting *setting = &self->settings[group][k];
     struct group *g = &self->groups[group];
     if (source && k >= OPTIONS && isnan(g->products[k - OPTIONS])) {

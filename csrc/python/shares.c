@@ -1,125 +1,179 @@
-/* shares.c - steps over parts of weights whose other parts are elsewhere (optimc/mpi/).
+/* shares.c - what a transaction does for steps over parts of weights whose other parts are elsewhere (optimc/mpi/).
 
-   The first half matches without a look into the gradients, the look follows, and the second half runs in parts. */
+   The first half matches without a look into the gradients, whose values need not be there yet; the look follows; the
+   second half runs in parts.  What a part has written stays, even if the transaction is not committed. */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 #include "plan/pool.h"
+#include "python/transaction.h"
 #include "python/views.h"
 
-PyDoc_STRVAR(match_doc, "_match_step($self, grads, trainable_variables, quiet, /)\n--\n\n"
-"`_check` without a look into the gradients, whose values need not be there yet.  Gives for each weight\n"
-"whether it takes part.  quiet: do not warn of missing gradients.  `_finish` must follow; not after an error.");
+PyDoc_STRVAR(match_doc, "match($self, optimizer, grads, trainable_variables, quiet, /)\n--\n\n"
+"`check` without a look into the gradients, whose values need not be there yet.  Gives for each weight whether it\n"
+"takes part.  quiet: do not warn of missing gradients.  A commit does not run a step that is matched only.");
 
-static PyObject *optimizer_match(Optimizer *self, PyObject *args)
+static PyObject *transaction_match(Transaction *self, PyObject *args)
 {
-    PyObject *grads, *weights, *taken = NULL;
+    PyObject *object, *grads, *weights, *taken = NULL;
     int quiet;
-    if (!PyArg_ParseTuple(args, "OOp", &grads, &weights, &quiet) || optimc_lock(self))
+    if (!PyArg_ParseTuple(args, "OOOp:match", &object, &grads, &weights, &quiet))
         return NULL;
-    if (!optimc_match_step(self, grads, weights, quiet)) {
-        optimc_make_request(self, PROPAGATE);
-        const size_t n = optimc_plan_weights(self->plan);
+    struct checked *step = optimc_add_step(self, object);
+    if (!step)
+        return NULL;
+    Optimizer *optimizer = step->optimizer;
+    self->checking = 1;
+    if (!optimc_match_step(optimizer, grads, weights, quiet)) {
+        optimc_make_request(optimizer, PROPAGATE);
+        const size_t n = optimc_plan_weights(optimizer->plan);
         taken = PyTuple_New((Py_ssize_t)n);
         for (size_t i = 0; taken && i < n; i++)
             PyTuple_SET_ITEM(taken, (Py_ssize_t)i,
-                PyBool_FromLong(optimc_plan_takes(self->plan, &self->request, i)));
+                PyBool_FromLong(optimc_plan_takes(optimizer->plan, &optimizer->request, i)));
     }
-    if (!taken) {
-        optimc_end_step(self, 0);
-        optimc_unlock(self);
-    }
+    self->checking = 0;
+    if (!taken)
+        optimc_drop_step(self);
     return taken;
 }
 
-PyDoc_STRVAR(survey_doc, "_survey($self, finite, /)\n--\n\n"
-"After `_match_step`, the rest of `_check`, which says what it gives; an error does not end the step.");
+PyDoc_STRVAR(survey_doc, "survey($self, optimizer, finite, /)\n--\n\n"
+"After `match`, the rest of `check`, which says what it gives; an error does not end the step.");
 
-static PyObject *optimizer_survey(Optimizer *self, PyObject *argument)
+static PyObject *transaction_survey(Transaction *self, PyObject *args)
 {
-    const int finite = PyObject_IsTrue(argument);
-    const int checked = finite < 0 ? -1 : optimc_survey_step(self, NULL, NULL, finite ? SKIP : self->check_finite);
-    return checked < 0 ? NULL : PyBool_FromLong(checked);
+    PyObject *object;
+    int finite;
+    if (!PyArg_ParseTuple(args, "Op:survey", &object, &finite))
+        return NULL;
+    struct checked *step = optimc_step_of(self, object);
+    if (!step)
+        return NULL;
+    self->checking = 1;                 /* the survey may give up the GIL */
+    const int good = optimc_survey_step(step->optimizer, NULL, NULL, finite ? SKIP : step->optimizer->check_finite);
+    self->checking = 0;
+    return optimc_note_look(step, good, finite);
 }
 
-PyDoc_STRVAR(sums_doc, "_sums($self, /)\n--\n\n"
-"The sums of squares that `_survey` made, one per SUM_BLOCK elements of each weight: bytes of doubles.");
+PyDoc_STRVAR(sums_doc, "sums($self, optimizer, /)\n--\n\n"
+"The sums of squares that `survey` made, one per SUM_BLOCK elements of each weight: bytes of doubles.");
 
-static PyObject *optimizer_sums(Optimizer *self, PyObject *Py_UNUSED(ignored))
+static PyObject *transaction_sums(Transaction *self, PyObject *object)
 {
-    size_t n = 0;
-    const double *sums = self->plan ? optimc_plan_sums(self->plan, &n) : NULL;
+    struct checked *step = optimc_step_of(self, object);
+    if (!step)
+        return NULL;
+    size_t n;
+    const double *sums = optimc_plan_sums(step->optimizer->plan, &n);
     return PyBytes_FromStringAndSize((const char *)sums, (Py_ssize_t)(n * sizeof *sums));
 }
 
-PyDoc_STRVAR(refold_doc, "_refold($self, finite, sums, counts, /)\n--\n\n"
-"Takes these sums of squares (contiguous doubles) instead of those `_survey` made: counts[i] (contiguous\n"
-"64-bit integers) of them for weight i.  `finite` and what is returned: as `_survey`.");
+PyDoc_STRVAR(refold_doc, "refold($self, optimizer, finite, sums, counts, /)\n--\n\n"
+"Takes these sums of squares (contiguous doubles) instead of those `survey` made: counts[i] (contiguous\n"
+"64-bit integers) of them for weight i.  `finite` and what is returned: as `survey`.");
 
-static PyObject *optimizer_refold(Optimizer *self, PyObject *args)
+/* Takes the sums, if their counts fit. */
+static int refold(Optimizer *optimizer, const Py_buffer *sums, const Py_buffer *counts)
 {
-    int finite;
-    Py_buffer sums, counts;
-    if (!PyArg_ParseTuple(args, "py*y*", &finite, &sums, &counts))
-        return NULL;
-    const size_t n = self->plan ? optimc_plan_weights(self->plan) : 0;
+    const size_t n = optimc_plan_weights(optimizer->plan);
     int64_t needed = 0;
-    int fits = (size_t)counts.len == n * sizeof needed;
+    int fits = n && (size_t)counts->len == n * sizeof needed;
     for (size_t i = 0; fits && i < n; i++) {
-        needed += ((const int64_t *)counts.buf)[i];
-        fits = ((const int64_t *)counts.buf)[i] >= 0 && needed <= sums.len / (Py_ssize_t)sizeof(double);
+        needed += ((const int64_t *)counts->buf)[i];
+        fits = ((const int64_t *)counts->buf)[i] >= 0 && needed <= sums->len / (Py_ssize_t)sizeof(double);
     }
-    if (fits && n)
-        optimc_plan_refold(self->plan, &self->request, sums.buf, counts.buf);
+    if (fits)
+        optimc_plan_refold(optimizer->plan, &optimizer->request, sums->buf, counts->buf);
     else
         PyErr_SetString(PyExc_ValueError, "counts: expected one per weight, and together as many as there are sums");
-    PyBuffer_Release(&sums);
-    PyBuffer_Release(&counts);
-    if (!fits || !n)
-        return NULL;
-    const int good = !self->request.overflow;
-    if (!good && !finite && self->check_finite != SKIP && optimc_refuse_norm())
-        return NULL;
-    return PyBool_FromLong(good);
+    return fits;
 }
 
-PyDoc_STRVAR(advance_doc, "_advance($self, double, begin, end, /)\n--\n\n"
-"After `_survey`: steps elements begin .. end - 1 of all weights of one type (float64 if `double`), counted\n"
-"in their order.  Every element must be stepped once before `_finish`.");
-
-static PyObject *optimizer_advance(Optimizer *self, PyObject *args)
+static PyObject *transaction_refold(Transaction *self, PyObject *args)
 {
+    PyObject *object;
+    int finite;
+    Py_buffer sums, counts;
+    if (!PyArg_ParseTuple(args, "Opy*y*:refold", &object, &finite, &sums, &counts))
+        return NULL;
+    struct checked *step = optimc_step_of(self, object);
+    const int fits = step && refold(step->optimizer, &sums, &counts);
+    PyBuffer_Release(&sums);
+    PyBuffer_Release(&counts);
+    if (!fits)
+        return NULL;
+    int good = !step->optimizer->request.overflow;
+    if (!good && !finite && step->optimizer->check_finite != SKIP)
+        good = optimc_refuse_norm();
+    return optimc_note_look(step, good, finite);
+}
+
+PyDoc_STRVAR(skip_doc, "skip($self, optimizer, finite, /)\n--\n\n"
+"Treats a step as one whose gradients `survey` found not finite: they are not, elsewhere.");
+
+static PyObject *transaction_skip(Transaction *self, PyObject *args)
+{
+    PyObject *object;
+    int finite;
+    if (!PyArg_ParseTuple(args, "Op:skip", &object, &finite))
+        return NULL;
+    struct checked *step = optimc_step_of(self, object);
+    if (!step)
+        return NULL;
+    if (step->progress == BEGUN) {
+        PyErr_SetString(PyExc_RuntimeError, "the step has begun");
+        return NULL;
+    }
+    Py_XDECREF(optimc_note_look(step, 0, finite));
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(advance_doc, "advance($self, optimizer, double, begin, end, /)\n--\n\n"
+"Runs elements begin .. end - 1 of all weights of one type (float64 if `double`), counted in their order.  Every\n"
+"element must run once before the commit, which then only counts the step.");
+
+static PyObject *transaction_advance(Transaction *self, PyObject *args)
+{
+    PyObject *object;
     int is_double;
     Py_ssize_t begin, end;
-    if (!PyArg_ParseTuple(args, "pnn", &is_double, &begin, &end))
+    if (!PyArg_ParseTuple(args, "Opnn:advance", &object, &is_double, &begin, &end))
         return NULL;
+    struct checked *step = optimc_step_of(self, object);
+    if (!step)
+        return NULL;
+    Optimizer *optimizer = step->optimizer;
     Py_ssize_t size = 0;
     const enum type real_type = is_double ? TYPE_F64 : TYPE_F32;
-    for (size_t i = 0; self->plan && i < optimc_plan_weights(self->plan); i++)
-        if (optimc_type_of((PyArrayObject *)PyTuple_GET_ITEM(self->weights, (Py_ssize_t)i)) == (int)real_type)
-            size += (Py_ssize_t)optimc_plan_size(self->plan, i);
-    if (!self->plan || begin < 0 || begin > end || end > size) {
+    for (size_t i = 0; i < optimc_plan_weights(optimizer->plan); i++)
+        if (optimc_type_of((PyArrayObject *)PyTuple_GET_ITEM(optimizer->weights, (Py_ssize_t)i)) == (int)real_type)
+            size += (Py_ssize_t)optimc_plan_size(optimizer->plan, i);
+    if (begin < 0 || begin > end || end > size) {
         PyErr_Format(PyExc_IndexError, "expected elements from 0 to %zd, got %zd to %zd", size, begin, end);
         return NULL;
     }
-    const int begun = self->begun;
-    self->begun = 1;
+    const int begun = step->progress == BEGUN;
+    step->progress = BEGUN;
+    self->checking = 1;                             /* no other thread may use the transaction meanwhile */
     optimc_pool_enter();                            /* with the GIL: a fork comes before all of it or after */
     if (!begun)
-        optimc_open_step(self);
+        optimc_open_step(optimizer);
     Py_BEGIN_ALLOW_THREADS
     if (!begun)
-        optimc_plan_start(self->plan, &self->request);
-    optimc_plan_span(self->plan, real_type, (size_t)begin, (size_t)end);
+        optimc_plan_start(optimizer->plan, &optimizer->request);
+    optimc_plan_span(optimizer->plan, real_type, (size_t)begin, (size_t)end);
     optimc_pool_leave();
     Py_END_ALLOW_THREADS
+    self->checking = 0;
     Py_RETURN_NONE;
 }
 
 PyMethodDef optimc_shares_methods[] = {
-    METHOD("_match_step", optimizer_match, METH_VARARGS, match_doc),
-    METHOD("_survey", optimizer_survey, METH_O, survey_doc),
-    METHOD("_sums", optimizer_sums, METH_NOARGS, sums_doc),
-    METHOD("_refold", optimizer_refold, METH_VARARGS, refold_doc),
-    METHOD("_advance", optimizer_advance, METH_VARARGS, advance_doc),
+    METHOD("match", transaction_match, METH_VARARGS, match_doc),
+    METHOD("survey", transaction_survey, METH_VARARGS, survey_doc),
+    METHOD("sums", transaction_sums, METH_O, sums_doc),
+    METHOD("refold", transaction_refold, METH_VARARGS, refold_doc),
+    METHOD("skip", transaction_skip, METH_VARARGS, skip_doc),
+    METHOD("advance", transaction_advance, METH_VARARGS, advance_doc),
     {NULL, NULL, 0, NULL},
 };

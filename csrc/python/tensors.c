@@ -88,10 +88,8 @@ static PyObject *optimizer_is_as_watched(Optimizer *self, PyObject *Py_UNUSED(ig
     return same < 0 ? NULL : PyBool_FromLong(same);
 }
 
-/* The first half of a step over tensors, with the lock held: CHECKED; NO_GRADIENTS, if none has one; or
-   NOT_AS_PLANNED, if only some have, or what was watched has changed: then nothing has happened.  `grads` is a
-   list, or NULL: then they are the tensors' own. */
-static int check_tensors(Optimizer *self, PyObject *tensors, const struct tensor_exchange *table,
+/* optimc_check_tensors without the look into the gradients. */
+static int match_tensors(Optimizer *self, PyObject *tensors, const struct tensor_exchange *table,
     PyObject *grads)
 {
     if (!self->plan || !self->orders || !PyList_Check(tensors)
@@ -161,44 +159,20 @@ static int check_tensors(Optimizer *self, PyObject *tensors, const struct tensor
     return CHECKED;
 }
 
-/* check_tensors and what check_step does after the matching; the lock is held only after CHECKED. */
-static int start_tensors(Optimizer *self, PyObject *tensors, PyObject *capsule, PyObject *grads)
+int optimc_check_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange, PyObject *grads)
 {
-    const struct tensor_exchange *table = exchange_of(capsule);
-    if (!table || optimc_lock(self))
-        return -1;
-    int checked = check_tensors(self, tensors, table, grads);
-    if (checked == CHECKED) {
-        const int ready = optimc_survey_step(self, NULL, NULL, self->check_finite);
-        self->skipped += ready == 0;
-        checked = ready < 0 ? -1 : ready ? CHECKED : NO_GRADIENTS;
-    }
-    if (checked != CHECKED) {
-        optimc_end_step(self, 0);
-        optimc_unlock(self);
-    }
-    return checked;
-}
-
-PyDoc_STRVAR(check_tensors_doc, "_check_tensors($self, tensors, exchange, started, /)\n--\n\n"
-"The first half of a step over tensors.  Returns CHECKED, and `finish` must follow, see `_check`; NO_GRADIENTS; or\n"
-"NOT_AS_PLANNED, if only some have a gradient or something that was watched has changed.");
-
-static PyObject *optimizer_check_tensors(Optimizer *self, PyObject *const *args, Py_ssize_t n)
-{
-    if (n != 3 || !PyList_Check(args[2])) {
-        PyErr_SetString(PyExc_TypeError, "_check_tensors() takes 3 arguments, the last a list");
-        return NULL;
-    }
-    const int checked = start_tensors(self, args[0], args[1], NULL);
-    if (checked < 0 || (checked == CHECKED && optimc_note_started(self, args[2], 1)))
-        return NULL;
-    return PyLong_FromLong(checked);
+    const struct tensor_exchange *table = exchange_of(exchange);
+    const int found = table ? match_tensors(self, tensors, table, grads) : -1;
+    if (found != CHECKED)
+        return found;
+    const int good = optimc_survey_step(self, NULL, NULL, self->check_finite);
+    return good < 0 ? -1 : good ? CHECKED : NOT_FINITE;
 }
 
 PyDoc_STRVAR(apply_tensors_doc, "_apply_tensors($self, tensors, exchange, grads=None, /)\n--\n\n"
-"A whole step over tensors, if `_check_tensors` returns CHECKED.  Returns the same.  `grads`, a list of tensors of\n"
-"the same library, are used instead of the tensors' own.");
+"A step over tensors: CHECKED if it has run; NO_GRADIENTS if none has one, or one is not finite and the step was\n"
+"skipped; NOT_AS_PLANNED if only some have a gradient, or something that was watched has changed: then nothing has\n"
+"happened.  `grads`, a list of tensors of the same library, are used instead of the tensors' own.");
 
 static PyObject *optimizer_apply_tensors(Optimizer *self, PyObject *const *args, Py_ssize_t n)
 {
@@ -206,19 +180,20 @@ static PyObject *optimizer_apply_tensors(Optimizer *self, PyObject *const *args,
         PyErr_SetString(PyExc_TypeError, "_apply_tensors() takes 2 or 3 arguments");
         return NULL;
     }
-    const int checked = start_tensors(self, args[0], args[1], n == 3 && args[2] != Py_None ? args[2] : NULL);
-    if (checked == CHECKED) {
-        optimc_run_steps(self);
-        optimc_end_step(self, 1);
-        optimc_unlock(self);
-    }
-    return checked < 0 ? NULL : PyLong_FromLong(checked);
+    if (optimc_lock(self))
+        return NULL;
+    const int found = optimc_check_tensors(self, args[0], args[1], n == 3 && args[2] != Py_None ? args[2] : NULL);
+    if (found == CHECKED)
+        optimc_run_step(self);
+    self->skipped += found == NOT_FINITE;
+    optimc_end_step(self, found == CHECKED);
+    optimc_unlock(self);
+    return found < 0 ? NULL : PyLong_FromLong(found == NOT_FINITE ? NO_GRADIENTS : found);
 }
 
 PyMethodDef optimc_tensors_methods[] = {
     METHOD("_prepare_tensors", optimizer_prepare_tensors, METH_VARARGS, prepare_tensors_doc),
     METHOD("_is_as_watched", optimizer_is_as_watched, METH_NOARGS, is_as_watched_doc),
-    METHOD("_check_tensors", optimizer_check_tensors, METH_FASTCALL, check_tensors_doc),
     METHOD("_apply_tensors", optimizer_apply_tensors, METH_FASTCALL, apply_tensors_doc),
     {NULL, NULL, 0, NULL},
 };

@@ -1,152 +1,373 @@
-/* transaction.c - steps in two halves: check first, then run or give up, with Python code between. */
+/* transaction.c - the type _core.Transaction: steps of several optimizers, or with Python code between the halves.
+
+       with _core.Transaction() as steps:
+           steps.check(optimizer, grads, weights)      everything that can be refused, and the optimizer's lock
+           ...                                         Python code
+           steps.commit()                              everything that writes
+
+   The transaction owns the locks and all that was checked.  A commit is one call: it runs the steps, counts those to
+   be skipped and makes the changes that it was told of, and no signal handler, fork or other Python code comes
+   between.  Without a commit everything is given up, whatever ends the transaction: the end of the block, an
+   exception, or the last reference to it.
+
+   It does not look into gradients (apply.c).  Next: changes.c, what else a commit changes; shares.c, steps over parts
+   of weights. */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
-#include "python/views.h"
 
-/* For steps in two halves: notes (self, ready) in the caller's list, if there is one, before a signal handler can
-   run, so that whoever has the list can finish.  On an error the step is given up. */
-int optimc_note_started(Optimizer *self, PyObject *started, int ready)
+#include <stddef.h>
+#include <string.h>
+#include <structmember.h>
+
+#include "plan/pool.h"
+#include "python/transaction.h"
+
+enum { LOSS_SCALE = offsetof(struct options, loss_scale_factor) / sizeof(double) };
+
+/* ----------------------------------------------------------------------------------- steps - */
+
+int optimc_refuse_use(const Transaction *self)
 {
-    PyObject *entry = started ? Py_BuildValue("(OO)", self, ready ? Py_True : Py_False) : NULL;
-    const int failed = started && (!entry || PyList_Append(started, entry));
-    Py_XDECREF(entry);
-    if (failed) {
-        optimc_end_step(self, 0);
-        optimc_unlock(self);
-    }
-    return failed ? -1 : 0;
+    if (self->over)
+        PyErr_Format(PyExc_RuntimeError, "the transaction is over: it was %s",
+            self->committed ? "committed" : "given up");
+    else if (self->checking)
+        PyErr_SetString(PyExc_RuntimeError, "the transaction is checking a step");
+    return self->over || self->checking ? -1 : 0;
 }
 
-PyDoc_STRVAR(check_doc, "_check($self, grads, trainable_variables, finite, started=None, /)\n--\n\n"
-"The first half of a step: takes the lock and checks everything.  True if it may run; False, with\n"
-"`finite`, if a gradient is not finite.  Not after an error, `_finish` must follow; or, if this has appended\n"
-"(self, what it returns) to the list `started`, `finish`, even if a signal handler raised in between.");
-
-static PyObject *optimizer_check(Optimizer *self, PyObject *args)
+static Optimizer *as_optimizer(Transaction *self, PyObject *object)
 {
-    PyObject *grads, *weights, *started = NULL;
-    int finite;
-    if (!PyArg_ParseTuple(args, "OOp|O!", &grads, &weights, &finite, &PyList_Type, &started) || optimc_lock(self))
-        return NULL;
-    const int checked = optimc_check_step(self, grads, weights, finite ? SKIP : self->check_finite);
-    if (checked >= 0)
-        return optimc_note_started(self, started, checked) ? NULL : PyBool_FromLong(checked);
-    optimc_end_step(self, 0);
-    optimc_unlock(self);
+    const struct state *state = PyType_GetModuleState(Py_TYPE(self));
+    if (PyObject_TypeCheck(object, state->type))
+        return (Optimizer *)object;
+    PyErr_Format(PyExc_TypeError, "optimizer: expected an optimizer, got %s", Py_TYPE(object)->tp_name);
     return NULL;
 }
 
-PyDoc_STRVAR(pull_doc, "_pull($self, index, to, begin=-1, /)\n--\n\n"
-"Between `_check` and `_finish`: writes the gradient of a weight, as its kernel will see it, into an array\n"
-"like the weight; or, from element `begin` in the order of the weight's memory, into a vector.  False if the\n"
-"weight has none in this step.");
-
-static PyObject *optimizer_pull(Optimizer *self, PyObject *args)
+struct checked *optimc_step_of(Transaction *self, PyObject *optimizer)
 {
-    Py_ssize_t index, begin = -1;
-    PyObject *to;
-    struct view view;
-    if (!PyArg_ParseTuple(args, "nO|n", &index, &to, &begin) || !optimc_is_weight(self, index)
-        || optimc_look_writable(to, PyUnicode_FromString("to"), &view))
+    if (optimc_refuse_use(self))
         return NULL;
-    const size_t size = optimc_view_size(&view), start = begin < 0 ? 0 : (size_t)begin;
-    const PyArrayObject *weight = (PyArrayObject *)PyTuple_GET_ITEM(self->weights, index);
-    if (begin < 0 ? optimc_plan_same(self->plan, (size_t)index, &view) != FINE
-        : view.ndim != 1 || view.type != optimc_type_of((PyArrayObject *)weight)
-            || start > optimc_plan_size(self->plan, (size_t)index)
-            || size > optimc_plan_size(self->plan, (size_t)index) - start) {
-        PyErr_SetString(PyExc_ValueError, "to: expected an array like the weight");
-        return NULL;
-    }
-    if (!optimc_plan_takes(self->plan, &self->request, (size_t)index))
-        Py_RETURN_FALSE;
-    optimc_plan_gradient(self->plan, &self->request, (size_t)index, start, start + size, view.data);
-    Py_RETURN_TRUE;
+    for (size_t i = 0; i < self->n_steps; i++)
+        if ((PyObject *)self->steps[i].optimizer == optimizer)
+            return &self->steps[i];
+    PyErr_SetString(PyExc_ValueError, "optimizer: it has no step in this transaction");
+    return NULL;
 }
 
-PyDoc_STRVAR(finish_doc, "_finish($self, run, /)\n--\n\n"
-"The second half of a step that was checked: runs it, or gives it up, and releases the lock.  What\n"
-"`_advance` has begun is not run again.");
-
-static PyObject *optimizer_finish(Optimizer *self, PyObject *argument)
+struct checked *optimc_add_step(Transaction *self, PyObject *object)
 {
-    const int run = PyObject_IsTrue(argument);
-    if (self->begun) {
-        optimc_plan_end(self->plan);
-        optimc_close_step(self);
-    } else if (run > 0) {
-        optimc_run_steps(self);
-    }
-    optimc_end_step(self, run > 0 || self->begun);
-    self->begun = 0;
-    optimc_unlock(self);
-    if (run < 0)
+    Optimizer *optimizer = optimc_refuse_use(self) ? NULL : as_optimizer(self, object);
+    if (!optimizer)
         return NULL;
-    Py_RETURN_NONE;
+    struct checked *steps = PyMem_Realloc(self->steps, (self->n_steps + 1) * sizeof *steps);
+    if (!steps) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    self->steps = steps;                /* once the lock is taken, nothing can fail */
+    self->checking = 1;
+    const int failed = optimc_lock(optimizer);
+    self->checking = 0;
+    if (failed)
+        return NULL;
+    steps = &self->steps[self->n_steps++];
+    *steps = (struct checked){.optimizer = optimizer, .thread = optimizer->owner};
+    Py_INCREF(optimizer);
+    return steps;
 }
 
-PyDoc_STRVAR(finish_all_doc, "finish($module, started, run, then=(), /)\n--\n\n"
-"The second half of several steps, as `_check` noted them: runs those that are ready and counts the others as\n"
-"skipped, or gives all up; makes the calls `then`, pairs of a function in C and a tuple of its arguments; releases\n"
-"the locks.  No signal handler comes between.");
-
-static PyObject *core_finish(PyObject *module, PyObject *args)
+/* Ends a step that ran, or gives it up, and unlocks its optimizer.  A step that has begun has run, as far as it came:
+   what it has written stays.  In a child process the optimizer may have been taken over by another thread. */
+static void end(const struct checked *step, int ran)
 {
-    PyObject *started, *then = NULL;
-    int run, failed = 0;
-    if (!PyArg_ParseTuple(args, "O!p|O!", &PyList_Type, &started, &run, &PyTuple_Type, &then))
-        return NULL;
-    PyTypeObject *type = ((struct state *)PyModule_GetState(module))->type;
-    const Py_ssize_t n = PyList_GET_SIZE(started);
-    for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *entry = PyList_GET_ITEM(started, i);
-        if (!PyTuple_Check(entry) || PyTuple_GET_SIZE(entry) != 2
-                || !PyObject_TypeCheck(PyTuple_GET_ITEM(entry, 0), type))
-            return PyErr_Format(PyExc_TypeError, "started: expected what _check notes");
-    }
-    for (Py_ssize_t i = 0; then && i < PyTuple_GET_SIZE(then); i++) {
-        PyObject *call = PyTuple_GET_ITEM(then, i);
-        if (!PyTuple_Check(call) || PyTuple_GET_SIZE(call) != 2 || !PyTuple_Check(PyTuple_GET_ITEM(call, 1)))
-            return PyErr_Format(PyExc_TypeError, "then: expected pairs of a function and a tuple");
-    }
-    Optimizer *ready = NULL;
-    for (Py_ssize_t i = n; run && i-- > 0;) {
-        Optimizer *self = (Optimizer *)PyTuple_GET_ITEM(PyList_GET_ITEM(started, i), 0);
-        if (PyTuple_GET_ITEM(PyList_GET_ITEM(started, i), 1) == Py_True) {
-            self->together = ready;
-            ready = self;
-        } else {
-            self->skipped++;
+    Optimizer *optimizer = step->optimizer;
+    if (optimizer->owner == step->thread) {
+        if (step->progress == BEGUN) {
+            optimc_plan_end(optimizer->plan);
+            optimc_close_step(optimizer);
         }
+        if (step->scaled)
+            optimizer->groups[0].values[LOSS_SCALE] = step->loss_scale;
+        optimc_end_step(optimizer, ran || step->progress == BEGUN);
+        optimc_unlock(optimizer);
     }
-    if (ready)
-        optimc_run_steps(ready);
-    for (Py_ssize_t i = 0; then && !failed && i < PyTuple_GET_SIZE(then); i++) {
-        PyObject *call = PyTuple_GET_ITEM(then, i);
-        PyObject *result = PyObject_CallObject(PyTuple_GET_ITEM(call, 0), PyTuple_GET_ITEM(call, 1));
-        failed = !result;
-        Py_XDECREF(result);
-    }
-    for (Py_ssize_t i = n; i-- > 0;) {
-        PyObject *entry = PyList_GET_ITEM(started, i);
-        Optimizer *self = (Optimizer *)PyTuple_GET_ITEM(entry, 0);
-        self->together = NULL;
-        optimc_end_step(self, run && PyTuple_GET_ITEM(entry, 1) == Py_True);
-        optimc_unlock(self);
-    }
-    if (failed || PyList_SetSlice(started, 0, n, NULL))
+    PyMem_Free(step->groups);
+    Py_DECREF(optimizer);
+}
+
+void optimc_drop_step(Transaction *self)
+{
+    const struct checked step = self->steps[--self->n_steps];
+    end(&step, 0);
+}
+
+PyObject *optimc_note_look(struct checked *step, int good, int finite)
+{
+    if (good < 0)
         return NULL;
+    step->progress = good ? READY : finite ? REFUSED : SKIPPED;
+    return PyBool_FromLong(good);
+}
+
+/* Gives the step a loss scale of its own: None for that of the optimizer. */
+static int set_scale(struct checked *step, PyObject *scale)
+{
+    Optimizer *optimizer = step->optimizer;
+    double number;
+    if (scale == Py_None)
+        return 0;
+    if (optimizer->settings[0][LOSS_SCALE].source) {
+        PyErr_SetString(PyExc_ValueError, "loss_scale: the optimizer has a schedule for it");
+        return -1;
+    }
+    const int real = optimc_read_value(optimizer, LOSS_SCALE, scale, &number);
+    if (!real)
+        PyErr_Format(PyExc_TypeError, "loss_scale must be a number, got %s", Py_TYPE(scale)->tp_name);
+    if (real <= 0)
+        return -1;
+    step->loss_scale = optimizer->groups[0].values[LOSS_SCALE];
+    step->scaled = 1;
+    optimizer->groups[0].values[LOSS_SCALE] = number;
+    return 0;
+}
+
+/* Adds the step of an optimizer, with a loss scale of its own unless None, and tells that its check begins. */
+static struct checked *begin_check(Transaction *self, PyObject *object, PyObject *scale)
+{
+    struct checked *step = optimc_add_step(self, object);
+    if (step && set_scale(step, scale)) {
+        optimc_drop_step(self);
+        return NULL;
+    }
+    self->checking = step != NULL;
+    return step;
+}
+
+PyDoc_STRVAR(check_doc, "check($self, optimizer, grads, trainable_variables=None, finite=False, loss_scale=None)\n"
+"--\n\n"
+"Checks everything of a step and locks the optimizer.  True if the step will run; False if a gradient is not\n"
+"finite and the step is to be skipped.  finite: the caller asks whether all are, whatever the optimizer's policy,\n"
+"and the step does not count as skipped.  loss_scale: of this step alone, instead of the optimizer's.");
+
+static PyObject *transaction_check(Transaction *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"optimizer", "grads", "trainable_variables", "finite", "loss_scale", NULL};
+    PyObject *object, *grads, *weights = Py_None, *scale = Py_None;
+    int finite = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OpO:check", names, &object, &grads, &weights, &finite, &scale))
+        return NULL;
+    struct checked *step = begin_check(self, object, scale);
+    if (!step)
+        return NULL;
+    const int policy = finite ? SKIP : step->optimizer->check_finite;
+    const int good = optimc_check_step(step->optimizer, grads, weights, policy);
+    self->checking = 0;
+    if (good < 0)
+        optimc_drop_step(self);
+    return optimc_note_look(step, good, finite);
+}
+
+PyDoc_STRVAR(check_tensors_doc, "check_tensors($self, optimizer, tensors, exchange, loss_scale=None)\n--\n\n"
+"`check` for a step over tensors; see `_apply_tensors`, which says what is returned.  Only a step that will run, or\n"
+"is to be skipped, belongs to the transaction.");
+
+static PyObject *transaction_check_tensors(Transaction *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"optimizer", "tensors", "exchange", "loss_scale", NULL};
+    PyObject *object, *tensors, *exchange, *scale = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|O:check_tensors", names, &object, &tensors, &exchange,
+            &scale))
+        return NULL;
+    struct checked *step = begin_check(self, object, scale);
+    if (!step)
+        return NULL;
+    const int found = optimc_check_tensors(step->optimizer, tensors, exchange, NULL);
+    self->checking = 0;
+    step->progress = found == CHECKED ? READY : SKIPPED;
+    if (found != CHECKED && found != NOT_FINITE)
+        optimc_drop_step(self);
+    return found < 0 ? NULL : PyLong_FromLong(found == NOT_FINITE ? NO_GRADIENTS : found);
+}
+
+/* ---------------------------------------------------------------------------------- the end - */
+
+/* Lets a step whose optimizer gets new values with the commit run with those it was checked with. */
+static void pin_values(const struct checked *step)
+{
+    Optimizer *optimizer = step->optimizer;
+    if (!step->groups)
+        return;
+    memcpy(step->groups, optimizer->groups, optimizer->n_groups * sizeof *step->groups);
+    optimizer->request.groups = step->groups;
+}
+
+/* Runs a step.  It needs no GIL. */
+static void run(const struct checked *step)
+{
+    Optimizer *optimizer = step->optimizer;
+    optimc_plan_run(optimizer->plan, &optimizer->request);
+    for (size_t i = 0; step->groups && i < optimizer->n_groups; i++) {
+        memcpy(optimizer->groups[i].after, step->groups[i].after, sizeof step->groups[i].after);
+        memcpy(optimizer->groups[i].powers, step->groups[i].powers, sizeof step->groups[i].powers);
+    }
+    optimizer->request.groups = optimizer->groups;
+    optimc_close_step(optimizer);
+}
+
+/* Ends all steps and releases their locks, the last one first; drops what the changes kept. */
+static void end_all(Transaction *self, int ran)
+{
+    self->over = 1;
+    while (self->n_steps) {
+        const struct checked step = self->steps[--self->n_steps];
+        end(&step, ran && step.progress == READY);
+    }
+    while (self->n_changes) {
+        struct change change = self->changes[--self->n_changes];
+        Py_XDECREF(change.optimizer);
+        Py_XDECREF(change.dict);
+        Py_XDECREF(change.key);
+        Py_XDECREF(change.value);
+        Py_XDECREF(change.before[0]);
+        Py_XDECREF(change.before[1]);
+    }
+    PyMem_Free(self->steps);
+    PyMem_Free(self->changes);
+    self->steps = NULL;
+    self->changes = NULL;
+}
+
+PyDoc_STRVAR(commit_doc, "commit($self, /)\n--\n\n"
+"Runs the steps, counts those to be skipped, makes the changes and releases the locks.  No signal handler and no\n"
+"fork() comes between.");
+
+static PyObject *transaction_commit(Transaction *self, PyObject *Py_UNUSED(ignored))
+{
+    if (optimc_refuse_use(self))
+        return NULL;
+    int any_long = 0;
+    for (size_t i = 0; i < self->n_steps; i++)
+        any_long |= self->steps[i].progress == READY && optimc_is_long(self->steps[i].optimizer);
+    if (any_long)
+        optimc_pool_enter();
+    if (optimc_store_entries(self)) {
+        if (any_long)
+            optimc_pool_leave();
+        return NULL;
+    }
+    for (size_t i = 0; i < self->n_steps; i++) {
+        const struct checked *step = &self->steps[i];
+        step->optimizer->skipped += step->progress == SKIPPED;
+        if (step->progress != READY)
+            continue;
+        optimc_open_step(step->optimizer);
+        pin_values(step);
+    }
+    optimc_set_values(self);
+    self->committed = 1;
+    PyThreadState *thread = any_long ? PyEval_SaveThread() : NULL;
+    for (size_t i = 0; i < self->n_steps; i++)
+        if (self->steps[i].progress == READY)
+            run(&self->steps[i]);
+    if (any_long) {
+        optimc_pool_leave();
+        PyEval_RestoreThread(thread);
+    }
+    end_all(self, 1);
     Py_RETURN_NONE;
 }
 
-PyMethodDef optimc_transaction_functions[] = {
-    METHOD("finish", core_finish, METH_VARARGS, finish_all_doc),
+/* Gives up what was not committed.  An error that is set stays. */
+static void give_up(Transaction *self)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    end_all(self, 0);
+    PyErr_Restore(type, value, traceback);
+}
+
+static PyObject *transaction_enter(Transaction *self, PyObject *Py_UNUSED(ignored))
+{
+    return optimc_refuse_use(self) ? NULL : Py_NewRef((PyObject *)self);
+}
+
+static PyObject *transaction_exit(Transaction *self, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(n))
+{
+    if (!self->over && optimc_refuse_use(self))
+        return NULL;
+    give_up(self);
+    Py_RETURN_FALSE;
+}
+
+/* --------------------------------------------------------------------------------- the type - */
+
+static int transaction_traverse(Transaction *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    for (size_t i = 0; i < self->n_steps; i++)
+        Py_VISIT(self->steps[i].optimizer);
+    for (size_t i = 0; i < self->n_changes; i++) {
+        Py_VISIT(self->changes[i].optimizer);
+        Py_VISIT(self->changes[i].dict);
+        Py_VISIT(self->changes[i].value);
+    }
+    return 0;
+}
+
+static int transaction_clear(Transaction *self)
+{
+    give_up(self);
+    return 0;
+}
+
+static void transaction_dealloc(Transaction *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    give_up(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef own_methods[] = {
+    METHOD("check", transaction_check, METH_VARARGS | METH_KEYWORDS, check_doc),
+    METHOD("check_tensors", transaction_check_tensors, METH_VARARGS | METH_KEYWORDS, check_tensors_doc),
+    METHOD("commit", transaction_commit, METH_NOARGS, commit_doc),
+    METHOD("__enter__", transaction_enter, METH_NOARGS, "__enter__($self, /)\n--\n\nThe transaction itself."),
+    METHOD("__exit__", transaction_exit, METH_FASTCALL,
+        "__exit__($self, /, *args)\n--\n\nGives up what was not committed."),
     {NULL, NULL, 0, NULL},
 };
 
-PyMethodDef optimc_transaction_methods[] = {
-    METHOD("_check", optimizer_check, METH_VARARGS, check_doc),
-    METHOD("_pull", optimizer_pull, METH_VARARGS, pull_doc),
-    METHOD("_finish", optimizer_finish, METH_O, finish_doc),
-    {NULL, NULL, 0, NULL},
+static PyMemberDef transaction_members[] = {
+    {"committed", T_BOOL, offsetof(Transaction, committed), READONLY, "Whether it was committed."},
+    {NULL, 0, 0, 0, NULL},
 };
+
+static PyType_Slot transaction_slots[] = {
+    {Py_tp_doc, "Steps that are checked one after the other, then run together or not at all.  Use it with `with`."},
+    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_dealloc, transaction_dealloc},
+    {Py_tp_traverse, transaction_traverse},
+    {Py_tp_clear, transaction_clear},
+    {Py_tp_methods, own_methods},
+    {Py_tp_members, transaction_members},
+    {0, NULL},
+};
+
+static PyType_Spec transaction_spec = {
+    .name = "optimc._core.Transaction",
+    .basicsize = sizeof(Transaction),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .slots = transaction_slots,
+};
+
+PyTypeObject *optimc_transaction_type(PyObject *module)
+{
+    PyTypeObject *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &transaction_spec, NULL);
+    if (type && (optimc_add_methods(type, optimc_changes_methods) || optimc_add_methods(type, optimc_shares_methods)))
+        Py_CLEAR(type);
+    return type;
+}

@@ -334,7 +334,7 @@ class Optimizer(_core.Optimizer):
     # ---------------------------------------------------------------------------- stepping
 
     def _between(self):
-        """What is done between `_check` and `_finish`, by whoever calls these; an error gives the step up."""
+        """Prepares a step that a transaction has checked and not yet committed; an error gives the step up."""
 
     def apply_gradients(self, grads_and_vars):
         """`apply` for pairs, as `zip(grads, weights)` gives them.  Returns `iterations`.

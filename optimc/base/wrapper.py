@@ -1,8 +1,7 @@
 """The base of optimizers made of optimizers (optimc/loss_scale.py, optimc/routing.py, optimc/mpi/).
 
-A wrapper checks the steps of all it wraps before any of them writes: the step of an optimizer has two halves,
-`_check` and `finish`, and `_between` them what needs NumPy.  The second half is one call for all, so that Ctrl-C
-comes before all of it or after.
+A wrapper steps in a transaction (`_core.Transaction`): it checks the steps of all it wraps, lets `_between` prepare
+what needs NumPy, and commits them in one call, so that Ctrl-C comes before all of it or after.
 """
 
 import functools

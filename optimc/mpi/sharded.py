@@ -199,27 +199,17 @@ class Sharded(Wrapper):
 
     def _apply(self, grads, weights):
         local, whole = self._local, self._share.whole
-        held, error, facts, run = [], None, [], False
-        try:
-            taken = whole._match_step(grads, weights, False)
-            held.append(whole)
-            local._match_step([grad if t else None for t, grad in zip(taken, self._exchange.grads, strict=True)],
-                              None, True)
-            held.append(local)
-            facts = self._facts(taken)
-        except Exception as caught:
-            error = caught
-        try:
+        error, facts = None, []
+        with _core.Transaction() as steps:
+            try:
+                taken = steps.match(whole, grads, weights, False)
+                own = [grad if t else None for t, grad in zip(taken, self._exchange.grads, strict=True)]
+                steps.match(local, own, None, True)
+                facts = self._facts(taken)
+            except Exception as caught:
+                error = caught
             self._team.agree("apply", error, facts)
-            run = self._step(taken)
-        finally:
-            for optimizer in held:
-                optimizer._finish(run and optimizer is local)
-        if isinstance(self.optimizer, LossScaleOptimizer):
-            for call, arguments in self.optimizer._adapted(run):
-                call(*arguments)
-        elif not run:
-            local._skipped += 1
+            self._step(steps, taken)
 
     def _facts(self, taken):
         """Returns the facts that must be the same on all ranks at a step; raises if the cuts do not allow it."""
@@ -234,8 +224,8 @@ class Sharded(Wrapper):
                 Fact("has gradients for other weights", zlib.crc32(bytes(taken))),
                 Fact("has other hyperparameters", zlib.crc32(repr((values, options)).encode()))]
 
-    def _step(self, taken):
-        """Does a step that all ranks have agreed on; returns whether it was done, and not skipped."""
+    def _step(self, steps, taken):
+        """Does a step that all ranks have agreed on, or skips it, and commits."""
         team, local, exchange = self._team, self._local, self._exchange
         updating = (local._calls + 1) % local._steps == 0
         clipping = updating and any(
@@ -247,26 +237,36 @@ class Sharded(Wrapper):
         if looking or self._share.layout.cut == "tensors":
             with team.no_return():
                 ready = list(ready)
-            if looking and not self._survey(finite):
-                return False
+            if looking and not self._survey(steps, finite):
+                steps.skip(local, finite)
+                self._commit(steps, False)
+                return
             self._between()
+
+        def advance(bucket):
+            steps.advance(local, bucket.dtype.itemsize == 8, bucket.begin, bucket.end)
+
         with team.no_return():
+            steps.advance(local, False, 0, 0)           # begins, even if this rank has no elements
             if updating or local._overwrite:
-                exchange.spread(ready, self._advance)
+                exchange.spread(ready, advance)
             else:
                 for bucket in ready:
-                    self._advance(bucket)
-        return True
+                    advance(bucket)
+            self._commit(steps, True)
 
-    def _advance(self, bucket):
-        """Steps this rank's part of a bucket."""
-        self._local._advance(bucket.dtype.itemsize == 8, bucket.begin, bucket.end)
+    def _commit(self, steps, good):
+        """Commits a step, together with how a loss scale moves after it."""
+        with self._team.no_return():
+            if isinstance(self.optimizer, LossScaleOptimizer):
+                self.optimizer._adapt(steps, good)
+            steps.commit()
 
-    def _survey(self, finite):
+    def _survey(self, steps, finite):
         """Looks at the gradients; returns whether the step can be done.  Norms are made of the sums of all ranks."""
         team, local = self._team, self._local
         try:
-            good = local._survey(finite)
+            good = steps.survey(local, finite)
         except FloatingPointError:
             good = False
         if not all(team.share("look at gradients", good)):
@@ -274,7 +274,7 @@ class Sharded(Wrapper):
                 return False
             error = None
             try:
-                self._share.whole._survey(False)              # for the error that names the gradient
+                steps.survey(self._share.whole, False)        # for the error that names the gradient
             except FloatingPointError as caught:
                 error = caught
             team.agree("name the gradient", error)
@@ -282,8 +282,8 @@ class Sharded(Wrapper):
                                      "that clips it, is not")
         counts = self._blocks.sum(axis=1).tolist()
         sums = np.empty(sum(counts))
-        team.wait(team.comm.Iallgatherv([np.frombuffer(local._sums()), MPI.DOUBLE], [sums, counts, MPI.DOUBLE]))
-        return local._refold(finite, sums[self._block_order], self._blocks.sum(axis=0))
+        team.wait(team.comm.Iallgatherv([np.frombuffer(steps.sums(local)), MPI.DOUBLE], [sums, counts, MPI.DOUBLE]))
+        return steps.refold(local, finite, sums[self._block_order], self._blocks.sum(axis=0))
 
     def _between(self):
         """Lets the local optimizer prepare its step; if it fails on one rank, all raise."""

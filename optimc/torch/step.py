@@ -101,25 +101,20 @@ class TorchOptimizer:
     def _step_all(self, scale):
         """The step when anything is unusual: several cohorts, a state that may have changed, a gradient scale."""
         self._cohorts.refresh()
-        started, run, then = [], False, ()
-        try:
-            for cohort in self._cohorts.all:
-                if cohort.params[0].grad is None:
-                    continue
-                stepper = cohort.inner
-                then += ((stepper._set_value, (0, stepper._index["loss_scale_factor"], None, False)),)
-                stepper.loss_scale_factor = scale
-                if cohort.exchange is not None:
-                    stepper._check_tensors(cohort.params, cohort.exchange, started)
-                else:
-                    stepper._check([tensors.view(param.grad, param) for param in cohort.params],
-                                   [tensors.view(param, param) for param in cohort.params], False, started)
-            stepped = [cohort for cohort in self._cohorts.all if any(one is cohort.inner for one, _ in started)]
-            run = True
-        finally:
-            _core.finish(started, run, then)
+        with _core.Transaction() as steps:
+            stepped = [cohort for cohort in self._cohorts.all
+                       if cohort.params[0].grad is not None and self._check_cohort(steps, cohort, scale)]
+            steps.commit()
         for cohort in stepped:
             torch.autograd.graph.increment_version(cohort.params)
+
+    @staticmethod
+    def _check_cohort(steps, cohort, scale):
+        """Checks the step of a cohort: whether a commit will run it."""
+        if cohort.exchange is not None:
+            return steps.check_tensors(cohort.inner, cohort.params, cohort.exchange, loss_scale=scale) == CHECKED
+        return steps.check(cohort.inner, [tensors.view(param.grad, param) for param in cohort.params],
+                           [tensors.view(param, param) for param in cohort.params], loss_scale=scale)
 
     # ------------------------------------------------------------------------------- state
 
