@@ -15,7 +15,7 @@ struct power { double x; int64_t high; double value; };
 /* The step that COEFS computes coefficients for. */
 struct step {
     int64_t t;                              /* 1 for the first update */
-    double factor;                          /* of the weights this is for, see struct parts */
+    double factor;                          /* of the weights this is for, see struct binding */
     struct power *powers;                   /* one per hyperparameter, kept from step to step */
     const double *products;                 /* per hyperparameter: its product over the steps if it varies, or NaN */
     const void *before;                     /* the rule's scalars after the last update ... */

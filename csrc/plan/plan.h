@@ -10,6 +10,7 @@
 #define OPTIMC_PLAN_H
 
 #include "kernels/kernels.h"
+#include "plan/values.h"
 
 /* An array as its owner describes it. */
 struct view {
@@ -44,14 +45,6 @@ size_t optimc_view_size(const struct view *view);   /* elements */
 
 /* The real type of weights of a storage type; TYPE_OTHER: no weight is stored so. */
 enum type optimc_real_type(enum type storage);
-
-/* What a group of weights is stepped with: its hyperparameters (struct options, then the rule's own), the
-   products of those that vary (NaN for the others) and the rule's scalars. */
-struct group {
-    double values[MAX_VALUES], products[MAX_HYPERS];
-    double before[MAX_SCALARS + 1], after[MAX_SCALARS + 1];     /* the last is `end` */
-    struct power powers[MAX_HYPERS];
-};
 
 /* The work of a step. */
 struct request {

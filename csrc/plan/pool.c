@@ -222,7 +222,7 @@ int optimc_pool_threads(void)
 {
     int threads = atomic_load(&pool.threads);
     if (!threads) {
-        threads = optimc_pool_processors();
+        threads = optimc_processors();
         atomic_store(&pool.threads, threads);
     }
     return threads;

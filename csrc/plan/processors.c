@@ -90,7 +90,7 @@ static int quota(int most)
     return most < 1 ? 1 : most;
 }
 
-int optimc_pool_processors(void)
+int optimc_processors(void)
 {
     const long most = allowed_processors();
     return quota(most < 1 ? 1 : most > MAX_THREADS ? MAX_THREADS : (int)most);

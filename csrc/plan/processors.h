@@ -5,7 +5,7 @@
 enum { MAX_THREADS = 1024 };
 
 /* Processors this process may use: affinity and cgroup quota, 1 .. MAX_THREADS. */
-int optimc_pool_processors(void);
+int optimc_processors(void);
 
 /* A monotonic clock. */
 double optimc_nanoseconds(void);

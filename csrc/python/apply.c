@@ -5,8 +5,6 @@
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 
-#include <string.h>
-
 #include "plan/pool.h"
 #include "python/views.h"
 
@@ -323,7 +321,7 @@ void optimc_close_step(Optimizer *self)
 {
     if (self->request.update)
         for (size_t i = 0; i < self->n_groups; i++)
-            memcpy(self->groups[i].before, self->groups[i].after, sizeof self->groups[i].before);
+            optimc_group_keep(&self->groups[i]);
 }
 
 void optimc_run_step(Optimizer *self)

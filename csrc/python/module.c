@@ -33,7 +33,7 @@ static int set_threads(long threads, const char *what)
         PyErr_Format(PyExc_ValueError, "%s must be between 1 and %d, got %ld", what, MAX_THREADS, threads);
         return -1;
     }
-    const int most = optimc_pool_processors();
+    const int most = optimc_processors();
     if (threads > most && PyErr_WarnFormat(PyExc_UserWarning, 1,
             "%s: using %d threads, not %ld: this process may use %d processors", what, most, threads, most))
         return -1;
@@ -67,7 +67,7 @@ static PyObject *core_force_threads(PyObject *Py_UNUSED(module), PyObject *argum
     if (threads < 0 || threads > MAX_THREADS)
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "bad number of threads");
     optimc_pool_set_eager(threads > 0);
-    optimc_pool_set_threads(threads ? (int)threads : optimc_pool_processors());
+    optimc_pool_set_threads(threads ? (int)threads : optimc_processors());
     Py_RETURN_NONE;
 }
 

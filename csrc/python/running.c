@@ -9,17 +9,16 @@
 #include <math.h>
 #include <string.h>
 
-/* Gives every value that varies its product over the updates. */
+/* Counts an update in the products.  A group that shares a value of the first group shares its product. */
 void optimc_settle_groups(Optimizer *self)
 {
     for (size_t group = 0; group < self->n_groups; group++) {
         struct group *g = &self->groups[group];
         for (int k = OPTIONS; k < self->n_values; k++) {
-            const int own = self->settings[group][k].own, power = k - OPTIONS;
-            if (!own)
-                g->products[power] = self->groups[0].products[power];
-            else if (!isnan(g->products[power]))
-                g->products[power] *= g->values[k];
+            if (self->settings[group][k].own)
+                optimc_group_multiply(g, k - OPTIONS);
+            else
+                g->products[k - OPTIONS] = self->groups[0].products[k - OPTIONS];
         }
     }
 }

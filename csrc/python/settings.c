@@ -177,10 +177,8 @@ PyObject *optimc_add_group(Optimizer *self, PyObject *Py_UNUSED(ignored))
         self->settings = settings;
     if (!groups || !settings)
         return PyErr_NoMemory();
-    memset(&groups[n - 1], 0, sizeof *groups);
+    optimc_group_clear(&groups[n - 1]);
     memset(settings[n - 1], 0, sizeof *settings);
-    for (int k = 0; k < MAX_HYPERS; k++)
-        groups[n - 1].products[k] = Py_NAN;
     self->n_groups = n;
     return PyLong_FromSize_t(n - 1);
 }
@@ -230,12 +228,8 @@ static PyObject *set_value_now(Optimizer *self, PyObject *args)
     PyObject *source = real ? NULL : Py_NewRef(object);
     struct setting *setting = &self->settings[group][k];
     struct group *g = &self->groups[group];
-    if (source && k >= OPTIONS && isnan(g->products[k - OPTIONS])) {
-        /* from now on it varies: its product goes on from the power it was */
-        const struct step step = {.t = self->calls / self->accumulate, .powers = g->powers,
-            .products = g->products};
-        g->products[k - OPTIONS] = step.t ? optimc_power(&step, k - OPTIONS, g->values[k]) : 1;
-    }
+    if (source && k >= OPTIONS)
+        optimc_group_vary(g, (int)k - OPTIONS, self->calls / self->accumulate);
     self->n_sources += (source != NULL) - (setting->source != NULL);
     g->values[k] = number;
     setting->with_step = with_step;

@@ -268,7 +268,7 @@ static void step(struct plan *plan, struct bundle *bundles, size_t n, struct req
         fail("a gradient is not finite with", setting->name);
     optimc_plan_run(plan, request);
     if (request->update)
-        memcpy(request->groups->before, request->groups->after, sizeof request->groups->before);
+        optimc_group_keep(request->groups);
 }
 
 static uint64_t run(const struct isa *isa, enum kernel kernel, int lane, const struct setting *setting)
@@ -281,13 +281,12 @@ static uint64_t run(const struct isa *isa, enum kernel kernel, int lane, const s
     const struct shape *const shapes = factored ? matrices : vectors;
     const size_t n = factored ? sizeof matrices / sizeof *matrices : sizeof vectors / sizeof *vectors;
     struct bundle bundles[MOST_ARRAYS];
-    struct group group = {0};
+    struct group group;
     struct place overlap[2];
     int where;
     seed = 1;
+    optimc_group_clear(&group);
     set_values(group.values, kernels[kernel].rule, setting);
-    for (int k = 0; k < MAX_HYPERS; k++)
-        group.products[k] = group.powers[k].x = NAN;
     struct plan *plan = optimc_plan_new(n, (struct memory){calloc, free});
     if (!plan)
         fail("no memory for", "a plan");
