@@ -22,6 +22,7 @@ NO_GRADIENTS: int
 CHECKED: int
 NOT_AS_PLANNED: int
 kernels: dict[str, tuple[int, str, int]]
+factors: dict[str, dict[str, int]]
 
 def set_num_threads(threads: int, /) -> None: ...
 def get_num_threads() -> int: ...

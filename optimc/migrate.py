@@ -7,8 +7,7 @@ import numpy as np
 
 from optimc import registry
 from optimc.base.rules import kept_slots, used_slots
-from optimc.base.state import likes_of
-from optimc.base.unallocated import Unallocated
+from optimc.base.storage import Like, likes_of
 from optimc.torch_names import TORCH
 
 
@@ -42,7 +41,7 @@ def from_keras(optimizer):
     ours = registry.classes[name].from_config(config)
     if not optimizer.built:
         return ours
-    weights = [Unallocated(v.shape, str(v.dtype).rpartition(".")[2]) for v in optimizer._trainable_variables]
+    weights = [_like_of(v) for v in optimizer._trainable_variables]
     names = [variable.path for variable in optimizer._trainable_variables]
     state = iter([np.asarray(_numpy(variable)) for variable in optimizer.variables])
     calls = int(next(state))
@@ -58,7 +57,8 @@ def from_keras(optimizer):
     for slot, _, i in ours._slots_in_keras_order(in_keras):
         array = next(state)
         if slot in kept and kept[slot][i] is not None:
-            slots[slot][i] = array.astype(weights[i].dtype).reshape(ours._slot_shape(slot, weights[i]))
+            like = ours._slot_like(slot, weights[i])
+            slots[slot][i] = array.astype(like.dtype).reshape(like.shape)
     if name == "Nadam":
         ours._set_scalars([float(next(state))])
     waiting = calls % (ours.gradient_accumulation_steps or 1) != 0
@@ -103,7 +103,7 @@ def from_torch(optimizer):
     if len(counts) > 1 or not all(states):
         raise ValueError(f"the parameters have done different numbers of steps ({sorted(counts)}): "
                          "optimc has one step count")
-    weights = [Unallocated(p.shape, str(p.dtype).rpartition(".")[2]) for p in params]
+    weights = [_like_of(p) for p in params]
     held = {slot: [state[counterpart.slots[slot]].detach().numpy().copy() for state in states]
             for slot in used_slots(ours)}
     steps = counts.pop() if counts else 1               # SGD counts none; only its first step is special
@@ -118,6 +118,11 @@ def from_torch(optimizer):
 def _hold(ours, calls, **held):
     """An optimizer takes over what is held for weights, and a number of steps."""
     ours._hold(ours._state.but(**held), (calls, 0, ours._get_running()))
+
+
+def _like_of(variable):
+    """What a variable or a tensor of another library is like."""
+    return Like(tuple(variable.shape), np.dtype(str(variable.dtype).rpartition(".")[2]))
 
 
 def _class_name(optimizer, library):

@@ -727,9 +727,5 @@ class Adafactor(Optimizer):
                              f"{weight.strides} for shape {weight.shape}")
         return "adafactor"
 
-    def _slot_shape(self, slot, weight):
-        factors = {"row": weight.shape[:-1], "column": weight.shape[:-2] + weight.shape[-1:]}
-        return factors.get(slot, weight.shape)
-
 
 __all__ = [name for name, value in registry.classes.items() if value.__module__ == __name__]

@@ -161,6 +161,36 @@ static int add_registry(PyObject *module)
     return failed ? -1 : 0;
 }
 
+/* {rule: {slot: axis}} of the slots that lack an axis of their weight; see optimc_slot_axis. */
+static int add_factors(PyObject *module)
+{
+    static const char *const rule_of[KERNELS] = {
+#define KERNEL_ROW(kernel, rule, variant, used) [KERNEL_##kernel] = #rule,
+#include "optimizers.def"
+    };
+    PyObject *factors = PyDict_New(), *rules = PyObject_GetAttrString(module, "rules");
+    int failed = !factors || !rules;
+    for (int kernel = 0; !failed && kernel < KERNELS; kernel++) {
+        PyObject *slots = PyTuple_GET_ITEM(PyDict_GetItemString(rules, rule_of[kernel]), 0);
+        for (Py_ssize_t slot = 0; !failed && slot < PyTuple_GET_SIZE(slots); slot++) {
+            const int axis = optimc_slot_axis((enum kernel)kernel, (int)slot);
+            if (!axis)
+                continue;
+            PyObject *rule = PyUnicode_FromString(rule_of[kernel]), *none = PyDict_New();
+            PyObject *number = PyLong_FromLong(axis);
+            PyObject *own = rule && none ? PyDict_SetDefault(factors, rule, none) : NULL;
+            failed = !own || !number || PyDict_SetItem(own, PyTuple_GET_ITEM(slots, slot), number);
+            Py_XDECREF(rule);
+            Py_XDECREF(number);
+            Py_XDECREF(none);
+        }
+    }
+    failed = failed || PyModule_AddObjectRef(module, "factors", factors);
+    Py_XDECREF(factors);
+    Py_XDECREF(rules);
+    return failed ? -1 : 0;
+}
+
 /* OPTIMC_ISA and OPTIMC_NUM_THREADS: one clear error each. */
 static int read_environment(struct state *state)
 {
@@ -202,7 +232,7 @@ static int core_exec(PyObject *module)
         if (PyModule_AddFunctions(module, functions[i]))
             return -1;
     PyTypeObject *type = state_of(module)->type = optimc_optimizer_type(module);
-    if (!type || PyModule_AddType(module, type) || add_registry(module))
+    if (!type || PyModule_AddType(module, type) || add_registry(module) || add_factors(module))
         return -1;
     PyTypeObject *transaction = optimc_transaction_type(module);
     const int added = transaction && !PyModule_AddType(module, transaction);

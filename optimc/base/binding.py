@@ -8,7 +8,7 @@ Neither changes anything when it fails.  Call both between two steps, by way of 
 from optimc import _core
 from optimc.base import memory
 from optimc.base.rules import rule_of, slots_of, slots_of_rule
-from optimc.base.state import likes_of
+from optimc.base.storage import likes_of
 
 
 def carried(optimizer, before, names, weights, may_add=False, adopted=None, averages=None, accumulators=None):
@@ -76,7 +76,7 @@ def _match(state, names, weights, kernels, scratch, may_add):
         if k is None:
             continue
         label = f"params[{names[i] if names else i!r}]"
-        if held[k] != (weights[i].shape, weights[i].dtype):
+        if not held[k].fits(weights[i]):
             raise ValueError(f"{label}: expected shape {held[k].shape} and dtype {held[k].dtype}, like the slots "
                              f"the optimizer holds, got {weights[i].shape} and {weights[i].dtype}")
         lacking = [slot for slot in slots_of(kernels[i]) if slot not in scratch
@@ -111,7 +111,7 @@ def _slot(optimizer, before, slot, k, weights, kept, groups, old):
             weight.strides if keep else None for weight, keep in zip(weights, kept, strict=True)]:
         return held
     some = [weight for weight, keep in zip(weights, kept, strict=True) if keep]
-    new = iter(memory.like(some, k, [optimizer._slot_shape(slot, weight) for weight in some]))
+    new = iter(memory.like(some, k, [optimizer._slot_like(slot, weight) for weight in some]))
     arrays = [next(new) if keep else None for keep in kept]
     for array, weight, group, value in zip(arrays, weights, groups, held, strict=True):
         if array is not None:

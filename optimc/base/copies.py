@@ -6,7 +6,8 @@ A copy holds arrays of its own and is bound to no weights.  What a pickle holds 
 import pickle
 
 from optimc.base.selection import Selection
-from optimc.base.state import Like, State
+from optimc.base.state import State
+from optimc.base.storage import Like
 
 
 def picture(optimizer, duplicate):
@@ -21,7 +22,8 @@ def picture(optimizer, duplicate):
         "excluded": (list(state.excluded.arrays), state.excluded.patterns),
         "attributes": duplicate({k: v for k, v in optimizer.__dict__.items() if k not in known}),
         "calls": optimizer._calls, "skipped": optimizer.skipped_steps, "running": optimizer._get_running(),
-        "names": kept.names, "waiting": kept.waiting, "shapes": kept.likes, "slots": kept.slots,
+        "names": kept.names, "waiting": kept.waiting, "slots": kept.slots,
+        "shapes": tuple((like.shape, like.dtype) for like in kept.likes),
         "averages": kept.averages, "accumulators": kept.accumulators,
     }
 

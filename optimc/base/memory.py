@@ -7,11 +7,10 @@ whole multiples of 128 KiB too, against the same within huge pages.  Within a li
 so that both reach the next line together.
 """
 
-import math
-
 import numpy as np
 
 from optimc._core import address
+from optimc.base.storage import like_of
 
 LINE = 64                   # a cache line, and the widest register
 SHIFT = 9 * LINE            # from slot to slot within a page
@@ -21,27 +20,26 @@ HUGE = 2 << 20              # one of them
 LARGE_SHIFT = 128 << 10     # from slot to slot within huge pages
 
 
-def like(weights, k, shapes=None):
-    """Zeroed arrays of the weights' dtypes, orders and shapes (or others), to be their slots number `k`.
+def like(weights, k, likes=None):
+    """Zeroed arrays like the weights (or like others, one `Like` per weight), to be their slots number `k`.
 
     They lie in one block, in the order of their weights: what is small shares lines and pages, and what is large
     together comes to lie on huge pages, which NumPy asks for.  Such slots begin with the first huge page of their
     block, k times 128 KiB into it, for which the block is up to 2 MiB longer.
     """
     places, room = [], 0
-    for weight, shape in zip(weights, shapes or [weight.shape for weight in weights], strict=True):
-        size = math.prod(shape) * weight.itemsize
+    for weight, wanted in zip(weights, likes or map(like_of, weights), strict=True):
+        size = wanted.nbytes
         unit = LINE if size < PAGE else PAGE
         shift = 0 if size < PAGE else (k + 1) * SHIFT
-        places.append((weight, shape, size, unit, address(weight) + shift))
+        places.append((wanted, unit, address(weight) + shift))
         room += size + unit
     first = HUGE + k * LARGE_SHIFT if room >= LARGE else 0
     memory = np.zeros(room + first, np.uint8)
     start, arrays = address(memory) + max(0, first - address(memory) % HUGE), []
-    for weight, shape, size, unit, wanted in places:
-        start += (wanted - start) % unit
+    for wanted, unit, place in places:
+        start += (place - start) % unit
         at = start - address(memory)
-        arrays.append(memory[at:at + size].view(weight.dtype).reshape(
-            shape, order="C" if weight.flags.c_contiguous else "F"))
-        start += size
+        arrays.append(memory[at:at + wanted.nbytes].view(wanted.dtype).reshape(wanted.shape, order=wanted.order))
+        start += wanted.nbytes
     return arrays

@@ -36,10 +36,20 @@ from optimc.base.arguments import (
     plain,
     unzip,
 )
-from optimc.base.rules import CLIPS, OPTIONS, POLICIES, hyperparameters_of, scalars_of, slots_of
+from optimc.base.rules import (
+    CLIPS,
+    OPTIONS,
+    POLICIES,
+    factors_of,
+    hyperparameters_of,
+    scalars_of,
+    slots_of,
+    without_axis,
+)
 from optimc.base.running import plain_running, running_from
 from optimc.base.selection import Group, Selection
 from optimc.base.state import State
+from optimc.base.storage import like_of
 from optimc.checkpoint.saving import refuse_left, taking_over
 
 
@@ -178,8 +188,10 @@ class Optimizer(_core.Optimizer):
         """The kernel for one weight, where they differ; `name` may be None."""
         return self._kernel()
 
-    def _slot_shape(self, slot, weight):
-        return weight.shape
+    def _slot_like(self, slot, weight):
+        """What a slot of a weight is like."""
+        like, axis = like_of(weight), factors_of(self.rule).get(slot)
+        return like._replace(shape=without_axis(like.shape, axis)) if axis else like
 
     def _decay_of(self, kernel):
         """The value that is the weight decay of weights with this kernel."""
@@ -505,7 +517,7 @@ class Optimizer(_core.Optimizer):
         counts = [_count_of(description, key) for key in ("calls", "skipped")]
         running = running_from(self.rule, description["running"])
         self._check_running(running)
-        return State.from_description(description, tensors, self._slot_shape, self.use_ema, bool(
+        return State.from_description(description, tensors, self._slot_like, self.use_ema, bool(
             self.gradient_accumulation_steps)), (*counts, running)
 
     def _import(self, description, tensors):

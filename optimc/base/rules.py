@@ -24,6 +24,20 @@ def scalars_of(rule):
     return _core.rules[rule][3]
 
 
+def factors_of(rule):
+    """The slots of a rule that lack an axis of their weight: name -> the axis, counted from the last."""
+    return _core.factors.get(rule, {})
+
+
+#: the slots of any rule that are not of their weight's shape
+FACTORS = {slot for slots in _core.factors.values() for slot in slots}
+
+
+def without_axis(shape, axis):
+    """A shape without one axis, counted from the last."""
+    return shape[:-axis] + shape[len(shape) - axis + 1:]
+
+
 def rule_of(kernel):
     return _core.kernels[kernel][1]
 

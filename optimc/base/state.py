@@ -8,26 +8,15 @@ Values, step counts and what runs along with the updates (running.py) are not in
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from optimc.base.selection import Selection
-from optimc.checkpoint.descriptions import ACCUMULATOR, AVERAGE, shape_of
+from optimc.base.storage import Like
+from optimc.checkpoint.descriptions import ACCUMULATOR, AVERAGE, like_from
 
 NOTHING_EXCLUDED = Selection("exclude_from_weight_decay")
-
-
-class Like(NamedTuple):
-    """The shape and the dtype of an array."""
-
-    shape: tuple[int, ...]
-    dtype: Any
-
-
-def likes_of(weights):
-    """What each weight is like."""
-    return tuple(Like(tuple(weight.shape), weight.dtype) for weight in weights)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -88,7 +77,7 @@ class State:
     def description(self):
         """What a file says of this state beside its tensors."""
         return {"names": self.names and list(self.names),
-                "shapes": [[list(shape), np.dtype(dtype).name] for shape, dtype in self.likes],
+                "shapes": [[list(like.shape), like.dtype.name] for like in self.likes],
                 "waiting": list(self.waiting), "slots": list(self.slots)}
 
     def tensors(self):
@@ -98,17 +87,17 @@ class State:
                 for i, array in enumerate(arrays) if array is not None}
 
     @classmethod
-    def from_description(cls, description, tensors, shape_of_slot, averages, accumulators):
+    def from_description(cls, description, tensors, slot_like, averages, accumulators):
         """A state from what `description` and `tensors` gave, whose arrays it takes out of `tensors`.
 
         Args:
-            shape_of_slot: the function of a slot's name and a weight that gives the slot's shape.
+            slot_like: the function of a slot's name and a weight's `Like` that gives the slot's.
             averages, accumulators: whether the state must have them; else it must not.
 
         Raises:
             ValueError, KeyError, TypeError: something is missing or does not fit; nothing is taken out then.
         """
-        likes = tuple(Like(*shape_of(*entry)) for entry in description["shapes"])
+        likes = tuple(like_from(*entry) for entry in description["shapes"])
         names, waiting = description["names"], tuple(map(bool, description["waiting"]))
         if names is not None and (len(names) != len(likes) or not all(isinstance(name, str) for name in names)):
             raise ValueError("names: expected one per weight")
@@ -120,9 +109,7 @@ class State:
         for what, wanted in expected.items():
             parts[what] = [tensors.get(f"{what}/{i}") for i in range(len(likes))]
             for i, (array, like) in enumerate(zip(parts[what], likes, strict=True)):
-                weight = np.broadcast_to(np.empty((), like.dtype), like.shape)      # takes no memory
-                _check_part(f"{what}/{i}", array, Like(shape_of_slot(what, weight), like.dtype), wanted,
-                            what in slots)
+                _check_part(f"{what}/{i}", array, slot_like(what, like), wanted, what in slots)
         for what, arrays in parts.items():
             for i in range(len(arrays)):
                 tensors.pop(f"{what}/{i}", None)
@@ -153,6 +140,6 @@ def _check_part(name, array, like, expected, is_slot):
         return
     if not expected:
         raise ValueError(f"tensor '{name}' belongs to nothing")
-    if array.dtype != like.dtype or array.shape != like.shape:
+    if not like.fits(array):
         raise ValueError(f"tensor '{name}': expected shape {like.shape} and dtype {like.dtype}, got {array.shape} "
                          f"and {array.dtype}")

@@ -2,11 +2,10 @@
 
 import json
 
-import numpy as np
+from optimc.base import storage
 
 #: what averages and accumulators are called beside the slots
 AVERAGE, ACCUMULATOR = "ema_average", "gradient_accumulator"
-FACTORS = ("row", "column")                 # slots that are not of their weight's shape
 
 
 def encode(description):
@@ -21,8 +20,8 @@ def weights_part(description):
     return description["inner"][0] if "inner" in description else description
 
 
-def shape_of(shape, dtype):
-    """A weight's shape and dtype as a description has them; its text never reaches NumPy's parser of dtypes."""
-    if dtype not in ("float32", "float64") or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"shapes: expected sizes and float32 or float64, got {shape!r:.80} and {dtype!r:.80}")
-    return tuple(shape), np.dtype(dtype)
+def like_from(shape, dtype, order="C"):
+    """What a weight is like, from a description; the text of its dtype never reaches NumPy's parser."""
+    if dtype not in storage.TYPES or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"shapes: expected sizes and {storage.IN_WORDS}, got {shape!r:.80} and {dtype!r:.80}")
+    return storage.Like(tuple(shape), storage.TYPES[dtype].dtype, order)

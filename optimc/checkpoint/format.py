@@ -17,6 +17,8 @@ import zlib
 
 import numpy as np
 
+from optimc.base import storage
+
 try:
     import fcntl
 except ImportError:                         # Windows: leftovers are not swept there
@@ -26,7 +28,7 @@ VERSION = 2
 MOST_HEADER = 100 << 20                     # bytes; the limit of the safetensors format
 BLOCK = 8 << 20                             # bytes written or read at a time
 WORTH_WATCHING = 256 << 20                  # bytes from which progress is shown on a terminal
-DTYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+DTYPES = {stored.file: stored.dtype.newbyteorder("<") for stored in storage.TYPES.values()}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 NO_CHECKSUM = "0" * 8
 

@@ -11,7 +11,8 @@ import re
 
 import numpy as np
 
-from optimc.checkpoint.descriptions import ACCUMULATOR, AVERAGE, FACTORS, encode, shape_of, weights_part
+from optimc.base.rules import FACTORS
+from optimc.checkpoint.descriptions import ACCUMULATOR, AVERAGE, encode, like_from, weights_part
 from optimc.checkpoint.format import CheckpointError, read, write
 
 SHARD_BLOCK = 1 << 20                       # elements of a tensor of a shard, at most
@@ -69,8 +70,8 @@ def read_shards(path, shards, description, pieces=None):
         Two dicts by name: vectors of the pieces, and the tensors that are stored whole.
     """
     path = os.fsdecode(path)
-    likes = [shape_of(*entry) for entry in weights_part(description)["shapes"]]
-    sizes = [math.prod(shape) for shape, _ in likes]
+    likes = [like_from(*entry) for entry in weights_part(description)["shapes"]]
+    sizes = [like.size for like in likes]
     _check_cover(path, shards["files"], sizes)
     if not re.fullmatch("[0-9a-f]{16}", shards["token"]):
         raise CheckpointError(f"{path}: its shards have a token that is none: {shards['token']!r}")
@@ -99,8 +100,8 @@ def read_shards(path, shards, description, pieces=None):
         tensors, _ = read(file, lambda *entry, wanted=wanted: entry in wanted)
         for (name, _), (base, i, start) in wanted.items():
             array = tensors[name]
-            if array.dtype != likes[i][1]:
-                raise CheckpointError(f"{file}: tensor {name!r}: expected {likes[i][1]}, got {array.dtype}")
+            if array.dtype != likes[i].dtype:
+                raise CheckpointError(f"{file}: tensor {name!r}: expected {likes[i].dtype}, got {array.dtype}")
             if start is None:
                 whole[base] = array
                 continue

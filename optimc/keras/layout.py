@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from optimc.base.unallocated import Unallocated
+from optimc.base.storage import Like
 
 
 class Layout:
@@ -28,7 +28,7 @@ class Layout:
     def __init__(self, inner, variables, stepped):
         self.weights = [variables[i] for i in stepped]
         self.position = {i: k for k, i in enumerate(stepped)}
-        self.likes = [Unallocated(tuple(v.shape), keras.backend.standardize_dtype(v.dtype)) for v in self.weights]
+        self.likes = [Like(tuple(v.shape), np.dtype(keras.backend.standardize_dtype(v.dtype))) for v in self.weights]
         self.names = []
         for variable in self.weights:
             name = name_of(variable)

@@ -13,6 +13,7 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from optimc import registry, schedules
 from optimc._core import CHECKED
+from optimc.base import storage
 from optimc.base.arguments import Value
 from optimc.base.optimizer import Optimizer
 from optimc.base.rules import kept_slots
@@ -105,8 +106,8 @@ class KerasOptimizer(keras.optimizers.Optimizer):
             return
         variables = list(variables)
         for variable in variables:
-            if keras.backend.standardize_dtype(variable.dtype) not in ("float32", "float64"):
-                raise TypeError(f"{name_of(variable)}: expected a variable of float32 or float64, got "
+            if keras.backend.standardize_dtype(variable.dtype) not in storage.TYPES:
+                raise TypeError(f"{name_of(variable)}: expected a variable of {storage.IN_WORDS}, got "
                                 f"{variable.dtype}")
             backend.check_variable(name_of(variable), variable)
         backend.check_optimizer(self)
@@ -134,12 +135,12 @@ class KerasOptimizer(keras.optimizers.Optimizer):
 
     def _add_slot(self, layout, slot, name, i):
         weight, like, inner = layout.weights[i], layout.likes[i], self._inner
-        shape = inner._slot_shape(slot, like)
+        slot_like = inner._slot_like(slot, like)
         initial = "zeros" if slot in inner.late_slots else keras.initializers.Constant(inner._initial(slot, like, 0))
-        if shape == like.shape:
+        if slot_like == like:
             return self.add_variable_from_reference(weight, name, initial)
         path = layout.names[i].replace("/", "_").replace(":", "_")
-        return self.add_variable(shape, initial, like.dtype.name, name=f"{path}_{name}")
+        return self.add_variable(slot_like.shape, initial, slot_like.dtype.name, name=f"{path}_{name}")
 
     # ------------------------------------------------------------------------------ the step
 

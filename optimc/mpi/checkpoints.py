@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 
 from optimc import checkpoint
-from optimc.mpi.layout import Layout, Like
+from optimc.mpi.layout import Layout
 from optimc.mpi.team import Fact
 
 
@@ -71,7 +71,7 @@ def share_of(exported, layout, rank, slot_names):
 
 def layout_of(description, orders, ranks, cut):
     """The layout for the weights that a checkpoint describes."""
-    return Layout([Like(*checkpoint.descriptions.shape_of(*entry), order) for entry, order in
+    return Layout([checkpoint.descriptions.like_from(*entry, order) for entry, order in
                    zip(checkpoint.descriptions.weights_part(description)["shapes"], orders, strict=True)], ranks, cut)
 
 
@@ -89,7 +89,7 @@ def read_share(path, shards, description, layout, rank):
         i = _weight_of(name)
         tensors[name] = layout.piece_of(i, *pieces[i], array)
     checkpoint.descriptions.weights_part(description)["shapes"] = [
-        [list(shape), dtype.name] for shape, dtype in layout.shapes(rank)]
+        [list(like.shape), like.dtype.name] for like in layout.likes_of(rank)]
     return checkpoint.shards.with_empty(tensors, description)
 
 

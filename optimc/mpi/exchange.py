@@ -8,9 +8,10 @@ in a bucket.  Next: sharded.py.
 import numpy as np
 from mpi4py import MPI
 
+from optimc.base import storage
 from optimc.mpi.layout import buckets, flat
 
-KINDS = {np.dtype(np.float32): MPI.FLOAT, np.dtype(np.float64): MPI.DOUBLE}
+KINDS = {stored.dtype: getattr(MPI, stored.mpi) for stored in storage.TYPES.values()}
 
 
 class Exchange:

@@ -10,24 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from optimc import _core
+from optimc.base.storage import Like
 
 BUCKET, PART = 4 << 20, 64 << 10    # bytes of a bucket, and of each rank's part in it, at least (docs/mpi.md)
 CUTS = ("elements", "blocks", "tensors")    # where weights may be cut, each allowing less
-
-
-class Like(NamedTuple):
-    """A weight's shape and dtype, and whether its memory is in C or Fortran order."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    order: str
-
-    def __repr__(self):
-        return f"shape {self.shape}, dtype {self.dtype} and {self.order} order"
-
-    @property
-    def size(self):
-        return int(np.prod(self.shape, dtype=np.int64))
 
 
 class Segment(NamedTuple):
@@ -99,9 +85,9 @@ class Layout:
                 pieces[i] = low, high
         return pieces
 
-    def shapes(self, rank):
-        """Shape and dtype of a rank's piece of each weight, as its optimizer knows them."""
-        return tuple((like.shape if self.cut == "tensors" and high > low else (high - low,), like.dtype)
+    def likes_of(self, rank):
+        """What a rank's piece of each weight is like, as its optimizer knows it."""
+        return tuple(like if self.cut == "tensors" and high > low else Like((high - low,), like.dtype)
                      for like, (low, high) in zip(self.likes, self.pieces(rank), strict=True))
 
     def blocks(self):

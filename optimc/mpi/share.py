@@ -8,10 +8,10 @@ import copy
 import numpy as np
 
 from optimc import _core
-from optimc.base import state as states
 from optimc.base.rules import slots_of
 from optimc.base.selection import Selection
-from optimc.mpi.layout import CUTS, Layout, Like, flat
+from optimc.base.storage import like_of
+from optimc.mpi.layout import CUTS, Layout, flat
 from optimc.optimizers import SGD
 
 
@@ -53,7 +53,7 @@ class Share:
     def build(self, params):
         """Builds both optimizers; the first time, cuts the weights.  Returns names (or None) and likes of weights."""
         names, weights = _core.weights_of(params)
-        likes = [Like(weight.shape, weight.dtype, "C" if weight.flags.c_contiguous else "F") for weight in weights]
+        likes = [like_of(weight) for weight in weights]
         local, fresh = self.local, self.layout is None
         layout = self.layout = Layout(likes, self.ranks, self.cut()) if fresh else self.layout
         if len(likes) != len(layout.likes):
@@ -98,7 +98,7 @@ class Share:
     def _own_part(self, state, names):
         """Cuts the state that the optimizer came with down to this rank's pieces."""
         layout = self.layout
-        if state.likes != tuple((like.shape, like.dtype) for like in layout.likes) \
+        if [like[:2] for like in state.likes] != [like[:2] for like in layout.likes] \
                 or (names and state.names and names != state.names):
             raise ValueError("params: expected the weights, in their order, that the optimizer holds state for")
         pieces = layout.pieces(self.rank)
@@ -107,4 +107,4 @@ class Share:
             return [copy.copy(layout.piece_of(i, *pieces[i], array)) if pieces[i][0] < pieces[i][1]
                     else np.empty(0, layout.likes[i].dtype) for i, array in enumerate(arrays)]
 
-        return state.mapped(mine).but(likes=tuple(states.Like(*entry) for entry in layout.shapes(self.rank)))
+        return state.mapped(mine).but(likes=layout.likes_of(self.rank))

@@ -6,6 +6,10 @@ in the order in which the parameter lies in memory, so that tensors in channels-
 
 import torch
 
+from optimc.base import storage
+
+TYPES = tuple(getattr(torch, name) for name in storage.TYPES)
+
 #: the table by which C looks at tensors; None before torch 2.10: then steps go through NumPy views
 EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 
@@ -45,7 +49,7 @@ def fits(tensor, param):
     """Whether a step takes `tensor` as state of `param`: on the CPU, dense, of the same shape and type."""
     return (isinstance(tensor, torch.Tensor) and isinstance(param, torch.Tensor)
             and tensor.layout == torch.strided == param.layout and tensor.device.type == "cpu" == param.device.type
-            and tensor.dtype == param.dtype in (torch.float32, torch.float64) and tensor.shape == param.shape
+            and tensor.dtype == param.dtype in TYPES and tensor.shape == param.shape
             and is_dense(param))
 
 
@@ -56,8 +60,8 @@ def check_parameters(params):
             raise TypeError(f"params[{i}]: expected a tensor on the CPU, got one on {param.device}")
         if param.layout is not torch.strided:
             raise TypeError(f"params[{i}]: expected a dense tensor, got {param.layout}")
-        if param.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"params[{i}]: expected float32 or float64, got {param.dtype}")
+        if param.dtype not in TYPES:
+            raise TypeError(f"params[{i}]: expected {storage.IN_WORDS}, got {param.dtype}")
 
 
 def check_gradients(params):

@@ -391,7 +391,7 @@ def test_ctrl_c_leaves_a_load_or_build_whole_or_undone(action, built):
         return (optimizer if built else copy.deepcopy(optimizer)), weights
 
     def picture(optimizer):
-        step = [np.ones(shape, dtype) for shape, dtype in optimizer._state.likes]
+        step = [np.ones(like.shape, like.dtype) for like in optimizer._state.likes]
         optimizer.apply(step, optimizer._weights or [np.ones_like(gradient) for gradient in step])
         return repr(optimizer.state_dict())
 
