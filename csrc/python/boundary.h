@@ -184,7 +184,8 @@ void optimc_drop_gradients(Optimizer *self);
 
 /* tensors.c: a step over tensors.  What a check with the lock held finds: no tensor has a gradient; all is well; only
    some have one, or something that was watched has changed; a gradient is not finite, so that the step is skipped.
-   -1 with an error.  `grads` is a list, or NULL for the tensors' own.  Python knows the first three by these names. */
+   -1 with an error.  `grads` is a list, or NULL for the tensors' own.  Python knows the first three by these
+   names. */
 enum { NO_GRADIENTS, CHECKED, NOT_AS_PLANNED, NOT_FINITE };
 extern PyMethodDef optimc_tensors_methods[];
 int optimc_check_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange, PyObject *grads);
