@@ -5,7 +5,8 @@
 #include "kernels/kernels.h"
 
 /* The values of a group: struct options, then the rule's hyperparameters.  A hyperparameter that varies has a product
-   of its values over the updates; the others have NaN.  The rule's scalars are those before an update and after it. */
+   of its values over the updates; the others have NaN.  The rule's scalars are those before an update and those
+   after it. */
 struct group {
     double values[MAX_VALUES], products[MAX_HYPERS];
     double before[MAX_SCALARS + 1], after[MAX_SCALARS + 1];     /* the last is `end` */
