@@ -68,7 +68,7 @@ typedef struct optimizer {
     PyObject **gradients;               /* of the step in progress: strong references */
     size_t n_gradients;
     struct request request;             /* the step in progress */
-    PyObject *undo;                     /* if it built the optimizer: what undoes that */
+    PyObject *undo;                     /* if the step built the optimizer: how to undo that */
     int n_values;                       /* options and the rule's hyperparameters */
     struct bound bounds[MAX_VALUES];
     PyObject *scalars;                  /* names of the rule's scalars, a tuple of str, or NULL */
@@ -182,10 +182,12 @@ void optimc_run_step(Optimizer *self);
 void optimc_end_step(Optimizer *self, int ran);
 void optimc_drop_gradients(Optimizer *self);
 
-/* tensors.c: a step over tensors.  What a check with the lock held finds: no tensor has a gradient; all is well; only
-   some have one, or something that was watched has changed; a gradient is not finite, so that the step is skipped.
-   -1 with an error.  `grads` is a list, or NULL for the tensors' own.  Python knows the first three by these
-   names. */
+/* tensors.c: a step over tensors.  A check with the lock held finds one of these, or -1 with an error:
+     NO_GRADIENTS       no tensor has a gradient
+     CHECKED            the step may run
+     NOT_AS_PLANNED     only some have a gradient, or something that was watched has changed
+     NOT_FINITE         a gradient is not finite: the step is to be skipped
+   Python knows the first three by their names.  `grads` is a list, or NULL for the tensors' own. */
 enum { NO_GRADIENTS, CHECKED, NOT_AS_PLANNED, NOT_FINITE };
 extern PyMethodDef optimc_tensors_methods[];
 int optimc_check_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange, PyObject *grads);
