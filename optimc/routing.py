@@ -157,7 +157,7 @@ class MultiOptimizer(Wrapper):
         with contextlib.ExitStack() as undo:
             for key, part in self._split("params", params, undo).items():
                 optimizer = self._used[key]
-                undo.callback(optimizer._undo_build, optimizer._locked(optimizer._build, part, may_add=True))
+                undo.callback(optimizer._come_back, optimizer._locked(optimizer._move, part, may_add=True))
             undo.pop_all()
 
     def apply(self, grads, trainable_variables=None):

@@ -12,13 +12,6 @@
    so it is not worth it for less. */
 static const double GIL_WORTH = 50e3;   /* ns */
 
-void optimc_drop_gradients(Optimizer *self)
-{
-    while (self->n_gradients)
-        Py_DECREF(self->gradients[--self->n_gradients]);
-    self->matching = 0;
-}
-
 /* Whether a gradient that is no ndarray can be made one: it offers its memory as an array.  Numbers,
    strings and lists do not. */
 static int offers_array(PyObject *object)
@@ -35,12 +28,12 @@ static Py_ssize_t find(Optimizer *self, const struct pairs *pairs, PyObject *obj
         return optimc_look_writable(object, optimc_pair_label(pairs, "params"), &view);
     PyArrayObject *array = (PyArrayObject *)object;
     optimc_look(array, &view);
-    const Py_ssize_t i = optimc_plan_find(self->plan, &view, (size_t)pairs->i - 1);
+    const Py_ssize_t i = optimc_plan_find(self->plan->core, &view, (size_t)pairs->i - 1);
     if (i >= 0) {
-        const enum fault fault = optimc_plan_same(self->plan, (size_t)i, &view);
+        const enum fault fault = optimc_plan_same(self->plan->core, (size_t)i, &view);
         if (fault)
             return optimc_refuse_weight(fault, optimc_pair_label(pairs, "params"), array,
-                (PyArrayObject *)PyTuple_GET_ITEM(self->weights, i));
+                (PyArrayObject *)PyTuple_GET_ITEM(self->plan->weights, i));
         return i;
     }
     const enum fault fault = optimc_plan_check(&view);
@@ -58,10 +51,10 @@ static int take(Optimizer *self, const struct pairs *pairs, size_t index, PyObje
     struct place overlap;
     if (grad != Py_None)
         optimc_look((PyArrayObject *)grad, &view);
-    const enum fault fault = optimc_plan_take(self->plan, index, grad == Py_None ? NULL : &view, &overlap);
+    const enum fault fault = optimc_plan_take(self->plan->core, index, grad == Py_None ? NULL : &view, &overlap);
     if (!fault) {
         if (grad != Py_None)
-            self->gradients[self->n_gradients++] = Py_NewRef(grad);
+            self->plan->gradients[self->plan->n_gradients++] = Py_NewRef(grad);
         return 0;
     }
     if (fault == FAULT_REPEATED)
@@ -73,10 +66,10 @@ static int take(Optimizer *self, const struct pairs *pairs, size_t index, PyObje
             optimc_pair_label(pairs, "grads"), (PyObject *)PyArray_DESCR(array), NULL);
     PyObject *entry = optimc_pair_label(pairs, "grads"), *a, *b = NULL;
     if (fault == FAULT_OVERLAP) {
-        a = optimc_place_name(self->names, NULL, overlap);
+        a = optimc_place_name(self->plan->names, NULL, overlap);
         optimc_refuse(PyExc_ValueError, "%U overlaps %S in memory", entry, a, NULL);
     } else {
-        a = optimc_shape_of((PyArrayObject *)PyTuple_GET_ITEM(self->weights, (Py_ssize_t)index));
+        a = optimc_shape_of((PyArrayObject *)PyTuple_GET_ITEM(self->plan->weights, (Py_ssize_t)index));
         b = optimc_shape_of(array);
         optimc_refuse(PyExc_ValueError, "%U: expected shape %S, like its weight, got %S", entry, a, b);
     }
@@ -146,7 +139,7 @@ static int match(Optimizer *self, struct pairs *pairs, PyObject **owned, int qui
 {
     int more, missing = 0;
     const struct pairs start = *pairs;
-    optimc_plan_begin(self->plan);
+    optimc_plan_begin(self->plan->core);
     while ((more = optimc_next_pair(pairs)) > 0) {
         PyObject *grad = pairs->grad;
         if (!PyArray_Check(grad) && grad != Py_None) {
@@ -155,8 +148,7 @@ static int match(Optimizer *self, struct pairs *pairs, PyObject **owned, int qui
                     optimc_pair_label(pairs, "grads"), grad);
             optimc_close_pairs(pairs);
             *pairs = start;
-            optimc_drop_gradients(self);
-            self->matching = 1;
+            optimc_drop_gradients(self->plan);
             return convert_pairs(pairs, owned) ? -1 : match(self, pairs, owned, quiet);
         }
         const Py_ssize_t index = find(self, pairs, pairs->weight);
@@ -166,7 +158,7 @@ static int match(Optimizer *self, struct pairs *pairs, PyObject **owned, int qui
     }
     if (more < 0)
         return -1;
-    if (!self->n_gradients) {
+    if (!self->plan->n_gradients) {
         PyErr_SetString(PyExc_ValueError, "No gradients provided for any variable.");
         return -1;
     }
@@ -181,27 +173,23 @@ static PyObject *call_method(Optimizer *self, const char *name, PyObject *argume
     return result;
 }
 
-/* Ends a step that ran, or gives it up: then what it built is undone. */
+/* Ends a step that ran, or gives it up: then the plan that it built goes, and the state is what it was. */
 void optimc_end_step(Optimizer *self, int ran)
 {
-    optimc_drop_gradients(self);
-    if (self->undo && !ran) {
+    optimc_leave_step(self);
+    if (self->before && !ran) {
         PyObject *type, *value, *traceback;
         PyErr_Fetch(&type, &value, &traceback);
-        optimc_unbind(self);
-        PyObject *done = call_method(self, "_undo_build", self->undo);
-        if (!done)
-            PyErr_WriteUnraisable((PyObject *)self);
-        Py_XDECREF(done);
+        optimc_hold(self, NULL, self->before);
         PyErr_Restore(type, value, traceback);
     }
-    Py_CLEAR(self->undo);
+    Py_CLEAR(self->before);
 }
 
 /* A step is worth giving up the GIL for if it takes long enough. */
 int optimc_is_long(Optimizer *self)
 {
-    return optimc_plan_cost(self->plan) >= GIL_WORTH;
+    return optimc_plan_cost(self->plan->core) >= GIL_WORTH;
 }
 
 /* A fork() waits for what enters the pool.  It enters with the GIL, which a fork() takes too, so that no step
@@ -209,10 +197,10 @@ int optimc_is_long(Optimizer *self)
 static ptrdiff_t survey(Optimizer *self)
 {
     if (!optimc_is_long(self))
-        return optimc_plan_survey(self->plan, &self->request);
+        return optimc_plan_survey(self->plan->core, &self->request);
     optimc_pool_enter();
     PyThreadState *thread = PyEval_SaveThread();
-    const ptrdiff_t bad = optimc_plan_survey(self->plan, &self->request);
+    const ptrdiff_t bad = optimc_plan_survey(self->plan->core, &self->request);
     optimc_pool_leave();
     PyEval_RestoreThread(thread);
     return bad;
@@ -241,14 +229,14 @@ static PyObject *gradient_label(Optimizer *self, PyObject *grads, PyObject *weig
         while (!found && optimc_next_pair(&pairs) > 0)
             if (PyArray_Check(pairs.weight)) {
                 optimc_look((PyArrayObject *)pairs.weight, &view);
-                if (optimc_plan_find(self->plan, &view, (size_t)pairs.i - 1) == index)
+                if (optimc_plan_find(self->plan->core, &view, (size_t)pairs.i - 1) == index)
                     found = optimc_pair_label(&pairs, "grads");
             }
     optimc_close_pairs(&pairs);
     if (found)
         return found;
     PyErr_Clear();                      /* they have changed since they were matched */
-    return optimc_label("grads", self->names, index);
+    return optimc_label("grads", self->plan->names, index);
 }
 
 /* What must be known of the gradients of a matched step.  As check_step; grads as in gradient_label. */
@@ -286,8 +274,15 @@ int optimc_match_step(Optimizer *self, PyObject *grads, PyObject *weights, int q
                 "build(params) first");
             return -1;
         }
-        self->undo = call_method(self, "_build", weights);
-        if (!self->undo)
+        PyObject *before = Py_XNewRef(self->state), *made = call_method(self, "_build", weights);
+        const int refused = !made || optimc_check_plan(self, made);
+        if (!refused) {
+            optimc_hold(self, (Plan *)made, ((Plan *)made)->state);
+            Py_XSETREF(self->before, Py_XNewRef(before));
+        }
+        Py_XDECREF(before);
+        Py_XDECREF(made);
+        if (refused)
             return -1;
     }
     self->matching = 1;
@@ -331,7 +326,7 @@ void optimc_run_step(Optimizer *self)
         optimc_pool_enter();
     optimc_open_step(self);
     PyThreadState *thread = without_gil ? PyEval_SaveThread() : NULL;
-    optimc_plan_run(self->plan, &self->request);
+    optimc_plan_run(self->plan->core, &self->request);
     optimc_close_step(self);
     if (without_gil) {
         optimc_pool_leave();
@@ -353,17 +348,17 @@ static PyObject *optimizer_pull(Optimizer *self, PyObject *args)
         || optimc_look_writable(to, PyUnicode_FromString("to"), &view))
         return NULL;
     const size_t size = optimc_view_size(&view), start = begin < 0 ? 0 : (size_t)begin;
-    const PyArrayObject *weight = (PyArrayObject *)PyTuple_GET_ITEM(self->weights, index);
-    if (begin < 0 ? optimc_plan_same(self->plan, (size_t)index, &view) != FINE
+    const PyArrayObject *weight = (PyArrayObject *)PyTuple_GET_ITEM(self->plan->weights, index);
+    if (begin < 0 ? optimc_plan_same(self->plan->core, (size_t)index, &view) != FINE
         : view.ndim != 1 || view.type != optimc_type_of((PyArrayObject *)weight)
-            || start > optimc_plan_size(self->plan, (size_t)index)
-            || size > optimc_plan_size(self->plan, (size_t)index) - start) {
+            || start > optimc_plan_size(self->plan->core, (size_t)index)
+            || size > optimc_plan_size(self->plan->core, (size_t)index) - start) {
         PyErr_SetString(PyExc_ValueError, "to: expected an array like the weight");
         return NULL;
     }
-    if (!optimc_plan_takes(self->plan, &self->request, (size_t)index))
+    if (!optimc_plan_takes(self->plan->core, &self->request, (size_t)index))
         Py_RETURN_FALSE;
-    optimc_plan_gradient(self->plan, &self->request, (size_t)index, start, start + size, view.data);
+    optimc_plan_gradient(self->plan->core, &self->request, (size_t)index, start, start + size, view.data);
     Py_RETURN_TRUE;
 }
 

@@ -9,8 +9,8 @@
 
    To follow a step, read apply.c first.  It uses turns.c (one step at a time), settings.c (the values), pairs.c
    (gradients beside weights), views.h (an array as the plan sees it) and refuse.c (errors).  Then read bind.c
-   (making the plan), tensors.c, transaction.c and shares.c (other ways to step), optimizer.c (the type) and
-   module.c (the module). */
+   (taking over a plan), plan_type.c (its type), tensors.c, transaction.c and shares.c (other ways to step),
+   optimizer.c (the type) and module.c (the module). */
 #ifndef OPTIMC_BOUNDARY_H
 #define OPTIMC_BOUNDARY_H
 
@@ -27,7 +27,7 @@
 
 struct state {
     const struct isa *isa;              /* chosen at import; tests change it between optimizers */
-    PyTypeObject *type;                 /* Optimizer */
+    PyTypeObject *type, *plan_type;     /* Optimizer, Plan */
 };
 
 /* Where a value comes from: a number (source NULL), a schedule (called with the step), a callable, or an
@@ -55,20 +55,32 @@ struct waiter {
     struct waiter *next;
 };
 
+/* Weights and what belongs to them: see plan_type.c. */
+typedef struct {
+    PyObject_HEAD
+    struct plan *core;
+    PyObject *weights;                  /* in order: a tuple, or a list until it is sealed */
+    PyObject *names;                    /* their names, likewise; NULL if they have none */
+    PyObject *parts;                    /* for each, the names of its slots and the arrays that belong to it */
+    PyObject *state;                    /* Python's */
+    PyObject **gradients;               /* of the step in progress: strong references */
+    size_t n_gradients;
+    Py_ssize_t n;                       /* weights that it must have to be sealed; -1: it cannot be */
+    Py_ssize_t n_groups, n_values;      /* that an optimizer must have to hold it */
+    int sealed;
+    struct optimizer *owner;            /* the optimizer that holds it, borrowed, or NULL */
+} Plan;
+
 typedef struct optimizer {
     PyObject_HEAD
     uint64_t owner;                     /* the thread whose step is in progress, 0 for none */
     struct waiter *waiters;             /* those that wait for its end, the longest first */
     uint64_t forks;                     /* when it was last stepped here: in a child it may have no owner */
     int matching;                       /* the plan is in use by the step in progress */
-    struct plan *plan;                  /* NULL until built */
-    PyObject *arrays;                   /* everything the plan points into */
-    PyObject *weights;                  /* the bound weights, in order: a tuple */
-    PyObject *names;                    /* their names, a tuple of str, or NULL */
-    PyObject **gradients;               /* of the step in progress: strong references */
-    size_t n_gradients;
+    Plan *plan;                         /* NULL until built */
+    PyObject *state;                    /* Python's: what is kept for the weights; the plan's, if there is a plan */
     struct request request;             /* the step in progress */
-    PyObject *undo;                     /* if the step built the optimizer: how to undo that */
+    PyObject *before;                   /* if it built the plan: the state before that, else NULL */
     int n_values;                       /* options and the rule's hyperparameters */
     struct bound bounds[MAX_VALUES];
     PyObject *scalars;                  /* names of the rule's scalars, a tuple of str, or NULL */
@@ -95,9 +107,16 @@ typedef struct optimizer {
 /* A row of a table of methods.  Each file has such a table, which ends with a row of NULL. */
 #define METHOD(name, function, flags, doc) {name, (PyCFunction)(void (*)(void))function, flags, doc}
 
-/* bind.c: making the plan. */
+/* plan_type.c: the type of plans.  A new reference, or NULL. */
+PyTypeObject *optimc_plan_type(PyObject *module);
+void optimc_drop_gradients(Plan *self);
+
+/* bind.c: the plan and the state that an optimizer holds. */
 extern PyMethodDef optimc_bind_methods[];
-void optimc_unbind(Optimizer *self);                /* drops the plan and all that belongs to it */
+int optimc_check_plan(Optimizer *self, PyObject *plan);     /* whether it can hold it: 0, or -1 with an error */
+/* Holds a checked plan, or NULL, and a state.  Nothing here takes memory, and no Python code runs in between. */
+void optimc_hold(Optimizer *self, Plan *plan, PyObject *state);
+void optimc_leave_step(Optimizer *self);                    /* forgets the gradients of the step */
 
 /* turns.c: one step of an optimizer at a time. */
 
@@ -160,6 +179,7 @@ PyObject *optimc_pair_label(const struct pairs *pairs, const char *argument);
 
 /* refuse.c: errors.  Each releases `entry`, the label of what is wrong, and returns -1. */
 PyObject *optimc_label(const char *argument, PyObject *keys, Py_ssize_t i);
+PyObject *optimc_part_name(PyObject *weight, PyObject *slot_names, int part);   /* releases the label `weight` */
 PyObject *optimc_place_name(PyObject *names, PyObject *slot_names, struct place place);
 PyObject *optimc_shape_of(PyArrayObject *array);
 int optimc_refuse(PyObject *type, const char *format, PyObject *entry, PyObject *a, PyObject *b);
@@ -180,7 +200,6 @@ int optimc_is_long(Optimizer *self);                /* whether the step is worth
 /* The writing half, which cannot fail.  A fork() comes before all of it or after. */
 void optimc_run_step(Optimizer *self);
 void optimc_end_step(Optimizer *self, int ran);
-void optimc_drop_gradients(Optimizer *self);
 
 /* tensors.c: a step over tensors.  A check with the lock held finds one of these, or -1 with an error:
      NO_GRADIENTS       no tensor has a gradient

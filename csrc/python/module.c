@@ -232,7 +232,9 @@ static int core_exec(PyObject *module)
         if (PyModule_AddFunctions(module, functions[i]))
             return -1;
     PyTypeObject *type = state_of(module)->type = optimc_optimizer_type(module);
-    if (!type || PyModule_AddType(module, type) || add_registry(module) || add_factors(module))
+    PyTypeObject *plan_type = state_of(module)->plan_type = optimc_plan_type(module);
+    if (!type || PyModule_AddType(module, type) || !plan_type || PyModule_AddType(module, plan_type)
+        || add_registry(module) || add_factors(module))
         return -1;
     PyTypeObject *transaction = optimc_transaction_type(module);
     const int added = transaction && !PyModule_AddType(module, transaction);
@@ -266,12 +268,14 @@ static PyModuleDef_Slot core_slots[] = {
 static int core_traverse(PyObject *module, visitproc visit, void *arg)
 {
     Py_VISIT(state_of(module)->type);
+    Py_VISIT(state_of(module)->plan_type);
     return 0;
 }
 
 static int core_clear(PyObject *module)
 {
     Py_CLEAR(state_of(module)->type);
+    Py_CLEAR(state_of(module)->plan_type);
     return 0;
 }
 

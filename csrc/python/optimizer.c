@@ -61,12 +61,22 @@ static PyObject *get_built(Optimizer *self, void *Py_UNUSED(closure))
 
 static PyObject *get_weights(Optimizer *self, void *Py_UNUSED(closure))
 {
-    return Py_NewRef(self->weights ? self->weights : Py_None);
+    return Py_NewRef(self->plan ? self->plan->weights : Py_None);
 }
 
 static PyObject *get_names(Optimizer *self, void *Py_UNUSED(closure))
 {
-    return Py_NewRef(self->names ? self->names : Py_None);
+    return Py_NewRef(self->plan && self->plan->names ? self->plan->names : Py_None);
+}
+
+static PyObject *get_plan(Optimizer *self, void *Py_UNUSED(closure))
+{
+    return Py_NewRef(self->plan ? (PyObject *)self->plan : Py_None);
+}
+
+static PyObject *get_state(Optimizer *self, void *Py_UNUSED(closure))
+{
+    return Py_NewRef(self->state ? self->state : Py_None);
 }
 
 static PyObject *get_norm(Optimizer *self, void *Py_UNUSED(closure))
@@ -79,10 +89,9 @@ static PyObject *get_norm(Optimizer *self, void *Py_UNUSED(closure))
 static int optimizer_traverse(Optimizer *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
-    Py_VISIT(self->arrays);
-    Py_VISIT(self->weights);
-    Py_VISIT(self->names);
-    Py_VISIT(self->undo);
+    Py_VISIT(self->plan);
+    Py_VISIT(self->state);
+    Py_VISIT(self->before);
     for (size_t i = 0; i < self->n_groups; i++)
         for (int k = 0; k < self->n_values; k++)
             Py_VISIT(self->settings[i][k].source);
@@ -92,13 +101,13 @@ static int optimizer_traverse(Optimizer *self, visitproc visit, void *arg)
 
 static int optimizer_clear(Optimizer *self)
 {
-    optimc_unbind(self);
+    optimc_hold(self, NULL, NULL);
     for (size_t i = 0; i < self->n_groups; i++)
         for (int k = 0; k < self->n_values; k++) {
             Py_CLEAR(self->settings[i][k].source);
             Py_CLEAR(self->settings[i][k].key);
         }
-    Py_CLEAR(self->undo);
+    Py_CLEAR(self->before);
     Py_CLEAR(self->watched);
     return 0;
 }
@@ -123,6 +132,7 @@ static PyObject *optimizer_new(PyTypeObject *type, PyObject *Py_UNUSED(args), Py
     if (!self)
         return NULL;
     self->accumulate = 1;
+    self->state = Py_NewRef(Py_None);
     PyObject *first = optimc_add_group(self, NULL);
     Py_XDECREF(first);
     if (!first) {
@@ -149,6 +159,8 @@ static PyGetSetDef optimizer_getset[] = {
     {"last_global_norm", (getter)get_norm, NULL,
         "The norm of all gradients together in the last step that needed it, or None.", NULL},
     {"built", (getter)get_built, NULL, "Whether the optimizer is bound to weights.", NULL},
+    {"_plan", (getter)get_plan, NULL, "The plan, or None.", NULL},
+    {"_state", (getter)get_state, NULL, "What is kept for the weights, which Python made.", NULL},
     {"_weights", (getter)get_weights, NULL, "The bound weights: a tuple, or None.", NULL},
     {"_names", (getter)get_names, NULL, "Their names: a tuple, or None.", NULL},
     {NULL, NULL, NULL, NULL, NULL},

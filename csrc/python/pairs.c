@@ -33,9 +33,9 @@ int optimc_open_pairs(Optimizer *self, PyObject *grads, PyObject *weights, struc
         }
     }
     if (weights == Py_None) {
-        pairs->weights = self->weights;
-        pairs->keys = self->names;
-        if (PyDict_Check(grads) && !self->names) {
+        pairs->weights = self->plan->weights;
+        pairs->keys = self->plan->names;
+        if (PyDict_Check(grads) && !self->plan->names) {
             PyErr_SetString(PyExc_TypeError,
                 "grads is a dict, but the optimizer was built from a list of weights without names");
             return -1;

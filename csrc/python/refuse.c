@@ -79,21 +79,25 @@ int optimc_refuse_weight(enum fault fault, PyObject *entry, PyArrayObject *array
 }
 
 /* "params[0]", "slot 'm' of params[0]": what a place in the plan is called. */
-PyObject *optimc_place_name(PyObject *names, PyObject *slot_names, struct place place)
+PyObject *optimc_part_name(PyObject *weight, PyObject *slot_names, int part)
 {
-    PyObject *weight = optimc_label("params", names, (Py_ssize_t)place.weight);
-    if (!weight || place.part == PART_WEIGHT)
+    if (!weight || part == PART_WEIGHT)
         return weight;
     PyObject *name = NULL;
-    if (place.part == PART_AVERAGE || place.part == PART_ACCUMULATOR)
-        name = PyUnicode_FromFormat(place.part == PART_AVERAGE ? "the average of %U"
+    if (part == PART_AVERAGE || part == PART_ACCUMULATOR)
+        name = PyUnicode_FromFormat(part == PART_AVERAGE ? "the average of %U"
             : "the gradient accumulator of %U", weight);
-    else if (slot_names && place.part < PyTuple_GET_SIZE(slot_names))
-        name = PyUnicode_FromFormat("slot %R of %U", PyTuple_GET_ITEM(slot_names, place.part), weight);
+    else if (slot_names && part < PyTuple_GET_SIZE(slot_names))
+        name = PyUnicode_FromFormat("slot %R of %U", PyTuple_GET_ITEM(slot_names, part), weight);
     else
         name = PyUnicode_FromFormat("a slot of %U", weight);
     Py_DECREF(weight);
     return name;
+}
+
+PyObject *optimc_place_name(PyObject *names, PyObject *slot_names, struct place place)
+{
+    return optimc_part_name(optimc_label("params", names, (Py_ssize_t)place.weight), slot_names, place.part);
 }
 
 int optimc_refuse_norm(void)

@@ -352,7 +352,7 @@ static PyObject *optimizer_current(Optimizer *self, PyObject *args)
 /* Whether there is such a weight; else an IndexError. */
 int optimc_is_weight(Optimizer *self, Py_ssize_t index)
 {
-    if (self->plan && index >= 0 && (size_t)index < optimc_plan_weights(self->plan))
+    if (self->plan && index >= 0 && (size_t)index < optimc_plan_weights(self->plan->core))
         return 1;
     PyErr_SetString(PyExc_IndexError, "no such weight");
     return 0;
@@ -367,7 +367,7 @@ static PyObject *optimizer_value_of(Optimizer *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "nn", &weight, &k) || !optimc_is_weight(self, weight)
         || optimc_find_value(self, 0, k))
         return NULL;
-    return PyFloat_FromDouble(self->groups[optimc_plan_group(self->plan, (size_t)weight)].values[k]);
+    return PyFloat_FromDouble(self->groups[optimc_plan_group(self->plan->core, (size_t)weight)].values[k]);
 }
 
 PyMethodDef optimc_settings_functions[] = {

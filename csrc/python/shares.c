@@ -25,11 +25,11 @@ static PyObject *transaction_match(Transaction *self, PyObject *args)
     self->checking = 1;
     if (!optimc_match_step(optimizer, grads, weights, quiet)) {
         optimc_make_request(optimizer, PROPAGATE);
-        const size_t n = optimc_plan_weights(optimizer->plan);
+        const size_t n = optimc_plan_weights(optimizer->plan->core);
         taken = PyTuple_New((Py_ssize_t)n);
         for (size_t i = 0; taken && i < n; i++)
             PyTuple_SET_ITEM(taken, (Py_ssize_t)i,
-                PyBool_FromLong(optimc_plan_takes(optimizer->plan, &optimizer->request, i)));
+                PyBool_FromLong(optimc_plan_takes(optimizer->plan->core, &optimizer->request, i)));
     }
     self->checking = 0;
     if (!taken)
@@ -64,7 +64,7 @@ static PyObject *transaction_sums(Transaction *self, PyObject *object)
     if (!step)
         return NULL;
     size_t n;
-    const double *sums = optimc_plan_sums(step->optimizer->plan, &n);
+    const double *sums = optimc_plan_sums(step->optimizer->plan->core, &n);
     return PyBytes_FromStringAndSize((const char *)sums, (Py_ssize_t)(n * sizeof *sums));
 }
 
@@ -75,7 +75,7 @@ PyDoc_STRVAR(refold_doc, "refold($self, optimizer, finite, sums, counts, /)\n--\
 /* Takes the sums, if their counts fit. */
 static int refold(Optimizer *optimizer, const Py_buffer *sums, const Py_buffer *counts)
 {
-    const size_t n = optimc_plan_weights(optimizer->plan);
+    const size_t n = optimc_plan_weights(optimizer->plan->core);
     int64_t needed = 0;
     int fits = n && (size_t)counts->len == n * sizeof needed;
     for (size_t i = 0; fits && i < n; i++) {
@@ -83,7 +83,7 @@ static int refold(Optimizer *optimizer, const Py_buffer *sums, const Py_buffer *
         fits = ((const int64_t *)counts->buf)[i] >= 0 && needed <= sums->len / (Py_ssize_t)sizeof(double);
     }
     if (fits)
-        optimc_plan_refold(optimizer->plan, &optimizer->request, sums->buf, counts->buf);
+        optimc_plan_refold(optimizer->plan->core, &optimizer->request, sums->buf, counts->buf);
     else
         PyErr_SetString(PyExc_ValueError, "counts: expected one per weight, and together as many as there are sums");
     return fits;
@@ -145,9 +145,10 @@ static PyObject *transaction_advance(Transaction *self, PyObject *args)
     Optimizer *optimizer = step->optimizer;
     Py_ssize_t size = 0;
     const enum type real_type = is_double ? TYPE_F64 : TYPE_F32;
-    for (size_t i = 0; i < optimc_plan_weights(optimizer->plan); i++)
-        if (optimc_type_of((PyArrayObject *)PyTuple_GET_ITEM(optimizer->weights, (Py_ssize_t)i)) == (int)real_type)
-            size += (Py_ssize_t)optimc_plan_size(optimizer->plan, i);
+    for (size_t i = 0; i < optimc_plan_weights(optimizer->plan->core); i++)
+        if (optimc_type_of((PyArrayObject *)PyTuple_GET_ITEM(optimizer->plan->weights, (Py_ssize_t)i))
+                == (int)real_type)
+            size += (Py_ssize_t)optimc_plan_size(optimizer->plan->core, i);
     if (begin < 0 || begin > end || end > size) {
         PyErr_Format(PyExc_IndexError, "expected elements from 0 to %zd, got %zd to %zd", size, begin, end);
         return NULL;
@@ -160,8 +161,8 @@ static PyObject *transaction_advance(Transaction *self, PyObject *args)
         optimc_open_step(optimizer);
     Py_BEGIN_ALLOW_THREADS
     if (!begun)
-        optimc_plan_start(optimizer->plan, &optimizer->request);
-    optimc_plan_span(optimizer->plan, real_type, (size_t)begin, (size_t)end);
+        optimc_plan_start(optimizer->plan->core, &optimizer->request);
+    optimc_plan_span(optimizer->plan->core, real_type, (size_t)begin, (size_t)end);
     optimc_pool_leave();
     Py_END_ALLOW_THREADS
     self->checking = 0;

@@ -26,7 +26,7 @@ PyDoc_STRVAR(prepare_tensors_doc, "_prepare_tensors($self, orders, watched, /)\n
 static PyObject *optimizer_prepare_tensors(Optimizer *self, PyObject *args)
 {
     PyObject *orders, *watched;
-    const size_t n = self->plan ? optimc_plan_weights(self->plan) : 0;
+    const size_t n = self->plan ? optimc_plan_weights(self->plan->core) : 0;
     if (!PyArg_ParseTuple(args, "O!O!", &PyTuple_Type, &orders, &PyTuple_Type, &watched))
         return NULL;
     if (!n || (size_t)PyTuple_GET_SIZE(orders) != n) {
@@ -35,7 +35,7 @@ static PyObject *optimizer_prepare_tensors(Optimizer *self, PyObject *args)
     }
     size_t axes = 0;
     for (size_t i = 0; i < n; i++)
-        axes += (size_t)PyArray_NDIM((PyArrayObject *)PyTuple_GET_ITEM(self->weights, (Py_ssize_t)i));
+        axes += (size_t)PyArray_NDIM((PyArrayObject *)PyTuple_GET_ITEM(self->plan->weights, (Py_ssize_t)i));
     if (!self->grad_name && !(self->grad_name = PyUnicode_InternFromString("grad")))
         return NULL;
     ptrdiff_t *room = PyMem_Calloc(4 * axes + 1, sizeof *room);
@@ -93,7 +93,7 @@ static int match_tensors(Optimizer *self, PyObject *tensors, const struct tensor
     PyObject *grads)
 {
     if (!self->plan || !self->orders || !PyList_Check(tensors)
-        || (size_t)PyList_GET_SIZE(tensors) != optimc_plan_weights(self->plan)) {
+        || (size_t)PyList_GET_SIZE(tensors) != optimc_plan_weights(self->plan->core)) {
         PyErr_SetString(PyExc_ValueError, "tensors: expected a list of the weights the plan was made for");
         return -1;
     }
@@ -106,22 +106,22 @@ static int match_tensors(Optimizer *self, PyObject *tensors, const struct tensor
         return same < 0 ? -1 : NOT_AS_PLANNED;
     if (optimc_ask_all(self))
         return -1;
-    optimc_plan_begin(self->plan);
+    optimc_plan_begin(self->plan->core);
     self->matching = 1;
     ptrdiff_t *room = self->room;
     Py_ssize_t missing = 0;
     const Py_ssize_t n = PyList_GET_SIZE(tensors);
     for (Py_ssize_t i = 0; i < n; i++) {
         PyObject *tensor = PyList_GET_ITEM(tensors, i), *order = PyTuple_GET_ITEM(self->orders, i);
-        PyArrayObject *bound = (PyArrayObject *)PyTuple_GET_ITEM(self->weights, i);
+        PyArrayObject *bound = (PyArrayObject *)PyTuple_GET_ITEM(self->plan->weights, i);
         const int ndim = PyArray_NDIM(bound);
         struct view view;
         if (optimc_look_tensor(table, tensor, order, "params", i, room, ndim, &view))
             return -1;
         room += 2 * ndim;
-        enum fault fault = optimc_plan_same(self->plan, (size_t)i, &view);
+        enum fault fault = optimc_plan_same(self->plan->core, (size_t)i, &view);
         if (!fault)
-            fault = optimc_plan_move(self->plan, (size_t)i, view.data);
+            fault = optimc_plan_move(self->plan->core, (size_t)i, view.data);
         if (fault) {
             PyErr_Format(fault == FAULT_TYPE ? PyExc_TypeError : PyExc_ValueError, "params[%zd]: %s", i,
                 fault == FAULT_TYPE ? "expected the dtype it was built with"
@@ -138,12 +138,12 @@ static int match_tensors(Optimizer *self, PyObject *tensors, const struct tensor
             missing++;
             continue;
         }
-        self->gradients[self->n_gradients++] = grad;
+        self->plan->gradients[self->plan->n_gradients++] = grad;
         if (optimc_look_tensor(table, grad, order, "grads", i, room, ndim, &view))
             return -1;
         room += 2 * ndim;
         struct place overlap;
-        fault = optimc_plan_take(self->plan, (size_t)i, &view, &overlap);
+        fault = optimc_plan_take(self->plan->core, (size_t)i, &view, &overlap);
         if (fault) {
             PyErr_Format(fault == FAULT_TYPE ? PyExc_TypeError : PyExc_ValueError, "grads[%zd]: %s", i,
                 fault == FAULT_TYPE ? "expected a gradient of floats"

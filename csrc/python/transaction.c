@@ -85,7 +85,7 @@ static void end(const struct checked *step, int ran)
     Optimizer *optimizer = step->optimizer;
     if (optimizer->owner == step->thread) {
         if (step->progress == BEGUN) {
-            optimc_plan_end(optimizer->plan);
+            optimc_plan_end(optimizer->plan->core);
             optimc_close_step(optimizer);
         }
         if (step->scaled)
@@ -207,7 +207,7 @@ static void pin_values(const struct checked *step)
 static void run(const struct checked *step)
 {
     Optimizer *optimizer = step->optimizer;
-    optimc_plan_run(optimizer->plan, &optimizer->request);
+    optimc_plan_run(optimizer->plan->core, &optimizer->request);
     for (size_t i = 0; step->groups && i < optimizer->n_groups; i++) {
         memcpy(optimizer->groups[i].after, step->groups[i].after, sizeof step->groups[i].after);
         memcpy(optimizer->groups[i].powers, step->groups[i].powers, sizeof step->groups[i].powers);

@@ -28,8 +28,8 @@ static void take_over(Optimizer *self)
     self->waiters = NULL;
     if (self->owner && !is_alive(self->owner)) {
         self->owner = 0;
-        optimc_drop_gradients(self);
-        Py_CLEAR(self->undo);
+        optimc_leave_step(self);
+        Py_CLEAR(self->before);
     }
 }
 

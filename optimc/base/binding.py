@@ -1,8 +1,8 @@
 """Building: the state of an optimizer is carried to weights, and bound to their memory in a plan.
 
 `carried` makes the state: arrays for new weights, and for new memory of known weights what is held for them.
-`bind` makes the plan of weights and their state, and has the optimizer take over both in one assignment.
-Neither changes anything when it fails.  Call both between two steps, by way of `_locked`, or from the step itself.
+`plan_of` makes the plan of weights and their state, which the optimizer takes over in one assignment.
+Neither changes anything.  Call both between two steps, by way of `_locked`, or from the step itself.
 """
 
 from optimc import _core
@@ -37,21 +37,21 @@ def carried(optimizer, before, names, weights, may_add=False, adopted=None, aver
         waiting=tuple(k is not None and k < len(waiting) and waiting[k] for k in old))
 
 
-def bind(optimizer, weights, state, counts=None):
-    """Makes the plan for weights and their state.  counts: `_calls`, `_skipped`, `_get_running()` to set with it."""
-    names, slots = state.names, state.slots
-    excluded = state.excluded.find(names, weights)
-    kernels = optimizer._kernels(names, weights)
-    rules = [slots_of_rule(rule_of(kernel)) for kernel in kernels]
-    optimizer._bind(
-        weights, names, tuple(_core.kernels[kernel][0] for kernel in kernels), tuple(tuple(rule) for rule in rules),
-        tuple(tuple(slots[slot][i] if slot in slots_of(kernels[i]) else None for slot in rule)
-              for i, rule in enumerate(rules)),
-        state.averages and tuple(state.averages), state.accumulators and tuple(state.accumulators),
-        tuple(-1 if i in excluded else optimizer._index[optimizer._decay_of(kernel)]
-              for i, kernel in enumerate(kernels)),
-        tuple(float(optimizer._factor(weight)) for weight in weights),
-        state.group_of_each(names, weights), state.waiting, {"_state": state}, counts)
+def plan_of(optimizer, weights, state):
+    """The sealed plan of weights and their state; it changes nothing of the optimizer."""
+    names = state.names
+    excluded, groups = state.excluded.find(names, weights), state.group_of_each(names, weights)
+    plan = _core.Plan(len(weights), state)
+    for i, (weight, kernel) in enumerate(zip(weights, optimizer._kernels(names, weights), strict=True)):
+        kept, slot_names = slots_of(kernel), slots_of_rule(rule_of(kernel))
+        plan.add(
+            weight, name=names and names[i], kernel=_core.kernels[kernel][0], slot_names=slot_names,
+            slots=tuple(state.slots[slot][i] if slot in kept else None for slot in slot_names),
+            average=state.averages and state.averages[i], accumulator=state.accumulators and state.accumulators[i],
+            decay=-1 if i in excluded else optimizer._index[optimizer._decay_of(kernel)],
+            factor=optimizer._factor(weight), group=groups[i], waiting=state.waiting[i])
+    plan.seal()
+    return plan
 
 
 def _match(state, names, weights, kernels, scratch, may_add):

@@ -12,7 +12,7 @@ from optimc.base.storage import Like
 
 def picture(optimizer, duplicate):
     """Everything a copy needs, as plain values and arrays; taken between two steps, by way of `_locked`."""
-    known = {*optimizer._arguments, "groups", "_rooms", "_state"}
+    known = {*optimizer._arguments, "groups", "_rooms"}
     state = optimizer._chosen_by_position()
     kept = state.without(optimizer.scratch_slots).copied()
     return {

@@ -157,7 +157,7 @@ class Optimizer(_core.Optimizer):
             else:
                 self._declare(name, -math.inf, math.inf, 0, True)
         self._name_scalars(scalars_of(self.rule))
-        self._state = State()
+        self._hold(State())
         self.groups = ()                    #: the groups of weights with values of their own
         self.style = given.get("style", "keras")
         if self.style != "keras" and self.style not in self.styles:
@@ -272,25 +272,30 @@ class Optimizer(_core.Optimizer):
             >>> opt.built
             True
         """
-        self._locked(self._build, params, may_add=True, adopted=slots, averages=averages, accumulators=accumulators)
+        self._locked(self._move, params, may_add=True, adopted=slots, averages=averages, accumulators=accumulators)
 
     def _build(self, params, **given):
-        """`build`, by way of `_locked` or of a step.  Gives what `_undo_build` needs."""
+        """A plan of weights and the state carried to them.  A first step asks for it, and keeps it if it is done."""
         names, weights = _core.weights_of(params)
+        state = binding.carried(self, self._chosen_by_position(), names, weights, **given)
+        return binding.plan_of(self, weights, state)
+
+    def _move(self, params, **given):
+        """`build`, by way of `_locked`.  Gives what `_come_back` needs."""
         before = self._mark()
-        binding.bind(self, weights, binding.carried(self, self._chosen_by_position(), names, weights, **given))
+        self._bind(self._build(params, **given))
         return before
 
     def _mark(self):
-        """What `_undo_build` needs to come back to where the optimizer is."""
-        return self._weights, self._state_now()
+        """What `_come_back` needs to put the optimizer back to where it is."""
+        return self._plan, self._state
 
-    def _undo_build(self, mark):
-        weights, state = mark
-        if weights is None:
+    def _come_back(self, mark):
+        plan, state = mark
+        if plan is None:
             self._hold(state)
         else:
-            binding.bind(self, weights, state)
+            self._bind(plan)
 
     def _kernels(self, names, weights):
         """The kernel of each weight."""
@@ -305,15 +310,10 @@ class Optimizer(_core.Optimizer):
         state = self._state_now()
         return state.numbered(self._weights) if self.built else state
 
-    def _hold(self, state, counts=None):
-        """Takes over a state made elsewhere; the optimizer binds to the weights of its next step."""
-        self._unbind()
-        self._take({"_state": state}, counts)
-
     def _rebind(self, state):
         """Takes over a state for the weights that are bound, if some are; by way of `_locked`."""
         if self.built:
-            binding.bind(self, self._weights, state)
+            self._bind(binding.plan_of(self, self._weights, state))
         else:
             self._hold(state)
 
@@ -491,7 +491,8 @@ class Optimizer(_core.Optimizer):
             return
         names, weights = self._names, self._weights
         carried = binding.carried(self, loaded, names, weights)
-        binding.bind(self, weights, carried.but(excluded=own.excluded, grouped=own.grouped), counts)
+        carried = carried.but(excluded=own.excluded, grouped=own.grouped)
+        self._bind(binding.plan_of(self, weights, carried), counts)
 
     def _describe(self, taken=lambda array: array):
         """The state as plain values, and its arrays, as `taken`, by name."""

@@ -47,8 +47,8 @@ class Share:
     def undo_build(self, before):
         """Puts the share back to where it was at `before_build`."""
         self.layout, whole, local = before
-        self.whole._undo_build(whole)
-        self.local._undo_build(local)
+        self.whole._come_back(whole)
+        self.local._come_back(local)
 
     def build(self, params):
         """Builds both optimizers; the first time, cuts the weights.  Returns names (or None) and likes of weights."""

@@ -346,7 +346,7 @@ def test_gradients_that_empty_the_list_they_are_in():
                 raise AttributeError(name)
             grads.clear()
             with pytest.raises(RuntimeError, match="may not step or rebuild"):
-                optimizer._unbind()
+                optimizer._hold(optimizer._state)
             return lambda *args, **kwargs: np.ones(3, F)
 
     optimizer, weights, grads = optimc.SGD(0.5), [np.ones(3, F) for _ in range(200)], []
@@ -417,3 +417,39 @@ def test_iterations_can_be_set_to_counts_only(value, error):
 def test_the_base_class_is_no_optimizer():
     with pytest.raises(TypeError, match="base class"):
         optimc.Optimizer()
+
+
+@pytest.mark.parametrize("made", [lambda opt, w: {}, lambda opt, w: optimc._core.Plan(1),
+                                  lambda opt, w: plan_with(w, group=1), lambda opt, w: plan_with(w, decay=500)])
+def test_a_first_step_takes_only_a_plan_that_it_can_hold(made):
+    class Own(optimc.SGD):
+        def _build(self, weights):
+            return made(self, weights[0])
+
+    optimizer, w = Own(), np.ones(3, np.float32)
+    for _ in range(2):
+        with pytest.raises((TypeError, ValueError), match="plan"):
+            optimizer.apply([w * 1], [w])
+        assert not optimizer.built and optimizer.iterations == 0 and (w == 1).all()
+
+
+def plan_with(weight, **parts):
+    plan = optimc._core.Plan(1)
+    plan.add(weight, **{"kernel": 0, "slot_names": (), "slots": (), **parts})
+    plan.seal()
+    return plan
+
+
+def test_a_plan_has_one_optimizer_and_all_its_weights():
+    optimizer, w = optimc.SGD(), np.ones(3, np.float32)
+    optimizer.build([w])
+    with pytest.raises(ValueError, match="belongs to another optimizer"):
+        optimc.SGD()._bind(optimizer._plan)
+    plan = optimc._core.Plan(2)
+    with pytest.raises(TypeError, match="is a list"):
+        plan.add([1.0], kernel=0, slot_names=(), slots=())
+    for wrong in (plan, optimc._core.Plan(1)):
+        with pytest.raises(RuntimeError, match="lacks weights"):
+            wrong.seal()
+    with pytest.raises(RuntimeError, match="all its weights"):
+        optimizer._plan.add(w, kernel=0, slot_names=(), slots=())

@@ -180,15 +180,13 @@ def test_steps_of_two_optimizers_run_side_by_side(threads):
 def test_more_weights_than_the_pool_takes_chunks():
     done = run("""
 import numpy as np, optimc
-class Spy(optimc.Adafactor):
-    def _bind(self, *args):
-        self.__dict__["bound"] = args
-        super()._bind(*args)
+from optimc.base import binding
 matrices, empty = np.ones((2, 2, 2), np.float32), np.ones(0, np.float32)
-optimizer, grad, many = Spy(0.5), np.ones((2, 2), np.float32), 1 << 20
+optimizer, grad, many = optimc.Adafactor(0.5), np.ones((2, 2), np.float32), 1 << 20
 optimizer.build([matrices[0], empty, matrices[1]])
-more = [each[:1] + each[1:2] * many + each[2:] if isinstance(each, tuple) else each for each in optimizer.bound]
-optimizer._bind(*more)
+state = optimizer._state.mapped(lambda arrays: [arrays[0], *[arrays[1]] * many, arrays[2]])
+weights = [matrices[0], *[empty] * many, matrices[1]]
+optimizer._bind(binding.plan_of(optimizer, weights, state.but(waiting=(False,) * len(weights))))
 optimc._core._force_threads(2)
 optimizer.apply([grad, *[empty] * many, grad])
 print((matrices == 0.5).all())

@@ -1,0 +1,294 @@
+/* plan_type.c - the type _core.Plan: weights, what belongs to each, and the plan that steps them.
+
+   Python makes a plan (optimc/base/binding.py): it adds one weight at a time, then seals the plan.  The weights of a
+   sealed plan never change.  It keeps the arrays alive that the plan in C points into, and a `state` of Python's that
+   it never looks into.  One optimizer at a time holds it: see bind.c. */
+#define NO_IMPORT_ARRAY
+#include "python/boundary.h"
+#include "python/views.h"
+
+void optimc_drop_gradients(Plan *self)
+{
+    while (self->n_gradients)
+        Py_DECREF(self->gradients[--self->n_gradients]);
+}
+
+PyDoc_STRVAR(plan_doc, "Plan(n, state=None)\n--\n\n"
+"Weights and what belongs to them, to be stepped: `add` each of the `n` weights, then `seal` the plan.\n"
+"`state` is kept with it.");
+
+static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"n", "state", NULL};
+    Py_ssize_t n;
+    PyObject *state = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "n|O", names, &n, &state))
+        return NULL;
+    if (n < 0) {
+        PyErr_Format(PyExc_ValueError, "n: expected a number of weights, got %zd", n);
+        return NULL;
+    }
+    Plan *self = (Plan *)type->tp_alloc(type, 0);
+    if (!self)
+        return NULL;
+    self->state = Py_NewRef(state);
+    self->core = optimc_plan_new((size_t)n, (struct memory){PyMem_RawCalloc, PyMem_RawFree});
+    self->gradients = PyMem_Calloc((size_t)n + 1, sizeof *self->gradients);
+    self->weights = PyList_New(0);
+    self->names = PyList_New(0);
+    self->parts = PyList_New(0);
+    self->n = n;
+    if (self->core && self->gradients && self->weights && self->names && self->parts)
+        return (PyObject *)self;
+    Py_DECREF(self);
+    return PyErr_Occurred() ? NULL : PyErr_NoMemory();
+}
+
+static int plan_traverse(Plan *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->weights);
+    Py_VISIT(self->names);
+    Py_VISIT(self->parts);
+    Py_VISIT(self->state);
+    return 0;
+}
+
+static int plan_clear(Plan *self)
+{
+    Py_CLEAR(self->state);                  /* the only part that could lead back here */
+    return 0;
+}
+
+static void plan_dealloc(Plan *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    if (self->gradients)
+        optimc_drop_gradients(self);
+    PyMem_Free(self->gradients);
+    optimc_plan_free(self->core);
+    Py_CLEAR(self->weights);
+    Py_CLEAR(self->names);
+    Py_CLEAR(self->parts);
+    Py_CLEAR(self->state);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* The parts of a weight, as `add` is given them. */
+struct given {
+    PyObject *weight, *name, *slot_names, *slots, *average, *accumulator;
+    Py_ssize_t index;
+};
+
+/* What errors call a part of the weight. */
+static PyObject *label_of(const struct given *given, int part)
+{
+    PyObject *weight = given->name == Py_None ? PyUnicode_FromFormat("params[%zd]", given->index)
+        : PyUnicode_FromFormat("params[%R]", given->name);
+    return optimc_part_name(weight, given->slot_names, part);
+}
+
+/* Looks at a part; gives NULL for None. */
+static int look_at(const struct given *given, PyObject *array, int part, struct view *view, const struct view **kept)
+{
+    *kept = NULL;
+    if (array == Py_None)
+        return 0;
+    *kept = view;
+    return optimc_look_writable(array, label_of(given, part), view);
+}
+
+/* Adds the weight to the plan in C, or raises. */
+static int add_to_core(Plan *self, const struct given *given, struct binding *binding)
+{
+    struct view view, slots[MAX_SLOTS] = {{0}}, average, accumulator;
+    const struct view *used;
+    if (optimc_look_writable(given->weight, label_of(given, PART_WEIGHT), &view))
+        return -1;
+    for (int k = 0; k < PyTuple_GET_SIZE(given->slots); k++)
+        if (look_at(given, PyTuple_GET_ITEM(given->slots, k), k, &slots[k], &used))
+            return -1;
+    if (look_at(given, given->average, PART_AVERAGE, &average, &binding->average)
+        || look_at(given, given->accumulator, PART_ACCUMULATOR, &accumulator, &binding->accumulator))
+        return -1;
+    binding->slots = slots;
+    int where;
+    const enum fault fault = optimc_plan_add(self->core, &view, binding, &where);
+    if (!fault)
+        return 0;
+    PyObject *wrong = where == PART_AVERAGE ? given->average : where == PART_ACCUMULATOR ? given->accumulator
+        : where >= 0 ? PyTuple_GET_ITEM(given->slots, where) : given->weight;
+    if (wrong == Py_None)
+        return optimc_refuse_kind("%U: expected an array, got %S", label_of(given, where), wrong);
+    return optimc_refuse_weight(fault, label_of(given, where), (PyArrayObject *)wrong,
+        (PyArrayObject *)given->weight);
+}
+
+PyDoc_STRVAR(add_doc, "add($self, weight, *, kernel, slot_names, slots, name=None, average=None, accumulator=None,\n"
+"    decay=-1, factor=1.0, group=0, waiting=False)\n--\n\n"
+"Adds the next weight.\n\n"
+"Args:\n"
+"    kernel: its number.\n"
+"    slot_names, slots: tuples in the order of the rule; None for a slot that the kernel does not keep.\n"
+"    name: a str, for all weights or for none.\n"
+"    average, accumulator: arrays, or None.\n"
+"    decay: the number of the value that is its weight decay; -1: none is.\n"
+"    factor: what coefficients depend on beside the values.\n"
+"    group: the number of its group.\n"
+"    waiting: whether its accumulator holds something.\n\n"
+"After an error the plan cannot be sealed.");
+
+static PyObject *plan_add(Plan *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"weight", "kernel", "slot_names", "slots", "name", "average", "accumulator", "decay",
+        "factor", "group", "waiting", NULL};
+    struct given given = {.name = Py_None, .average = Py_None, .accumulator = Py_None,
+        .index = PyList_GET_SIZE(self->parts)};
+    int kernel = -1, decay = -1, waiting = 0;
+    Py_ssize_t group = 0;
+    double factor = 1;
+    if (self->sealed || given.index == self->n) {
+        PyErr_SetString(PyExc_RuntimeError, "the plan has all its weights");
+        return NULL;
+    }
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iO!O!OOOidnp", names, &given.weight, &kernel,
+            &PyTuple_Type, &given.slot_names, &PyTuple_Type, &given.slots, &given.name, &given.average,
+            &given.accumulator, &decay, &factor, &group, &waiting))
+        return NULL;
+    if (!given.slot_names || !given.slots) {
+        PyErr_SetString(PyExc_TypeError, "slot_names and slots are required");
+        return NULL;
+    }
+    const Py_ssize_t n_slots = PyTuple_GET_SIZE(given.slots);
+    if (kernel < 0 || kernel >= KERNELS || group < 0 || decay < -1 || n_slots > MAX_SLOTS
+        || n_slots != PyTuple_GET_SIZE(given.slot_names)) {
+        PyErr_Format(PyExc_IndexError, "bad kernel, group, decay or slots of weight %zd", given.index);
+        return NULL;
+    }
+    if (given.index && (given.name == Py_None) != !PyList_GET_SIZE(self->names)) {
+        PyErr_SetString(PyExc_TypeError, "name: expected one for all weights or for none");
+        return NULL;
+    }
+    PyObject *kept = PyTuple_Pack(4, given.slot_names, given.slots, given.average, given.accumulator);
+    struct binding binding = {.kernel = (enum kernel)kernel, .group = (size_t)group, .decay = decay, .factor = factor,
+        .waiting = waiting};
+    const int failed = !kept || add_to_core(self, &given, &binding)
+        || (given.name != Py_None && PyList_Append(self->names, given.name))
+        || PyList_Append(self->weights, given.weight) || PyList_Append(self->parts, kept);
+    Py_XDECREF(kept);
+    if (failed) {
+        self->n = -1;                       /* no number of weights is enough now */
+        return NULL;
+    }
+    self->n_groups = group >= self->n_groups ? group + 1 : self->n_groups;
+    self->n_values = decay >= self->n_values ? decay + 1 : self->n_values;
+    Py_RETURN_NONE;
+}
+
+static PyObject *slot_names_of(const Plan *self, size_t weight)
+{
+    return PyTuple_GET_ITEM(PyList_GET_ITEM(self->parts, (Py_ssize_t)weight), 0);
+}
+
+/* Makes a tuple of a list in its place. */
+static int freeze(PyObject **list)
+{
+    PyObject *tuple = PyList_AsTuple(*list);
+    if (!tuple)
+        return -1;
+    Py_SETREF(*list, tuple);
+    return 0;
+}
+
+PyDoc_STRVAR(seal_doc, "seal($self, /)\n--\n\n"
+"Ends the making: checks that nothing overlaps, and cuts the work into pieces.");
+
+static PyObject *plan_seal(Plan *self, PyObject *Py_UNUSED(ignored))
+{
+    if (self->sealed || PyList_GET_SIZE(self->parts) != self->n) {
+        PyErr_SetString(PyExc_RuntimeError, self->sealed ? "the plan is sealed" : "the plan lacks weights");
+        return NULL;
+    }
+    const struct state *module = PyType_GetModuleState(Py_TYPE(self));
+    if (freeze(&self->weights) || freeze(&self->names))
+        return NULL;
+    self->n = -1;                           /* whatever comes, this is the only try */
+    if (!PyTuple_GET_SIZE(self->names))
+        Py_CLEAR(self->names);
+    struct place overlap[2];
+    const enum fault fault = optimc_plan_seal(self->core, module->isa, overlap);
+    if (fault == FAULT_OVERLAP) {
+        PyObject *a = optimc_place_name(self->names, slot_names_of(self, overlap[0].weight), overlap[0]);
+        PyObject *b = optimc_place_name(self->names, slot_names_of(self, overlap[1].weight), overlap[1]);
+        if (a && b)
+            PyErr_Format(PyExc_ValueError, "%U and %U overlap in memory", a, b);
+        Py_XDECREF(a);
+        Py_XDECREF(b);
+        return NULL;
+    }
+    if (fault)
+        return PyErr_NoMemory();
+    self->sealed = 1;
+    Py_RETURN_NONE;
+}
+
+static PyObject *get_sealed(Plan *self, PyObject *object)
+{
+    if (self->sealed)
+        return Py_NewRef(object ? object : Py_None);
+    PyErr_SetString(PyExc_AttributeError, "the plan is not sealed");
+    return NULL;
+}
+
+static PyObject *get_weights(Plan *self, void *Py_UNUSED(closure))
+{
+    return get_sealed(self, self->weights);
+}
+
+static PyObject *get_names(Plan *self, void *Py_UNUSED(closure))
+{
+    return get_sealed(self, self->names);
+}
+
+static PyObject *get_state(Plan *self, void *Py_UNUSED(closure))
+{
+    return Py_NewRef(self->state ? self->state : Py_None);
+}
+
+static PyMethodDef plan_methods[] = {
+    METHOD("add", plan_add, METH_VARARGS | METH_KEYWORDS, add_doc),
+    METHOD("seal", plan_seal, METH_NOARGS, seal_doc),
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef plan_getset[] = {
+    {"weights", (getter)get_weights, NULL, "The weights, in order: a tuple.", NULL},
+    {"names", (getter)get_names, NULL, "Their names: a tuple, or None.", NULL},
+    {"state", (getter)get_state, NULL, "What was given to be kept with the plan.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot plan_slots[] = {
+    {Py_tp_doc, (void *)plan_doc},
+    {Py_tp_new, plan_new},
+    {Py_tp_dealloc, plan_dealloc},
+    {Py_tp_traverse, plan_traverse},
+    {Py_tp_clear, plan_clear},
+    {Py_tp_methods, plan_methods},
+    {Py_tp_getset, plan_getset},
+    {0, NULL},
+};
+
+static PyType_Spec plan_spec = {
+    .name = "optimc._core.Plan",
+    .basicsize = sizeof(Plan),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = plan_slots,
+};
+
+PyTypeObject *optimc_plan_type(PyObject *module)
+{
+    return (PyTypeObject *)PyType_FromModuleAndSpec(module, &plan_spec, NULL);
+}
