@@ -100,6 +100,8 @@ typedef struct optimizer {
     PyObject *orders;                   /* of tensors: how to order the axes of each, None for as they are */
     PyObject *grad_name;                /* of tensors: "grad" */
     ptrdiff_t *room;                    /* of tensors: shapes and strides, in the order of memory */
+    double own_scale;                   /* the loss scale to be put back after the step in progress ... */
+    int scaled;                         /* ... if that step has another */
     double norm;                        /* the last global norm computed ... */
     int normed;                         /* ... if one was */
 } Optimizer;
@@ -126,6 +128,7 @@ uint64_t optimc_this_thread(void);
 /* Takes the turn, or waits for it; an error if this thread's step is in progress.  0 or -1. */
 int optimc_lock(Optimizer *self);
 void optimc_unlock(Optimizer *self);
+void optimc_restore_scale(Optimizer *self);         /* ends the loss scale of a single step */
 int optimc_refuse_nested(Optimizer *self);          /* raises that error: -1 */
 
 /* Calls a method that changes what a step reads, while no step of another thread is in progress.  In this

@@ -33,7 +33,9 @@ static PyObject *transaction_set_value(Transaction *self, PyObject *args)
     if (!step || optimc_find_value(step->optimizer, group, k))
         return NULL;
     Optimizer *optimizer = step->optimizer;
+    self->busy = CHECKING;              /* a number may have code of its own */
     const int real = optimc_read_value(optimizer, (int)k, value, &number);
+    self->busy = 0;
     if (!real)
         PyErr_Format(PyExc_TypeError, "%U must be a number, got %s", optimizer->bounds[k].name,
             Py_TYPE(value)->tp_name);
@@ -58,8 +60,11 @@ static PyObject *transaction_store(Transaction *self, PyObject *args)
     PyObject *dict, *key, *value;
     if (!PyArg_ParseTuple(args, "O!UO:store", &PyDict_Type, &dict, &key, &value) || optimc_refuse_use(self))
         return NULL;
-    if (!PyDict_GetItemWithError(dict, key)) {
-        if (!PyErr_Occurred())
+    self->busy = CHECKING;              /* so may keys */
+    const int there = PyDict_Contains(dict, key);
+    self->busy = 0;
+    if (there <= 0) {
+        if (!there)
             PyErr_SetObject(PyExc_KeyError, key);
         return NULL;
     }
@@ -71,26 +76,35 @@ static PyObject *transaction_store(Transaction *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* Stores an entry and keeps what it replaces. */
+static int store_entry(struct change *change)
+{
+    change->before[0] = Py_XNewRef(PyDict_GetItemWithError(change->dict, change->key));
+    if (change->before[0])
+        return PyDict_SetItem(change->dict, change->key, change->value);
+    if (!PyErr_Occurred())
+        PyErr_SetObject(PyExc_KeyError, change->key);
+    return -1;
+}
+
 int optimc_store_entries(Transaction *self)
 {
-    for (size_t i = 0; i < self->n_changes; i++) {
+    size_t n = 0;                       /* entries before this change are stored */
+    while (n < self->n_changes && (!self->changes[n].dict || !store_entry(&self->changes[n])))
+        n++;
+    if (n == self->n_changes)
+        return 0;
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    for (size_t i = n + 1; i-- > 0;) {
         struct change *change = &self->changes[i];
-        if (!change->dict)
-            continue;
-        change->before[0] = Py_XNewRef(PyDict_GetItemWithError(change->dict, change->key));
-        if (!PyErr_Occurred() && !PyDict_SetItem(change->dict, change->key, change->value))
-            continue;
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        while (i-- > 0) {
-            const struct change *done = &self->changes[i];
-            if (done->dict && done->before[0] && PyDict_SetItem(done->dict, done->key, done->before[0]))
-                PyErr_Clear();
-        }
-        PyErr_Restore(type, value, traceback);
-        return -1;
+        if (i < n && change->dict && PyDict_SetItem(change->dict, change->key, change->before[0]))
+            PyErr_Clear();
+        if (change->dict)
+            Py_CLEAR(change->before[0]);
     }
-    return 0;
+    PyErr_Restore(type, value, traceback);
+    return -1;
 }
 
 void optimc_set_values(Transaction *self)
@@ -106,6 +120,8 @@ void optimc_set_values(Transaction *self)
         change->before[1] = setting->key;
         *setting = (struct setting){.own = 1};
         optimizer->groups[change->group].values[change->k] = change->number;
+        if (optimizer->scaled && !change->group && change->k == LOSS_SCALE)
+            optimizer->own_scale = change->number;
     }
 }
 

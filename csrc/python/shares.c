@@ -22,7 +22,7 @@ static PyObject *transaction_match(Transaction *self, PyObject *args)
     if (!step)
         return NULL;
     Optimizer *optimizer = step->optimizer;
-    self->checking = 1;
+    self->busy = CHECKING;
     if (!optimc_match_step(optimizer, grads, weights, quiet)) {
         optimc_make_request(optimizer, PROPAGATE);
         const size_t n = optimc_plan_weights(optimizer->plan->core);
@@ -31,10 +31,20 @@ static PyObject *transaction_match(Transaction *self, PyObject *args)
             PyTuple_SET_ITEM(taken, (Py_ssize_t)i,
                 PyBool_FromLong(optimc_plan_takes(optimizer->plan->core, &optimizer->request, i)));
     }
-    self->checking = 0;
+    self->busy = 0;
     if (!taken)
         optimc_drop_step(self);
     return taken;
+}
+
+/* The step of an optimizer, if no part of it has run, or NULL with an error. */
+static struct checked *step_to_look_at(Transaction *self, PyObject *optimizer)
+{
+    struct checked *step = optimc_step_of(self, optimizer);
+    if (!step || step->progress != BEGUN)
+        return step;
+    PyErr_SetString(PyExc_RuntimeError, "the step has begun");
+    return NULL;
 }
 
 PyDoc_STRVAR(survey_doc, "survey($self, optimizer, finite, /)\n--\n\n"
@@ -46,12 +56,12 @@ static PyObject *transaction_survey(Transaction *self, PyObject *args)
     int finite;
     if (!PyArg_ParseTuple(args, "Op:survey", &object, &finite))
         return NULL;
-    struct checked *step = optimc_step_of(self, object);
+    struct checked *step = step_to_look_at(self, object);
     if (!step)
         return NULL;
-    self->checking = 1;                 /* the survey may give up the GIL */
+    self->busy = CHECKING;              /* the survey may give up the GIL */
     const int good = optimc_survey_step(step->optimizer, NULL, NULL, finite ? SKIP : step->optimizer->check_finite);
-    self->checking = 0;
+    self->busy = 0;
     return optimc_note_look(step, good, finite);
 }
 
@@ -96,16 +106,17 @@ static PyObject *transaction_refold(Transaction *self, PyObject *args)
     Py_buffer sums, counts;
     if (!PyArg_ParseTuple(args, "Opy*y*:refold", &object, &finite, &sums, &counts))
         return NULL;
-    struct checked *step = optimc_step_of(self, object);
-    const int fits = step && refold(step->optimizer, &sums, &counts);
-    PyBuffer_Release(&sums);
+    struct checked *step = step_to_look_at(self, object);
+    int good = -1;
+    if (step && refold(step->optimizer, &sums, &counts)) {
+        good = !step->optimizer->request.overflow;
+        if (!good && !finite && step->optimizer->check_finite != SKIP)
+            good = optimc_refuse_norm();
+    }
+    PyObject *noted = optimc_note_look(step, good, finite);
+    PyBuffer_Release(&sums);            /* last: they may have code of their own */
     PyBuffer_Release(&counts);
-    if (!fits)
-        return NULL;
-    int good = !step->optimizer->request.overflow;
-    if (!good && !finite && step->optimizer->check_finite != SKIP)
-        good = optimc_refuse_norm();
-    return optimc_note_look(step, good, finite);
+    return noted;
 }
 
 PyDoc_STRVAR(skip_doc, "skip($self, optimizer, finite, /)\n--\n\n"
@@ -117,13 +128,9 @@ static PyObject *transaction_skip(Transaction *self, PyObject *args)
     int finite;
     if (!PyArg_ParseTuple(args, "Op:skip", &object, &finite))
         return NULL;
-    struct checked *step = optimc_step_of(self, object);
+    struct checked *step = step_to_look_at(self, object);
     if (!step)
         return NULL;
-    if (step->progress == BEGUN) {
-        PyErr_SetString(PyExc_RuntimeError, "the step has begun");
-        return NULL;
-    }
     Py_XDECREF(optimc_note_look(step, 0, finite));
     Py_RETURN_NONE;
 }
@@ -155,7 +162,7 @@ static PyObject *transaction_advance(Transaction *self, PyObject *args)
     }
     const int begun = step->progress == BEGUN;
     step->progress = BEGUN;
-    self->checking = 1;                             /* no other thread may use the transaction meanwhile */
+    self->busy = CHECKING;                          /* no other thread may use the transaction meanwhile */
     optimc_pool_enter();                            /* with the GIL: a fork comes before all of it or after */
     if (!begun)
         optimc_open_step(optimizer);
@@ -165,7 +172,7 @@ static PyObject *transaction_advance(Transaction *self, PyObject *args)
     optimc_plan_span(optimizer->plan->core, real_type, (size_t)begin, (size_t)end);
     optimc_pool_leave();
     Py_END_ALLOW_THREADS
-    self->checking = 0;
+    self->busy = 0;
     Py_RETURN_NONE;
 }
 

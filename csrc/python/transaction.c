@@ -22,8 +22,6 @@
 #include "plan/pool.h"
 #include "python/transaction.h"
 
-enum { LOSS_SCALE = offsetof(struct options, loss_scale_factor) / sizeof(double) };
-
 /* ----------------------------------------------------------------------------------- steps - */
 
 int optimc_refuse_use(const Transaction *self)
@@ -31,9 +29,20 @@ int optimc_refuse_use(const Transaction *self)
     if (self->over)
         PyErr_Format(PyExc_RuntimeError, "the transaction is over: it was %s",
             self->committed ? "committed" : "given up");
-    else if (self->checking)
-        PyErr_SetString(PyExc_RuntimeError, "the transaction is checking a step");
-    return self->over || self->checking ? -1 : 0;
+    else if (self->busy)
+        PyErr_SetString(PyExc_RuntimeError, self->busy == COMMITTING ? "the transaction is committing its steps"
+            : "the transaction is checking a step");
+    return self->over || self->busy ? -1 : 0;
+}
+
+/* An error if the lock of a step is another thread's: after a fork() the child takes over what threads of its parent
+   locked. */
+static int refuse_lost(const struct checked *step)
+{
+    if (step->optimizer->owner == step->thread)
+        return 0;
+    PyErr_SetString(PyExc_RuntimeError, "the step was checked by a thread of the parent process");
+    return -1;
 }
 
 static Optimizer *as_optimizer(Transaction *self, PyObject *object)
@@ -51,7 +60,7 @@ struct checked *optimc_step_of(Transaction *self, PyObject *optimizer)
         return NULL;
     for (size_t i = 0; i < self->n_steps; i++)
         if ((PyObject *)self->steps[i].optimizer == optimizer)
-            return &self->steps[i];
+            return refuse_lost(&self->steps[i]) ? NULL : &self->steps[i];
     PyErr_SetString(PyExc_ValueError, "optimizer: it has no step in this transaction");
     return NULL;
 }
@@ -61,15 +70,20 @@ struct checked *optimc_add_step(Transaction *self, PyObject *object)
     Optimizer *optimizer = optimc_refuse_use(self) ? NULL : as_optimizer(self, object);
     if (!optimizer)
         return NULL;
+    for (size_t i = 0; i < self->n_steps; i++)
+        if (self->steps[i].optimizer == optimizer && optimizer->owner != optimc_this_thread()) {
+            PyErr_SetString(PyExc_RuntimeError, "optimizer: it has a step in this transaction already");
+            return NULL;                /* it would wait for itself */
+        }
     struct checked *steps = PyMem_Realloc(self->steps, (self->n_steps + 1) * sizeof *steps);
     if (!steps) {
         PyErr_NoMemory();
         return NULL;
     }
     self->steps = steps;                /* once the lock is taken, nothing can fail */
-    self->checking = 1;
+    self->busy = CHECKING;
     const int failed = optimc_lock(optimizer);
-    self->checking = 0;
+    self->busy = 0;
     if (failed)
         return NULL;
     steps = &self->steps[self->n_steps++];
@@ -88,8 +102,7 @@ static void end(const struct checked *step, int ran)
             optimc_plan_end(optimizer->plan->core);
             optimc_close_step(optimizer);
         }
-        if (step->scaled)
-            optimizer->groups[0].values[LOSS_SCALE] = step->loss_scale;
+        optimc_restore_scale(optimizer);
         optimc_end_step(optimizer, ran || step->progress == BEGUN);
         optimc_unlock(optimizer);
     }
@@ -111,6 +124,13 @@ PyObject *optimc_note_look(struct checked *step, int good, int finite)
     return PyBool_FromLong(good);
 }
 
+void optimc_restore_scale(Optimizer *self)
+{
+    if (self->scaled)
+        self->groups[0].values[LOSS_SCALE] = self->own_scale;
+    self->scaled = 0;
+}
+
 /* Gives the step a loss scale of its own: None for that of the optimizer. */
 static int set_scale(struct checked *step, PyObject *scale)
 {
@@ -127,8 +147,8 @@ static int set_scale(struct checked *step, PyObject *scale)
         PyErr_Format(PyExc_TypeError, "loss_scale must be a number, got %s", Py_TYPE(scale)->tp_name);
     if (real <= 0)
         return -1;
-    step->loss_scale = optimizer->groups[0].values[LOSS_SCALE];
-    step->scaled = 1;
+    optimizer->own_scale = optimizer->groups[0].values[LOSS_SCALE];
+    optimizer->scaled = 1;
     optimizer->groups[0].values[LOSS_SCALE] = number;
     return 0;
 }
@@ -137,12 +157,14 @@ static int set_scale(struct checked *step, PyObject *scale)
 static struct checked *begin_check(Transaction *self, PyObject *object, PyObject *scale)
 {
     struct checked *step = optimc_add_step(self, object);
-    if (step && set_scale(step, scale)) {
-        optimc_drop_step(self);
+    if (!step)
         return NULL;
-    }
-    self->checking = step != NULL;
-    return step;
+    self->busy = CHECKING;
+    if (!set_scale(step, scale))
+        return step;
+    self->busy = 0;
+    optimc_drop_step(self);
+    return NULL;
 }
 
 PyDoc_STRVAR(check_doc, "check($self, optimizer, grads, trainable_variables=None, finite=False, loss_scale=None)\n"
@@ -163,7 +185,7 @@ static PyObject *transaction_check(Transaction *self, PyObject *args, PyObject *
         return NULL;
     const int policy = finite ? SKIP : step->optimizer->check_finite;
     const int good = optimc_check_step(step->optimizer, grads, weights, policy);
-    self->checking = 0;
+    self->busy = 0;
     if (good < 0)
         optimc_drop_step(self);
     return optimc_note_look(step, good, finite);
@@ -184,7 +206,7 @@ static PyObject *transaction_check_tensors(Transaction *self, PyObject *args, Py
     if (!step)
         return NULL;
     const int found = optimc_check_tensors(step->optimizer, tensors, exchange, NULL);
-    self->checking = 0;
+    self->busy = 0;
     step->progress = found == CHECKED ? READY : SKIPPED;
     if (found != CHECKED && found != NOT_FINITE)
         optimc_drop_step(self);
@@ -247,16 +269,19 @@ static PyObject *transaction_commit(Transaction *self, PyObject *Py_UNUSED(ignor
 {
     if (optimc_refuse_use(self))
         return NULL;
+    for (size_t i = 0; i < self->n_steps; i++)
+        if (refuse_lost(&self->steps[i]))
+            return NULL;
+    self->busy = COMMITTING;
+    if (optimc_store_entries(self)) {
+        self->busy = 0;
+        return NULL;
+    }
     int any_long = 0;
     for (size_t i = 0; i < self->n_steps; i++)
         any_long |= self->steps[i].progress == READY && optimc_is_long(self->steps[i].optimizer);
     if (any_long)
         optimc_pool_enter();
-    if (optimc_store_entries(self)) {
-        if (any_long)
-            optimc_pool_leave();
-        return NULL;
-    }
     for (size_t i = 0; i < self->n_steps; i++) {
         const struct checked *step = &self->steps[i];
         step->optimizer->skipped += step->progress == SKIPPED;
@@ -275,6 +300,7 @@ static PyObject *transaction_commit(Transaction *self, PyObject *Py_UNUSED(ignor
         optimc_pool_leave();
         PyEval_RestoreThread(thread);
     }
+    self->busy = 0;
     end_all(self, 1);
     Py_RETURN_NONE;
 }
@@ -311,7 +337,10 @@ static int transaction_traverse(Transaction *self, visitproc visit, void *arg)
     for (size_t i = 0; i < self->n_changes; i++) {
         Py_VISIT(self->changes[i].optimizer);
         Py_VISIT(self->changes[i].dict);
+        Py_VISIT(self->changes[i].key);
         Py_VISIT(self->changes[i].value);
+        Py_VISIT(self->changes[i].before[0]);
+        Py_VISIT(self->changes[i].before[1]);
     }
     return 0;
 }

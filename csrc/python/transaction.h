@@ -4,7 +4,11 @@
 #ifndef OPTIMC_TRANSACTION_H
 #define OPTIMC_TRANSACTION_H
 
+#include <stddef.h>
+
 #include "python/boundary.h"
+
+enum { LOSS_SCALE = offsetof(struct options, loss_scale_factor) / sizeof(double) };     /* its index */
 
 /* What a commit does with a step.  It gives up one that was matched only. */
 enum progress {
@@ -20,8 +24,6 @@ struct checked {
     Optimizer *optimizer;               /* a strong reference */
     uint64_t thread;                    /* that locked it; in a child process it may not exist any more */
     enum progress progress;
-    double loss_scale;                  /* the optimizer's own, put back at the end; see `scaled` */
-    int scaled;                         /* whether the step has a loss scale of its own */
     struct group *groups;               /* room for the groups as they were checked, if values change; or NULL */
 };
 
@@ -34,17 +36,21 @@ struct change {
     PyObject *before[2];                /* what the change replaced, kept so that no code runs during a commit */
 };
 
+/* What a method that is at work does. */
+enum { CHECKING = 1, COMMITTING };
+
 typedef struct transaction {
     PyObject_HEAD
     struct checked *steps;
     struct change *changes;
     size_t n_steps, n_changes;
     int over;                           /* committed, or given up */
-    int checking;                       /* a check is in progress */
+    int busy;                           /* a method is at work, which may run foreign code or give up the GIL */
     char committed;
 } Transaction;
 
-/* An error if the transaction has ended, or if code that a check calls (a schedule, say) uses it: 0 or -1. */
+/* An error if the transaction has ended, or if code that its method calls (a schedule, say), or another thread,
+   uses it meanwhile: 0 or -1. */
 int optimc_refuse_use(const Transaction *self);
 
 /* The step of an optimizer in a transaction, or NULL with an error. */

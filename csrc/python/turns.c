@@ -28,6 +28,7 @@ static void take_over(Optimizer *self)
     self->waiters = NULL;
     if (self->owner && !is_alive(self->owner)) {
         self->owner = 0;
+        optimc_restore_scale(self);
         optimc_leave_step(self);
         Py_CLEAR(self->before);
     }
