@@ -6,6 +6,7 @@ This module imports neither library; it reads the optimizer it is given.  Next: 
 import numpy as np
 
 from optimc import registry
+from optimc.base import keras_order
 from optimc.base.rules import kept_slots, used_slots
 from optimc.base.storage import Like, likes_of
 from optimc.torch_names import TORCH
@@ -54,7 +55,7 @@ def from_keras(optimizer):
     in_keras = kept
     if name == "Adafactor":                         # where Keras keeps every slot of every weight, used or not
         in_keras = {slot: [True] * len(weights) for block in ours.keras_slots for slot in block}
-    for slot, _, i in ours._slots_in_keras_order(in_keras):
+    for slot, _, i in keras_order.slots_in_order(ours.keras_slots, in_keras):
         array = next(state)
         if slot in kept and kept[slot][i] is not None:
             like = ours._slot_like(slot, weights[i])

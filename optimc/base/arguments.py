@@ -4,6 +4,7 @@ import math
 import re
 
 from optimc import _core, schedules
+from optimc.base import setting
 
 LOW_OPEN, HIGH_OPEN = 1, 2              # ends of a range that are not allowed; as in csrc/python/boundary.h
 
@@ -37,7 +38,7 @@ class Value(Argument):
         return self if optimizer is None else optimizer._ask_value(0, optimizer._index[self.name])
 
     def __set__(self, optimizer, value):
-        optimizer._change(0, self.name, value)
+        setting.change(optimizer, 0, self.name, value)
 
 
 def fraction(default, **keywords):

@@ -1,13 +1,23 @@
-"""Copies of an optimizer: pickles, deep copies, state as plain values.
+"""Copies of an optimizer: pickles and deep copies, and state as plain values, in dicts and checkpoints.
 
 A copy holds arrays of its own and is bound to no weights.  What a pickle holds stays as it is: pickles of 0.1 load.
+
+`picture` and `restore` are for copies of the whole optimizer.  `described` and `load` are for its state alone,
+`exported` and `take_over` for the state and configuration in a checkpoint.  `load` and `take_over` check all of a
+state before they change the optimizer.  Call these functions between two steps, by way of `_locked`.
 """
 
 import pickle
 
+import numpy as np
+
+from optimc import schedules
+from optimc.base import binding
+from optimc.base.running import plain_running, running_from
 from optimc.base.selection import Selection
 from optimc.base.state import State
 from optimc.base.storage import Like
+from optimc.checkpoint.saving import refuse_left, taking_over
 
 
 def picture(optimizer, duplicate):
@@ -28,7 +38,14 @@ def picture(optimizer, duplicate):
     }
 
 
-def state_of(picture):
+def restore(optimizer, picture):
+    """Gives an optimizer, constructed with the arguments and groups of a picture, the rest of it."""
+    optimizer.__dict__.update(picture["attributes"])
+    optimizer._hold(_state_of(picture).but(grouped=optimizer._state.grouped),
+                    (picture["calls"], picture["skipped"], running_from(optimizer.rule, picture["running"])))
+
+
+def _state_of(picture):
     """The state in what `picture` gave; groups are not in it."""
     arrays, patterns = picture["excluded"]
     return State(
@@ -45,3 +62,66 @@ def check_picklable(picture):
                 raise pickle.PicklingError(
                     f"{name} is {value.__qualname__}, which cannot be pickled: use a schedule or a "
                     "function defined in a module")
+
+
+def described(optimizer, taken=lambda array: array):
+    """The state as plain values, and its arrays, as `taken`, by name."""
+    state = optimizer._state_now().without(optimizer.scratch_slots)
+    return {"class_name": type(optimizer).__name__, "calls": optimizer._calls, "skipped": optimizer.skipped_steps,
+            "running": plain_running(optimizer._get_running()), **state.description()}, \
+        {name: taken(array) for name, array in state.tensors().items()}
+
+
+def exported(optimizer):
+    """The configuration and state as plain values, and the live arrays by name; for a checkpoint."""
+    for name, value in optimizer._given().items():
+        if callable(value) and not schedules.is_schedule(value):
+            raise ValueError(f"{name} comes from a function, which a checkpoint cannot hold: use a schedule")
+    description, tensors = described(optimizer)
+    excluded = optimizer._chosen_by_position().excluded
+    return {**description, "config": optimizer.get_config(),
+            "excluded": [list(excluded.arrays), list(excluded.patterns)]}, tensors
+
+
+def load(optimizer, description):
+    """Takes over what `state_dict` gave; a built optimizer keeps its weights."""
+    with taking_over("state"):
+        tensors = {name: np.array(array) for name, array in description["tensors"].items()}
+        loaded, counts = _imported(optimizer, description, tensors)
+        refuse_left(tensors)
+    own = optimizer._chosen_by_position()
+    if not optimizer.built:
+        optimizer._hold(loaded.but(excluded=own.excluded, grouped=own.grouped), counts)
+        return
+    names, weights = optimizer._names, optimizer._weights
+    carried = binding.carried(optimizer, loaded, names, weights)
+    carried = carried.but(excluded=own.excluded, grouped=own.grouped)
+    optimizer._bind(binding.plan_of(optimizer, weights, carried), counts)
+
+
+def take_over(optimizer, description, tensors):
+    """Takes over what `exported` gave, emptying `tensors`; raises before it changes anything."""
+    state, counts = _imported(optimizer, description, tensors)
+    excluded = optimizer._state.excluded
+    if "excluded" in description:
+        positions, patterns = description["excluded"]
+        excluded = Selection.of(excluded.label, [*positions, *patterns])
+    optimizer._hold(state.but(excluded=excluded, grouped=optimizer._state.grouped), counts)
+
+
+def _imported(optimizer, description, tensors):
+    """A state, and counts for it, from what `described` gave, whose arrays it takes out of `tensors`."""
+    if description["class_name"] != type(optimizer).__name__:
+        raise ValueError(f"state of {description['class_name']}, not of {type(optimizer).__name__}")
+    counts = [_count_of(description, key) for key in ("calls", "skipped")]
+    running = running_from(optimizer.rule, description["running"])
+    optimizer._check_running(running)
+    return State.from_description(description, tensors, optimizer._slot_like, optimizer.use_ema, bool(
+        optimizer.gradient_accumulation_steps)), (*counts, running)
+
+
+def _count_of(description, key):
+    value = description[key]
+    if type(value) is not int or not 0 <= value < 2 ** 62:
+        raise ValueError(f"{key}: expected a count, got {value!r}")
+    return value

@@ -10,47 +10,35 @@ A class declares its arguments as class attributes, in the order of its signatur
 
 The constructor, its signature, the checks, `get_config` and `repr` follow from these (optimc/base/arguments.py).
 The step itself is not here: `apply` is a method of the C base class, see csrc/python/apply.c.
+
+Next: signature.py makes the signature of a class, setting.py sets values, binding.py builds, copies.py writes the
+state down and takes it over, keras_order.py lists it as Keras does.
 """
 
 import copy
-import inspect
 import math
 import re
-import warnings
 
 import numpy as np
 
-from optimc import _core, checkpoint, registry, schedules
-from optimc.base import averages, binding, copies
+from optimc import _core, checkpoint, registry
+from optimc.base import averages, binding, copies, keras_order, signature
 from optimc.base.arguments import (
     LOW_OPEN,
-    Argument,
     Option,
     Value,
     check_name,
     count,
     fraction,
     from_plain,
-    likely,
     one_of,
     plain,
     unzip,
 )
-from optimc.base.rules import (
-    CLIPS,
-    OPTIONS,
-    POLICIES,
-    factors_of,
-    hyperparameters_of,
-    scalars_of,
-    slots_of,
-    without_axis,
-)
-from optimc.base.running import plain_running, running_from
+from optimc.base.rules import OPTIONS, POLICIES, factors_of, hyperparameters_of, scalars_of, without_axis
 from optimc.base.selection import Group, Selection
 from optimc.base.state import State
 from optimc.base.storage import like_of
-from optimc.checkpoint.saving import refuse_left, taking_over
 
 
 @registry.base
@@ -117,38 +105,19 @@ class Optimizer(_core.Optimizer):
 
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)
-        own, common, last, named = {}, {}, {}, {}
-        for owner in cls.__mro__:
-            for name, argument in vars(owner).items():
-                if isinstance(argument, Argument) and not any(name in seen for seen in (own, last, named)):
-                    kind = (named if argument.keyword_only else last if argument.last
-                            else common if owner is Optimizer else own)
-                    kind[name] = argument
-        cls._arguments = {**own, **{k: v for k, v in common.items() if k not in own}, **last, **named}
-        cls._signature = inspect.Signature([
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY if argument.keyword_only
-                              else inspect.Parameter.POSITIONAL_OR_KEYWORD, default=argument.default)
-            for name, argument in cls._arguments.items()] + [
-            inspect.Parameter("groups", inspect.Parameter.KEYWORD_ONLY, default=None)])
+        cls._arguments = signature.arguments_of(cls, Optimizer)
+        cls._signature = signature.signature_of(cls._arguments)
         if cls.__init__ is Optimizer.__init__:
             cls.__signature__ = cls._signature
         if cls.rule:
             cls._index = {name: k for k, name in enumerate((*OPTIONS, *hyperparameters_of(cls.rule)))}
-            if "Example:" in (cls.__doc__ or ""):
-                cls.__doc__ = cls.__doc__.replace(
-                    "    Example:", "    What all take beside these (weight_decay, clipnorm, use_ema, groups, ...): "
-                    "help(optimc.Optimizer).\n\n    Example:", 1)
+            signature.name_common_arguments(cls)
         registry.optimizer(cls)
 
     def __init__(self, *args, **kwargs):
         if not self.rule:
             raise TypeError(f"{type(self).__name__} is a base class: use one of its subclasses")
-        if kwargs.pop("decay", None) is not None:
-            warnings.warn("Argument `decay` is no longer supported and will be ignored.", stacklevel=2)
-        unknown = {name: value for name, value in kwargs.items() if name not in self._signature.parameters}
-        if unknown:
-            raise ValueError(f"Argument(s) not recognized: {unknown}{likely(unknown, self._signature.parameters)}")
-        given = self._signature.bind(*args, **kwargs).arguments
+        given = signature.given_to(self, args, kwargs)
         groups = given.pop("groups", None)
         for name in self._index:
             value = self._arguments.get(name)
@@ -220,33 +189,6 @@ class Optimizer(_core.Optimizer):
     def _in_use(self, name):
         """Whether a value is, or could become by its schedule, other than zero for any weight."""
         return any(self._get_value(group, self._index[name]) != 0 for group in range(len(self.groups) + 1))
-
-    def _change(self, group, name, value):
-        """Sets a value of a group, unless the optimizer could not go on with it."""
-        index = self._index[name]
-        before, own = self._get_value(group, index), self._is_own(group, index)
-        self._set_value(group, index, value, schedules.is_schedule(value))
-        try:
-            self._check_values(group, name, value)
-        except ValueError:
-            if own:
-                self._set_value(group, index, before, schedules.is_schedule(before))
-            else:
-                self._inherit(group, index)
-            raise
-
-    def _check_values(self, group, name, value):
-        for k in {group} if group else range(len(self.groups) + 1):     # a group has the values it does not set
-            given = [clip for clip in CLIPS if self._get_value(k, self._index[clip]) is not None]
-            if len(given) > 1:
-                break
-        if len(given) > 1:
-            raise ValueError(f"Only one of `clipnorm`, `clipvalue` and `global_clipnorm` can be set, "
-                             f"got {' and '.join(given)}")
-        kernels = self._kernels(self._names, self._weights) if self.built else ()
-        if any(slot not in self._slots or self._slots[slot][i] is None
-               for i, kernel in enumerate(kernels) for slot in slots_of(kernel)):
-            raise ValueError(f"{name}={value!r} needs a slot the optimizer was not built with")
 
     # ---------------------------------------------------------------------------- building
 
@@ -410,21 +352,7 @@ class Optimizer(_core.Optimizer):
         `iterations` and the learning rate (unless a schedule or callable gives it), which are copies; then,
         live, the averages and the accumulators, if any, and the slots.
         """
-        rate = [] if callable(self._get_value(0, 0)) else [np.array(self.learning_rate)]
-        slots = [self._slots[slot][i] for slot, _, i in self._slots_in_keras_order(self._slots)]
-        return [np.array(self.iterations), *rate, *(self._averages or ()), *(self._accumulators or ()), *slots]
-
-    def _slots_in_keras_order(self, kept):
-        """Yields (slot, Keras's name, position of the weight) in the order of Keras's variables.
-
-        `kept` has for each slot a list with an entry per weight: None where the weight keeps no such slot.
-        """
-        for block in self.keras_slots or ({slot: slot for slot in kept},):
-            names = {slot: name for slot, name in block.items() if slot in kept}
-            for i, entries in enumerate(zip(*(kept[slot] for slot in names), strict=True)):
-                for (slot, name), entry in zip(names.items(), entries, strict=True):
-                    if entry is not None:
-                        yield slot, name, i
+        return keras_order.variables_of(self)
 
     def _given(self):
         """The arguments as they were given, or set since."""
@@ -463,7 +391,7 @@ class Optimizer(_core.Optimizer):
 
     def state_dict(self):
         """A copy of the state as a dict: what `load_state_dict` takes.  Configuration is not part of it."""
-        description, tensors = self._locked(self._describe, np.array)
+        description, tensors = self._locked(copies.described, self, np.array)
         return {**description, "tensors": tensors}
 
     def load_state_dict(self, state):
@@ -478,63 +406,19 @@ class Optimizer(_core.Optimizer):
         """
         if not isinstance(state, dict) or "tensors" not in state:
             raise TypeError("state: expected what state_dict gave")
-        self._locked(self._load, state)
-
-    def _load(self, description):
-        with taking_over("state"):
-            tensors = {name: np.array(array) for name, array in description["tensors"].items()}
-            loaded, counts = self._imported(description, tensors)
-            refuse_left(tensors)
-        own = self._chosen_by_position()
-        if not self.built:
-            self._hold(loaded.but(excluded=own.excluded, grouped=own.grouped), counts)
-            return
-        names, weights = self._names, self._weights
-        carried = binding.carried(self, loaded, names, weights)
-        carried = carried.but(excluded=own.excluded, grouped=own.grouped)
-        self._bind(binding.plan_of(self, weights, carried), counts)
-
-    def _describe(self, taken=lambda array: array):
-        """The state as plain values, and its arrays, as `taken`, by name."""
-        state = self._state_now().without(self.scratch_slots)
-        return {"class_name": type(self).__name__, "calls": self._calls, "skipped": self.skipped_steps,
-                "running": plain_running(self._get_running()), **state.description()}, \
-            {name: taken(array) for name, array in state.tensors().items()}
+        self._locked(copies.load, self, state)
 
     def _export(self):
         """The configuration and state as plain values, and the live arrays by name; for a checkpoint."""
-        for name, value in self._given().items():
-            if callable(value) and not schedules.is_schedule(value):
-                raise ValueError(f"{name} comes from a function, which a checkpoint cannot hold: use a schedule")
-        description, tensors = self._describe()
-        excluded = self._chosen_by_position().excluded
-        return {**description, "config": self.get_config(),
-                "excluded": [list(excluded.arrays), list(excluded.patterns)]}, tensors
-
-    def _imported(self, description, tensors):
-        """A state, and counts for it, from what `_describe` gave, whose arrays it takes out of `tensors`."""
-        if description["class_name"] != type(self).__name__:
-            raise ValueError(f"state of {description['class_name']}, not of {type(self).__name__}")
-        counts = [_count_of(description, key) for key in ("calls", "skipped")]
-        running = running_from(self.rule, description["running"])
-        self._check_running(running)
-        return State.from_description(description, tensors, self._slot_like, self.use_ema, bool(
-            self.gradient_accumulation_steps)), (*counts, running)
+        return copies.exported(self)
 
     def _import(self, description, tensors):
         """Takes over what `_export` gave, emptying `tensors`; raises before it changes anything."""
-        state, counts = self._imported(description, tensors)
-        excluded = self._state.excluded
-        if "excluded" in description:
-            positions, patterns = description["excluded"]
-            excluded = Selection.of(excluded.label, [*positions, *patterns])
-        self._hold(state.but(excluded=excluded, grouped=self._state.grouped), counts)
+        copies.take_over(self, description, tensors)
 
     def __setstate__(self, picture):
         Optimizer.__init__(self, **picture["arguments"], groups=picture["groups"])
-        self.__dict__.update(picture["attributes"])
-        self._hold(copies.state_of(picture).but(grouped=self._state.grouped),
-                   (picture["calls"], picture["skipped"], running_from(self.rule, picture["running"])))
+        copies.restore(self, picture)
 
     def _scalar_names(self):
         """Names of the rule's scalars, in the order of its row."""
@@ -572,10 +456,3 @@ class Optimizer(_core.Optimizer):
         bound = "not built" if weights is None else \
             f"{len(weights)} weights of {sum(weight.size for weight in weights)} elements"
         return f"<{type(self).__name__}({', '.join(shown)}): {self.iterations} steps, {bound}>"
-
-
-def _count_of(description, key):
-    value = description[key]
-    if type(value) is not int or not 0 <= value < 2 ** 62:
-        raise ValueError(f"{key}: expected a count, got {value!r}")
-    return value

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from optimc import _core
+from optimc.base import setting
 from optimc.base.arguments import Value, likely, plain
 from optimc.base.rules import WHOLE
 
@@ -120,7 +121,7 @@ class Group:
                              f"{likely([name], self._optimizer._index)}")
 
     def _set(self, name, value):
-        self._optimizer._change(self._k, name, value)
+        setting.change(self._optimizer, self._k, name, value)
         if name not in self._own:
             self._own.append(name)
 

@@ -13,7 +13,7 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from optimc import registry, schedules
 from optimc._core import CHECKED
-from optimc.base import storage
+from optimc.base import keras_order, storage
 from optimc.base.arguments import Value
 from optimc.base.optimizer import Optimizer
 from optimc.base.rules import kept_slots
@@ -129,7 +129,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
 
     def _add_slots(self, layout):
         """Makes the variables of the slots, in Keras's order."""
-        for slot, name, i in self._inner._slots_in_keras_order(kept_slots(layout.kernels)):
+        for slot, name, i in keras_order.slots_in_order(self._inner.keras_slots, kept_slots(layout.kernels)):
             variables = layout.slots.setdefault(slot, [None] * len(layout.weights))
             variables[i] = self._add_slot(layout, slot, name, i)
 

@@ -1,0 +1,30 @@
+"""The state of an optimizer in the order of Keras's variables.
+
+Keras creates slots in blocks: within a block, all slots of the first weight come before those of the second.  A class
+says in `keras_slots` which slots are a block and how Keras calls them; without it, all slots are one block.
+"""
+
+import numpy as np
+
+
+def variables_of(optimizer):
+    """What `Optimizer.variables` gives."""
+    rate = [] if callable(optimizer._get_value(0, 0)) else [np.array(optimizer.learning_rate)]
+    slots = optimizer._slots
+    return [np.array(optimizer.iterations), *rate, *(optimizer._averages or ()), *(optimizer._accumulators or ()),
+            *(slots[slot][i] for slot, _, i in slots_in_order(optimizer.keras_slots, slots))]
+
+
+def slots_in_order(blocks, kept):
+    """Yields (slot, Keras's name, position of the weight) in the order of Keras's variables.
+
+    Args:
+        blocks: the `keras_slots` of a class.
+        kept: for each slot a list with an entry per weight: None where the weight keeps no such slot.
+    """
+    for block in blocks or ({slot: slot for slot in kept},):
+        names = {slot: name for slot, name in block.items() if slot in kept}
+        for i, entries in enumerate(zip(*(kept[slot] for slot in names), strict=True)):
+            for (slot, name), entry in zip(names.items(), entries, strict=True):
+                if entry is not None:
+                    yield slot, name, i

@@ -1,0 +1,52 @@
+"""The signature of an optimizer's constructor, made from the arguments that its classes declare.
+
+A class takes its own arguments first, in the order of their declaration, then those that every optimizer has, then
+its `last` ones.  Those that are `keyword_only` can only be named, and so can `groups`.
+
+This module makes the signature and binds a call to it.  It checks no value: arguments.py does, as the values are set.
+"""
+
+import inspect
+import warnings
+
+from optimc.base.arguments import Argument, likely
+
+
+def arguments_of(cls, base):
+    """The arguments of a class by name, in the order of its signature; those of `base` are every optimizer's."""
+    own, common, last, named = {}, {}, {}, {}
+    for owner in cls.__mro__:
+        for name, argument in vars(owner).items():
+            if isinstance(argument, Argument) and not any(name in seen for seen in (own, last, named)):
+                kind = (named if argument.keyword_only else last if argument.last
+                        else common if owner is base else own)
+                kind[name] = argument
+    return {**own, **{k: v for k, v in common.items() if k not in own}, **last, **named}
+
+
+def signature_of(arguments):
+    """The signature with these arguments, and `groups`."""
+    return inspect.Signature([
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY if argument.keyword_only
+                          else inspect.Parameter.POSITIONAL_OR_KEYWORD, default=argument.default)
+        for name, argument in arguments.items()] + [
+        inspect.Parameter("groups", inspect.Parameter.KEYWORD_ONLY, default=None)])
+
+
+def name_common_arguments(cls):
+    """Adds to the docstring of a class, before its example, where the arguments of every optimizer are explained."""
+    if "Example:" in (cls.__doc__ or ""):
+        cls.__doc__ = cls.__doc__.replace(
+            "    Example:", "    What all take beside these (weight_decay, clipnorm, use_ema, groups, ...): "
+            "help(optimc.Optimizer).\n\n    Example:", 1)
+
+
+def given_to(optimizer, args, kwargs):
+    """The arguments given to the constructor of an optimizer, by name; unknown ones are refused."""
+    if kwargs.pop("decay", None) is not None:
+        warnings.warn("Argument `decay` is no longer supported and will be ignored.", stacklevel=3)
+    known = optimizer._signature.parameters
+    unknown = {name: value for name, value in kwargs.items() if name not in known}
+    if unknown:
+        raise ValueError(f"Argument(s) not recognized: {unknown}{likely(unknown, known)}")
+    return optimizer._signature.bind(*args, **kwargs).arguments
