@@ -144,19 +144,21 @@ static PyObject *plan_add(Plan *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"weight", "kernel", "slot_names", "slots", "name", "average", "accumulator", "decay",
         "factor", "group", "waiting", NULL};
-    struct given given = {.name = Py_None, .average = Py_None, .accumulator = Py_None,
-        .index = PyList_GET_SIZE(self->parts)};
+    struct given given = {.name = Py_None, .average = Py_None, .accumulator = Py_None};
     int kernel = -1, decay = -1, waiting = 0;
     Py_ssize_t group = 0;
     double factor = 1;
-    if (self->sealed || given.index == self->n) {
-        PyErr_SetString(PyExc_RuntimeError, "the plan has all its weights");
-        return NULL;
-    }
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iO!O!OOOidnp", names, &given.weight, &kernel,
             &PyTuple_Type, &given.slot_names, &PyTuple_Type, &given.slots, &given.name, &given.average,
             &given.accumulator, &decay, &factor, &group, &waiting))
         return NULL;
+    given.index = PyList_GET_SIZE(self->parts);         /* only now: a factor may have code of its own */
+    const Py_ssize_t n = self->n;
+    if (self->sealed || given.index >= n) {
+        PyErr_SetString(PyExc_RuntimeError, self->sealed || n >= 0 ? "the plan has all its weights"
+            : "the plan takes no weight while one is added, nor after an error");
+        return NULL;
+    }
     if (!given.slot_names || !given.slots) {
         PyErr_SetString(PyExc_TypeError, "slot_names and slots are required");
         return NULL;
@@ -174,14 +176,14 @@ static PyObject *plan_add(Plan *self, PyObject *args, PyObject *kwargs)
     PyObject *kept = PyTuple_Pack(4, given.slot_names, given.slots, given.average, given.accumulator);
     struct binding binding = {.kernel = (enum kernel)kernel, .group = (size_t)group, .decay = decay, .factor = factor,
         .waiting = waiting};
+    self->n = -1;                           /* no room, also for code that a name runs, until all of it is added */
     const int failed = !kept || add_to_core(self, &given, &binding)
         || (given.name != Py_None && PyList_Append(self->names, given.name))
         || PyList_Append(self->weights, given.weight) || PyList_Append(self->parts, kept);
     Py_XDECREF(kept);
-    if (failed) {
-        self->n = -1;                       /* no number of weights is enough now */
+    if (failed)
         return NULL;
-    }
+    self->n = n;
     self->n_groups = group >= self->n_groups ? group + 1 : self->n_groups;
     self->n_values = decay >= self->n_values ? decay + 1 : self->n_values;
     Py_RETURN_NONE;

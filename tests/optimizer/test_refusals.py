@@ -453,3 +453,35 @@ def test_a_plan_has_one_optimizer_and_all_its_weights():
             wrong.seal()
     with pytest.raises(RuntimeError, match="all its weights"):
         optimizer._plan.add(w, kernel=0, slot_names=(), slots=())
+
+
+def test_a_plan_takes_no_weight_from_code_within_add():
+    """A factor or a name that adds weights, or seals the plan, finds no room."""
+    refused = []
+
+    def add(plan, **more):
+        plan.add(np.ones(3, np.float32), kernel=0, slot_names=(), slots=(), **more)
+
+    class Name(str):
+        __slots__ = ()
+
+        def __repr__(self):
+            for use in (lambda: add(plan, name="b"), plan.seal):
+                with pytest.raises(RuntimeError, match=r"the plan takes no weight while one is added|lacks weights"):
+                    use()
+                refused.append(use)
+            return str.__repr__(self)
+
+    class Factor:
+        def __float__(self):
+            add(plan)
+            return 1.0
+    plan = optimc._core.Plan(1)
+    add(plan, name=Name("a"))
+    plan.seal()
+    assert plan.names == ("a",) and refused
+    plan = optimc._core.Plan(1)
+    with pytest.raises(RuntimeError, match="the plan has all its weights"):
+        add(plan, factor=Factor())
+    plan.seal()
+    assert len(plan.weights) == 1
