@@ -1,14 +1,14 @@
-/* internal.h - how a plan lies in memory, and the questions that its files ask of it often enough to be inline.
+/* internal.h - the structures of a plan, and small functions that all its files use.
 
-   plan.c makes a plan, overlap.c keeps its ranges apart, take.c refuses, run.c reads and writes.  Nobody else
-   includes this. */
+   plan.c makes a plan, overlap.c keeps its ranges apart, take.c refuses, run.c reads and writes.  No other file
+   includes this one. */
 #ifndef OPTIMC_PLAN_INTERNAL_H
 #define OPTIMC_PLAN_INTERNAL_H
 
 #include "plan/plan.h"
 
-/* Memory of a weight's own: the weight itself, a slot, its average or its accumulator.  The type is how it is stored;
-   data is NULL if the weight has no such part. */
+/* A part of a weight: the weight itself, a slot, its average or its accumulator.  `type` is its storage type; `data`
+   is NULL if the weight has no such part. */
 struct array {
     char *data;
     size_t n;                               /* elements */
@@ -22,7 +22,7 @@ struct weight {
     size_t size, row;                       /* elements; the index of its row */
     const char *clear_low, *clear_high;     /* a gradient that is known to overlap nothing */
     ptrdiff_t *shape;                       /* and after it the strides of its source */
-    enum type real_type;                    /* float or double: what it is computed in */
+    enum type real_type;                    /* float or double: the type its kernel computes in */
     int f_order, ndim;
     enum kernel kernel;
     int variant;                            /* the flags of its kernel */
@@ -77,7 +77,7 @@ struct plan {
     double cost;
 };
 
-/* What a weight or a slot can be stored as: a row for each type.  A type without a row has a width of 0. */
+/* The storage types of weights and slots: a row for each type.  A type without a row has a width of 0. */
 struct storage {
     size_t width;                           /* bytes of an element */
     enum type real_type;                    /* of weights that are stored so */

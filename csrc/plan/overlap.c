@@ -1,7 +1,6 @@
-/* overlap.c - the ranges of memory that a step may write: sorted by address, none of them over another.
+/* overlap.c - the ranges of memory that a step may write, sorted by address.  No two of them overlap.
 
-   They answer two questions: which weight begins at an address, and whether a gradient shares memory with
-   something that a step writes.  take.c asks both. */
+   take.c looks up two things: the weight that begins at an address, and a range that a gradient overlaps. */
 
 #include <stdlib.h>
 

@@ -114,7 +114,7 @@ enum fault optimc_plan_check(const struct view *view)
     return FINE;
 }
 
-/* The row for these weights, made if it is new. */
+/* The row of this rule, real type, group and decay; makes it if there is none. */
 static size_t row_for(struct plan *plan, enum type real_type, const struct binding *binding)
 {
     const enum rule rule = rule_of[binding->kernel];
@@ -289,7 +289,7 @@ static enum fault cut(struct plan *plan)
     return FINE;
 }
 
-/* Times each row's first kernel over a little memory: a step is shared between threads only if it is worth it. */
+/* Times each row's first kernel over a little memory.  A step uses several threads only if its cost is worth it. */
 static void measure(struct plan *plan)
 {
     enum { SAMPLE = 512, TRIES = 3 };

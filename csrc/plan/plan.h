@@ -64,7 +64,7 @@ struct request {
 
 struct plan;
 
-/* Where a plan takes its memory: as calloc and free of the C library. */
+/* The allocator of a plan: two functions like calloc and free of the C library. */
 struct memory {
     void *(*take)(size_t n, size_t size);
     void (*give)(void *pointer);
@@ -74,11 +74,11 @@ struct memory {
 struct plan *optimc_plan_new(size_t weights, struct memory memory);
 void optimc_plan_free(struct plan *plan);
 
-/* Whether a view can be a weight or a slot: FINE, FAULT_TYPE, _READ_ONLY, _STRIDES or _ALIGNMENT. */
+/* Checks that a view can be a weight or a slot: FINE, FAULT_TYPE, _READ_ONLY, _STRIDES or _ALIGNMENT. */
 enum fault optimc_plan_check(const struct view *view);
 
-/* How a weight is stepped.  The views must have passed optimc_plan_check.  `slots` are MAX_SLOTS views; those that
-   the kernel does not use are ignored.  average and accumulator may be NULL. */
+/* A weight's kernel, values and state.  The views must have passed optimc_plan_check.  `slots` are MAX_SLOTS views;
+   those that the kernel does not use are ignored.  average and accumulator may be NULL. */
 struct binding {
     enum kernel kernel;
     size_t group;
@@ -88,8 +88,8 @@ struct binding {
     const struct view *slots, *average, *accumulator;
 };
 
-/* Adds the next weight: FINE, FAULT_MEMORY, or FAULT_TYPE, _SHAPE or _STRIDES and `where`, the part that
-   does not go with the weight. */
+/* Adds the next weight: FINE, FAULT_MEMORY, or FAULT_TYPE, _SHAPE or _STRIDES.  `where` is then the part that does
+   not match the weight. */
 enum fault optimc_plan_add(struct plan *plan, const struct view *weight, const struct binding *binding,
     int *where);
 
@@ -97,15 +97,18 @@ enum fault optimc_plan_add(struct plan *plan, const struct view *weight, const s
    0: the slot has the weight's shape. */
 int optimc_slot_axis(enum kernel kernel, int slot);
 
-/* Ends the making: FINE, FAULT_MEMORY, or FAULT_OVERLAP and the two places that share memory. */
+/* Completes a plan; no weight can be added after it.  FINE, FAULT_MEMORY, or FAULT_OVERLAP and the two places that
+   share memory. */
 enum fault optimc_plan_seal(struct plan *plan, const struct isa *isa, struct place overlap[2]);
 
-size_t optimc_plan_group(const struct plan *plan, size_t index);    /* that the weight is in */
+size_t optimc_plan_group(const struct plan *plan, size_t index);    /* the group of a weight */
 size_t optimc_plan_weights(const struct plan *plan);
 
-/* The first half of a step.  begin forgets an earlier one.  find gives the index of the weight with this memory, or
-   -1; it tries `hint` first.  same compares shape, type and order with those that were bound.  take notes the
-   gradient of a weight for this step, or NULL for a missing one. */
+/* The first half of a step.
+   - begin forgets an earlier step.
+   - find gives the index of the weight with this memory, or -1; it tries `hint` first.
+   - same compares the weight's shape, type and order with those of the plan.
+   - take notes the gradient of a weight for this step; NULL is a missing gradient. */
 void optimc_plan_begin(struct plan *plan);
 ptrdiff_t optimc_plan_find(const struct plan *plan, const struct view *weight, size_t hint);
 enum fault optimc_plan_same(const struct plan *plan, size_t index, const struct view *weight);
@@ -117,27 +120,26 @@ enum fault optimc_plan_take(struct plan *plan, size_t index, const struct view *
 /* A rough cost of the gradients taken so far: nanoseconds on one thread. */
 double optimc_plan_cost(const struct plan *plan);
 
-/* Whether gradients of a weight were accumulated since its last update. */
+/* 1 if gradients of a weight were accumulated since its last update. */
 int optimc_plan_waits(const struct plan *plan, size_t index);
 
-/* Between the halves: reads the gradients once for the norms that clipping needs and, with request->check, to see
-   that all are finite and that so are the norms that clip them.  Gradients that are only accumulated are checked
-   too, so that none is added which no update could take.  Returns the index of the first weight whose gradient
-   fails, or -1. */
+/* Between the halves: reads the gradients once, for the norms that clipping needs.  With request->check it also
+   checks that the gradients and the norms that clip them are finite.  Gradients that are only accumulated are checked
+   too: an accumulator never holds a gradient that the update would have to refuse.  Returns the index of the first
+   weight whose gradient fails, or -1. */
 ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request);
 
-/* For a step over shares of weights whose rest is elsewhere.  sums gives the sums of squares that the survey made,
-   `n` of them in the order of the weights.  refold makes the norms from other sums, counts[i] of them for weight i;
-   request->overflow then says whether the global norm fails the check. */
+/* For a step over shares of weights, of which other processes hold the rest.  sums gives the sums of squares that
+   the survey made, `n` of them in the order of the weights.  refold makes the norms from other sums, counts[i] of
+   them for weight i.  It sets request->overflow if the global norm fails the check. */
 const double *optimc_plan_sums(const struct plan *plan, size_t *n);
 void optimc_plan_refold(struct plan *plan, struct request *request, const double *sums,
     const int64_t *counts);
 
-/* Whether a weight takes part in an update: it has a gradient, now or accumulated from before. */
+/* 1 if a weight takes part in an update: it has a gradient, from this step or accumulated before. */
 int optimc_plan_takes(struct plan *plan, const struct request *request, size_t index);
 
-/* The prepared gradient of a weight in this step, as its kernel will read it: elements begin .. end - 1 into `to`,
-   of the weight's real type. */
+/* Writes elements begin .. end - 1 of a weight's prepared gradient to `to`, an array of its real type. */
 void optimc_plan_gradient(struct plan *plan, const struct request *request, size_t index, size_t begin,
     size_t end, void *to);
 
@@ -146,8 +148,8 @@ size_t optimc_plan_size(const struct plan *plan, size_t index);     /* elements 
 /* The second half: updates every weight taken.  Cannot fail. */
 void optimc_plan_run(struct plan *plan, const struct request *request);
 
-/* The same in spans: start, then spans that cover everything once, then end.  A span is elements begin .. end - 1
-   of one real type, counted over all its weights in their order. */
+/* The second half in spans: call start, then span until every element is covered once, then end.  A span is elements
+   begin .. end - 1 of one real type, counted over all weights of this type in their order. */
 void optimc_plan_start(struct plan *plan, const struct request *request);
 void optimc_plan_span(struct plan *plan, enum type real_type, size_t begin, size_t end);
 void optimc_plan_end(struct plan *plan);

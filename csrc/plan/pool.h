@@ -19,9 +19,9 @@ void optimc_pool_set_threads(int threads);
 /* For tests: every region of more than one chunk uses the workers, however small it is. */
 void optimc_pool_set_eager(int eager);
 
-/* Runs task(context, 0 .. chunks-1), each once, and returns when all are done.  `nanoseconds` is what
-   the whole would take on one thread: below the thresholds, or if another region is running, the
-   caller does it alone.  Chunks must not depend on each other.  chunks <= MAX_CHUNKS. */
+/* Runs task(context, 0 .. chunks-1), each once, and returns when all are done.  `nanoseconds` is the time
+   of the whole on one thread.  Below the thresholds, or if another region is running, the caller runs all
+   chunks alone.  Chunks must not depend on each other.  chunks <= MAX_CHUNKS. */
 void optimc_pool_run(void (*task)(void *context, size_t chunk), void *context, size_t chunks,
     double nanoseconds);
 

@@ -1,6 +1,6 @@
-/* processors.c - the processors this process may use, and its clock: what the pool asks the system.
+/* processors.c - the processors that this process may use, and a clock.  pool.c reads both.
 
-   Affinity and the quota of a cgroup both count: a container that may use two of 64 processors gets two. */
+   The affinity mask and the cgroup quota both limit the number: a container with two of 64 processors counts two. */
 
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -29,7 +29,8 @@ double optimc_nanoseconds(void)
     return (double)ticks.QuadPart * 1e9 / (double)per_second.QuadPart;
 }
 
-/* Processors this process may run on; with more than 64 its mask is of its own group, or empty. */
+/* Processors this process may run on.  With more than 64 processors the mask covers one processor group, or is
+   empty. */
 static long allowed_processors(void)
 {
     DWORD_PTR own = 0, all = 0;
@@ -59,7 +60,7 @@ static long allowed_processors(void)
 }
 #endif
 
-/* The processors that the quota of a cgroup pays for, rounded up; `most` without a quota. */
+/* The processors that the cgroup quota allows, rounded up; `most` without a quota. */
 static int quota(int most)
 {
     char line[4096], path[4200];

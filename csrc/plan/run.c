@@ -1,4 +1,4 @@
-/* run.c - a step over everything taken: the survey, which reads, and the phases that write.
+/* run.c - a step over all gradients taken: the survey, which reads, and the phases that write.
 
    A phase is a task over the pieces of the plan, in chunks that the pool shares between threads.  The tasks are in
    gradient.inc, measure.inc, factored.inc and run.inc, stamped for float and for double.  Nothing here can fail:
@@ -10,9 +10,9 @@
 #include "plan/internal.h"
 #include "plan/pool.h"
 
-/* ---------------------------------------------------------------------------- questions of the tasks - */
+/* ---------------------------------------------------------------------------- helpers of the tasks - */
 
-/* Whether this step updates the weight: it has a gradient, now or accumulated from before. */
+/* 1 if this step updates the weight: it has a gradient, from this step or accumulated before. */
 static int takes_part(const struct plan *plan, const struct weight *weight)
 {
     return weight->taken == plan->step || (weight->waiting && plan->request->update);
@@ -29,15 +29,15 @@ static double decay_of(const struct plan *plan, const struct row *row)
     return row->decay < 0 ? NAN : plan->request->groups[row->group].values[row->decay];
 }
 
-/* Whether coupled decay is added to the gradients of a row in scratch: because several passes read them, or because
-   a step is taken with them from another place.  Other kernels add it in their loop. */
+/* 1 if coupled decay is added to the gradients of a row in scratch, because several passes read them or because a
+   cautious step starts from zeros.  Other kernels add the decay in their loop. */
 static int couples_early(const struct plan *plan, const struct row *row)
 {
     const int early = (row->variants & (MEASURED | DECAYS_LATE)) == MEASURED || plan->request->cautious;
     return plan->request->coupled && early && !isnan(decay_of(plan, row));
 }
 
-/* The first divisor of a gradient: the loss scale, negative to maximize. */
+/* The divisor of a gradient before any clipping: the loss scale, negative to maximize. */
 static double divisor_of(const struct plan *plan, const struct row *row)
 {
     const struct options *options = options_of(plan, row);
@@ -45,21 +45,22 @@ static double divisor_of(const struct plan *plan, const struct row *row)
     return plan->request->maximize ? -scale : scale;
 }
 
-/* A power of two divides as exactly by its reciprocal, in a register. */
+/* 1 if dividing by x equals multiplying by 1 / x, bit for bit. */
 static int is_power_of_two(double x)
 {
     int exponent = 0;
     return fabs(x) == 1 || (fabs(frexp(x, &exponent)) == 0.5 && exponent > -100 && exponent < 100);
 }
 
-/* Whether the hooks of a kernel unscale.  They do not if more work in scratch follows, or if it is no product. */
+/* 1 if the hooks of a kernel unscale the gradient.  They do not if scratch is needed anyway, or if the division is
+   not equal to a product. */
 static int is_hooked(const struct plan *plan, const struct row *row)
 {
     return plan->request->accumulate == 1 && !(options_of(plan, row)->clipnorm > 0)
         && is_power_of_two(divisor_of(plan, row));
 }
 
-/* Lanes to one sum, in a fixed order. */
+/* Adds lanes up to one sum, in a fixed order. */
 static double fold(double lanes[SUM_LANES])
 {
     for (int half = SUM_LANES / 2; half; half /= 2)
@@ -76,14 +77,14 @@ static double add_up(const double *numbers, size_t n)
     return sum;
 }
 
-/* The sum over a weight of a phase: of its blocks, in their order. */
+/* Adds up one sum of a phase over the blocks of a weight, in their order. */
 static double total(const struct plan *plan, const struct weight *weight, int which)
 {
     return add_up(plan->sums[which] + weight->first_block, blocks(weight->size));
 }
 
-/* Elements from i on before the first that begins a line of the cache.  A store that crosses lines takes two, and
-   NumPy's memory begins within a line; slots begin where their weight does. */
+/* The number of elements from i to the next cache line.  A store that crosses two lines costs two stores.  NumPy's
+   memory begins within a line, and a slot begins at the same offset in a line as its weight. */
 enum { LINE = 64, WORTH_ALIGNING = 8192 };
 
 static size_t to_line(const struct weight *weight, size_t i)
@@ -142,7 +143,7 @@ static void survey(void *plan, size_t chunk)
     each_piece(plan, chunk, SURVEY);
 }
 
-/* The norm of all gradients together, from those of the weights. */
+/* The norm of all gradients together, from the squares of the weights. */
 static double norm_of(const struct plan *plan)
 {
     double sum = 0;
@@ -158,7 +159,7 @@ static int clips_by_norm(const struct plan *plan, const struct row *row)
     return options->clipnorm > 0 || options->global_clipnorm > 0;
 }
 
-/* Whether the real type of every weight that is clipped by the global norm can hold it. */
+/* 1 if the global norm is finite in the real type of every weight that it clips. */
 static int has_good_norm(const struct plan *plan, const double norm)
 {
     if (isfinite((float)norm))
@@ -223,8 +224,8 @@ void optimc_plan_refold(struct plan *plan, struct request *request, const double
 
 /* ------------------------------------------------------------------------ the phases that write - */
 
-/* The phases before the update read the gradient too.  Each is a region of the pool, with a fold by weight after it:
-   no phase waits for another weight's. */
+/* The phases before the update read the gradient too.  Each phase is a region of the pool; the sums of each weight
+   are added up after it. */
 
 static void count(void *plan, size_t chunk)
 {
@@ -236,7 +237,7 @@ static void measure(void *plan, size_t chunk)
     each_piece(plan, chunk, MEASURE);
 }
 
-/* Takes every MAX_CHUNKS-th weight: a plan may have more weights than the pool takes chunks. */
+/* Handles every MAX_CHUNKS-th weight, because a plan may have more weights than the pool takes chunks. */
 static void factored(void *context, size_t chunk)
 {
     const struct plan *plan = context;
@@ -247,7 +248,8 @@ static void factored(void *context, size_t chunk)
     }
 }
 
-/* Moves the edges of the pieces to lines of the cache, so that only the first piece of a weight begins within one. */
+/* Updates the pieces of a chunk.  The edges of pieces move to cache lines, so that only the first piece of a
+   weight begins within a line. */
 static void update(void *context, size_t chunk)
 {
     const struct plan *plan = context;
@@ -262,7 +264,7 @@ static void update(void *context, size_t chunk)
     }
 }
 
-/* The factor of each weight's cautious step: its elements over those that the step moves. */
+/* Finds the factor of each weight's cautious step: its elements over the elements that the step moves. */
 static void find_shares(struct plan *plan)
 {
     optimc_pool_run(count, plan, plan->n_chunks, plan->cost);
@@ -271,7 +273,8 @@ static void find_shares(struct plan *plan)
             plan->weights[i].ratio = (double)plan->weights[i].size / (total(plan, &plan->weights[i], 0) + 1);
 }
 
-/* Sums up what the rules of the weights measure.  A factored weight is one task, others are measured by pieces. */
+/* Adds up the sums that the rules of the weights measure.  A factored weight is one task; others are measured by
+   pieces. */
 static void find_totals(struct plan *plan)
 {
     if (plan->measures)
@@ -340,7 +343,7 @@ void optimc_plan_run(struct plan *plan, const struct request *request)
     optimc_plan_end(plan);
 }
 
-/* Elements begin .. end - 1 of a real type, and the first chunk that holds some. */
+/* Elements begin .. end - 1 of a real type, and the first chunk that holds any of them. */
 struct span {
     const struct plan *plan;
     enum type real_type;
@@ -363,7 +366,7 @@ static void update_span(void *context, size_t chunk)
     }
 }
 
-/* The chunk that a piece is in. */
+/* The chunk of a piece. */
 static size_t chunk_of(const struct plan *plan, size_t piece)
 {
     size_t a = 0, b = plan->n_chunks;

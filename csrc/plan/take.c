@@ -1,6 +1,6 @@
-/* take.c - the first half of a step: finds weights, takes their gradients, and refuses what cannot be stepped.
+/* take.c - the first half of a step: finds weights, takes their gradients, and refuses unusable arrays.
 
-   Nothing here writes to an array of the caller's. */
+   It writes to no array of the caller.  Next: run.c, the second half. */
 
 #include <string.h>
 
@@ -18,7 +18,7 @@ ptrdiff_t optimc_plan_find(const struct plan *plan, const struct view *view, siz
     if (!empty && hint < plan->n_weights && plan->weights[hint].size
         && plan->weights[hint].self.data == view->data)
         return (ptrdiff_t)hint;
-    if (empty) {                            /* empty arrays have no identity: any like it will do */
+    if (empty) {                            /* empty arrays have no identity: takes any weight of this shape */
         for (size_t i = 0; i < plan->n_weights; i++) {
             const size_t k = (hint + i) % plan->n_weights;
             if (!plan->weights[k].size && plan->weights[k].seen != plan->step

@@ -1,7 +1,7 @@
 /* values.c - running products of hyperparameters that vary, and a rule's scalars, from update to update.
 
-   A power of a hyperparameter, beta^t, becomes a product of its values once a schedule or a callable gives them.  The
-   caller knows where values come from.  Next: exact.c, which reads the products in place of powers. */
+   Once a schedule or a callable gives a hyperparameter, its power beta^t becomes the product of its values.  The
+   caller knows the source of each value.  Next: exact.c, which reads the products in place of powers. */
 
 #include <math.h>
 #include <string.h>

@@ -1,7 +1,7 @@
 /* pairs.c - gradients and weights side by side: two lists or tuples, or two dicts with the same keys.
 
-   It looks at the containers only, one pair at a time, and keeps what it gives alive until the next: code of the
-   caller that runs in between may change the containers. */
+   It looks only at the containers, one pair at a time.  It keeps each pair alive until the next one is read, because
+   the caller's code may run in between and change the containers. */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 #include "python/views.h"
@@ -80,7 +80,7 @@ static int refuse_shrunk(const char *name)
     return -1;
 }
 
-/* Makes the next pair the current one: 1, 0 at the end, -1 on an error.  Of the caller's code it runs only
+/* Makes the next pair the current one: 1, 0 at the end, -1 on an error.  The only code of the caller that it runs is
    __hash__ and __eq__ of keys that are not plain str. */
 int optimc_next_pair(struct pairs *pairs)
 {
@@ -121,8 +121,8 @@ int optimc_next_pair(struct pairs *pairs)
 }
 
 PyDoc_STRVAR(weights_of_doc, "weights_of($module, params, /)\n--\n\n"
-"The names (a tuple of str, or None) and the arrays (a tuple) of a list, tuple or dict of weights, each\n"
-"checked to be one that can be updated in place.");
+"Returns the names (a tuple of str, or None) and the arrays (a tuple) of a list, tuple or dict of weights.\n"
+"Each array is checked: it must be possible to update it in place.");
 
 static PyObject *core_weights_of(PyObject *Py_UNUSED(module), PyObject *params)
 {

@@ -1,7 +1,7 @@
-/* refuse.c - the errors: one line that names the entry, what was expected and what came.
+/* refuse.c - the errors: one line that names the entry, the expected value and the actual one.
 
-   Each function raises and returns -1.  The labels that it is given are released here, and an error that occurred
-   on the way to them stays. */
+   Each function raises and returns -1.  It releases the label that it is given.  An error that was raised while the
+   label was made is kept. */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 
@@ -18,8 +18,8 @@ PyObject *optimc_shape_of(PyArrayObject *array)
     return PyObject_GetAttrString((PyObject *)array, "shape");
 }
 
-/* Raises `type` with a message of the label of an entry (%U; released here) and two more objects (%S);
-   an error on the way to them stays. */
+/* Raises `type` with a message made of an entry's label (%U; released here) and two more objects (%S).  An error that
+   is already raised is kept. */
 int optimc_refuse(PyObject *type, const char *format, PyObject *entry, PyObject *a, PyObject *b)
 {
     if (!PyErr_Occurred())
@@ -28,7 +28,7 @@ int optimc_refuse(PyObject *type, const char *format, PyObject *entry, PyObject 
     return -1;
 }
 
-/* The TypeError for an entry of another kind; %S is the name of its type. */
+/* The TypeError for an entry that is no array; %S is the name of its type. */
 int optimc_refuse_kind(const char *format, PyObject *entry, PyObject *object)
 {
     PyObject *name = PyType_GetName(Py_TYPE(object));
@@ -37,7 +37,7 @@ int optimc_refuse_kind(const char *format, PyObject *entry, PyObject *object)
     return -1;
 }
 
-/* The error for an array that cannot be a weight (or a slot); `like` is what it should resemble. */
+/* The error for an array that cannot be a weight or a slot.  `like`, if given, is the array it should resemble. */
 int optimc_refuse_weight(enum fault fault, PyObject *entry, PyArrayObject *array, PyArrayObject *like)
 {
     PyObject *dtype = (PyObject *)PyArray_DESCR(array);
@@ -78,7 +78,7 @@ int optimc_refuse_weight(enum fault fault, PyObject *entry, PyArrayObject *array
     }
 }
 
-/* "params[0]", "slot 'm' of params[0]": what a place in the plan is called. */
+/* The name of a place in the plan: "params[0]", "slot 'm' of params[0]". */
 PyObject *optimc_part_name(PyObject *weight, PyObject *slot_names, int part)
 {
     if (!weight || part == PART_WEIGHT)

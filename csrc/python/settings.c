@@ -1,7 +1,7 @@
-/* settings.c - the values of hyperparameters and options: their ranges, where they come from, what they are now.
+/* settings.c - the values of hyperparameters and options: their ranges, their sources, their current numbers.
 
-   A value is a number, or is asked for at every step: from a schedule, a callable or an item of a dict.  A group's
-   value that is not its own is the first group's.  Next: running.c, the products of values that vary. */
+   A value is a number, or it has a source that is asked at every step: a schedule, a callable or an item of a dict.
+   A group that does not set a value uses the first group's.  Next: running.c, the products of values that vary. */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 
@@ -28,7 +28,7 @@ static int read_number(PyObject *object, int array_too, double *number)
     return 1;
 }
 
-/* Checks a number against its bound; `origin` says where it came from ("" or " from its schedule"). */
+/* Checks a number against its bound; `origin` names the source in the error ("" or " from its schedule"). */
 static int check_bound(const struct bound *bound, double number, PyObject *object, const char *origin)
 {
     const int low = bound->open & LOW_OPEN ? number > bound->low : number >= bound->low;
@@ -47,8 +47,8 @@ static int check_bound(const struct bound *bound, double number, PyObject *objec
 }
 
 PyDoc_STRVAR(check_number_doc, "check_number($module, name, value, low, high, open, /)\n--\n\n"
-"The value as a float, if it is a number in the range; an error that names it otherwise.  `open`: 1, the\n"
-"low end is not allowed; 2, the high end is not; 3, neither.");
+"Returns the value as a float if it is a number in the range; raises an error with its name otherwise.\n"
+"`open`: 1 excludes the low end of the range, 2 the high end, 3 both.");
 
 static PyObject *core_check_number(PyObject *Py_UNUSED(module), PyObject *args)
 {
@@ -66,7 +66,7 @@ static PyObject *core_check_number(PyObject *Py_UNUSED(module), PyObject *args)
     return PyFloat_FromDouble(number);
 }
 
-/* Reads a value from the item of a dict; a number of another library counts if it can be a float. */
+/* Reads a value from the item of a dict.  A number of another library is accepted if it converts to a float. */
 static int read_item(Optimizer *self, const struct setting *setting, int k, double *number)
 {
     PyObject *object = PyDict_GetItemWithError(setting->source, setting->key);
@@ -120,7 +120,7 @@ static int ask(Optimizer *self, size_t group, int k, double *number)
     return got > 0 ? 0 : -1;
 }
 
-/* The values of a step: asks where they have sources, and gives the groups those they share. */
+/* Fetches the values of a step: asks their sources, then copies the first group's to the groups that inherit them. */
 int optimc_ask_all(Optimizer *self)
 {
     for (size_t group = 0; self->n_sources && group < self->n_groups; group++)
@@ -134,7 +134,7 @@ int optimc_ask_all(Optimizer *self)
     return 0;
 }
 
-/* The group and index that a method was given. */
+/* Checks the group and index that a method was given: 0, or -1 with an IndexError. */
 int optimc_find_value(Optimizer *self, Py_ssize_t group, Py_ssize_t k)
 {
     if (k >= 0 && k < self->n_values && group >= 0 && (size_t)group < self->n_groups)
@@ -144,7 +144,7 @@ int optimc_find_value(Optimizer *self, Py_ssize_t group, Py_ssize_t k)
 }
 
 PyDoc_STRVAR(declare_doc, "_declare($self, name, low, high, open, optional, /)\n--\n\n"
-"Adds the next value and its range; `open` as in check_number.");
+"Adds the next value and its range.  `open` is as in check_number.");
 
 static PyObject *optimizer_declare(Optimizer *self, PyObject *args)
 {
@@ -164,7 +164,7 @@ static PyObject *optimizer_declare(Optimizer *self, PyObject *args)
 }
 
 PyDoc_STRVAR(add_group_doc, "_add_group($self, /)\n--\n\n"
-"Adds a group, whose values are the first one's until set; returns its index.");
+"Adds a group and returns its index.  It inherits the first group's values until its own are set.");
 
 PyObject *optimc_add_group(Optimizer *self, PyObject *Py_UNUSED(ignored))
 {
@@ -183,7 +183,7 @@ PyObject *optimc_add_group(Optimizer *self, PyObject *Py_UNUSED(ignored))
     return PyLong_FromSize_t(n - 1);
 }
 
-/* Not within a step: one that asks for its values holds pointers into the groups. */
+/* Refused within a step: a step that is fetching its values holds pointers into the groups. */
 static PyObject *optimizer_add_group(Optimizer *self, PyObject *args)
 {
     if (optimc_lock(self))
@@ -204,7 +204,8 @@ int optimc_read_value(Optimizer *self, int k, PyObject *object, double *number)
 }
 
 PyDoc_STRVAR(set_value_doc, "_set_value($self, group, index, value, with_step, /)\n--\n\n"
-"Sets a value to a number, None if it is optional, or a callable, called with the step or without.");
+"Sets a value to a number, to None if it is optional, or to a callable.  `with_step` tells whether the\n"
+"callable is called with the step or without arguments.");
 
 static PyObject *set_value_now(Optimizer *self, PyObject *args)
 {
@@ -242,7 +243,7 @@ static PyObject *set_value_now(Optimizer *self, PyObject *args)
 BETWEEN_STEPS(set_value)
 
 PyDoc_STRVAR(set_item_doc, "_set_item($self, group, index, mapping, key, item, zero_is_off, /)\n--\n\n"
-"Lets a value be read from mapping[key], or mapping[key][item] for an item >= 0, at every step.");
+"Reads a value at every step from mapping[key], or from mapping[key][item] if item >= 0.");
 
 static PyObject *set_item_now(Optimizer *self, PyObject *args)
 {
@@ -268,7 +269,7 @@ static PyObject *set_item_now(Optimizer *self, PyObject *args)
 
 BETWEEN_STEPS(set_item)
 
-/* The value as it was set; `group` may inherit it. */
+/* The value as it was set, for this group or for the first one if the group inherits it. */
 static PyObject *value_of(Optimizer *self, Py_ssize_t group, Py_ssize_t k)
 {
     if (!self->settings[group][k].own)
@@ -283,7 +284,7 @@ static PyObject *value_of(Optimizer *self, Py_ssize_t group, Py_ssize_t k)
 }
 
 PyDoc_STRVAR(get_value_doc, "_get_value($self, group, index, /)\n--\n\n"
-"The number, the schedule or callable that gives it, or None.");
+"Returns the number, the schedule or callable that gives it, or None.");
 
 static PyObject *optimizer_get_value(Optimizer *self, PyObject *args)
 {
@@ -294,7 +295,7 @@ static PyObject *optimizer_get_value(Optimizer *self, PyObject *args)
 }
 
 PyDoc_STRVAR(ask_value_doc, "_ask_value($self, group, index, /)\n--\n\n"
-"The number a value has for the next step, or None.");
+"Returns the number that a value has for the next step, or None.");
 
 static PyObject *optimizer_ask_value(Optimizer *self, PyObject *args)
 {
@@ -310,7 +311,7 @@ static PyObject *optimizer_ask_value(Optimizer *self, PyObject *args)
 }
 
 PyDoc_STRVAR(is_own_doc, "_is_own($self, group, index, /)\n--\n\n"
-"Whether a value of a group was set for it, not inherited from the first group.");
+"True if a value was set for this group, False if it is inherited from the first group.");
 
 static PyObject *optimizer_is_own(Optimizer *self, PyObject *args)
 {
@@ -321,7 +322,7 @@ static PyObject *optimizer_is_own(Optimizer *self, PyObject *args)
 }
 
 PyDoc_STRVAR(inherit_doc, "_inherit($self, group, index, /)\n--\n\n"
-"Lets a group have the first group's value again.");
+"Makes a group inherit the first group's value again.");
 
 static PyObject *inherit_now(Optimizer *self, PyObject *args)
 {
@@ -339,7 +340,7 @@ static PyObject *inherit_now(Optimizer *self, PyObject *args)
 BETWEEN_STEPS(inherit)
 
 PyDoc_STRVAR(current_doc, "_current($self, group, index, /)\n--\n\n"
-"The number a value has in the step in progress.");
+"Returns the number that a value has in the step in progress.");
 
 static PyObject *optimizer_current(Optimizer *self, PyObject *args)
 {
@@ -349,7 +350,7 @@ static PyObject *optimizer_current(Optimizer *self, PyObject *args)
     return PyFloat_FromDouble(self->groups[self->settings[group][k].own ? group : 0].values[k]);
 }
 
-/* Whether there is such a weight; else an IndexError. */
+/* 1 if the plan has a weight of this index, else 0 with an IndexError. */
 int optimc_is_weight(Optimizer *self, Py_ssize_t index)
 {
     if (self->plan && index >= 0 && (size_t)index < optimc_plan_weights(self->plan->core))
@@ -359,7 +360,7 @@ int optimc_is_weight(Optimizer *self, Py_ssize_t index)
 }
 
 PyDoc_STRVAR(value_of_doc, "_value_of($self, weight, index, /)\n--\n\n"
-"The value of that index for a weight, as the step in progress has it.");
+"Returns the value of this index that the step in progress uses for a weight.");
 
 static PyObject *optimizer_value_of(Optimizer *self, PyObject *args)
 {

@@ -1,7 +1,8 @@
-/* tensors.c - steps over tensors of another library, by its DLPack exchange table.
+/* tensors.c - steps over tensors of another library, through its DLPack exchange table.
 
-   No array is made of a tensor, and its address is read afresh at every step.  A plan made for tensors may rest on
-   things that it watches; where those have changed, nothing happens and Python makes another plan. */
+   No array is made from a tensor; its address is read again at every step.  A plan made for tensors may depend on
+   entries of dicts, which it watches.  If one of them has changed, the step does nothing and Python makes a new
+   plan. */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 #include "python/views.h"
@@ -19,9 +20,9 @@ static const struct tensor_exchange *exchange_of(PyObject *capsule)
 }
 
 PyDoc_STRVAR(prepare_tensors_doc, "_prepare_tensors($self, orders, watched, /)\n--\n\n"
-"After `_bind`, for steps over tensors: `orders`, for each weight None, or a tuple of its axes in the order of\n"
-"memory; `watched`, a tuple of (dict, key, value) that the plan rests on: equal numbers, a list of the very things\n"
-"in a tuple, or else the very thing.");
+"Prepares steps over tensors; call it after `_bind`.  `orders` has for each weight None, or a tuple of its axes in\n"
+"the order of memory.  `watched` is a tuple of (dict, key, value) that the plan depends on.  The item of the dict\n"
+"must stay an equal number, a list of the same objects as a tuple, or else the same object.");
 
 static PyObject *optimizer_prepare_tensors(Optimizer *self, PyObject *args)
 {
@@ -48,7 +49,8 @@ static PyObject *optimizer_prepare_tensors(Optimizer *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* Whether what is watched is as it was; things other than numbers are not asked whether they are equal. */
+/* 1 if a watched item is unchanged, else 0; -1 on an error.  Only numbers are compared by value, all else by
+   identity. */
 static int is_same(PyObject *now, PyObject *then)
 {
     if (now == then)
@@ -64,7 +66,7 @@ static int is_same(PyObject *now, PyObject *then)
     return PyNumber_Check(then) ? PyObject_RichCompareBool(now, then, Py_EQ) : 0;
 }
 
-/* Whether all that is watched is as it was, or -1. */
+/* 1 if all watched items are unchanged, else 0; -1 on an error. */
 static int is_as_watched(const Optimizer *self)
 {
     for (Py_ssize_t i = 0; self->watched && i < PyTuple_GET_SIZE(self->watched); i++) {
@@ -80,7 +82,7 @@ static int is_as_watched(const Optimizer *self)
 }
 
 PyDoc_STRVAR(is_as_watched_doc, "_is_as_watched($self, /)\n--\n\n"
-"Whether all that `_prepare_tensors` was told to watch is as it was.");
+"True if all items that `_prepare_tensors` was told to watch are unchanged.");
 
 static PyObject *optimizer_is_as_watched(Optimizer *self, PyObject *Py_UNUSED(ignored))
 {
@@ -88,7 +90,7 @@ static PyObject *optimizer_is_as_watched(Optimizer *self, PyObject *Py_UNUSED(ig
     return same < 0 ? NULL : PyBool_FromLong(same);
 }
 
-/* optimc_check_tensors without the look into the gradients. */
+/* The part of optimc_check_tensors that reads no element of a gradient. */
 static int match_tensors(Optimizer *self, PyObject *tensors, const struct tensor_exchange *table,
     PyObject *grads)
 {
@@ -170,9 +172,10 @@ int optimc_check_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange,
 }
 
 PyDoc_STRVAR(apply_tensors_doc, "_apply_tensors($self, tensors, exchange, grads=None, /)\n--\n\n"
-"A step over tensors: CHECKED if it has run; NO_GRADIENTS if none has one, or one is not finite and the step was\n"
-"skipped; NOT_AS_PLANNED if only some have a gradient, or something that was watched has changed: then nothing has\n"
-"happened.  `grads`, a list of tensors of the same library, are used instead of the tensors' own.");
+"Steps over tensors.  Returns CHECKED if the step has run.  Returns NO_GRADIENTS if no tensor has a gradient, or if\n"
+"a gradient is not finite and the step was skipped.  Returns NOT_AS_PLANNED, having changed nothing, if only some\n"
+"tensors have a gradient or a watched item has changed.  `grads`, a list of tensors of the same library, replaces\n"
+"the tensors' own gradients.");
 
 static PyObject *optimizer_apply_tensors(Optimizer *self, PyObject *const *args, Py_ssize_t n)
 {

@@ -1,12 +1,13 @@
-/* turns.c - one step of an optimizer at a time: threads wait for their turn, and take it in order.
+/* turns.c - one step of an optimizer at a time: threads wait for their turn, and step in the order they came.
 
-   It is not a lock of the system: the GIL guards who the owner is, so that a turn costs nothing while one thread
-   steps.  A child process after a fork() inherits turns of threads that it does not have; take_over ends them. */
+   A turn is no lock of the operating system.  The GIL protects the field that names the owner, so a turn costs
+   nothing while only one thread steps.  After a fork() the child inherits turns of threads that it does not have;
+   take_over ends them. */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 #include "plan/pool.h"
 
-/* Thread states have numbers of their own, which no later thread gets again, not even in a child process. */
+/* The number of this thread's state.  No later thread gets the same number, not even in a child process. */
 uint64_t optimc_this_thread(void)
 {
     return PyThreadState_GetID(PyThreadState_Get());
@@ -20,8 +21,8 @@ static int is_alive(uint64_t thread)
     return state != NULL;
 }
 
-/* The first time in a child process: nobody waits, and an owner may have stayed in the parent.  Its step was whole
-   or had written nothing (optimc_pool_enter); what it left is dropped. */
+/* Called the first time in a child process.  No thread waits here, and the owner may exist in the parent only.  Its
+   step was complete or had written nothing (optimc_pool_enter), so its leftovers are dropped. */
 static void take_over(Optimizer *self)
 {
     self->forks = optimc_pool_forks();
@@ -60,9 +61,8 @@ static int await_turn(Optimizer *self, uint64_t me)
     return 0;
 }
 
-/* One step at a time.  The GIL guards who owns it, so that this costs nothing while one thread steps.  A step asked
-   for from inside a step (by a schedule, say) is an error; one from another thread waits for its turn, in order: a
-   thread that steps again and again would otherwise be first each time. */
+/* Begins this thread's turn.  A step within a step (from a schedule, say) is an error.  A step from another thread
+   waits, and turns are given in order: otherwise a thread that steps in a loop would always be first. */
 int optimc_lock(Optimizer *self)
 {
     const uint64_t me = optimc_this_thread();
@@ -88,8 +88,8 @@ void optimc_unlock(Optimizer *self)
     }
 }
 
-/* Calls a method that changes what a step reads, while no step of another thread is in progress.  In this
-   thread one may be: it is being checked then, and not yet running. */
+/* Calls a method that changes values a step reads, while no other thread's step is in progress.  This thread's own
+   step may be in progress: it is still being checked then, and has written nothing. */
 PyObject *optimc_between_steps(Optimizer *self, PyObject *args,
     PyObject *(*method)(Optimizer *, PyObject *))
 {

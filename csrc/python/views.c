@@ -1,6 +1,6 @@
-/* views.c - looks at what a caller gave: arrays to write to, and tensors of other libraries.
+/* views.c - describes the caller's objects to the plan: arrays to write to, and tensors of other libraries.
 
-   It checks one object at a time; what must hold between arrays (shape, overlap) is the plan's to check. */
+   It checks one object at a time.  The plan checks conditions between arrays (shape, overlap). */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 #include "python/views.h"
@@ -71,7 +71,7 @@ int optimc_look_tensor(const struct tensor_exchange *table, PyObject *object, Py
 }
 
 PyDoc_STRVAR(address_doc, "address($module, array, /)\n--\n\n"
-"Where the memory of an array begins.");
+"Returns the address at which the memory of an array begins.");
 
 static PyObject *core_address(PyObject *Py_UNUSED(module), PyObject *array)
 {

@@ -1,13 +1,13 @@
-/* xla.c - lets a compiled program of XLA call Python, with the memory of its buffers.
+/* xla.c - lets a compiled XLA program call Python with the memory of its buffers.
 
-   One Python function serves all programs.  It gets the call's one attribute, a number, and memoryviews of the
-   arguments (to read) and of the results (to write); optimc.keras decides what they mean.  An exception that it
-   raises becomes the error of the call.  The structures of XLA's interface are in xla.h. */
+   One Python function serves all programs.  It gets the call's only attribute (a number), memoryviews of the
+   arguments (to read) and memoryviews of the results (to write).  optimc.keras decides what they mean.  If the
+   function raises, the exception becomes the error of the call.  The structures of XLA's interface are in xla.h. */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 #include "python/xla.h"
 
-static PyObject *callee;                    /* of the process, as XLA's table of targets is */
+static PyObject *callee;                    /* one per process, like XLA's table of targets */
 
 static Py_ssize_t item_size(int type)
 {
@@ -19,7 +19,7 @@ static Py_ssize_t item_size(int type)
     return type > 0 && (size_t)type < sizeof sizes ? sizes[type] : 0;
 }
 
-/* A tuple of views of the bytes of buffers. */
+/* A tuple of memoryviews, one of the bytes of each buffer. */
 static PyObject *views(const struct xla_buffers *given, int flags)
 {
     static char nothing;
@@ -61,7 +61,7 @@ static void *refuse_call(const struct xla_api *api)
     return error;
 }
 
-/* XLA's entry: NULL, or an error made by its table. */
+/* The function that XLA calls.  Returns NULL, or an error made by XLA's table. */
 static void *handle(struct xla_frame *frame)
 {
     for (struct xla_extension *e = frame->extensions; e; e = e->next) {
@@ -93,8 +93,9 @@ static void *handle(struct xla_frame *frame)
 }
 
 PyDoc_STRVAR(xla_target_doc, "_xla_target($module, function, /)\n--\n\n"
-"A capsule for jax.ffi.register_ffi_target.  XLA then calls function(number, arguments, results) with the\n"
-"memory of its buffers: memoryviews of bytes, the results' writable.  Process-wide: the last function is called.");
+"Returns a capsule for jax.ffi.register_ffi_target.  XLA then calls function(number, arguments, results), where\n"
+"arguments and results are memoryviews of the bytes of its buffers; those of the results are writable.  There is\n"
+"one function per process: the last one given.");
 
 static PyObject *core_xla_target(PyObject *Py_UNUSED(module), PyObject *function)
 {

@@ -1,4 +1,4 @@
-"""What an optimizer class declares as its arguments: each with its default, its range and where it lives."""
+"""The arguments that an optimizer class declares: each has a default, a range and a place where its value is kept."""
 
 import math
 import re
@@ -12,7 +12,7 @@ LOW_OPEN, HIGH_OPEN = 1, 2              # ends of a range that are not allowed; 
 class Argument:
     """One argument of an optimizer's constructor, also an attribute of the optimizer.
 
-    It stands before the arguments every optimizer has, behind them (`last`), or can only be named.
+    In the signature it comes before the arguments of every optimizer, after them (`last`), or is `keyword_only`.
     """
 
     def __init__(self, default, keyword_only=False, last=False):
@@ -23,10 +23,10 @@ class Argument:
 
 
 class Value(Argument):
-    """A finite real number that the kernels read, in [low, high]; a schedule or callable may give it.
+    """A finite real number in [low, high] that the kernels read.  A schedule or callable may give it.
 
-    It can be changed at any time.  None (off) is allowed if it is the default, or if `optional`.  `also` is
-    a second value worth testing, for instance because it asks for another kernel.
+    It can be changed at any time.  None disables it; None is allowed if it is the default or with `optional`.
+    `also` is a second value for the tests, for instance one that chooses another kernel.
     """
 
     def __init__(self, default, low=0.0, high=math.inf, *, open=0, also=None, optional=False, **place):
@@ -42,22 +42,22 @@ class Value(Argument):
 
 
 def fraction(default, **keywords):
-    """A `Value` in [0, 1]; with `open=HIGH_OPEN` in [0, 1), where the formula divides by 1 minus it."""
+    """A `Value` in [0, 1].  `open=HIGH_OPEN` makes it [0, 1), for formulas that divide by 1 minus the value."""
     return Value(default, 0.0, 1.0, **keywords)
 
 
 def cautious():
-    """The `Option` of rules with momentum that is documented in `Optimizer`."""
+    """The `Option` `cautious` of rules with momentum; `Optimizer` documents it."""
     return Option(False, core="_cautious", fixed=False, keyword_only=True)
 
 
 class Option(Argument):
-    """Anything else: a flag, a name, a count.
+    """An argument that is no `Value`: a flag, a name, a count.
 
     Args:
-        check: a function of name and value that returns the value to keep, or raises; default: a bool.
-        core: attribute of the C base that the value is copied to, after `encode`.
-        fixed: it cannot change once the optimizer is built.
+        check: a function of name and value that returns the value to keep, or raises; default: accepts a bool.
+        core: the attribute of the C base class that gets `encode(value)`.
+        fixed: the value cannot change once the optimizer is built.
     """
 
     def __init__(self, default, check=None, *, core=None, encode=int, fixed=True, **place):
@@ -74,12 +74,12 @@ class Option(Argument):
         optimizer.__dict__[self.name] = value
         if self.core:
             setattr(optimizer, self.core, self.encode(value))
-        if self.name in optimizer._index:               # a number or flag that coefficients depend on
+        if self.name in optimizer._index:               # coefficients depend on it
             optimizer._set_value(0, optimizer._index[self.name], self.encode(value), False)
 
 
 def is_switch(argument):
-    """Whether an argument is a flag, on or off."""
+    """True if an argument is a flag."""
     return isinstance(argument, Option) and isinstance(argument.default, bool)
 
 
@@ -101,7 +101,7 @@ def at_least_zero(name, value):
 
 
 def count(least):
-    """The `check` of an `Option` that is None or 0 (off) or a whole number >= `least`."""
+    """The `check` of an `Option` that is a whole number >= `least`; None and 0 disable it."""
     def check(name, value):
         if value is None:
             return None
@@ -143,24 +143,24 @@ def one_of(*choices):
 
 
 def plain(value):
-    """An argument as a configuration stores it: a schedule as a dict."""
+    """An argument as a configuration stores it: a schedule becomes a dict."""
     return schedules.serialize(value) if schedules.is_schedule(value) else value
 
 
 def from_plain(value, custom_objects=None):
-    """An argument from what `plain` gave."""
+    """An argument from the result of `plain`."""
     if isinstance(value, dict) and "class_name" in value:
         return schedules.deserialize(value, custom_objects)
     return value
 
 
-#: what other libraries call it
+#: names of arguments in other libraries
 ELSEWHERE = {"lr": "learning_rate", "betas": "beta_1, beta_2", "b1": "beta_1", "b2": "beta_2", "eps": "epsilon",
              "alpha": "rho", "decay_rate": "rho", "max_grad_norm": "global_clipnorm"}
 
 
 def likely(wrong, known):
-    """A question to end a message with: which of the known names were meant."""
+    """The end of an error message: a question that suggests known names for the wrong ones, or nothing."""
     import difflib  # only on the way to an error
     meant = [ELSEWHERE[name] if ELSEWHERE.get(name, "").split(", ")[0] in known else match[0]
              for name in wrong for match in [difflib.get_close_matches(name, known, 1, 0.7)]
@@ -169,7 +169,7 @@ def likely(wrong, known):
 
 
 def unzip(grads_and_vars):
-    """Gradients and weights from pairs of them."""
+    """Splits pairs (gradient, weight) into gradients and weights."""
     pairs = list(grads_and_vars)
     if not pairs:
         raise ValueError("grads_and_vars is empty")

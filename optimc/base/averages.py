@@ -1,7 +1,6 @@
-"""Averages of the weights: put in for a while, to evaluate, or for good.
+"""Copies averages into the weights, for an evaluation or for good.
 
-What is put in is an optimizer's to say (`_evaluation_weights`): the averages that `use_ema` keeps, or what its rule
-keeps of that kind.
+`Optimizer._evaluation_weights` chooses the averages: those of `use_ema`, or those that the rule itself keeps.
 """
 
 import contextlib
@@ -10,7 +9,7 @@ from optimc import _core
 
 
 def bound(optimizer, params):
-    """The weights of an optimizer, after a check that `params`, if given, are the same."""
+    """The weights of an optimizer.  Raises if `params` is given and differs from them."""
     if not optimizer.built:
         raise ValueError("the optimizer is not built: it has no weights yet")
     if params is None:
@@ -32,7 +31,7 @@ def _put(weights, values):
 
 
 def finalize(optimizer, params):
-    """Puts the averages of `use_ema` into the weights."""
+    """Copies the averages of `use_ema` into the weights."""
     weights = bound(optimizer, params)
     if optimizer.use_ema:
         optimizer._locked(lambda: _put(weights, optimizer._averages))
@@ -40,7 +39,7 @@ def finalize(optimizer, params):
 
 @contextlib.contextmanager
 def averaged(optimizer, params):
-    """Within it the weights hold their averages and steps are refused; after it they hold what they held before."""
+    """Within it the weights hold their averages, and steps are refused.  After it they hold their former values."""
     weights = bound(optimizer, params)
 
     def enter():

@@ -1,8 +1,8 @@
-"""Building: the state of an optimizer is carried to weights, and bound to their memory in a plan.
+"""Building: makes the state of an optimizer for its weights, and a plan that binds both.
 
-`carried` makes the state: arrays for new weights, and for new memory of known weights what is held for them.
+`carried` makes the state: initial arrays for new weights, and the present values for weights that the optimizer has.
 `plan_of` makes the plan of weights and their state, which the optimizer takes over in one assignment.
-Neither changes anything.  Call both between two steps, by way of `_locked`, or from the step itself.
+Neither changes the optimizer.  Call both through `_locked`, between two steps, or from the step itself.
 """
 
 from optimc import _core
@@ -12,9 +12,9 @@ from optimc.base.storage import likes_of
 
 
 def carried(optimizer, before, names, weights, may_add=False, adopted=None, averages=None, accumulators=None):
-    """The state of an optimizer for weights, from the state that it had before; `Optimizer.build` says what is given.
+    """The state of an optimizer for weights, made from its state `before`.
 
-    may_add: some of the weights may be new to a state that is not empty.
+    `Optimizer.build` documents the arrays that may be given.  may_add: weights may be added to a state that has some.
     """
     kernels = optimizer._kernels(names, weights)
     old = _match(before, names, weights, kernels, optimizer.scratch_slots, may_add)
@@ -38,7 +38,7 @@ def carried(optimizer, before, names, weights, may_add=False, adopted=None, aver
 
 
 def plan_of(optimizer, weights, state):
-    """The sealed plan of weights and their state; it changes nothing of the optimizer."""
+    """The sealed plan of weights and their state.  The optimizer does not change."""
     names = state.names
     excluded, groups = state.excluded.find(names, weights), state.group_of_each(names, weights)
     plan = _core.Plan(len(weights), state)
@@ -55,7 +55,7 @@ def plan_of(optimizer, weights, state):
 
 
 def _match(state, names, weights, kernels, scratch, may_add):
-    """For each weight the position in a state of the one whose slots it takes over, or None."""
+    """For each weight its position in a state, or None for a weight that is new."""
     held = state.likes
     if not held:
         return [None] * len(weights)
@@ -88,7 +88,7 @@ def _match(state, names, weights, kernels, scratch, may_add):
 
 
 def _checked(slots, kernels, scratch):
-    """Slots that the caller gave, checked: all but those that are scratch must be there."""
+    """Checks the slots that the caller gave.  Only scratch slots may be missing."""
     used = {slot for kernel in kernels for slot in slots_of(kernel)}
     needed = used.difference(scratch)
     if not needed <= set(slots) <= used:
@@ -104,7 +104,7 @@ def _checked(slots, kernels, scratch):
 
 
 def _slot(optimizer, before, slot, k, weights, kept, groups, old):
-    """New arrays for a slot, None for a weight without it: filled with what is held for them, or initial."""
+    """New arrays for a slot, None for a weight without it.  They hold the values of the state, or initial ones."""
     arrays_before = before.slots.get(slot)
     held = [None if position is None or arrays_before is None else arrays_before[position] for position in old]
     if slot in optimizer.scratch_slots and [None if array is None else array.strides for array in held] == [
@@ -120,9 +120,9 @@ def _slot(optimizer, before, slot, k, weights, kept, groups, old):
 
 
 def _beside(what, given, wanted, weights, old, held, k, initial):
-    """Averages or accumulators: those given, or new arrays, number `k` of each weight, or None if not wanted.
+    """Averages or accumulators: those given, or new arrays (number `k` of each weight), or None if not wanted.
 
-    A new array is filled with what is held for its weight, or with `initial` of the weight's position.
+    A new array holds the value in the state, or `initial` of the weight's position.
     """
     if given is not None and (not wanted or len(given) != len(weights)):
         raise ValueError(f"{what}: expected {len(weights) if wanted else 'no'} arrays, got {len(given)}")

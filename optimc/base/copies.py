@@ -1,6 +1,6 @@
 """Copies of an optimizer: pickles and deep copies, and state as plain values, in dicts and checkpoints.
 
-A copy holds arrays of its own and is bound to no weights.  What a pickle holds stays as it is: pickles of 0.1 load.
+A copy has its own arrays and is bound to no weights.  The content of a pickle never changes: pickles of 0.1 load.
 
 `picture` and `restore` are for copies of the whole optimizer.  `described` and `load` are for its state alone,
 `exported` and `take_over` for the state and configuration in a checkpoint.  `load` and `take_over` check all of a
@@ -21,7 +21,7 @@ from optimc.checkpoint.saving import refuse_left, taking_over
 
 
 def picture(optimizer, duplicate):
-    """Everything a copy needs, as plain values and arrays; taken between two steps, by way of `_locked`."""
+    """The content of a copy, as plain values and arrays.  Call it through `_locked`, between two steps."""
     known = {*optimizer._arguments, "groups", "_rooms"}
     state = optimizer._chosen_by_position()
     kept = state.without(optimizer.scratch_slots).copied()
@@ -46,7 +46,7 @@ def restore(optimizer, picture):
 
 
 def _state_of(picture):
-    """The state in what `picture` gave; groups are not in it."""
+    """The state in the result of `picture`, without the groups."""
     arrays, patterns = picture["excluded"]
     return State(
         names=picture["names"], likes=tuple(Like(*entry) for entry in picture["shapes"]), slots=picture["slots"],
@@ -55,7 +55,7 @@ def _state_of(picture):
 
 
 def check_picklable(picture):
-    """Refuses values that cannot be found again by their name."""
+    """Refuses functions that pickle cannot find by name."""
     for arguments in (picture["arguments"], *picture["groups"]):
         for name, value in arguments.items():
             if callable(value) and "<" in getattr(value, "__qualname__", ""):

@@ -1,10 +1,10 @@
-"""Where slots lie in memory: their alignment decides a fifth of the speed of a step.
+"""Memory for slots: their alignment decides a fifth of the speed of a step.
 
-Arrays that share their offset within a page compete for the same lines of the cache, and a load just behind a
-store to such an offset waits for it.  So array k of a weight is shifted by k + 1 times 9 lines, which keeps all six
-(four slots, the average, the accumulator) 9 lines or more from each other and from the weight, and a large one by
-whole multiples of 128 KiB too, against the same within huge pages.  Within a line a slot is aligned like its weight,
-so that both reach the next line together.
+Arrays with the same offset within a page compete for the same cache lines, and a load just after a store to such an
+offset waits for the store.  Array k of a weight is therefore shifted by k + 1 times 9 lines.  All six arrays (four
+slots, the average, the accumulator) are then at least 9 lines from each other and from the weight.  A large array is
+also shifted by a multiple of 128 KiB, because the same happens within huge pages.  Within a line a slot is aligned
+like its weight, so that both reach the next line together.
 """
 
 import numpy as np
@@ -21,11 +21,11 @@ LARGE_SHIFT = 128 << 10     # from slot to slot within huge pages
 
 
 def like(weights, k, likes=None):
-    """Zeroed arrays like the weights (or like others, one `Like` per weight), to be their slots number `k`.
+    """Zeroed arrays like the weights (or like `likes`, one `Like` per weight), to be their slots number `k`.
 
-    They lie in one block, in the order of their weights: what is small shares lines and pages, and what is large
-    together comes to lie on huge pages, which NumPy asks for.  Such slots begin with the first huge page of their
-    block, k times 128 KiB into it, for which the block is up to 2 MiB longer.
+    All arrays are in one block, in the order of their weights.  Small arrays share lines and pages.  A large block
+    gets huge pages, which NumPy asks for.  Its first slot begins k times 128 KiB into the first huge page, so the
+    block is up to 2 MiB longer than the arrays.
     """
     places, room = [], 0
     for weight, wanted in zip(weights, likes or map(like_of, weights), strict=True):

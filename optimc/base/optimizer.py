@@ -47,44 +47,45 @@ class Optimizer(_core.Optimizer):
 
     Args (every optimizer has them, after its own):
         weight_decay: decoupled weight decay: before each update, w <- w - w weight_decay learning_rate.
-        clipnorm: each gradient is scaled down to this norm, if its own is larger.
-        clipvalue: each element of a gradient is clipped to [-clipvalue, clipvalue].
-        global_clipnorm: all gradients are scaled by one factor, down to this norm of all of them together.
+        clipnorm: scale each gradient down to this norm if its own norm is larger.
+        clipvalue: clip each element of a gradient to [-clipvalue, clipvalue].
+        global_clipnorm: scale all gradients by one factor, so that their common norm is at most this.
         use_ema: keep an exponential moving average of the weights; see `averaged`.
-        ema_momentum: its momentum, in [0, 1].
-        ema_overwrite_frequency: every so many updates the averages become the weights.
-        loss_scale_factor: gradients are of a loss multiplied by this (`scale_loss`) and are divided by it.
-        gradient_accumulation_steps: update once in so many calls, with the mean of their gradients.
-        name: a name for people; default: the class's, in snake case.
-        check_finite: what to do about a gradient that is not finite, or is clipped by a norm that is not:
-            "propagate" it, "raise" a FloatingPointError, or "skip" the step and count it in `skipped_steps`;
-            the latter two before anything is written.
-        groups: weights with values of their own: a list of dicts, each with "params" (a regular expression
-            or a list of them, for the names of weights; or a list of the weights, or of their positions) and
-            any of the optimizer's values.  A weight may be in one group only.
-        coupled_weight_decay: weight_decay is added to the gradient instead: g <- g + weight_decay w, after the
+        ema_momentum: momentum of the average, in [0, 1].
+        ema_overwrite_frequency: copy the averages into the weights every N updates.
+        loss_scale_factor: divide the gradients by this factor, by which the loss was multiplied (`scale_loss`).
+        gradient_accumulation_steps: apply one update per N calls, with the mean of their gradients.
+        name: display name; default: the name of the class in snake case.
+        check_finite: reaction to a gradient that is not finite, or is clipped by a norm that is not finite.
+            "propagate" goes on.  "raise" raises a FloatingPointError.  "skip" skips the step and counts it in
+            `skipped_steps`.  "raise" and "skip" act before anything is written.
+        groups: weights with values of their own: a list of dicts.  Each dict has "params" and any of the
+            optimizer's values.  "params" is a regular expression for the names of weights, a list of such
+            expressions, a list of weights, or a list of their positions.  A weight may be in one group only.
+        coupled_weight_decay: add weight_decay to the gradient instead: g <- g + weight_decay w, after the
             clipping (L2 regularisation, torch's meaning outside AdamW).
-        cautious (rules with momentum only): move a weight's elements only where the step agrees with the
-            gradient in sign, and those further: the step is masked, and multiplied by the number of elements
-            over 1 plus the number that move (Liang et al., 2024, arXiv 2411.16085, algorithm 2).  The
-            gradient and the slots are read once more, to count.
-        maximize: climb instead of descending: gradients are negated.
-        style: "keras", "torch" or "optax": a preset of the arguments not given, to that library's defaults and
-            conventions (`styles` of the class lists them).
+        cautious (rules with momentum only): move an element only where the step and the gradient agree in
+            sign.  The remaining step is multiplied by the number of elements over 1 plus the number of
+            elements that move (Liang et al., 2024, arXiv 2411.16085, algorithm 2).  Counting them reads the
+            gradient and the slots once more.
+        maximize: maximize instead of minimizing: gradients are negated.
+        style: "keras", "torch" or "optax": presets the arguments that are not given to the defaults and
+            conventions of that library (`styles` of the class lists them).
 
-    At most one of the three clips can be set; one of 0 or less is off.
+    A schedule is called with the step.  Any other callable is called without arguments.  At most one of the
+    three clips can be set.  A clip of 0 or less is disabled.
     """
 
-    rule: str | None = None     #: the row of csrc/optimizers.def it computes its coefficients with
-    #: for each group of slots that Keras creates together: {our name: Keras's}
+    rule: str | None = None     #: the row of csrc/optimizers.def with its coefficients
+    #: for each group of slots that Keras creates together: {name in optimc: name in Keras}
     keras_slots: tuple[dict[str, str], ...] = ()
     #: the arguments by which other libraries' conventions differ from the defaults, by library
     styles: dict[str, dict[str, object]] = {}
-    #: slots that are room to work in, not state
+    #: slots that are scratch memory, not state
     scratch_slots: tuple[str, ...] = ()
-    #: slots that start from what a weight or the learning rate is at the first step
+    #: slots that start from a weight or the learning rate at the first step
     late_slots: tuple[str, ...] = ()
-    #: whether a part of a weight steps as it would within the whole
+    #: True if each element can be stepped without the rest of its weight
     elementwise = True
 
     weight_decay = Value(None)
@@ -143,34 +144,34 @@ class Optimizer(_core.Optimizer):
         for overrides in groups or ():
             self.groups += (Group(self, f"groups[{len(self.groups)}]", overrides),)
 
-    # ---------------------------------------------------------------- what a subclass may say
+    # ---------------------------------------------------------- methods that subclasses override
 
     def _kernel(self):
         """The kernel of the rule (a KERNEL_ROW) that these arguments ask for."""
         return self.rule
 
     def _initial(self, slot, weight, group):
-        """What a slot of a weight in a group (0: in none) is filled with at first."""
+        """The initial value of a slot of a weight in a group (0: in none)."""
         return 0
 
     def _kernel_of(self, name, weight):
-        """The kernel for one weight, where they differ; `name` may be None."""
+        """The kernel for one weight, if weights have different kernels; `name` may be None."""
         return self._kernel()
 
     def _slot_like(self, slot, weight):
-        """What a slot of a weight is like."""
+        """The `Like` of a slot of a weight."""
         like, axis = like_of(weight), factors_of(self.rule).get(slot)
         return like._replace(shape=without_axis(like.shape, axis)) if axis else like
 
     def _decay_of(self, kernel):
-        """The value that is the weight decay of weights with this kernel."""
+        """The name of the value that is the weight decay of weights with this kernel."""
         return "weight_decay"
 
     def _factor(self, weight):
-        """What the coefficients of a weight depend on beside the values."""
+        """A factor of this weight's own that its coefficients depend on."""
         return 1.0
 
-    # -------------------------------------------------------------------- what is kept for weights
+    # ---------------------------------------------------------------------- state of the weights
 
     @property
     def _slots(self):
@@ -187,7 +188,7 @@ class Optimizer(_core.Optimizer):
     # ------------------------------------------------------------------------------- values
 
     def _in_use(self, name):
-        """Whether a value is, or could become by its schedule, other than zero for any weight."""
+        """True if a value is not zero for some weight, or comes from a schedule."""
         return any(self._get_value(group, self._index[name]) != 0 for group in range(len(self.groups) + 1))
 
     # ---------------------------------------------------------------------------- building
@@ -195,17 +196,17 @@ class Optimizer(_core.Optimizer):
     def build(self, params, *, slots=None, averages=None, accumulators=None):
         """Binds the optimizer to its weights and makes their slots.
 
-        `apply` does this by itself at its first call.  Built again, the optimizer moves to new memory, or
-        takes on more weights, and keeps the slots of those it had, by name if the weights have names, else
-        by order.
+        The first call of `apply` builds the optimizer if it is not built.  Build it again to move it to new
+        memory or to add weights.  Weights that it had keep their slots; they are found by name if the weights
+        have names, else by order.
 
         Args:
             params: list, tuple or dict of writable float32 or float64 arrays.
-            slots: arrays to keep the state in, instead of new ones: a dict that gives for each slot name a
-                list of arrays, one per weight, like the weights (None where the weight has no such slot).
-                They are used as they are.  Scratch slots need not be given.
-            averages, accumulators: likewise for the averages of `use_ema` and the accumulated gradients, a list
-                of arrays each.
+            slots: arrays that hold the state, instead of new ones: a dict of slot names to lists of arrays, one
+                per weight.  Each array is like its weight, or None if the weight has no such slot.  The
+                optimizer starts from their values.  Scratch slots may be left out.
+            averages, accumulators: lists of arrays for the averages of `use_ema` and for the accumulated
+                gradients, one per weight.
 
         Example:
             >>> import numpy as np, optimc
@@ -217,19 +218,19 @@ class Optimizer(_core.Optimizer):
         self._locked(self._move, params, may_add=True, adopted=slots, averages=averages, accumulators=accumulators)
 
     def _build(self, params, **given):
-        """A plan of weights and the state carried to them.  A first step asks for it, and keeps it if it is done."""
+        """A plan of weights and their state.  The first step asks for it, and keeps it unless the step is refused."""
         names, weights = _core.weights_of(params)
         state = binding.carried(self, self._chosen_by_position(), names, weights, **given)
         return binding.plan_of(self, weights, state)
 
     def _move(self, params, **given):
-        """`build`, by way of `_locked`.  Gives what `_come_back` needs."""
+        """`build`, called through `_locked`.  Returns the mark for `_come_back`."""
         before = self._mark()
         self._bind(self._build(params, **given))
         return before
 
     def _mark(self):
-        """What `_come_back` needs to put the optimizer back to where it is."""
+        """The present plan and state, to which `_come_back` returns."""
         return self._plan, self._state
 
     def _come_back(self, mark):
@@ -244,23 +245,23 @@ class Optimizer(_core.Optimizer):
         return [self._kernel_of(names and names[i], weight) for i, weight in enumerate(weights)]
 
     def _state_now(self):
-        """The state, with what the plan knows better of it."""
+        """The state, with the plan's newer `waiting`."""
         return self._state.but(waiting=self._waiting()) if self.built else self._state
 
     def _chosen_by_position(self):
-        """The same, in which bound weights that are excluded or grouped are given by their positions."""
+        """`_state_now`, in which excluded and grouped weights are given by their positions."""
         state = self._state_now()
         return state.numbered(self._weights) if self.built else state
 
     def _rebind(self, state):
-        """Takes over a state for the weights that are bound, if some are; by way of `_locked`."""
+        """Takes over a state, and binds it to the weights if the optimizer has any.  Called through `_locked`."""
         if self.built:
             self._bind(binding.plan_of(self, self._weights, state))
         else:
             self._hold(state)
 
     def _fill_late_slots(self):
-        """Starts the late slots from what the weights and the learning rate are now."""
+        """Starts the late slots from the present weights and learning rate."""
         groups = self._state.group_of_each(self._names, self._weights)
         for slot in self.late_slots:
             for array, weight, group in zip(self._slots[slot], self._weights, groups, strict=True):
@@ -269,7 +270,7 @@ class Optimizer(_core.Optimizer):
     # ------------------------------------------------------------------- choosing weights
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
-        """Exempts weights from weight decay; each call replaces the one before.
+        """Exempts weights from weight decay.  Each call replaces the weights of the call before.
 
         Args:
             var_list: the weights themselves.
@@ -288,7 +289,7 @@ class Optimizer(_core.Optimizer):
     # ---------------------------------------------------------------------------- stepping
 
     def _between(self):
-        """Prepares a step that a transaction has checked and not yet committed; an error gives the step up."""
+        """Prepares a step that a transaction has checked and not yet committed.  An error cancels the step."""
 
     def apply_gradients(self, grads_and_vars):
         """`apply` for pairs, as `zip(grads, weights)` gives them.  Returns `iterations`.
@@ -303,7 +304,7 @@ class Optimizer(_core.Optimizer):
         return self.iterations
 
     def scale_loss(self, loss):
-        """The loss multiplied by `loss_scale_factor`, if there is one."""
+        """The loss times `loss_scale_factor`; the loss itself if that is None."""
         factor = self.loss_scale_factor
         return loss if factor is None else loss * factor
 
@@ -311,23 +312,23 @@ class Optimizer(_core.Optimizer):
 
     @property
     def keeps_averages(self):
-        """Whether there is something for `averaged` to put in."""
+        """True if the optimizer keeps averages that `averaged` can use."""
         return self.use_ema or type(self)._evaluation_weights is not Optimizer._evaluation_weights
 
     def _evaluation_weights(self, weights):
-        """What `averaged` puts into the weights: one array each."""
+        """The arrays that `averaged` copies into the weights, one per weight."""
         if not self.use_ema:
             raise ValueError(f"{self.name} keeps no averages: construct it with use_ema=True")
         return self._averages
 
     def finalize_variable_values(self, params=None):
-        """Puts the averages into the weights, with `use_ema`; as Keras does at the end of `fit`."""
+        """Copies the averages of `use_ema` into the weights, as Keras does at the end of `fit`."""
         averages.finalize(self, params)
 
     def averaged(self, params=None):
-        """Within it the weights hold their averages, for evaluation; afterwards what they held before.
+        """A context manager for evaluation: within it the weights hold their averages.
 
-        A step within it is refused.
+        Afterwards they hold their former values again.  A step within it is an error.
 
         Example:
             >>> import numpy as np, optimc
@@ -349,13 +350,13 @@ class Optimizer(_core.Optimizer):
     def variables(self):
         """The state as a list of arrays, in Keras's order.
 
-        `iterations` and the learning rate (unless a schedule or callable gives it), which are copies; then,
-        live, the averages and the accumulators, if any, and the slots.
+        The first two are copies: `iterations`, and the learning rate unless a schedule or callable gives it.
+        The others are the live arrays: averages, accumulators and slots.
         """
         return keras_order.variables_of(self)
 
     def _given(self):
-        """The arguments as they were given, or set since."""
+        """The arguments as they were given or later set."""
         return {name: self._get_value(0, self._index[name]) if isinstance(argument, Value)
                 else getattr(self, name) for name, argument in self._arguments.items()}
 
@@ -371,7 +372,7 @@ class Optimizer(_core.Optimizer):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        """A new optimizer from what `get_config` gave; `custom_objects` names further schedules."""
+        """A new optimizer from the result of `get_config`; `custom_objects` names further schedules."""
         arguments = {name: from_plain(value, custom_objects) for name, value in config.items()}
         if arguments.get("groups"):
             arguments["groups"] = [{name: from_plain(value, custom_objects) for name, value in group.items()}
@@ -379,26 +380,27 @@ class Optimizer(_core.Optimizer):
         return cls(**arguments)
 
     def save(self, path):
-        """Writes a checkpoint that `optimc.load` continues from, bit for bit; see optimc.checkpoint.
+        """Writes a checkpoint from which `optimc.load` continues bit for bit; see optimc.checkpoint.
 
-        The file is replaced atomically: whatever happens, a whole one is there.
+        The file is replaced atomically: after a crash there is the old file or the new one, never a part.
 
         Raises:
-            ValueError: a function gives a value: a checkpoint can hold numbers and schedules only.
-            OSError: of the system, unchanged; an old file is still whole.
+            ValueError: a function gives a value.  A checkpoint can hold only numbers and schedules.
+            OSError: raised by the system.  An old file is unchanged.
         """
         self._locked(checkpoint.save, path, self)
 
     def state_dict(self):
-        """A copy of the state as a dict: what `load_state_dict` takes.  Configuration is not part of it."""
+        """A copy of the state as a dict for `load_state_dict`.  It does not hold the configuration."""
         description, tensors = self._locked(copies.described, self, np.array)
         return {**description, "tensors": tensors}
 
     def load_state_dict(self, state):
-        """Takes over a copy of the state that `state_dict` of an optimizer of this class gave.
+        """Takes over a copy of a state that `state_dict` of an optimizer of this class returned.
 
-        Everything is checked before anything changes.  A built optimizer keeps its weights, whose shapes and
-        dtypes must match; one that is not binds to those of its next step.  Hyperparameters stay as they are.
+        Everything is checked before anything changes.  A built optimizer keeps its weights; their shapes and
+        dtypes must match the state.  Otherwise the weights of the next step must match.  Hyperparameters do
+        not change.
 
         Raises:
             CheckpointError: an entry is missing or damaged, or the state is of another class; a ValueError.
@@ -409,11 +411,11 @@ class Optimizer(_core.Optimizer):
         self._locked(copies.load, self, state)
 
     def _export(self):
-        """The configuration and state as plain values, and the live arrays by name; for a checkpoint."""
+        """The configuration and state as plain values, and a dict of the live arrays; for a checkpoint."""
         return copies.exported(self)
 
     def _import(self, description, tensors):
-        """Takes over what `_export` gave, emptying `tensors`; raises before it changes anything."""
+        """Takes over the result of `_export` and empties `tensors`.  Raises before it changes anything."""
         copies.take_over(self, description, tensors)
 
     def __setstate__(self, picture):
@@ -429,7 +431,7 @@ class Optimizer(_core.Optimizer):
         return tuple(self._get_running()[group]["scalars"].values())
 
     def _set_scalars(self, values, group=None):
-        """Sets what `_scalars` gave, in one group or in all."""
+        """Sets the rule's scalars, in one group or in all."""
         scalars = dict(zip(self._scalar_names(), values, strict=True))
         self._set_running(tuple({**one, "scalars": scalars} if group in (None, k) else one
                                 for k, one in enumerate(self._get_running())))

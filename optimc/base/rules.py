@@ -1,4 +1,4 @@
-"""The rules and kernels of csrc/optimizers.def, as Python sees them: the values they read, the slots they keep."""
+"""The rules and kernels of csrc/optimizers.def for Python: the values that they read and the slots that they keep."""
 
 from optimc import _core
 
@@ -29,7 +29,7 @@ def factors_of(rule):
     return _core.factors.get(rule, {})
 
 
-#: the slots of any rule that are not of their weight's shape
+#: all slots whose shape is not their weight's
 FACTORS = {slot for slots in _core.factors.values() for slot in slots}
 
 
@@ -56,5 +56,5 @@ def kept_slots(kernels):
 
 
 def used_slots(optimizer):
-    """The slots an optimizer keeps for weights whose shape makes no difference, and their numbers."""
+    """The slots of an optimizer whose kernel does not depend on the weight: name -> number."""
     return slots_of(optimizer._kernel())

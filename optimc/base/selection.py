@@ -1,4 +1,4 @@
-"""Which weights are meant: groups of them with values of their own, and those that an argument lists.
+"""Selections of weights, for groups with values of their own and for arguments that list weights.
 
 Weights are listed as arrays, as positions, or as regular expressions for their names.
 """
@@ -17,9 +17,9 @@ from optimc.base.rules import WHOLE
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Selection:
-    """Some weights: those that are listed, as arrays or positions, and those whose names match a pattern.
+    """Some weights: those listed as arrays or positions, and those whose names match a pattern.
 
-    `label` is what errors call the selection.
+    `label` names the selection in errors.
     """
 
     label: str
@@ -78,13 +78,13 @@ class Selection:
         return dataclasses.replace(self, arrays=tuple(sorted(self._listed(weights)))) if self.arrays else self
 
     def renumbered(self, now):
-        """The same selection after a weight at position k has moved to now[k], if that is known."""
+        """The same selection after weights have moved from position k to now[k]; others stay."""
         return dataclasses.replace(self, arrays=tuple(now.get(entry, entry) if isinstance(entry, int) else entry
                                                       for entry in self.arrays))
 
 
 class Group:
-    """Weights with values of their own: a mapping from the names of values to what they are here.
+    """Weights with values of their own: a mapping from the names of values to the values of this group.
 
     Example:
         >>> import optimc
@@ -112,7 +112,7 @@ class Group:
 
     @property
     def selection(self):
-        """The weights that are in the group."""
+        """The weights of the group."""
         return self._optimizer._state.grouped[self._k - 1]
 
     def _check(self, name):
@@ -140,7 +140,7 @@ class Group:
                    for name in self._own}}
 
     def get_config(self):
-        """The group as plain values; weights as their positions, once the optimizer is built."""
+        """The group as plain values.  Weights become their positions; this needs a built optimizer."""
         positions = self._optimizer._chosen_by_position().grouped[self._k - 1].arrays
         if any(isinstance(entry, np.ndarray) for entry in positions):
             raise ValueError(f"{self.label}: a list of weights can be stored only once the optimizer is built")

@@ -1,10 +1,10 @@
-"""What an optimizer keeps for its weights, as one value.
+"""The state that an optimizer keeps for its weights, as one value.
 
-A `State` is never changed: whatever builds, loads, copies, shares or undoes makes another one, and the optimizer
-takes it over in one assignment.  The arrays in it are the live ones, which steps write into.
+A `State` is never changed.  Building, loading, copying, sharing and undoing make another one, which the optimizer
+takes over in one assignment.  The arrays in it are the live ones that steps write to.
 
-It knows weights by what they are like and by their names, not by their memory; binding.py carries a state to weights.
-Values, step counts and what runs along with the updates (running.py) are not in it.
+A state knows the shapes, dtypes and names of the weights, not their memory; binding.py binds it to weights.  It does
+not hold hyperparameters, step counts or running values (running.py).
 """
 
 import dataclasses
@@ -21,16 +21,16 @@ NOTHING_EXCLUDED = Selection("exclude_from_weight_decay")
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class State:
-    """What an optimizer keeps for its weights.
+    """The state that an optimizer keeps for its weights.
 
     Args:
         names: of the weights, or None.
         likes: a `Like` per weight.
         slots: name -> one array per weight, None for a weight without this slot.
         averages: one array per weight, or None.
-        accumulators: likewise, of gradients.
-        waiting: per weight, whether gradients were accumulated since its last update; while the optimizer is built,
-            its plan knows better.
+        accumulators: of gradients: one array per weight, or None.
+        waiting: a bool per weight: True if gradients were accumulated since its last update.  The plan of a built
+            optimizer has newer ones.
         excluded: the weights without weight decay.
         grouped: the weights of each group.
     """
@@ -48,10 +48,10 @@ class State:
         """The same state with other values of these fields."""
         return dataclasses.replace(self, **changes)
 
-    # ---------------------------------------------------------------------- which weights are meant
+    # ------------------------------------------------------------------------- selected weights
 
     def group_of_each(self, names, weights):
-        """For each weight the number of its group; 0 is that of all weights that are in no group."""
+        """For each weight the number of its group; 0 if it is in no group."""
         groups = [0] * len(weights)
         for k, selection in enumerate(self.grouped, 1):
             for i in selection.find(names, weights):
@@ -62,12 +62,12 @@ class State:
         return tuple(groups)
 
     def numbered(self, weights):
-        """The same state, in which weights that are meant by their memory are meant by their position."""
+        """The same state, in which weights are selected by position instead of by array."""
         return self.but(excluded=self.excluded.numbered(weights),
                         grouped=tuple(selection.numbered(weights) for selection in self.grouped))
 
     def renumbered(self, old):
-        """The same state for other weights: weight i is what weight old[i] (or None) was."""
+        """The same state for other weights: weight i was weight old[i] before; None for a new one."""
         now = {k: i for i, k in enumerate(old) if k is not None}
         return self.but(excluded=self.excluded.renumbered(now),
                         grouped=tuple(selection.renumbered(now) for selection in self.grouped))
@@ -75,7 +75,7 @@ class State:
     # --------------------------------------------------------------------------- plain values, copies
 
     def description(self):
-        """What a file says of this state beside its tensors."""
+        """The description of this state in a file, without its tensors."""
         return {"names": self.names and list(self.names),
                 "shapes": [[list(like.shape), like.dtype.name] for like in self.likes],
                 "waiting": list(self.waiting), "slots": list(self.slots)}
@@ -88,14 +88,14 @@ class State:
 
     @classmethod
     def from_description(cls, description, tensors, slot_like, averages, accumulators):
-        """A state from what `description` and `tensors` gave, whose arrays it takes out of `tensors`.
+        """A state from the results of `description` and `tensors`.  Takes its arrays out of `tensors`.
 
         Args:
             slot_like: the function of a slot's name and a weight's `Like` that gives the slot's.
-            averages, accumulators: whether the state must have them; else it must not.
+            averages, accumulators: True if the state must have them, False if it must not.
 
         Raises:
-            ValueError, KeyError, TypeError: something is missing or does not fit; nothing is taken out then.
+            ValueError, KeyError, TypeError: something is missing or does not fit.  `tensors` is then unchanged.
         """
         likes = tuple(like_from(*entry) for entry in description["shapes"])
         names, waiting = description["names"], tuple(map(bool, description["waiting"]))
@@ -122,7 +122,7 @@ class State:
         return self.but(slots={slot: arrays for slot, arrays in self.slots.items() if slot not in slots})
 
     def mapped(self, function):
-        """The same state with other arrays: `function` gives each list of them, one per weight, anew."""
+        """The same state with other arrays: `function` maps each list of arrays, one per weight, to a new list."""
         return self.but(slots={slot: function(arrays) for slot, arrays in self.slots.items()},
                         averages=self.averages and function(self.averages),
                         accumulators=self.accumulators and function(self.accumulators))
@@ -133,7 +133,7 @@ class State:
 
 
 def _check_part(name, array, like, expected, is_slot):
-    """Refuses a stored slot, average or accumulator of a weight that is not as it must be."""
+    """Refuses a stored slot, average or accumulator that is missing, unexpected, or of the wrong shape or dtype."""
     if array is None:
         if expected and not is_slot:
             raise ValueError(f"tensor '{name}' is missing")

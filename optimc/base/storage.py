@@ -1,4 +1,4 @@
-"""How arrays lie in memory: the storage types of weights and slots, and the likeness of one array.
+"""The storage types of weights and slots, and `Like`, the shape, dtype and order of one array.
 
 A new storage type is a row of TYPES, and one of `optimc_storage` in csrc/plan/plan.c.  Checkpoints, torch, Keras and
 MPI take their tables of types from here.
@@ -32,9 +32,9 @@ IN_WORDS = " or ".join(TYPES)               # for messages
 
 
 class Like(NamedTuple):
-    """What an array is like: its shape, its dtype, and whether its memory is in C or Fortran order.
+    """The shape and dtype of an array, and the order of its memory: C or Fortran.
 
-    It is enough of an array to choose kernels and slots by.
+    Kernels and slots are chosen by it, without the array.
     """
 
     shape: tuple[int, ...]
@@ -62,10 +62,10 @@ class Like(NamedTuple):
 
     @property
     def flags(self):
-        return self                         # of which kernels are chosen by c_contiguous alone
+        return self                         # like an array's: kernels are chosen by flags.c_contiguous
 
     def fits(self, other):
-        """Whether an array like this has the shape and the dtype of another."""
+        """True if an array has this shape and dtype."""
         return self.shape == tuple(other.shape) and self.dtype == other.dtype
 
 

@@ -1,13 +1,13 @@
 """State as version 1 stored it: in checkpoints of format version 1, and in pickles and `state_dict`s of optimc 0.1.
 
-Later versions store what runs along with the updates by name.  Version 1 stored eleven numbers for each group, as
-they lay in memory:
+Later versions store running values by name.  Version 1 stored eleven numbers for each group, in the order that they
+had in memory:
 
-    8 products of hyperparameters, in the order of the rule's row then; NaN (None in a file) without a product
+    8 products of hyperparameters, in the order of the rule's row in 0.1; NaN (None in a file) without a product
     1 number without a meaning
     2 scalars of the rule; 0 where the rule has fewer
 
-This module is the only one that knows that.  Its tables are of the rules of 0.1 and never change.
+No other module knows this layout.  The tables are of the rules of 0.1 and never change.
 """
 
 import math

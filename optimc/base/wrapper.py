@@ -1,7 +1,8 @@
 """The base of optimizers made of optimizers (optimc/loss_scale.py, optimc/routing.py, optimc/mpi/).
 
-A wrapper steps in a transaction (`_core.Transaction`): it checks the steps of all it wraps, lets `_between` prepare
-what needs NumPy, and commits them in one call, so that Ctrl-C comes before all of it or after.
+A wrapper steps in a transaction (`_core.Transaction`).  It checks the steps of all wrapped optimizers, lets
+`_between` prepare the work that needs NumPy, and commits all steps in one call.  Ctrl-C comes before the commit or
+after it.
 """
 
 import functools
@@ -13,11 +14,11 @@ from optimc.base.arguments import unzip
 
 
 class Wrapper:
-    """What the wrappers share with optimizers: building, pairs, configuration."""
+    """The methods that wrappers share with optimizers: building, pairs, configuration."""
 
     @property
     def built(self):
-        """Whether the wrapped optimizers are bound to weights."""
+        """True if the wrapped optimizers are bound to weights."""
         return all(optimizer.built for optimizer in self._inner())
 
     def apply_gradients(self, grads_and_vars):
@@ -36,7 +37,7 @@ class Wrapper:
         write()
 
     def _numbers(self):
-        """Names of the attributes that are the wrapper's own state: whole numbers."""
+        """Names of the attributes that are the wrapper's own state.  All are whole numbers."""
         return ()
 
     def _export(self):

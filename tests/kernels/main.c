@@ -1,4 +1,4 @@
-/* main.c - the bits of every kernel, without Python: a hash per kernel, lane type and set of options.
+/* main.c - the bits of every kernel, without Python: a hash per kernel, real type and set of options.
 
    usage: kernels             names the ISAs of this machine, one a line
           kernels isa         prints the hashes of that ISA: "kernel lane options hash", one a line
