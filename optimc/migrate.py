@@ -1,6 +1,7 @@
-"""Copies live optimizers of Keras and torch: configuration, state and step count, so that training goes on here.
+"""Copies live optimizers of Keras and torch, so that training continues in optimc.
 
-This module imports neither library; it reads the optimizer it is given.  Next: torch_names.py.
+A copy has the configuration, the state and the step count.  This module imports neither library; it only reads the
+optimizer that it is given.  Next: torch_names.py.
 """
 
 import numpy as np
@@ -13,14 +14,14 @@ from optimc.torch_names import TORCH
 
 
 def from_keras(optimizer):
-    """Copies a live Keras optimizer into one of optimc that continues from it.
+    """Copies a live Keras optimizer into an optimizer of optimc, which continues from the same state.
 
     Args:
         optimizer: a `keras.optimizers.Optimizer`, built or not, on any backend; also a LossScaleOptimizer.
 
     Returns:
         The optimizer of optimc, with the same configuration, step count and slots.  Its next step binds it to
-        weights: arrays, or a dict with the variables' paths as names, in the order Keras was built with.
+        weights: a list of arrays in the order that Keras was built with, or a dict named by the variables' paths.
 
     Raises:
         ValueError: optimc has no optimizer of that name.
@@ -53,7 +54,7 @@ def from_keras(optimizer):
     kept = kept_slots(ours._kernels(names, weights))
     slots = {slot: [None] * len(weights) for slot in kept if slot not in ours.scratch_slots}
     in_keras = kept
-    if name == "Adafactor":                         # where Keras keeps every slot of every weight, used or not
+    if name == "Adafactor":                         # Keras keeps every slot of every weight, used or not
         in_keras = {slot: [True] * len(weights) for block in ours.keras_slots for slot in block}
     for slot, _, i in keras_order.slots_in_order(ours.keras_slots, in_keras):
         array = next(state)
@@ -69,13 +70,13 @@ def from_keras(optimizer):
 
 
 def from_torch(optimizer):
-    """Copies a live torch optimizer into one of optimc that continues from it.
+    """Copies a live torch optimizer into an optimizer of optimc, which continues from the same state.
 
     Args:
         optimizer: a `torch.optim.Optimizer` on the CPU, with its param_groups and state.
 
     Returns:
-        The optimizer of optimc in style "torch", with the same step count and slots, and with groups where
+        The optimizer of optimc in style "torch", with the same step count and slots.  It has groups where
         param_groups differ.  Its next step binds it to weights: arrays in the order of the parameters.
 
     Raises:
@@ -107,7 +108,7 @@ def from_torch(optimizer):
     weights = [_like_of(p) for p in params]
     held = {slot: [state[counterpart.slots[slot]].detach().numpy().copy() for state in states]
             for slot in used_slots(ours)}
-    steps = counts.pop() if counts else 1               # SGD counts none; only its first step is special
+    steps = counts.pop() if counts else 1               # torch's SGD has no count; only its first step is special
     if counterpart.scalars:
         for k, group in enumerate([None, *groups]):
             state = states[group["params"][0] if group else 0]
@@ -117,17 +118,17 @@ def from_torch(optimizer):
 
 
 def _hold(ours, calls, **held):
-    """An optimizer takes over what is held for weights, and a number of steps."""
+    """Makes an optimizer take over parts of a state and a number of steps."""
     ours._hold(ours._state.but(**held), (calls, 0, ours._get_running()))
 
 
 def _like_of(variable):
-    """What a variable or a tensor of another library is like."""
+    """The `Like` of a variable or a tensor of another library."""
     return Like(tuple(variable.shape), np.dtype(str(variable.dtype).rpartition(".")[2]))
 
 
 def _class_name(optimizer, library):
-    """The name of the library's class that is the optimizer's own or its nearest base."""
+    """The name of the optimizer's class, or of its nearest base class that belongs to the library."""
     for cls in type(optimizer).__mro__:
         if cls.__module__.split(".")[0] == library:
             return cls.__name__

@@ -28,7 +28,7 @@ class Muon(Optimizer):
     bits are its BLAS's.  Slots: `m`; `v` for Adam's weights; `update`, scratch.
 
     Args:
-        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        learning_rate: >= 0; a number, schedule or callable.
         adam_beta_1, adam_beta_2, epsilon: Adam's, in [0, 1), [0, 1) and >= 0.
         adam_weight_decay: weight decay of Adam's weights; `weight_decay` is that of Muon's.
         exclude_layers: regular expressions; weights whose name matches one are Adam's.

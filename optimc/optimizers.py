@@ -1,6 +1,6 @@
-"""The optimizers: one short class each, its arguments in Keras's order with Keras's defaults.
+"""The optimizers: one short class each, with arguments in Keras's order and Keras's defaults.
 
-Formulas are above each rule in csrc/rules.inc.  To add one, see CONTRIBUTING.md.
+The formulas are above each rule in csrc/rules.inc.  To add an optimizer, see CONTRIBUTING.md.
 """
 
 import math
@@ -17,10 +17,10 @@ class SGD(Optimizer):
     velocity, as in Keras.  Slots: `velocity`, only with momentum.
 
     Args:
-        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        learning_rate: >= 0; a number, schedule or callable.
         momentum: in [0, 1].
         nesterov: look ahead along the velocity; plain SGD without momentum.
-        dampening: without rate_in_velocity, how much less than the gradient the velocity takes in, in [0, 1].
+        dampening: with rate_in_velocity=False, the velocity adds (1 - dampening) g; in [0, 1].
         rate_in_velocity: False leaves the learning rate out of the velocity and applies it to the weight:
             velocity <- momentum velocity + (1 - dampening) g;  w <- w - learning_rate velocity.
 
@@ -60,7 +60,7 @@ class RMSprop(Optimizer):
     Slots: `v`; `velocity` with momentum; `average`, of gradients, if centered.
 
     Args:
-        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        learning_rate: >= 0; a number, schedule or callable.
         rho: decay of the averages, in [0, 1].
         momentum: in [0, 1].
         epsilon: >= 0.
@@ -104,11 +104,11 @@ class Adam(Optimizer):
     Slots: `m`, `v`; `v_max` with amsgrad.
 
     Args:
-        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        learning_rate: >= 0; a number, schedule or callable.
         beta_1, beta_2: decay of the two moments, in [0, 1).
         epsilon: >= 0, the paper's "epsilon hat": added to the uncorrected root.
         amsgrad: divide by the largest second moment so far.
-        bias_correction: False leaves the corrections out, alpha = learning_rate: Adam as first taught.
+        bias_correction: False leaves the corrections out: alpha = learning_rate.
         corrected_epsilon: epsilon is added to the root of v / (1 - beta_2^t), as in the paper's algorithm 1.
 
     Example:
@@ -167,8 +167,8 @@ class Adagrad(Optimizer):
     inside the root.  Slots: `accumulator`.
 
     Args:
-        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
-        initial_accumulator_value: what the accumulator starts from, >= 0.
+        learning_rate: >= 0; a number, schedule or callable.
+        initial_accumulator_value: initial value of the accumulator, >= 0.
         epsilon: >= 0.
         epsilon_outside: epsilon is added to the root instead.
         learning_rate_decay: the learning rate is divided by 1 + (t - 1) learning_rate_decay; >= 0.
@@ -205,7 +205,7 @@ class Adadelta(Optimizer):
     epsilon);  delta <- rho delta + (1 - rho) d^2;  w <- w - learning_rate d.  Slots: `accumulator`, `delta`.
 
     Args:
-        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        learning_rate: >= 0; a number, schedule or callable.
         rho: decay of the averages, in [0, 1].
         epsilon: >= 0.
 
@@ -235,7 +235,7 @@ class Adamax(Optimizer):
     w <- w - learning_rate m / ((1 - beta_1^t)(u + epsilon)).  Slots: `m`, `u`.
 
     Args:
-        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        learning_rate: >= 0; a number, schedule or callable.
         beta_1: decay of the mean, in [0, 1).
         beta_2: decay of the norm, in [0, 1].
         epsilon: >= 0.
@@ -271,7 +271,7 @@ class Nadam(Optimizer):
     w <- w - learning_rate m_hat / (sqrt(v / (1 - beta_2^t)) + epsilon).  Slots: `m`, `v`.
 
     Args:
-        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        learning_rate: >= 0; a number, schedule or callable.
         beta_1, beta_2: decay of the two moments, in [0, 1).
         epsilon: >= 0.
         momentum_decay: how fast the momentum grows to beta_1; >= 0.
@@ -304,13 +304,13 @@ class Ftrl(Optimizer):
     n = accumulator + g^2, p = -learning_rate_power;
     linear <- linear + (g + 2 l2_shrinkage w) - (n^p - accumulator^p) / learning_rate w;
     w <- (clip(linear, -l1, l1) - linear) / (n^p / learning_rate + 2 (l2 + beta / (2 learning_rate))).
-    The weight follows from the slots: what it was before the first step is forgotten.  Slots:
-    `accumulator`, `linear`.  With another power than -0.5 the last bit is the C library's.
+    The weight is computed from the slots alone, so its value before the first step has no effect.  Slots:
+    `accumulator`, `linear`.  With a power other than -0.5 the last bit depends on the C library.
 
     Args:
-        learning_rate: finite and > 0; a number, a schedule (called with the step), or a callable.
+        learning_rate: > 0; a number, schedule or callable.
         learning_rate_power: <= 0.
-        initial_accumulator_value: what the accumulator starts from, >= 0.
+        initial_accumulator_value: initial value of the accumulator, >= 0.
         l1_regularization_strength, l2_regularization_strength, l2_shrinkage_regularization_strength: >= 0.
         beta: >= 0.
 
@@ -347,7 +347,7 @@ class Lion(Optimizer):
     w <- w - learning_rate sign(beta_1 m + (1 - beta_1) g);  m <- beta_2 m + (1 - beta_2) g.  Slots: `m`.
 
     Args:
-        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        learning_rate: >= 0; a number, schedule or callable.
         beta_1: weight of the momentum in the update, in (0, 1].
         beta_2: decay of the momentum, in [0, 1].
 
@@ -372,12 +372,12 @@ class ScheduleFreeAdamW(Optimizer):
     """Schedule-free AdamW (Defazio et al., 2024, arXiv 2405.15682): no schedule, but an average of weights.
 
     z <- z - learning_rate g / (sqrt(v / (1 - beta_2^t)) + epsilon);  x <- (1 - 1/t) x + z / t;
-    the weight holds y = (1 - beta_1) z + beta_1 x, where gradients are to be taken.  Evaluate with x:
+    the weight holds y = (1 - beta_1) z + beta_1 x: compute gradients there.  Evaluate with x:
     `with opt.averaged(): ...`.  Slots: `z`, which starts as the weight, and `v`.
 
     Args:
-        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
-        beta_1: between z and x, in (0, 1).
+        learning_rate: >= 0; a number, schedule or callable.
+        beta_1: share of x in the weight, in (0, 1).
         beta_2: decay of the second moment, in [0, 1).
         epsilon: >= 0.
         warmup_steps: steps over which the learning rate grows from 0; >= 0.
@@ -421,7 +421,7 @@ class RAdam(Optimizer):
     beta_1^t).  Slots: `m`, `v`.
 
     Args:
-        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        learning_rate: >= 0; a number, schedule or callable.
         beta_1, beta_2: decay of the two moments, in [0, 1).
         epsilon: >= 0, added to the uncorrected root.
         corrected_epsilon: epsilon is added to the root of v / (1 - beta_2^t) instead.
@@ -453,11 +453,11 @@ class Yogi(Optimizer):
     v <- v - (1 - beta_2) sign(v - g^2) g^2; m and the update as Adam's.  Slots: `m`, `v`.
 
     Args:
-        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        learning_rate: >= 0; a number, schedule or callable.
         beta_1, beta_2: decay of the two moments, in [0, 1).
         epsilon: >= 0, added to the uncorrected root.
-        initial_accumulator_value: what v starts from, >= 0.
-        initial_mean: what m starts from.
+        initial_accumulator_value: initial value of v, >= 0.
+        initial_mean: initial value of m.
         corrected_epsilon: epsilon is added to the root of v / (1 - beta_2^t) instead.
 
     Example:
@@ -484,13 +484,13 @@ class Yogi(Optimizer):
 
 
 class AdaBelief(Optimizer):
-    """AdaBelief (Zhuang et al., 2020, arXiv 2010.07468): steps are long where gradients are as expected.
+    """AdaBelief (Zhuang et al., 2020, arXiv 2010.07468): longer steps where gradients are close to their mean.
 
     m as Adam's;  s <- s + ((g - m)^2 - s)(1 - beta_2) + epsilon;
     w <- w - learning_rate m / (1 - beta_1^t) / (sqrt(s / (1 - beta_2^t)) + epsilon).  Slots: `m`, `s`.
 
     Args:
-        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        learning_rate: >= 0; a number, schedule or callable.
         beta_1, beta_2: decay of the two averages, in [0, 1).
         epsilon: >= 0.
 
@@ -512,10 +512,10 @@ class AdaBelief(Optimizer):
 
 
 class Rprop(Optimizer):
-    """iRprop- (Igel & Huesken, 2003): a step size per weight, led by signs alone; for full batches.
+    """iRprop- (Igel & Huesken, 2003): a step size per element, from the signs of gradients; for full batches.
 
-    Where the gradient kept its sign the size grows by eta_plus, where it turned it shrinks by eta_minus and
-    the weight rests.  w <- w - sign(g) size.  Slots: `previous` gradient and `size`.
+    Where the gradient keeps its sign, the size is multiplied by eta_plus.  Where the sign changes, the size is
+    multiplied by eta_minus and the element stays.  w <- w - sign(g) size.  Slots: `previous` gradient and `size`.
 
     Args:
         learning_rate: the first size, finite and >= 0; later changes have no effect.
@@ -550,10 +550,10 @@ class ASGD(Optimizer):
 
     eta = learning_rate / (1 + lambd learning_rate (t - 1))^alpha;  w <- w (1 - lambd eta) - eta g;
     from t0 on `average` is the mean of the weights.  Evaluate with it: `with opt.averaged(): ...`.
-    Slots: `average`.  With another alpha than 0.75 the last bit of eta is the C library's.
+    Slots: `average`.  With an alpha other than 0.75 the last bit of eta depends on the C library.
 
     Args:
-        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        learning_rate: >= 0; a number, schedule or callable.
         lambd: decay, >= 0.
         alpha: power of the rate's decay, >= 0.
         t0: the step at which averaging starts, >= 0.
@@ -588,7 +588,7 @@ class Adan(Optimizer):
     (1 - beta_2^t)) / (sqrt(n / (1 - beta_3^t)) + epsilon).  Slots: `m`, `v`, `n`, `previous`.
 
     Args:
-        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        learning_rate: >= 0; a number, schedule or callable.
         beta_1, beta_2, beta_3: decay of the three averages, in [0, 1).
         epsilon: >= 0.
 
@@ -610,14 +610,14 @@ class Adan(Optimizer):
 
 
 class Lamb(Optimizer):
-    """LAMB (You et al., 2019, arXiv 1904.00962): Adam with a step as long as the weight, for large batches.
+    """LAMB (You et al., 2019, arXiv 1904.00962): Adam with steps scaled to the weight's norm, for large batches.
 
     m and v as Adam's;  u = m / (1 - beta_1^t) / (sqrt(v / (1 - beta_2^t)) + epsilon);
     w <- w - |w| / |u| learning_rate u, with the norms of the whole weight, the ratio 1 if either is 0.
     Two passes: over w, g, m, v, u and over w, u.  Slots: `m`, `v`; `update`, scratch for u.
 
     Args:
-        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        learning_rate: >= 0; a number, schedule or callable.
         beta_1, beta_2: decay of the two moments, in [0, 1).
         epsilon: >= 0.
 
@@ -645,11 +645,11 @@ class LARS(Optimizer):
     rate = learning_rate trust_coefficient |w| / (|g| + weight_decay |w| + epsilon), with the norms of the whole
     weight, or learning_rate if one of them is 0; velocity <- momentum velocity - rate (g + weight_decay w);
     w <- w + velocity.  Weight decay is in the gradient and in the norm.  Two passes: over w, g and over w, g,
-    velocity.  Slots: `velocity`.  Biases and scales are often left out of both: a group for them with
-    trust_coefficient=0 and weight_decay=0 is plain momentum.
+    velocity.  Slots: `velocity`.  Biases and scales are often excluded from the rate and the decay: give them a
+    group with trust_coefficient=0 and weight_decay=0, which is plain momentum.
 
     Args:
-        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        learning_rate: >= 0; a number, schedule or callable.
         momentum: in [0, 1].
         nesterov: look ahead along the velocity.
         trust_coefficient: length of a step at learning_rate 1, as a share of the weight's; 0 leaves the rate at
@@ -693,7 +693,7 @@ class Adafactor(Optimizer):
     `row` and `column`.  Weights of two axes or more must lie in C order.
 
     Args:
-        learning_rate: finite and >= 0; a number, a schedule (called with the step), or a callable.
+        learning_rate: >= 0; a number, schedule or callable.
         beta_2_decay: power of the decay, <= 0.
         epsilon_1: added to squared gradients, >= 0.
         epsilon_2: least RMS of a weight, >= 0.

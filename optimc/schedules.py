@@ -1,7 +1,7 @@
-"""Values that change with the step: a schedule is called with the number of steps done so far.
+"""Schedules: values that change with the step.  A schedule is called with the number of steps done so far.
 
-Any real hyperparameter takes a schedule, not only the learning rate.  Formulas and arguments are Keras 3's;
-they are computed in double from the Python floats, where Keras rounds every operation to float32.
+Any real hyperparameter takes a schedule, not only the learning rate.  Formulas and arguments are those of Keras 3.
+They are computed in double precision; Keras rounds every operation to float32.
 """
 
 import math
@@ -11,10 +11,10 @@ from optimc import _core
 
 
 class LearningRateSchedule:
-    """Base of schedules: subclass it, define `__call__(step)` and, to be saved, `get_config()`.
+    """Base class of schedules.  A subclass defines `__call__(step)` and, if it is to be saved, `get_config()`.
 
-    `step` is the number of steps done, 0 at the first.  The result must be a number that the
-    hyperparameter allows; it is checked before anything is written.
+    `step` is the number of steps done, 0 at the first step.  The result must be a number that the
+    hyperparameter allows.  It is checked before anything is written.
 
     Example:
         >>> import optimc
@@ -56,12 +56,12 @@ class LearningRateSchedule:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in config.items())})"
 
 
-#: what a hyperparameter may be given as, for annotations
+#: the type of a hyperparameter, for annotations
 Rate = float | LearningRateSchedule | Callable[[], float]
 
 
 class _Schedule(LearningRateSchedule):
-    """What the schedules here share: their arguments are attributes, checked once."""
+    """Base class of the schedules of this module.  Their arguments are attributes, checked once."""
 
     _names: tuple[str, ...] = ()
 
@@ -89,7 +89,9 @@ def _flag(name, value):
 
 
 class ExponentialDecay(_Schedule):
-    """initial_learning_rate decay_rate^(step / decay_steps); with `staircase`, of the whole part only.
+    """initial_learning_rate decay_rate^(step / decay_steps).
+
+    With `staircase` the quotient step / decay_steps is rounded down.
 
     Example:
         >>> import optimc
@@ -109,7 +111,9 @@ class ExponentialDecay(_Schedule):
 
 
 class InverseTimeDecay(_Schedule):
-    """initial_learning_rate / (1 + decay_rate step / decay_steps); with `staircase`, of the whole part only.
+    """initial_learning_rate / (1 + decay_rate step / decay_steps).
+
+    With `staircase` the quotient step / decay_steps is rounded down.
 
     Example:
         >>> import optimc
@@ -131,7 +135,7 @@ class InverseTimeDecay(_Schedule):
 class PolynomialDecay(_Schedule):
     """From initial_learning_rate to end_learning_rate in decay_steps, as (1 - step / decay_steps)^power.
 
-    With `cycle` decay_steps grows to the next multiple of itself once it has passed.
+    With `cycle`, once decay_steps have passed, the decay is stretched to the next multiple of decay_steps.
 
     Example:
         >>> import optimc
@@ -157,7 +161,9 @@ class PolynomialDecay(_Schedule):
 
 
 class PiecewiseConstantDecay(_Schedule):
-    """values[i] from the step after boundaries[i - 1] up to boundaries[i]; one value more than boundaries.
+    """values[i] after step boundaries[i - 1], up to and including step boundaries[i].
+
+    There is one value more than boundaries.
 
     Example:
         >>> import optimc
@@ -186,9 +192,9 @@ class PiecewiseConstantDecay(_Schedule):
 
 
 class CosineDecay(_Schedule):
-    """Half a cosine from initial_learning_rate down to alpha times it in decay_steps (arXiv 1608.03983).
+    """Half a cosine from initial_learning_rate down to alpha initial_learning_rate in decay_steps (arXiv 1608.03983).
 
-    With `warmup_target` the rate first grows to it in a line over warmup_steps, and decays from there.
+    With `warmup_target` the rate first grows linearly to warmup_target over warmup_steps, then decays from there.
 
     Example:
         >>> import optimc
@@ -215,7 +221,9 @@ class CosineDecay(_Schedule):
 
 
 class CosineDecayRestarts(_Schedule):
-    """Cosine decay that starts again and again (arXiv 1608.03983), each time t_mul longer and m_mul lower.
+    """Cosine decay with restarts (arXiv 1608.03983).
+
+    Each period is t_mul times as long as the one before and starts m_mul times as high.
 
     Example:
         >>> import optimc
@@ -238,7 +246,7 @@ class CosineDecayRestarts(_Schedule):
             position -= restart
         else:
             restart = math.floor(math.log(1 - position * (1 - t_mul)) / math.log(t_mul))
-            # the logarithm may be a rounding off at a restart itself
+            # exactly at a restart the logarithm may be one rounding error off
             while (1 - t_mul ** restart) / (1 - t_mul) > position:
                 restart -= 1
             while (1 - t_mul ** (restart + 1)) / (1 - t_mul) <= position:
@@ -251,8 +259,9 @@ class CosineDecayRestarts(_Schedule):
 class OneCycle(_Schedule):
     """One cycle (Smith & Topin, 2017, arXiv 1708.07120): up by half a cosine, then down by another.
 
-    From maximum / div_factor to maximum over the first pct_start of total_steps, then to the start divided
-    by final_div_factor, and there it stays.  Made for the momentum too: a low `maximum` with div_factor below 1.
+    The value goes from maximum / div_factor to maximum over the first pct_start of total_steps.  Then it goes down
+    to maximum / div_factor / final_div_factor and stays there.  For a momentum, choose a low `maximum` and a
+    div_factor below 1: it then goes down first.
 
     Example:
         >>> import optimc
@@ -280,7 +289,7 @@ class OneCycle(_Schedule):
 
 
 class Join(_Schedule):
-    """Several schedules one after another; see `join`."""
+    """Several schedules one after another.  See `join`."""
 
     def __init__(self, schedules, boundaries, name="Join"):
         if not isinstance(schedules, (list, tuple)) or not isinstance(boundaries, (list, tuple)):
@@ -312,7 +321,9 @@ class Join(_Schedule):
 
 
 def join(schedules, boundaries):
-    """Schedules (or constants) one after another: number i up to the step boundaries[i], counted from there.
+    """Schedules (or constants) one after another: schedule i is used before step boundaries[i].
+
+    Each schedule counts its steps from its own start.
 
     Example:
         >>> import optimc
@@ -325,7 +336,7 @@ def join(schedules, boundaries):
 
 
 def is_schedule(value):
-    """Whether a value is called with the step: one of our schedules, or of Keras's."""
+    """True if a value is a schedule, of optimc or of Keras, which is called with the step."""
     return any(base.__name__ == "LearningRateSchedule" for base in type(value).__mro__)
 
 
@@ -335,7 +346,7 @@ def serialize(schedule):
 
 
 def deserialize(config, custom_objects=None):
-    """A schedule from what `serialize` gave; `custom_objects` names further classes."""
+    """A schedule from the result of `serialize`; `custom_objects` names further classes."""
     known = {**{name: value for name, value in globals().items() if isinstance(value, type)
                 and issubclass(value, LearningRateSchedule) and not name.startswith("_")},
              **(custom_objects or {})}

@@ -1,27 +1,28 @@
 """Checkpoints: files that any safetensors reader opens, with a checksum on every byte.
 
-Layout, version 2.  Eight bytes: the length of the header, little-endian.  The header: JSON, padded with spaces to a
-multiple of eight, that gives for each tensor its dtype, shape and place; its "__metadata__" holds strings:
+Layout, version 2.  The first eight bytes are the length of the header, little-endian.  The header follows: JSON,
+padded with spaces to a multiple of eight.  It gives the dtype, shape and place of each tensor.  Its "__metadata__"
+holds strings:
 
     format, format_version     "optimc", "2"
     optimizer                  JSON: class, configuration, counts, names and shapes of the weights
     checksums                  JSON: the CRC-32 of each tensor
-    header_checksum            the CRC-32 of the header itself, with eight zeros in the place of this
+    header_checksum            the CRC-32 of the header, computed with eight zeros in place of this entry
 
-Then the tensors, C order, little-endian, without gaps: `slot/number of the weight`, `ema_average/...`,
-`gradient_accumulator/...`; those of an optimizer within a wrapper behind a number of its own.  Nothing in the file is
-code or the name of any; nothing is unpickled.
+Then come the tensors, in C order, little-endian, without gaps.  Their names are `slot/number of the weight`,
+`ema_average/...` and `gradient_accumulator/...`.  A wrapper puts the number of the wrapped optimizer before them.
+A file contains no code and no name of code.  Nothing is unpickled.
 
-Version 1 is read, too.  It differs in one entry of "optimizer": what runs along with the updates, which it stores as
-numbers without names (optimc/base/version_1.py).  An optimc that reads version 1 only refuses version 2 and says so.
+Version 1 is read, too.  It differs in one entry of "optimizer": it stores running values as numbers without names
+(optimc/base/version_1.py).  An optimc that reads only version 1 refuses version 2 and says so.
 
-The state of a job of several processes (optimc/mpi/) is a file per rank, a shard, and one without tensors, the
-index, that is written last and joins them: its metadata entry "shards" says which elements of the weights are in
-which.  A shard is called like the index, with the token of this save and the rank behind it; its tensors are blocks
-of vectors, `slot/number of the weight@first element`, or whole where weights were not cut.
+A job of several processes (optimc/mpi/) writes one file per rank, a shard, and then the index, a file without
+tensors.  The metadata entry "shards" of the index lists the elements of the weights in each shard.  The name of a
+shard is the name of the index followed by the token of this save and the rank.  Its tensors are blocks of vectors,
+`slot/number of the weight@first element`, or whole tensors if weights were not cut.
 
-Files are written beside the old one, synced, and renamed over it, so that there is always a whole one.  Reading
-verifies everything before it is used; whatever is wrong is a `CheckpointError`.
+A file is written beside the old one, synced, and renamed over it, so that there is always a complete file.  Reading
+verifies everything before it is used.  Any damage is a `CheckpointError`.
 """
 
 from optimc.checkpoint.format import CheckpointError

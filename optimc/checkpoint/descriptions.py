@@ -1,10 +1,10 @@
-"""What a checkpoint says of an optimizer beside its tensors, as JSON."""
+"""The description of an optimizer in a checkpoint, as JSON: everything but its tensors."""
 
 import json
 
 from optimc.base import storage
 
-#: what averages and accumulators are called beside the slots
+#: the names of averages and accumulators, which stand beside the names of slots
 AVERAGE, ACCUMULATOR = "ema_average", "gradient_accumulator"
 
 
@@ -16,12 +16,12 @@ def encode(description):
 
 
 def weights_part(description):
-    """What a description says of the weights: of an optimizer itself, or of the one within a wrapper."""
+    """The part of a description that concerns weights: that of the optimizer, or of the one in a wrapper."""
     return description["inner"][0] if "inner" in description else description
 
 
 def like_from(shape, dtype, order="C"):
-    """What a weight is like, from a description; the text of its dtype never reaches NumPy's parser."""
+    """The `Like` of a weight from a description.  The text of the dtype never reaches NumPy's parser."""
     if dtype not in storage.TYPES or not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError(f"shapes: expected sizes and {storage.IN_WORDS}, got {shape!r:.80} and {dtype!r:.80}")
     return storage.Like(tuple(shape), storage.TYPES[dtype].dtype, order)

@@ -1,6 +1,6 @@
-"""The file format of checkpoints: written whole or not at all, read with every byte verified.
+"""The file format of checkpoints: a file is written completely or not at all, and read with every byte verified.
 
-It knows tensors by name and metadata of strings, and no optimizer.  `optimc.checkpoint` describes the layout.
+This module knows named tensors and metadata of strings, and no optimizer.  `optimc.checkpoint` describes the layout.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ NO_CHECKSUM = "0" * 8
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: not one, damaged, of a newer version, or of something else."""
+    """A file cannot be used: it is no checkpoint, damaged, of a newer version, or of another optimizer."""
 
 
 # ------------------------------------------------------------------------------------------- writing
@@ -44,8 +44,8 @@ def write(path, tensors, metadata):
     """Writes a file of tensors, whole or not at all.
 
     Args:
-        path: where; an existing file keeps its permissions, a symbolic link its name.
-        tensors: dict of names to arrays of float32 or float64, in the order they are to have.
+        path: of the file.  An existing file keeps its permissions.  A symbolic link stays; its target is written.
+        tensors: dict of names to arrays of float32 or float64, in the order of the file.
         metadata: dict of str to str.
 
     Raises:
@@ -76,7 +76,7 @@ def _write_beside(path, directory, name, header, flat):
     try:
         with os.fdopen(descriptor, "wb", buffering=0) as file:
             if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX)        # a saver holds its file: what can be locked is stale
+                fcntl.flock(file, fcntl.LOCK_EX)        # a file that another saver can lock is stale
                 if not os.path.exists(temporary):
                     return False
             if os.path.exists(path):
@@ -97,10 +97,10 @@ def _write_beside(path, directory, name, header, flat):
 
 
 def _checksums(parts):
-    """The CRC of each array of bytes; of large ones by two threads, since zlib works without the GIL."""
+    """The CRC of each array of bytes.  Two threads compute those of large arrays: zlib runs without the GIL."""
     if sum(map(len, parts)) < 4 << 20:
         return [zlib.crc32(part) for part in parts]
-    from concurrent.futures import ThreadPoolExecutor  # only for what is large: it takes a while to import
+    from concurrent.futures import ThreadPoolExecutor  # only for large arrays: its import is slow
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(zlib.crc32, parts))
 
@@ -132,7 +132,7 @@ def _write_all(file, data, advance):
 
 
 def _sync_directory(directory):
-    """Makes the rename last; systems that cannot sync a directory do not need it."""
+    """Makes a rename permanent.  Systems that cannot sync a directory do not need this."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -146,7 +146,7 @@ def _sync_directory(directory):
 
 
 def _sweep(directory, name):
-    """Removes what killed savers of this file left: their temporary files, which nobody has locked."""
+    """Removes the temporary files of this file that killed savers left, which no process has locked."""
     if not fcntl:
         return
     pattern = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{16}}\.tmp")
@@ -161,7 +161,7 @@ def _sweep(directory, name):
 
 @contextlib.contextmanager
 def _progress(what, total):
-    """Gives a function to report bytes to; shows a bar if it is worth one, somebody watches, and rich is there."""
+    """Yields a function that reports bytes.  Shows a bar for a large file on a terminal, if rich is installed."""
     if total < WORTH_WATCHING or not sys.stderr.isatty():
         yield lambda n: None
         return
@@ -180,11 +180,11 @@ def _progress(what, total):
 
 
 def read(path, wanted=None):
-    """The tensors and the metadata of a file that `write` wrote, every checksum verified.
+    """The tensors and the metadata of a file that `write` wrote, with every checksum verified.
 
     Args:
-        path: where.
-        wanted: which tensors: a function of name and shape; default: all.
+        path: of the file.
+        wanted: a function of name and shape that is true for the tensors to read; default: all.
 
     Raises:
         CheckpointError: anything in the file is not as `write` writes it.
@@ -214,7 +214,7 @@ def read(path, wanted=None):
 
 @contextlib.contextmanager
 def _open_regular(path):
-    """A file to read; refused at once if it is a pipe, even one that nobody writes to."""
+    """Opens a regular file to read.  Refuses a pipe at once, even one that no process writes to."""
     with open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0))) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise CheckpointError(f"{path}: not a regular file")
@@ -232,7 +232,7 @@ def _read_all(path, file, array, advance):
 
 
 def _read_header(path, file, size):
-    """The entries (dtype, shape, begin, end), metadata and checksums of a file, and where its data start."""
+    """The entries (dtype, shape, begin, end), metadata and checksums of a file, and the offset of its data."""
     header, text = read_json(path, file, size)
     length = len(text)
     metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
@@ -256,7 +256,7 @@ def _read_header(path, file, size):
 
 
 def read_json(path, file, size):
-    """The header of any safetensors file of so many bytes, as JSON and as text."""
+    """The header of a safetensors file of `size` bytes, as JSON and as text."""
     if size < 8:
         raise CheckpointError(f"{path}: not a checkpoint: {size} bytes")
     length, = struct.unpack("<Q", file.read(8))

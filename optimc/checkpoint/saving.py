@@ -1,4 +1,4 @@
-"""Optimizers in checkpoints: `save` and `load`, and how a state that is damaged is refused."""
+"""Optimizers in checkpoints: `save` and `load`, and the refusal of damaged states."""
 
 import contextlib
 import os
@@ -10,23 +10,23 @@ from optimc.checkpoint.shards import join
 
 
 def save(path, optimizer):
-    """Writes an optimizer or wrapper; what its `save` calls, which keeps steps away meanwhile."""
+    """Writes an optimizer or wrapper.  Its method `save` calls this, and no step runs meanwhile."""
     description, tensors = optimizer._export()
     write(path, tensors, {"optimizer": encode(description)})
 
 
 def load(path, custom_objects=None):
-    """An optimizer or wrapper from a file that its `save` wrote: it goes on as if it had never stopped.
+    """Loads an optimizer or wrapper from a file that `save` wrote.  It continues bit for bit.
 
-    It holds its slots and binds to the weights of its next step, whose shapes and dtypes must match.
+    Its next step binds it to weights, whose shapes and dtypes must match the slots of the file.
 
     Args:
         path: the file.
         custom_objects: dict of names to the classes of your own schedules and optimizers.
 
     Raises:
-        CheckpointError: the file is not a checkpoint of optimc, damaged, or of a newer version; the message names
-            the file and, if it is one, the tensor.
+        CheckpointError: the file is not a checkpoint of optimc, is damaged, or is of a newer version.  The message
+            names the file, and the tensor if the fault is in one.
         OSError: the file cannot be read.
 
     Example:
@@ -48,7 +48,10 @@ def load(path, custom_objects=None):
 
 
 def restore(path, metadata, custom_objects, tensors_for):
-    """An optimizer from the metadata of a file, and the tensors that a function of it and its description gives."""
+    """An optimizer from the metadata of a file.
+
+    tensors_for: a function of the optimizer and its description that returns the tensors.
+    """
     with taking_over(os.fsdecode(path)):
         description = decode(path, metadata, "optimizer")
         optimizer = registry.deserialize(
@@ -60,7 +63,7 @@ def restore(path, metadata, custom_objects, tensors_for):
 
 @contextlib.contextmanager
 def taking_over(what):
-    """Whatever damage in a state leads to becomes a `CheckpointError` that names the file or argument it is in."""
+    """Turns the errors of a damaged state into a `CheckpointError` that names `what`: the file or argument."""
     try:
         yield
     except CheckpointError:
@@ -70,7 +73,7 @@ def taking_over(what):
 
 
 def import_all(optimizer, description, tensors):
-    """An optimizer takes over a state, all of it."""
+    """Makes an optimizer take over a state.  Refuses tensors that it does not use."""
     optimizer._import(description, tensors)
     refuse_left(tensors)
 

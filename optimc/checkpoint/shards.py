@@ -1,6 +1,6 @@
-"""The state of a job of several processes in checkpoints: a file per rank, and an index that joins them.
+"""Checkpoints of a job of several processes: a file per rank, and an index that joins them.
 
-`optimc.checkpoint` describes their layout.  This module knows no process and no MPI: a shard is elements of weights.
+`optimc.checkpoint` describes their layout.  This module knows neither processes nor MPI: a shard holds elements.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ SHARD_BLOCK = 1 << 20                       # elements of a tensor of a shard, a
 
 
 def shard_path(path, token, rank):
-    """Where the shard of a rank is, of the save with this token (16 hexadecimal digits) to `path`."""
+    """The path of a rank's shard, for the save to `path` with this token (16 hexadecimal digits)."""
     return f"{os.path.realpath(os.fsdecode(path))}.{token}.{rank}"
 
 
@@ -27,8 +27,8 @@ def write_shard(path, token, rank, tensors):
     """Writes a rank's file of a save to `path`.
 
     Args:
-        tensors: dict of names to pairs: a vector, and which element of its weight it begins with; or a whole
-            tensor, and None.
+        tensors: dict of names to pairs: a vector and the number of its first element in the weight, or a whole
+            tensor and None.
     """
     blocks = {}
     for name, (array, low) in tensors.items():
@@ -59,12 +59,12 @@ def write_index(path, description, shards):
 
 
 def read_shards(path, shards, description, pieces=None):
-    """What the shards of a save hold of some elements; only blocks with some of these are read.
+    """Reads some elements from the shards of a save.  Blocks without any of these elements are not read.
 
     Args:
         shards: the metadata entry of the index.
         description: of the optimizer.
-        pieces: the (first element, last + 1) wanted of each weight; default: all.
+        pieces: (first element, last + 1) for each weight, the elements to read; default: all.
 
     Returns:
         Two dicts by name: vectors of the pieces, and the tensors that are stored whole.
@@ -113,12 +113,12 @@ def read_shards(path, shards, description, pieces=None):
 
 
 def _common(piece, low, high):
-    """How many elements a piece has of those from low to high."""
+    """The number of elements that a piece shares with low .. high - 1."""
     return max(min(piece[1], high) - max(piece[0], low), 0)
 
 
 def _place_of(name):
-    """A tensor's name without the element it begins with, its weight, and this element, or None."""
+    """A tensor's name without its first element, the number of its weight, and the first element or None."""
     match = re.fullmatch("(.+/(0|[1-9][0-9]{0,18}))(?:@(0|[1-9][0-9]{0,18}))?", name)
     if not match:
         raise ValueError(f"tensor {name!r:.80} is not named as a shard names its own")
@@ -126,7 +126,7 @@ def _place_of(name):
 
 
 def _blocks(file, found, segments, sizes):
-    """Name, weight, first element and entry (name and shape) of each tensor of a shard, which follow one another."""
+    """The name, weight, first element and entry (name and shape) of each tensor of a shard, without gaps."""
     reached, blocks = {}, []
     for name, shape in found:
         base, i, start = _place_of(name)
@@ -147,7 +147,7 @@ def _blocks(file, found, segments, sizes):
 
 
 def _check_cover(path, files, sizes):
-    """Whether the segments of all files are every element of every weight once."""
+    """Refuses files whose segments do not cover every element of every weight once."""
     reached = [0] * len(sizes)
     for i, low, high in sorted(segment for segments in files for segment in segments):
         if not all(type(n) is int for n in (i, low, high)) or not 0 <= i < len(sizes) or low != reached[i] \
@@ -159,7 +159,7 @@ def _check_cover(path, files, sizes):
 
 
 def with_empty(tensors, description):
-    """Adds to tensors those that no shard holds: of the weights without elements, for all that is kept."""
+    """Adds the tensors that no shard holds: the slots, averages and accumulators of weights without elements."""
     part = weights_part(description)
     prefix = "0/" if part is not description else ""
     kept = [AVERAGE] * bool(part["config"]["use_ema"]) + \
