@@ -43,6 +43,9 @@ def _version():
 
 if not _typing.TYPE_CHECKING:       # a checker would take it to mean that every name is there
     def __getattr__(name):
+        if name in ("optimizer", "structured", "wrappers"):     # 0.1 imported them along with optimc
+            from importlib import import_module
+            return import_module(f"optimc.{name}")
         if name != "__version__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return _version()

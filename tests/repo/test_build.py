@@ -187,5 +187,10 @@ def test_import_brings_no_framework():
     assert imported_by("import optimc") == ["optimc"]
 
 
+def test_modules_that_0_1_imported_along_are_there():
+    for name in ("optimizer", "structured", "wrappers"):
+        assert run_python(f"import optimc; print(optimc.{name}.__name__)") == [f"optimc.{name}"]
+
+
 def test_another_package_would_be_noticed():
     assert "pluggy" in imported_by("import optimc, pluggy")
