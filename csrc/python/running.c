@@ -129,7 +129,7 @@ static int read_group(const Optimizer *self, PyObject *one, size_t group, double
         && found_scalars == n_scalars(self))
         return 0;
     PyErr_Format(PyExc_ValueError, "running[%zu]: expected products of the rule's hyperparameters and its scalars, "
-        "got %R", group, one);
+        "got %.200R", group, one);
     return -1;
 }
 

@@ -28,6 +28,7 @@ def refuse(path, data):
     with pytest.raises(optimc.CheckpointError) as caught:
         optimc.load(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 2000
     return str(caught.value)
 
 
@@ -113,6 +114,7 @@ HOSTILE = {
     "running without names": set_optimizer(running=[[0.0] * 10]),
     "running of nothing": set_optimizer(running=[{}]),
     "a product of no hyperparameter": set_optimizer(running=[{"products": {"beta_3": 0.5}, "scalars": {}}]),
+    "a product with a name without end": set_optimizer(running=[{"products": {"x" * 9999: 0.5}, "scalars": {}}]),
     "a scalar of no rule": set_optimizer(running=[{"products": {}, "scalars": {"eta": 0.5}}]),
     "a product of text": set_optimizer(running=[{"products": {"beta_1": "x"}, "scalars": {}}]),
     "other slots": set_optimizer(slots=["z"]),
