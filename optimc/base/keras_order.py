@@ -20,7 +20,7 @@ def slots_in_order(blocks, kept):
 
     Args:
         blocks: the `keras_slots` of a class.
-        kept: for each slot a list with an entry per weight: None where the weight keeps no such slot.
+        kept: for each slot a list with an entry per weight: None if the weight has no such slot.
     """
     for block in blocks or ({slot: slot for slot in kept},):
         names = {slot: name for slot, name in block.items() if slot in kept}

@@ -9,7 +9,7 @@ from optimc.base.rules import CLIPS, slots_of
 
 
 def change(optimizer, group, name, value):
-    """Sets a value of a group (0: of all weights that are in none), unless the optimizer could not go on with it."""
+    """Sets a value of a group (0: of the weights in none).  Refuses a value that the optimizer cannot go on with."""
     index = optimizer._index[name]
     before, own = optimizer._get_value(group, index), optimizer._is_own(group, index)
     optimizer._set_value(group, index, value, schedules.is_schedule(value))

@@ -37,7 +37,7 @@ def name_common_arguments(cls):
     """Adds to the docstring of a class, before its example, where the arguments of every optimizer are explained."""
     if "Example:" in (cls.__doc__ or ""):
         cls.__doc__ = cls.__doc__.replace(
-            "    Example:", "    What all take beside these (weight_decay, clipnorm, use_ema, groups, ...): "
+            "    Example:", "    Options of every optimizer (weight_decay, clipnorm, use_ema, groups, ...): "
             "help(optimc.Optimizer).\n\n    Example:", 1)
 
 
