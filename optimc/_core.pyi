@@ -16,7 +16,12 @@ isa: str
 isas: tuple[str, ...]
 compiler: str
 rules: dict[str, tuple[_Names, _Names, _Names, _Names]]
-MAX_SLOTS: int
+options: _Names
+policies: _Names
+LOW_OPEN: int
+HIGH_OPEN: int
+PART_AVERAGE: int
+PART_ACCUMULATOR: int
 SUM_BLOCK: int
 NO_GRADIENTS: int
 CHECKED: int

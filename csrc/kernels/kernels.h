@@ -41,9 +41,10 @@ enum { SUB_BLOCK = 256, STAGE_BLOCK = 1024, SUM_LANES = 16, SUM_BLOCK = 2048 };
 
 /* The hyperparameters that every optimizer has, in the order in which Python passes them; those of the rule follow.
    NaN disables an option. */
+#define OPTION_NAMES learning_rate, weight_decay, clipnorm, clipvalue, global_clipnorm, ema_momentum, \
+    loss_scale_factor
 struct options {
-    double learning_rate, weight_decay, clipnorm, clipvalue, global_clipnorm, ema_momentum,
-        loss_scale_factor;
+    double OPTION_NAMES;
 };
 enum { OPTIONS = sizeof(struct options) / sizeof(double), MAX_VALUES = OPTIONS + MAX_HYPERS };
 

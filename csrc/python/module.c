@@ -71,20 +71,28 @@ static PyObject *core_force_threads(PyObject *Py_UNUSED(module), PyObject *argum
     Py_RETURN_NONE;
 }
 
+static PyObject *tuple_of(const char *const *strings, size_t n)
+{
+    PyObject *tuple = PyTuple_New((Py_ssize_t)n);
+    for (size_t i = 0; tuple && i < n; i++) {
+        PyObject *string = PyUnicode_FromString(strings[i]);
+        if (!string)
+            Py_CLEAR(tuple);
+        else
+            PyTuple_SET_ITEM(tuple, (Py_ssize_t)i, string);
+    }
+    return tuple;
+}
+
 /* The ISAs as a tuple of names. */
 static PyObject *isa_names(void)
 {
     const struct isa *found[MAX_ISAS];
+    const char *names[MAX_ISAS];
     const size_t n = optimc_isas(found);
-    PyObject *names = PyTuple_New((Py_ssize_t)n);
-    for (size_t i = 0; names && i < n; i++) {
-        PyObject *name = PyUnicode_FromString(found[i]->name);
-        if (!name)
-            Py_CLEAR(names);
-        else
-            PyTuple_SET_ITEM(names, (Py_ssize_t)i, name);
-    }
-    return names;
+    for (size_t i = 0; i < n; i++)
+        names[i] = found[i]->name;
+    return tuple_of(names, n);
 }
 
 static PyObject *core_use_isa(PyObject *module, PyObject *argument)
@@ -191,6 +199,26 @@ static int add_factors(PyObject *module)
     return failed ? -1 : 0;
 }
 
+/* Adds an object that it takes over, which may be NULL after an error. */
+static int add_new(PyObject *module, const char *name, PyObject *object)
+{
+    const int failed = !object || PyModule_AddObjectRef(module, name, object);
+    Py_XDECREF(object);
+    return failed ? -1 : 0;
+}
+
+/* What Python must number and name as C does. */
+static int add_constants(PyObject *module)
+{
+    static const char *const policies[] = {[PROPAGATE] = "propagate", [RAISE] = "raise", [SKIP] = "skip"};
+    return add_new(module, "options", NAMES((OPTION_NAMES)))
+        || add_new(module, "policies", tuple_of(policies, sizeof policies / sizeof *policies))
+        || PyModule_AddIntMacro(module, LOW_OPEN) || PyModule_AddIntMacro(module, HIGH_OPEN)
+        || PyModule_AddIntMacro(module, PART_AVERAGE) || PyModule_AddIntMacro(module, PART_ACCUMULATOR)
+        || PyModule_AddIntMacro(module, SUM_BLOCK) || PyModule_AddIntMacro(module, NO_GRADIENTS)
+        || PyModule_AddIntMacro(module, CHECKED) || PyModule_AddIntMacro(module, NOT_AS_PLANNED) ? -1 : 0;
+}
+
 /* OPTIMC_ISA and OPTIMC_NUM_THREADS: one clear error each. */
 static int read_environment(struct state *state)
 {
@@ -241,15 +269,9 @@ static int core_exec(PyObject *module)
     Py_XDECREF(transaction);
     if (!added)
         return -1;
-    PyObject *isas = isa_names();
-    const int failed = !isas || PyModule_AddObjectRef(module, "isas", isas)
-        || PyModule_AddIntMacro(module, MAX_SLOTS)
-        || PyModule_AddIntMacro(module, SUM_BLOCK) || PyModule_AddIntMacro(module, NO_GRADIENTS)
-        || PyModule_AddIntMacro(module, CHECKED) || PyModule_AddIntMacro(module, NOT_AS_PLANNED)
+    return add_constants(module) || add_new(module, "isas", isa_names())
         || PyModule_AddStringConstant(module, "isa", state_of(module)->isa->name)
-        || PyModule_AddStringConstant(module, "compiler", optimc_compiler());
-    Py_XDECREF(isas);
-    return failed ? -1 : 0;
+        || PyModule_AddStringConstant(module, "compiler", optimc_compiler()) ? -1 : 0;
 }
 
 static PyModuleDef_Slot core_slots[] = {

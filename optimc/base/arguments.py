@@ -6,7 +6,7 @@ import re
 from optimc import _core, schedules
 from optimc.base import setting
 
-LOW_OPEN, HIGH_OPEN = 1, 2              # ends of a range that are not allowed; as in csrc/python/boundary.h
+LOW_OPEN, HIGH_OPEN = _core.LOW_OPEN, _core.HIGH_OPEN           # ends of a range that are not allowed
 
 
 class Argument:

@@ -27,9 +27,9 @@ def carried(optimizer, before, names, weights, may_add=False, adopted=None, aver
             kept = [slot in slots_of(kernel) for kernel in kernels]
             slots[slot] = _slot(optimizer, before, slot, k, weights, kept, groups, old)
     averages = _beside("averages", averages, bool(optimizer.use_ema), weights, old, before.averages,
-                       _core.MAX_SLOTS, lambda i: weights[i] if optimizer.iterations else 0)
+                       _core.PART_AVERAGE, lambda i: weights[i] if optimizer.iterations else 0)
     accumulators = _beside("accumulators", accumulators, bool(optimizer.gradient_accumulation_steps), weights, old,
-                           before.accumulators, _core.MAX_SLOTS + 1, lambda i: 0)
+                           before.accumulators, _core.PART_ACCUMULATOR, lambda i: 0)
     waiting = before.waiting
     return before.but(
         names=names, likes=likes_of(weights), slots=slots,

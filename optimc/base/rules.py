@@ -2,12 +2,10 @@
 
 from optimc import _core
 
-# The values of `struct options` in csrc/kernels/kernels.h, in its order; a rule's hyperparameters follow.
-OPTIONS = ("learning_rate", "weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "ema_momentum",
-           "loss_scale_factor")
+OPTIONS = _core.options             # the values of every rule, in their order; a rule's hyperparameters follow
 CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
 WHOLE = ("global_clipnorm", "ema_momentum", "loss_scale_factor")    # no group can have its own
-POLICIES = ("propagate", "raise", "skip")
+POLICIES = _core.policies
 
 
 def slots_of_rule(rule):

@@ -32,7 +32,7 @@ def lesson():
 
 def test_arrays_of_a_weight_keep_off_each_others_lines():
     weights = [np.zeros(n, np.float32) for n in (1, 5000, 2_000_000)] + [np.zeros((70, 90))]
-    by_number = [memory.like(weights, k) for k in range(_core.MAX_SLOTS + 2)]
+    by_number = [memory.like(weights, k) for k in range(_core.PART_ACCUMULATOR + 1)]
     for i, weight in enumerate(weights):
         arrays = [arrays[i] for arrays in by_number]
         assert all(a.shape == weight.shape and a.dtype == weight.dtype and not a.any() for a in arrays)
@@ -52,7 +52,7 @@ def test_slots_take_little_more_than_their_elements():
 @pytest.mark.parametrize("shapes", [[2_000_000], [10_000] * 120])
 def test_large_slots_begin_with_their_huge_pages(shapes):
     weights = [np.zeros(shape, np.float32) for shape in shapes]
-    for k in range(_core.MAX_SLOTS + 2):
+    for k in range(_core.PART_ACCUMULATOR + 1):
         arrays = memory.like(weights, k)
         block, low = arrays[0].base, _core.address(arrays[0])
         assert 0 <= low % memory.HUGE - k * memory.LARGE_SHIFT < memory.PAGE    # at a boundary, but for the shift
