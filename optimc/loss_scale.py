@@ -4,11 +4,11 @@ import numpy as np
 
 from optimc import _core, registry
 from optimc.base.optimizer import Optimizer
-from optimc.base.wrapper import Wrapper
+from optimc.base.wrapper import WrapperOfOne
 
 
 @registry.wrapper
-class LossScaleOptimizer(Wrapper):
+class LossScaleOptimizer(WrapperOfOne):
     """Steps with a loss scale that adapts: halved when a gradient is not finite, doubled after good steps.
 
     A step whose gradients are not all finite is skipped: it changes `dynamic_scale` and `step_counter` and
@@ -69,20 +69,6 @@ class LossScaleOptimizer(Wrapper):
         """The scale that the next gradients are divided by."""
         return self.inner_optimizer.loss_scale_factor
 
-    @property
-    def iterations(self):
-        """Updates done so far, without the skipped steps."""
-        return self.inner_optimizer.iterations
-
-    @property
-    def learning_rate(self):
-        """The inner optimizer's."""
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, value):
-        self.inner_optimizer.learning_rate = value
-
     def build(self, params):
         """Builds the inner optimizer."""
         self.inner_optimizer.build(params)
@@ -107,10 +93,6 @@ class LossScaleOptimizer(Wrapper):
             counter, scale = 0, min(scale * 2, 2.0 ** 127)
         steps.store(self.__dict__, "step_counter", counter)
         steps.set_value(inner, 0, inner._index["loss_scale_factor"], scale)
-
-    def scale_loss(self, loss):
-        """The loss multiplied by the scale."""
-        return loss * self.dynamic_scale
 
     def finalize_variable_values(self, params=None):
         """The inner optimizer's."""

@@ -1,4 +1,4 @@
-"""The base of optimizers made of optimizers (optimc/loss_scale.py, optimc/routing.py, optimc/mpi/).
+"""The bases of optimizers made of optimizers (optimc/loss_scale.py, optimc/routing.py, optimc/mpi/).
 
 A wrapper steps in a transaction (`_core.Transaction`).  It checks the steps of all wrapped optimizers, lets
 `_between` prepare the work that needs NumPy, and commits all steps in one call.  Ctrl-C comes before the commit or
@@ -70,3 +70,39 @@ class Wrapper:
         """The state as a list of arrays, in Keras's order: the wrapper's own, then the wrapped optimizers'."""
         own = [np.array(0), np.array(0.0), *self._own_variables()]
         return own + [array for optimizer in self._inner() for array in optimizer.variables]
+
+
+class WrapperOfOne(Wrapper):
+    """A wrapper whose steps are those of one optimizer: it forwards what that one counts and knows."""
+
+    @property
+    def _leading(self):
+        return self._inner()[0]
+
+    @property
+    def iterations(self):
+        """Updates done so far, without the skipped steps."""
+        return self._leading.iterations
+
+    @property
+    def skipped_steps(self):
+        """Steps skipped so far because a gradient was not finite."""
+        return self._leading.skipped_steps
+
+    @property
+    def last_global_norm(self):
+        """The norm of all gradients together in the last step that needed it, or None."""
+        return self._leading.last_global_norm
+
+    @property
+    def learning_rate(self):
+        """The wrapped optimizer's."""
+        return self._leading.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        self._leading.learning_rate = value
+
+    def scale_loss(self, loss):
+        """The loss multiplied by the loss scale, if there is one."""
+        return self._leading.scale_loss(loss)

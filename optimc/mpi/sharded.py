@@ -15,7 +15,7 @@ from optimc import _core
 from optimc.base import averages
 from optimc.base.arguments import LOW_OPEN, check_bool, count, unzip
 from optimc.base.optimizer import Optimizer
-from optimc.base.wrapper import Wrapper
+from optimc.base.wrapper import WrapperOfOne
 from optimc.loss_scale import LossScaleOptimizer
 from optimc.mpi import checkpoints
 from optimc.mpi.exchange import Exchange
@@ -24,7 +24,7 @@ from optimc.mpi.share import Share
 from optimc.mpi.team import TIMEOUT, Fact, Team
 
 
-class Sharded(Wrapper):
+class Sharded(WrapperOfOne):
     """An optimizer whose slots are spread over the ranks of an MPI communicator.
 
     Every rank calls the same methods in the same order, with weights that are the same on all ranks and
@@ -89,34 +89,6 @@ class Sharded(Wrapper):
     def built(self):
         """Whether the optimizer is bound to weights."""
         return self._share.built
-
-    @property
-    def iterations(self):
-        """Updates done so far."""
-        return self._local.iterations
-
-    @property
-    def skipped_steps(self):
-        """Steps skipped so far because a gradient was not finite."""
-        return self._local.skipped_steps
-
-    @property
-    def last_global_norm(self):
-        """The norm of all gradients together in the last step that needed it, or None."""
-        return self._local.last_global_norm
-
-    @property
-    def learning_rate(self):
-        """The wrapped optimizer's; to be set equally on all ranks."""
-        return self._local.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, value):
-        self._local.learning_rate = value
-
-    def scale_loss(self, loss):
-        """The loss multiplied by the loss scale, if there is one."""
-        return self.optimizer.scale_loss(loss)
 
     # ------------------------------------------------------------------------------- building
 
