@@ -7,12 +7,11 @@ the table lies outside it.
 Next: optimc/torch/inner.py and optimc/migrate.py.
 """
 
-import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """The place in torch's parameter groups where one argument of optimc's stands.
 
     Attributes:
@@ -39,8 +38,7 @@ class Source:
         return float(value if self.item < 0 else value[self.item])
 
 
-@dataclasses.dataclass(frozen=True)
-class Counterpart:
+class Counterpart(NamedTuple):
     """The optimizer of optimc that does what one of torch's does.
 
     Attributes:
@@ -57,7 +55,7 @@ class Counterpart:
     arguments: Mapping[str, str | tuple[str, ...]]
     slots: Mapping[str, str]
     scalars: tuple[str, ...] = ()
-    initial: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
+    initial: Mapping[str, float | str] = {}
     counts_steps: bool = True
 
     def sources(self, known: Iterable[str]) -> list[Source]:

@@ -3,9 +3,8 @@
 Weights are listed as arrays, as positions, or as regular expressions for their names.
 """
 
-import dataclasses
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +14,7 @@ from optimc.base.arguments import Value, likely, plain
 from optimc.base.rules import WHOLE
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Selection:
+class Selection(NamedTuple):
     """Some weights: those listed as arrays or positions, and those whose names match a pattern.
 
     `label` names the selection in errors.
@@ -75,11 +73,11 @@ class Selection:
 
     def numbered(self, weights):
         """The same selection with positions for arrays."""
-        return dataclasses.replace(self, arrays=tuple(sorted(self._listed(weights)))) if self.arrays else self
+        return self._replace(arrays=tuple(sorted(self._listed(weights)))) if self.arrays else self
 
     def renumbered(self, now):
         """The same selection after weights have moved from position k to now[k]; others stay."""
-        return dataclasses.replace(self, arrays=tuple(now.get(entry, entry) if isinstance(entry, int) else entry
+        return self._replace(arrays=tuple(now.get(entry, entry) if isinstance(entry, int) else entry
                                                       for entry in self.arrays))
 
 

@@ -7,8 +7,7 @@ A state knows the shapes, dtypes and names of the weights, not their memory; bin
 not hold hyperparameters, step counts or running values (running.py).
 """
 
-import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +18,7 @@ from optimc.checkpoint.descriptions import ACCUMULATOR, AVERAGE, like_from
 NOTHING_EXCLUDED = Selection("exclude_from_weight_decay")
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class State:
+class State(NamedTuple):
     """The state that an optimizer keeps for its weights.
 
     Args:
@@ -37,7 +35,7 @@ class State:
 
     names: tuple[str, ...] | None = None
     likes: tuple[Like, ...] = ()
-    slots: dict[str, Any] = dataclasses.field(default_factory=dict)
+    slots: dict[str, Any] = {}
     averages: Any = None
     accumulators: Any = None
     waiting: tuple[bool, ...] = ()
@@ -46,7 +44,7 @@ class State:
 
     def but(self, **changes):
         """The same state with other values of these fields."""
-        return dataclasses.replace(self, **changes)
+        return self._replace(**changes)
 
     # ------------------------------------------------------------------------- selected weights
 
