@@ -77,7 +77,7 @@ class BuildExt(build_ext):
 
 setup(cmdclass={"build_ext": BuildExt}, ext_modules=[Extension(
     "optimc._core",
-    sources=sorted(set(glob("csrc/*/*.c")) - {"csrc/python/match.c"}),
+    sources=sorted(glob("csrc/*/*.c")),
     # what is included is not seen by setuptools: without this an edit would not be rebuilt
     depends=sorted(path for ending in ("h", "inc", "def") for path in glob(f"csrc/**/*.{ending}", recursive=True)),
     include_dirs=["csrc"],

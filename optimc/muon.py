@@ -96,7 +96,7 @@ class Muon(Optimizer):
         index = self._index["momentum"]
         with np.errstate(all="ignore"):             # as in C, what is not finite goes its way in silence
             for i, update in enumerate(self._slots.get("update", ())):
-                if update is None or not self._pull(i, update):
+                if update is None or not self._plan.pull(i, update):
                     continue
                 momentum = self._value_of(i, index)
                 lane, m, room = update.dtype.type, self._slots["m"][i], self._room_for(update)

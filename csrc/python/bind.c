@@ -8,8 +8,7 @@
 void optimc_leave_step(Optimizer *self)
 {
     if (self->plan)
-        optimc_drop_gradients(self->plan);
-    self->matching = 0;
+        optimc_end_match(self->plan);
 }
 
 int optimc_check_plan(Optimizer *self, PyObject *object)
@@ -23,10 +22,11 @@ int optimc_check_plan(Optimizer *self, PyObject *object)
     }
     const Plan *plan = (Plan *)object;
     if (plan->sealed && (size_t)plan->n_groups <= self->n_groups && plan->n_values <= self->n_values
-        && (!plan->owner || plan->owner == self))
+        && (plan->owner ? plan->owner == self : plan->matching == IDLE))
         return 0;
     PyErr_SetString(PyExc_ValueError, !plan->sealed ? "the plan is not sealed"
         : plan->owner && plan->owner != self ? "the plan belongs to another optimizer"
+        : !plan->owner && plan->matching != IDLE ? "the plan has gradients, which were matched without an optimizer"
         : "the plan has groups or values that the optimizer lacks");
     return -1;
 }
@@ -55,7 +55,8 @@ static PyObject *take_over(Optimizer *self, PyObject *args, int is_plan)
 {
     PyObject *object, *counts = Py_None, *running = NULL;
     long long calls = 0, skipped = 0;
-    if ((self->matching && optimc_refuse_nested(self)) || !PyArg_ParseTuple(args, "O|O", &object, &counts)
+    if ((self->plan && self->plan->matching != IDLE && optimc_refuse_nested(self))
+        || !PyArg_ParseTuple(args, "O|O", &object, &counts)
         || (counts != Py_None && !PyArg_ParseTuple(counts, "LLO", &calls, &skipped, &running))
         || (running && optimc_set_running(self, running, 0)) || (is_plan && optimc_check_plan(self, object)))
         return NULL;

@@ -7,10 +7,10 @@
    hyperparameters and where they come from (numbers, schedules, callables), the step count, the plan and the
    arrays that the plan points into.  Options, names, copies and files belong to Python.
 
-   To follow a step, read apply.c first.  It uses turns.c (one step at a time), settings.c (the values), pairs.c
-   (gradients beside weights), views.h (an array as the plan sees it) and refuse.c (errors).  Then read bind.c
-   (taking over a plan), plan_type.c (its type), tensors.c, transaction.c and shares.c (other ways to step),
-   optimizer.c (the type) and module.c (the module). */
+   To follow a step, read apply.c first.  It uses turns.c (one step at a time), settings.c (the values), match.c
+   (the gradients of the step), pairs.c (gradients beside weights), views.h (an array as the plan sees it) and
+   refuse.c (errors).  Then read bind.c (taking over a plan), plan_type.c (its type), tensors.c, transaction.c and
+   shares.c (other ways to step), optimizer.c (the type) and module.c (the module). */
 #ifndef OPTIMC_BOUNDARY_H
 #define OPTIMC_BOUNDARY_H
 
@@ -55,6 +55,9 @@ struct waiter {
     struct waiter *next;
 };
 
+/* Where a plan is in a step.  BUSY: code of the caller's may run, or other threads, and none may use the plan. */
+enum matching { IDLE, BUSY, MATCHED };
+
 /* Weights and what belongs to them: see plan_type.c. */
 typedef struct {
     PyObject_HEAD
@@ -65,6 +68,9 @@ typedef struct {
     PyObject *state;                    /* Python's */
     PyObject **gradients;               /* of the step in progress: strong references */
     size_t n_gradients;
+    enum matching matching;
+    struct request request;             /* the step in progress, once it is MATCHED */
+    struct group *group;                /* the values of steps without an optimizer, or NULL */
     Py_ssize_t n;                       /* weights that it must have to be sealed; -1: it cannot be */
     Py_ssize_t n_groups, n_values;      /* that an optimizer must have to hold it */
     int sealed;
@@ -76,10 +82,8 @@ typedef struct optimizer {
     uint64_t owner;                     /* the thread whose step is in progress, 0 for none */
     struct waiter *waiters;             /* those that wait for its end, the longest first */
     uint64_t forks;                     /* when it was last stepped here: in a child it may have no owner */
-    int matching;                       /* the plan is in use by the step in progress */
     Plan *plan;                         /* NULL until built */
     PyObject *state;                    /* Python's: what is kept for the weights; the plan's, if there is a plan */
-    struct request request;             /* the step in progress */
     PyObject *before;                   /* if it built the plan: the state before that, else NULL */
     int n_values;                       /* options and the rule's hyperparameters */
     struct bound bounds[MAX_VALUES];
@@ -111,7 +115,6 @@ typedef struct optimizer {
 
 /* plan_type.c: the type of plans.  A new reference, or NULL. */
 PyTypeObject *optimc_plan_type(PyObject *module);
-void optimc_drop_gradients(Plan *self);
 
 /* bind.c: the plan and the state that an optimizer holds. */
 extern PyMethodDef optimc_bind_methods[];
@@ -169,8 +172,8 @@ struct pairs {
 
 extern PyMethodDef optimc_pairs_functions[];
 
-/* Begins with no current pair; weights None: those of the optimizer.  0 or -1.  optimc_close_pairs must follow. */
-int optimc_open_pairs(Optimizer *self, PyObject *grads, PyObject *weights, struct pairs *pairs);
+/* Begins with no current pair; weights None: those of the plan.  0 or -1.  optimc_close_pairs must follow. */
+int optimc_open_pairs(const Plan *plan, PyObject *grads, PyObject *weights, struct pairs *pairs);
 
 /* Makes the next pair the current one: 1, 0 at the end, -1 on an error.  Of the caller's code it runs only
    __hash__ and __eq__ of keys that are not plain str. */
@@ -190,6 +193,15 @@ int optimc_refuse_kind(const char *format, PyObject *entry, PyObject *object);
 int optimc_refuse_weight(enum fault fault, PyObject *entry, PyArrayObject *array, PyArrayObject *like);
 int optimc_refuse_norm(void);
 
+/* match.c: the gradients of a step, which belong to the plan. */
+/* Matches gradients to weights: 0, or -1 with an error.  The plan is BUSY from here on.  optimc_end_match comes last. */
+int optimc_match(Plan *self, PyObject *grads, PyObject *weights, int quiet);
+void optimc_end_match(Plan *self);
+/* Looks at the gradients of a request: 1 if they are good, 0 if the step is to be skipped, -1 with an error. */
+int optimc_survey(Plan *self, PyObject *grads, PyObject *weights, int finite);
+PyObject *optimc_taken(Plan *self);                 /* for each weight whether it takes part: a tuple of bool */
+int optimc_is_long(const Plan *self);               /* whether the step is worth giving up the GIL for */
+
 /* apply.c: one step.  The lock is held throughout, and optimc_end_step comes last. */
 extern PyMethodDef optimc_apply_methods[];
 int optimc_match_step(Optimizer *self, PyObject *grads, PyObject *weights, int quiet);
@@ -198,8 +210,6 @@ int optimc_survey_step(Optimizer *self, PyObject *grads, PyObject *weights, int 
 int optimc_check_step(Optimizer *self, PyObject *grads, PyObject *weights, int finite);
 void optimc_open_step(Optimizer *self);
 void optimc_close_step(Optimizer *self);
-int optimc_is_long(Optimizer *self);                /* whether the step is worth giving up the GIL for */
-
 /* The writing half, which cannot fail.  A fork() comes before all of it or after. */
 void optimc_run_step(Optimizer *self);
 void optimc_end_step(Optimizer *self, int ran);

@@ -18,7 +18,7 @@ static int is_list(PyObject *object)
     return PyList_Check(object) || PyTuple_Check(object);
 }
 
-int optimc_open_pairs(Optimizer *self, PyObject *grads, PyObject *weights, struct pairs *pairs)
+int optimc_open_pairs(const Plan *plan, PyObject *grads, PyObject *weights, struct pairs *pairs)
 {
     *pairs = (struct pairs){.grads = grads, .weights = weights};
     PyObject *both[] = {grads, weights};
@@ -33,9 +33,9 @@ int optimc_open_pairs(Optimizer *self, PyObject *grads, PyObject *weights, struc
         }
     }
     if (weights == Py_None) {
-        pairs->weights = self->plan->weights;
-        pairs->keys = self->plan->names;
-        if (PyDict_Check(grads) && !self->plan->names) {
+        pairs->weights = plan->weights;
+        pairs->keys = plan->names;
+        if (PyDict_Check(grads) && !plan->names) {
             PyErr_SetString(PyExc_TypeError,
                 "grads is a dict, but the optimizer was built from a list of weights without names");
             return -1;

@@ -2,16 +2,16 @@
 
    Python makes a plan (optimc/base/binding.py): it adds one weight at a time, then seals the plan.  The weights of a
    sealed plan never change.  It keeps the arrays alive that the plan in C points into, and a `state` of Python's that
-   it never looks into.  One optimizer at a time holds it: see bind.c. */
+   it never looks into.  One optimizer at a time holds it: see bind.c.
+
+   A plan that no optimizer holds can match gradients and read them, for weights that are stepped elsewhere
+   (optimc/mpi/).  It has no lock: see to it that one thread at a time uses it.  Next: match.c. */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
-#include "python/views.h"
 
-void optimc_drop_gradients(Plan *self)
-{
-    while (self->n_gradients)
-        Py_DECREF(self->gradients[--self->n_gradients]);
-}
+#include <math.h>
+
+#include "python/views.h"
 
 PyDoc_STRVAR(plan_doc, "Plan(n, state=None)\n--\n\n"
 "Weights and what belongs to them, to be stepped: `add` each of the `n` weights, then `seal` the plan.\n"
@@ -65,8 +65,9 @@ static void plan_dealloc(Plan *self)
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     if (self->gradients)
-        optimc_drop_gradients(self);
+        optimc_end_match(self);
     PyMem_Free(self->gradients);
+    PyMem_Free(self->group);
     optimc_plan_free(self->core);
     Py_CLEAR(self->weights);
     Py_CLEAR(self->names);
@@ -236,6 +237,117 @@ static PyObject *plan_seal(Plan *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+/* ------------------------------------------------------------------ steps - */
+
+/* Whether a method may be called: 0, or -1 with an error.  alone: no optimizer may hold the plan.
+   matched: gradients must have been matched. */
+static int refuse_call(const Plan *self, int alone, int matched)
+{
+    const char *reason = !self->sealed ? "the plan is not sealed"
+        : alone && self->owner ? "the plan belongs to an optimizer"
+        : self->matching == BUSY ? "the plan is in use"
+        : matched && self->matching == IDLE ? "the plan has no gradients" : NULL;
+    if (reason)
+        PyErr_SetString(PyExc_RuntimeError, reason);
+    return reason ? -1 : 0;
+}
+
+/* Makes the values of steps without an optimizer: every option is off. */
+static int make_group(Plan *self)
+{
+    if (self->n_groups > 1) {
+        PyErr_SetString(PyExc_ValueError, "the plan has groups, whose values are an optimizer's");
+        return -1;
+    }
+    if (self->group)
+        return 0;
+    self->group = PyMem_Calloc(1, sizeof *self->group);
+    if (!self->group) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    optimc_group_clear(self->group);
+    for (int k = 0; k < MAX_VALUES; k++)
+        self->group->values[k] = NAN;
+    return 0;
+}
+
+PyDoc_STRVAR(match_doc, "match($self, grads, trainable_variables=None, quiet=False, /)\n--\n\n"
+"Matches gradients to the weights of a plan that no optimizer holds, and checks all but their values.  Gives for\n"
+"each weight whether it has one.  The plan keeps them until `end`.  quiet: do not warn of missing gradients.");
+
+static PyObject *plan_match(Plan *self, PyObject *args)
+{
+    PyObject *grads, *weights = Py_None;
+    int quiet = 0;
+    if (!PyArg_ParseTuple(args, "O|Op:match", &grads, &weights, &quiet) || refuse_call(self, 1, 0)
+        || make_group(self))
+        return NULL;
+    optimc_end_match(self);
+    if (optimc_match(self, grads, weights, quiet)) {
+        optimc_end_match(self);
+        return NULL;
+    }
+    self->request = (struct request){.groups = self->group, .t = 1, .update = 1, .accumulate = 1, .check = 1};
+    self->matching = MATCHED;
+    return optimc_taken(self);
+}
+
+PyDoc_STRVAR(survey_doc, "survey($self, /)\n--\n\n"
+"Looks at the gradients that were matched.\n\n"
+"Raises:\n"
+"    FloatingPointError: one is not finite; the first of them is named.");
+
+static PyObject *plan_survey(Plan *self, PyObject *Py_UNUSED(ignored))
+{
+    if (refuse_call(self, 1, 1) || optimc_survey(self, NULL, NULL, RAISE) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(pull_doc, "pull($self, index, to, begin=-1, /)\n--\n\n"
+"Of the step in progress: writes the gradient of a weight, as its kernel will see it, into an array like the\n"
+"weight; or, from element `begin` in the order of the weight's memory, into a vector.  False if the weight has none in this\n"
+"step.");
+
+static PyObject *plan_pull(Plan *self, PyObject *args)
+{
+    Py_ssize_t index, begin = -1;
+    PyObject *to;
+    struct view view;
+    if (!PyArg_ParseTuple(args, "nO|n:pull", &index, &to, &begin) || refuse_call(self, 0, 1))
+        return NULL;
+    if (index < 0 || (size_t)index >= optimc_plan_weights(self->core)) {
+        PyErr_Format(PyExc_IndexError, "no weight %zd", index);
+        return NULL;
+    }
+    if (optimc_look_writable(to, PyUnicode_FromString("to"), &view))
+        return NULL;
+    const size_t size = optimc_view_size(&view), start = begin < 0 ? 0 : (size_t)begin;
+    const size_t full = optimc_plan_size(self->core, (size_t)index);
+    if (begin < 0 ? optimc_plan_same(self->core, (size_t)index, &view) != FINE
+        : view.ndim != 1 || view.type != optimc_type_of((PyArrayObject *)PyTuple_GET_ITEM(self->weights, index))
+            || start > full || size > full - start) {
+        PyErr_SetString(PyExc_ValueError, "to: expected an array like the weight");
+        return NULL;
+    }
+    if (!optimc_plan_takes(self->core, &self->request, (size_t)index))
+        Py_RETURN_FALSE;
+    optimc_plan_gradient(self->core, &self->request, (size_t)index, start, start + size, view.data);
+    Py_RETURN_TRUE;
+}
+
+PyDoc_STRVAR(end_doc, "end($self, /)\n--\n\n"
+"Drops the gradients that were matched.");
+
+static PyObject *plan_end(Plan *self, PyObject *Py_UNUSED(ignored))
+{
+    if (refuse_call(self, 1, 0))
+        return NULL;
+    optimc_end_match(self);
+    Py_RETURN_NONE;
+}
+
 static PyObject *get_sealed(Plan *self, PyObject *object)
 {
     if (self->sealed)
@@ -262,6 +374,10 @@ static PyObject *get_state(Plan *self, void *Py_UNUSED(closure))
 static PyMethodDef plan_methods[] = {
     METHOD("add", plan_add, METH_VARARGS | METH_KEYWORDS, add_doc),
     METHOD("seal", plan_seal, METH_NOARGS, seal_doc),
+    METHOD("match", plan_match, METH_VARARGS, match_doc),
+    METHOD("survey", plan_survey, METH_NOARGS, survey_doc),
+    METHOD("pull", plan_pull, METH_VARARGS, pull_doc),
+    METHOD("end", plan_end, METH_NOARGS, end_doc),
     {NULL, NULL, 0, NULL},
 };
 

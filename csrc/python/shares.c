@@ -1,12 +1,43 @@
 /* shares.c - what a transaction does for steps over parts of weights whose other parts are elsewhere (optimc/mpi/).
 
-   The first half matches without a look into the gradients, whose values need not be there yet; the look follows; the
-   second half runs in parts.  What a part has written stays, even if the transaction is not committed. */
+   Such a step is entered first: its optimizer is locked, and then a plan of the whole weights says which weights take
+   part.  The first half matches without a look into the gradients, whose values need not be there yet; the look
+   follows; the second half runs in parts.  What a part has written stays, even if the transaction is not
+   committed. */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 #include "plan/pool.h"
 #include "python/transaction.h"
 #include "python/views.h"
+
+PyDoc_STRVAR(enter_doc, "enter($self, optimizer, plan, /)\n--\n\n"
+"Locks an optimizer before its step is matched.  `plan`: one that no optimizer holds, used by this step alone from\n"
+"now on.  The gradients that it matches are dropped when this step ends.");
+
+static PyObject *transaction_enter_step(Transaction *self, PyObject *args)
+{
+    PyObject *object, *whole;
+    const struct state *module = PyType_GetModuleState(Py_TYPE(self));
+    if (!PyArg_ParseTuple(args, "OO!:enter", &object, module->plan_type, &whole))
+        return NULL;
+    if (((Plan *)whole)->owner) {
+        PyErr_SetString(PyExc_ValueError, "the plan belongs to an optimizer");
+        return NULL;
+    }
+    struct checked *step = optimc_add_step(self, object);
+    if (!step)
+        return NULL;
+    step->whole = (Plan *)Py_NewRef(whole);
+    Py_RETURN_NONE;
+}
+
+/* The last step, if it is ENTERED and of this optimizer, or NULL. */
+static struct checked *entered(const Transaction *self, PyObject *optimizer)
+{
+    struct checked *last = self->n_steps ? &self->steps[self->n_steps - 1] : NULL;
+    return last && last->progress == ENTERED && (PyObject *)last->optimizer == optimizer
+        && last->optimizer->owner == last->thread ? last : NULL;
+}
 
 PyDoc_STRVAR(match_doc, "match($self, optimizer, grads, trainable_variables, quiet, /)\n--\n\n"
 "`check` without a look into the gradients, whose values need not be there yet.  Gives for each weight whether it\n"
@@ -16,23 +47,23 @@ static PyObject *transaction_match(Transaction *self, PyObject *args)
 {
     PyObject *object, *grads, *weights, *taken = NULL;
     int quiet;
-    if (!PyArg_ParseTuple(args, "OOOp:match", &object, &grads, &weights, &quiet))
+    if (!PyArg_ParseTuple(args, "OOOp:match", &object, &grads, &weights, &quiet) || optimc_refuse_use(self))
         return NULL;
-    struct checked *step = optimc_add_step(self, object);
+    struct checked *before = entered(self, object), *step = before ? before : optimc_add_step(self, object);
     if (!step)
         return NULL;
     Optimizer *optimizer = step->optimizer;
     self->busy = CHECKING;
     if (!optimc_match_step(optimizer, grads, weights, quiet)) {
         optimc_make_request(optimizer, PROPAGATE);
-        const size_t n = optimc_plan_weights(optimizer->plan->core);
-        taken = PyTuple_New((Py_ssize_t)n);
-        for (size_t i = 0; taken && i < n; i++)
-            PyTuple_SET_ITEM(taken, (Py_ssize_t)i,
-                PyBool_FromLong(optimc_plan_takes(optimizer->plan->core, &optimizer->request, i)));
+        taken = optimc_taken(optimizer->plan);
     }
     self->busy = 0;
-    if (!taken)
+    if (taken)
+        step->progress = TAKEN;
+    else if (before)
+        optimc_end_step(optimizer, 0);              /* it stays locked */
+    else
         optimc_drop_step(self);
     return taken;
 }
@@ -93,7 +124,7 @@ static int refold(Optimizer *optimizer, const Py_buffer *sums, const Py_buffer *
         fits = ((const int64_t *)counts->buf)[i] >= 0 && needed <= sums->len / (Py_ssize_t)sizeof(double);
     }
     if (fits)
-        optimc_plan_refold(optimizer->plan->core, &optimizer->request, sums->buf, counts->buf);
+        optimc_plan_refold(optimizer->plan->core, &optimizer->plan->request, sums->buf, counts->buf);
     else
         PyErr_SetString(PyExc_ValueError, "counts: expected one per weight, and together as many as there are sums");
     return fits;
@@ -109,7 +140,7 @@ static PyObject *transaction_refold(Transaction *self, PyObject *args)
     struct checked *step = step_to_look_at(self, object);
     int good = -1;
     if (step && refold(step->optimizer, &sums, &counts)) {
-        good = !step->optimizer->request.overflow;
+        good = !step->optimizer->plan->request.overflow;
         if (!good && !finite && step->optimizer->check_finite != SKIP)
             good = optimc_refuse_norm();
     }
@@ -168,7 +199,7 @@ static PyObject *transaction_advance(Transaction *self, PyObject *args)
         optimc_open_step(optimizer);
     Py_BEGIN_ALLOW_THREADS
     if (!begun)
-        optimc_plan_start(optimizer->plan->core, &optimizer->request);
+        optimc_plan_start(optimizer->plan->core, &optimizer->plan->request);
     optimc_plan_span(optimizer->plan->core, real_type, (size_t)begin, (size_t)end);
     optimc_pool_leave();
     Py_END_ALLOW_THREADS
@@ -177,6 +208,7 @@ static PyObject *transaction_advance(Transaction *self, PyObject *args)
 }
 
 PyMethodDef optimc_shares_methods[] = {
+    METHOD("enter", transaction_enter_step, METH_VARARGS, enter_doc),
     METHOD("match", transaction_match, METH_VARARGS, match_doc),
     METHOD("survey", transaction_survey, METH_VARARGS, survey_doc),
     METHOD("sums", transaction_sums, METH_O, sums_doc),

@@ -109,7 +109,7 @@ static int match_tensors(Optimizer *self, PyObject *tensors, const struct tensor
     if (optimc_ask_all(self))
         return -1;
     optimc_plan_begin(self->plan->core);
-    self->matching = 1;
+    self->plan->matching = BUSY;
     ptrdiff_t *room = self->room;
     Py_ssize_t missing = 0;
     const Py_ssize_t n = PyList_GET_SIZE(tensors);

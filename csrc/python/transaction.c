@@ -59,7 +59,7 @@ struct checked *optimc_step_of(Transaction *self, PyObject *optimizer)
     if (optimc_refuse_use(self))
         return NULL;
     for (size_t i = 0; i < self->n_steps; i++)
-        if ((PyObject *)self->steps[i].optimizer == optimizer)
+        if ((PyObject *)self->steps[i].optimizer == optimizer && self->steps[i].progress != ENTERED)
             return refuse_lost(&self->steps[i]) ? NULL : &self->steps[i];
     PyErr_SetString(PyExc_ValueError, "optimizer: it has no step in this transaction");
     return NULL;
@@ -104,8 +104,11 @@ static void end(const struct checked *step, int ran)
         }
         optimc_restore_scale(optimizer);
         optimc_end_step(optimizer, ran || step->progress == BEGUN);
+        if (step->whole && step->whole->matching == MATCHED)
+            optimc_end_match(step->whole);
         optimc_unlock(optimizer);
     }
+    Py_XDECREF(step->whole);
     PyMem_Free(step->groups);
     Py_DECREF(optimizer);
 }
@@ -222,19 +225,19 @@ static void pin_values(const struct checked *step)
     if (!step->groups)
         return;
     memcpy(step->groups, optimizer->groups, optimizer->n_groups * sizeof *step->groups);
-    optimizer->request.groups = step->groups;
+    optimizer->plan->request.groups = step->groups;
 }
 
 /* Runs a step.  It needs no GIL. */
 static void run(const struct checked *step)
 {
     Optimizer *optimizer = step->optimizer;
-    optimc_plan_run(optimizer->plan->core, &optimizer->request);
+    optimc_plan_run(optimizer->plan->core, &optimizer->plan->request);
     for (size_t i = 0; step->groups && i < optimizer->n_groups; i++) {
         memcpy(optimizer->groups[i].after, step->groups[i].after, sizeof step->groups[i].after);
         memcpy(optimizer->groups[i].powers, step->groups[i].powers, sizeof step->groups[i].powers);
     }
-    optimizer->request.groups = optimizer->groups;
+    optimizer->plan->request.groups = optimizer->groups;
     optimc_close_step(optimizer);
 }
 
@@ -279,7 +282,7 @@ static PyObject *transaction_commit(Transaction *self, PyObject *Py_UNUSED(ignor
     }
     int any_long = 0;
     for (size_t i = 0; i < self->n_steps; i++)
-        any_long |= self->steps[i].progress == READY && optimc_is_long(self->steps[i].optimizer);
+        any_long |= self->steps[i].progress == READY && optimc_is_long(self->steps[i].optimizer->plan);
     if (any_long)
         optimc_pool_enter();
     for (size_t i = 0; i < self->n_steps; i++) {
@@ -334,6 +337,8 @@ static int transaction_traverse(Transaction *self, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(self));
     for (size_t i = 0; i < self->n_steps; i++)
         Py_VISIT(self->steps[i].optimizer);
+    for (size_t i = 0; i < self->n_steps; i++)
+        Py_VISIT(self->steps[i].whole);
     for (size_t i = 0; i < self->n_changes; i++) {
         Py_VISIT(self->changes[i].optimizer);
         Py_VISIT(self->changes[i].dict);

@@ -12,7 +12,8 @@ enum { LOSS_SCALE = offsetof(struct options, loss_scale_factor) / sizeof(double)
 
 /* What a commit does with a step.  It gives up one that was matched only. */
 enum progress {
-    MATCHED,                            /* its gradients have not been looked at */
+    ENTERED,                            /* only its optimizer is locked */
+    TAKEN,                              /* its gradients are matched, and have not been looked at */
     READY,                              /* runs */
     SKIPPED,                            /* is counted as skipped: a gradient is not finite */
     REFUSED,                            /* is given up: likewise, but the caller asked whether all are finite */
@@ -24,6 +25,7 @@ struct checked {
     Optimizer *optimizer;               /* a strong reference */
     uint64_t thread;                    /* that locked it; in a child process it may not exist any more */
     enum progress progress;
+    Plan *whole;                        /* that no optimizer holds: its step ends with this one; or NULL */
     struct group *groups;               /* room for the groups as they were checked, if values change; or NULL */
 };
 
@@ -53,10 +55,10 @@ typedef struct transaction {
    uses it meanwhile: 0 or -1. */
 int optimc_refuse_use(const Transaction *self);
 
-/* The step of an optimizer in a transaction, or NULL with an error. */
+/* The step of an optimizer in a transaction, not only ENTERED, or NULL with an error. */
 struct checked *optimc_step_of(Transaction *self, PyObject *optimizer);
 
-/* Locks an optimizer and adds a step that is MATCHED, or NULL with an error.  optimc_drop_step takes it out again,
+/* Locks an optimizer and adds a step that is ENTERED, or NULL with an error.  optimc_drop_step takes it out again,
    given up and unlocked: it is the last. */
 struct checked *optimc_add_step(Transaction *self, PyObject *optimizer);
 void optimc_drop_step(Transaction *self);

@@ -8,14 +8,13 @@ import contextlib
 from optimc import _core
 
 
-def bound(optimizer, params):
-    """The weights of an optimizer.  Raises if `params` is given and differs from them."""
-    if not optimizer.built:
+def bound(known, params):
+    """The weights that an optimizer is bound to.  Raises if `params` is given and differs from them."""
+    if known is None:
         raise ValueError("the optimizer is not built: it has no weights yet")
     if params is None:
-        return optimizer._weights
+        return known
     names, weights = _core.weights_of(params)
-    known = optimizer._weights
     if len(weights) != len(known):
         raise ValueError(f"params has {len(weights)} entries, the optimizer {len(known)}")
     for i, (weight, own) in enumerate(zip(weights, known, strict=True)):
@@ -32,7 +31,7 @@ def _put(weights, values):
 
 def finalize(optimizer, params):
     """Copies the averages of `use_ema` into the weights."""
-    weights = bound(optimizer, params)
+    weights = bound(optimizer._weights, params)
     if optimizer.use_ema:
         optimizer._locked(lambda: _put(weights, optimizer._averages))
 
@@ -40,7 +39,7 @@ def finalize(optimizer, params):
 @contextlib.contextmanager
 def averaged(optimizer, params):
     """Within it the weights hold their averages, and steps are refused.  After it they hold their former values."""
-    weights = bound(optimizer, params)
+    weights = bound(optimizer._weights, params)
 
     def enter():
         averages, kept = optimizer._evaluation_weights(weights), [weight.copy() for weight in weights]

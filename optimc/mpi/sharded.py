@@ -90,6 +90,11 @@ class Sharded(WrapperOfOne):
         """Whether the optimizer is bound to weights."""
         return self._share.built
 
+    @property
+    def _weights(self):
+        """The bound weights, whole: a tuple, or None."""
+        return self._share.plan.weights if self.built else None
+
     # ------------------------------------------------------------------------------- building
 
     def build(self, params):
@@ -127,8 +132,8 @@ class Sharded(WrapperOfOne):
 
     def _make_exchange(self):
         """Prepares everything that steps need for the layout and the weights as they are now."""
-        layout, weights = self._share.layout, self._share.whole._weights
-        self._exchange = Exchange(self._team, layout, weights, self.bucket_bytes, self.deterministic)
+        layout = self._share.layout
+        self._exchange = Exchange(self._team, layout, self._share.plan.weights, self.bucket_bytes, self.deterministic)
         self._blocks = layout.blocks()
         self._block_order = block_order(self._blocks)
 
@@ -170,11 +175,15 @@ class Sharded(WrapperOfOne):
         return self.iterations
 
     def _apply(self, grads, weights):
-        local, whole = self._local, self._share.whole
+        local, plan = self._local, self._share.plan
         error, facts = None, []
         with _core.Transaction() as steps:
             try:
-                taken = steps.match(whole, grads, weights, False)
+                if plan is None:
+                    raise ValueError("the optimizer is not built: pass the weights too, apply(grads, params), or "
+                                     "call build(params) first")
+                steps.enter(local, plan)                    # other threads wait from here on
+                taken = plan.match(grads, weights)
                 own = [grad if t else None for t, grad in zip(taken, self._exchange.grads, strict=True)]
                 steps.match(local, own, None, True)
                 facts = self._facts(taken)
@@ -205,7 +214,7 @@ class Sharded(WrapperOfOne):
             for name in ("clipnorm", "global_clipnorm"))
         finite = isinstance(self.optimizer, LossScaleOptimizer)
         looking = clipping or finite or local._check_finite
-        ready = exchange.reduced(self._share.whole._pull, taken, self.average)
+        ready = exchange.reduced(self._share.plan.pull, taken, self.average)
         if looking or self._share.layout.cut == "tensors":
             with team.no_return():
                 ready = list(ready)
@@ -246,7 +255,7 @@ class Sharded(WrapperOfOne):
                 return False
             error = None
             try:
-                steps.survey(self._share.whole, False)        # for the error that names the gradient
+                self._share.plan.survey()                   # for the error that names the gradient
             except FloatingPointError as caught:
                 error = caught
             team.agree("name the gradient", error)
@@ -274,7 +283,7 @@ class Sharded(WrapperOfOne):
         """Puts the averages into the weights, with `use_ema`, on all ranks."""
         error = None
         try:
-            averages.bound(self._share.whole, params)
+            averages.bound(self._weights, params)
         except Exception as caught:
             error = caught
         self._team.agree("finalize", error)
@@ -288,7 +297,7 @@ class Sharded(WrapperOfOne):
         error, kept = None, ()
         with contextlib.ExitStack() as stack:
             try:
-                kept = [(weight, weight.copy()) for weight in averages.bound(self._share.whole, params)]
+                kept = [(weight, weight.copy()) for weight in averages.bound(self._weights, params)]
                 stack.enter_context(self._local.averaged())
             except Exception as caught:
                 error = caught

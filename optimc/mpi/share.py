@@ -1,4 +1,4 @@
-"""The share of a rank: the optimizer that steps its pieces of the weights, and one that reads whole gradients.
+"""The share of a rank: the optimizer that steps its pieces of the weights, and a plan that reads whole gradients.
 
 It builds both, and undoes that; it knows the layout, and sends nothing.  Next: sharded.py, which steps it.
 """
@@ -12,7 +12,6 @@ from optimc.base.rules import slots_of
 from optimc.base.selection import Selection
 from optimc.base.storage import like_of
 from optimc.mpi.layout import CUTS, Layout, flat
-from optimc.optimizers import SGD
 
 
 class Share:
@@ -23,8 +22,7 @@ class Share:
 
     Attributes:
         local: that optimizer, which is built over this rank's pieces of the weights.
-        whole: another one without slots, which is built over the whole weights.  It is never stepped: it checks
-            gradients and reads them.
+        plan: a plan of the whole weights, which checks gradients and reads them; None before the first build.
         layout: whose elements are whose; None before the first build.
         slot_names: the slots that the optimizer keeps for the weights of all ranks.
     """
@@ -32,26 +30,24 @@ class Share:
     def __init__(self, optimizer, rank, ranks):
         self.rank, self.ranks = rank, ranks
         self.local = optimizer
-        self.whole = SGD(check_finite="raise")
-        self.layout, self.slot_names = None, []
+        self.plan, self.layout, self.slot_names = None, None, []
 
     @property
     def built(self):
-        """Whether the optimizers are bound to weights."""
-        return self.whole.built
+        """Whether the share is bound to weights."""
+        return self.plan is not None
 
     def before_build(self):
         """Returns what `undo_build` needs."""
-        return self.layout, self.whole._mark(), self.local._mark()
+        return self.layout, self.plan, self.local._mark()
 
     def undo_build(self, before):
         """Puts the share back to where it was at `before_build`."""
-        self.layout, whole, local = before
-        self.whole._come_back(whole)
+        self.layout, self.plan, local = before
         self.local._come_back(local)
 
     def build(self, params):
-        """Builds both optimizers; the first time, cuts the weights.  Returns names (or None) and likes of weights."""
+        """Builds both; the first time, cuts the weights.  Returns the names (or None) and likes of the weights."""
         names, weights = _core.weights_of(params)
         likes = [like_of(weight) for weight in weights]
         local, fresh = self.local, self.layout is None
@@ -61,7 +57,7 @@ class Share:
         for i, (like, known) in enumerate(zip(likes, layout.likes, strict=True)):
             if like != known:
                 raise ValueError(f"params[{names[i] if names else i!r}]: expected {known}, as before, got {like}")
-        self.whole.build(params)
+        plan = _plan_of(names, weights)
         kernels = local._kernels(names, weights)
         self.slot_names = list(dict.fromkeys(slot for kernel in kernels for slot in slots_of(kernel)
                                              if slot not in local.scratch_slots))
@@ -70,6 +66,7 @@ class Share:
         pieces = [layout.piece(i, low, high, flat(weights[i]))
                   for i, (low, high) in enumerate(layout.pieces(self.rank))]
         local.build(pieces if names is None else dict(zip(names, pieces, strict=True)))
+        self.plan = plan
         return names, likes
 
     def check_cut(self):
@@ -93,7 +90,7 @@ class Share:
 
     def numbered(self, arrays):
         """Turns weights into their positions, which hold for the pieces too."""
-        return Selection("weights", tuple(arrays)).numbered(self.whole._weights).arrays
+        return Selection("weights", tuple(arrays)).numbered(self.plan.weights).arrays
 
     def _own_part(self, state, names):
         """Cuts the state that the optimizer came with down to this rank's pieces."""
@@ -108,3 +105,12 @@ class Share:
                     else np.empty(0, layout.likes[i].dtype) for i, array in enumerate(arrays)]
 
         return state.mapped(mine).but(likes=layout.likes_of(self.rank))
+
+
+def _plan_of(names, weights):
+    """A plan of weights that no optimizer holds."""
+    plan = _core.Plan(len(weights))
+    for i, weight in enumerate(weights):
+        plan.add(weight, name=names and names[i], kernel=_core.kernels["sgd"][0], slot_names=(), slots=())
+    plan.seal()
+    return plan

@@ -123,10 +123,10 @@ def test_a_range_of_a_gradient_is_pulled_in_the_order_of_memory():
     for i, expected in enumerate((gradient.ravel(), gradient[::-1, ::-1].ravel("F"))):
         for begin, n in ((0, 35), (3, 20), (35, 0)):
             to = np.empty(n, np.float32)
-            assert optimizer._pull(i, to, begin)
+            assert optimizer._plan.pull(i, to, begin)
             assert_same_bits(to, expected[begin:begin + n].astype(np.float32))
         for to, begin in ((np.empty(30, np.float32), 6), (np.empty(3), 0), (np.empty((3, 1), np.float32), 0)):
             with pytest.raises(ValueError, match="to: expected"):
-                optimizer._pull(i, to, begin)
+                optimizer._plan.pull(i, to, begin)
 
 
