@@ -194,7 +194,7 @@ int optimc_refuse_weight(enum fault fault, PyObject *entry, PyArrayObject *array
 int optimc_refuse_norm(void);
 
 /* match.c: the gradients of a step, which belong to the plan. */
-/* Matches gradients to weights: 0, or -1 with an error.  The plan is BUSY from here on.  optimc_end_match comes last. */
+/* Matches gradients to weights: 0, or -1 with an error.  The plan is BUSY then.  optimc_end_match comes last. */
 int optimc_match(Plan *self, PyObject *grads, PyObject *weights, int quiet);
 void optimc_end_match(Plan *self);
 /* Looks at the gradients of a request: 1 if they are good, 0 if the step is to be skipped, -1 with an error. */

@@ -307,8 +307,8 @@ static PyObject *plan_survey(Plan *self, PyObject *Py_UNUSED(ignored))
 
 PyDoc_STRVAR(pull_doc, "pull($self, index, to, begin=-1, /)\n--\n\n"
 "Of the step in progress: writes the gradient of a weight, as its kernel will see it, into an array like the\n"
-"weight; or, from element `begin` in the order of the weight's memory, into a vector.  False if the weight has none in this\n"
-"step.");
+"weight; or, from element `begin` in the order of the weight's memory, into a vector.  False if the weight has none\n"
+"in this step.");
 
 static PyObject *plan_pull(Plan *self, PyObject *args)
 {
