@@ -526,5 +526,5 @@ def test_anything_users_do_in_any_order(soak):
 @pytest.mark.parametrize("name", TWINS)
 def test_a_broken_twin_is_noticed(name):
     twin = type("Twin", (Machine,), TWINS[name])
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, pytest.fail.Exception)):        # the latter if nothing is refused any more
         run_state_machine_as_test(twin, settings=_settings(60, stateful_step_count=20, phases=[Phase.generate]))
