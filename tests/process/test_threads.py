@@ -182,7 +182,7 @@ def test_more_weights_than_the_pool_takes_chunks():
 import numpy as np, optimc
 from optimc.base import binding
 matrices, empty = np.ones((2, 2, 2), np.float32), np.ones(0, np.float32)
-optimizer, grad, many = optimc.Adafactor(0.5), np.ones((2, 2), np.float32), 1 << 20
+optimizer, grad, many = optimc.Adafactor(0.5), np.ones((2, 2), np.float32), 1 << 18
 optimizer.build([matrices[0], empty, matrices[1]])
 state = optimizer._state.mapped(lambda arrays: [arrays[0], *[arrays[1]] * many, arrays[2]])
 weights = [matrices[0], *[empty] * many, matrices[1]]
