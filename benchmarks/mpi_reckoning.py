@@ -50,7 +50,7 @@ def bytes_sent(weights, ranks):
 
 
 def steps_of(ranks, algorithm):
-    """How many messages of a collective follow one another."""
+    """The number of messages of a collective that follow one another."""
     return ranks - 1 if algorithm == "ring" else math.log2(ranks)
 
 

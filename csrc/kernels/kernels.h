@@ -33,7 +33,7 @@ enum { NO_SLOT = 0, SLOT_0 = 1, SLOT_1 = 2, SLOT_2 = 4, SLOT_3 = 8 };
 enum { MAX_SLOTS = 4, MAX_HYPERS = 8, MAX_COEFS = 12, MAX_SCALARS = 2, MAX_SUMS = 4,
     MAX_NDIM = 64 };
 
-/* How many elements are handled at a time:
+/* The numbers of elements that are handled at a time:
      SUB_BLOCK     when a gradient is converted; with more, the hardware prefetchers lose track
      STAGE_BLOCK   when a gradient of the real type is prepared in scratch; with fewer, they do
      SUM_BLOCK     in one block of a sum, in SUM_LANES lanes: these two fix the bits of every norm */

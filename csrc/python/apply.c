@@ -29,7 +29,7 @@ void optimc_end_step(Optimizer *self, int ran)
     Py_CLEAR(self->before);
 }
 
-/* What a matched step is to do. */
+/* Sets the request of a matched step. */
 void optimc_make_request(Optimizer *self, int finite)
 {
     const int64_t before = self->calls / self->accumulate;
