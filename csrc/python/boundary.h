@@ -30,7 +30,7 @@ struct state {
     PyTypeObject *type, *plan_type;     /* Optimizer, Plan */
 };
 
-/* Where a value comes from: a number (source NULL), a schedule (called with the step), a callable, or an
+/* The source of a value: a number (source NULL), a schedule (called with the step), a callable, or an
    item of a dict (`key` not NULL), or number `item` of a tuple there; then 0 may mean that it is off.  A
    group's value that is not its own is the first group's. */
 struct setting {
@@ -38,7 +38,7 @@ struct setting {
     int with_step, own, item, zero_is_off;
 };
 
-/* What a value may be.  The ends are allowed if closed. */
+/* The range of a value.  The ends are allowed if closed. */
 enum { LOW_OPEN = 1, HIGH_OPEN = 2 };
 struct bound {
     PyObject *name;
@@ -55,7 +55,7 @@ struct waiter {
     struct waiter *next;
 };
 
-/* Where a plan is in a step.  BUSY: code of the caller's may run, or other threads, and none may use the plan. */
+/* The progress of a step.  BUSY: code of the caller's may run, or other threads, and none may use the plan. */
 enum matching { IDLE, BUSY, MATCHED };
 
 /* Weights and what belongs to them: see plan_type.c. */

@@ -13,7 +13,7 @@
    so it is not worth it for less. */
 static const double GIL_WORTH = 50e3;   /* ns */
 
-/* Whether a gradient that is no ndarray can be made one: it offers its memory as an array.  Numbers,
+/* True if a gradient that is no ndarray can be made one: it offers its memory as an array.  Numbers,
    strings and lists do not. */
 static int offers_array(PyObject *object)
 {
@@ -212,7 +212,7 @@ static ptrdiff_t survey(Plan *self)
     return bad;
 }
 
-/* What the caller calls the gradient of a weight of the plan; grads NULL: the plan's own name. */
+/* The label of the gradient of a weight, as the caller names it; grads NULL: as the plan does. */
 static PyObject *gradient_label(Plan *self, PyObject *grads, PyObject *weights, ptrdiff_t index)
 {
     struct pairs pairs = {0};
