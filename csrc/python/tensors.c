@@ -66,19 +66,21 @@ static int is_same(PyObject *now, PyObject *then)
     return PyNumber_Check(then) ? PyObject_RichCompareBool(now, then, Py_EQ) : 0;
 }
 
-/* 1 if all watched items are unchanged, else 0; -1 on an error. */
+/* 1 if all watched items are unchanged, else 0; -1 on an error.  __eq__ of a number or a key may replace the item and
+   what is watched. */
 static int is_as_watched(const Optimizer *self)
 {
-    for (Py_ssize_t i = 0; self->watched && i < PyTuple_GET_SIZE(self->watched); i++) {
-        PyObject *entry = PyTuple_GET_ITEM(self->watched, i);
+    PyObject *watched = Py_XNewRef(self->watched);
+    int same = 1;
+    for (Py_ssize_t i = 0; watched && same > 0 && i < PyTuple_GET_SIZE(watched); i++) {
+        PyObject *entry = PyTuple_GET_ITEM(watched, i);
         PyObject *now = PyDict_GetItemWithError(PyTuple_GET_ITEM(entry, 0), PyTuple_GET_ITEM(entry, 1));
-        const int same = now ? is_same(now, PyTuple_GET_ITEM(entry, 2)) : 0;
-        if (same < 0 || PyErr_Occurred())
-            return -1;
-        if (!same)
-            return 0;
+        Py_XINCREF(now);
+        same = now ? is_same(now, PyTuple_GET_ITEM(entry, 2)) : PyErr_Occurred() ? -1 : 0;
+        Py_XDECREF(now);
     }
-    return 1;
+    Py_XDECREF(watched);
+    return same;
 }
 
 PyDoc_STRVAR(is_as_watched_doc, "_is_as_watched($self, /)\n--\n\n"
