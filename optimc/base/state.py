@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from optimc.base.selection import Selection
-from optimc.base.storage import Like
+from optimc.base.storage import NAMES, Like
 from optimc.checkpoint.descriptions import ACCUMULATOR, AVERAGE, like_from
 
 NOTHING_EXCLUDED = Selection("exclude_from_weight_decay")
@@ -75,7 +75,7 @@ class State(NamedTuple):
     def description(self):
         """The description of this state in a file, without its tensors."""
         return {"names": self.names and list(self.names),
-                "shapes": [[list(like.shape), like.dtype.name] for like in self.likes],
+                "shapes": [[list(like.shape), NAMES[like.dtype]] for like in self.likes],
                 "waiting": list(self.waiting), "slots": list(self.slots)}
 
     def tensors(self):

@@ -28,6 +28,7 @@ TYPES = {stored.dtype.name: stored for stored in (
     StorageType(np.dtype(np.float32), "F32", "FLOAT"),
     StorageType(np.dtype(np.float64), "F64", "DOUBLE"),
 )}
+NAMES = {stored.dtype: name for name, stored in TYPES.items()}      # NumPy imports to name a dtype: too late at exit
 IN_WORDS = " or ".join(TYPES)               # for messages
 
 

@@ -5,6 +5,8 @@ This module knows named tensors and metadata of strings, and no optimizer.  `opt
 
 import contextlib
 import errno
+import hashlib
+import io
 import json
 import math
 import os
@@ -13,6 +15,7 @@ import secrets
 import stat
 import struct
 import sys
+import threading
 import zlib
 
 import numpy as np
@@ -31,6 +34,8 @@ WORTH_WATCHING = 256 << 20                  # bytes from which progress is shown
 DTYPES = {stored.file: stored.dtype.newbyteorder("<") for stored in storage.TYPES.values()}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 NO_CHECKSUM = "0" * 8
+MOST_NAME = 255                             # bytes of a file name that every system allows
+TEMPORARY = len("..0123456789abcdef.tmp")   # bytes that the name of a temporary file adds
 
 
 class CheckpointError(ValueError):
@@ -52,10 +57,12 @@ def write(path, tensors, metadata):
         OSError: of the system, unchanged; the old file is still there, and nothing else.
     """
     path = os.path.realpath(os.fsdecode(path))
-    if os.path.isdir(path):
-        raise IsADirectoryError(f"{path} is a directory")
-    if os.path.lexists(path) and not os.path.isfile(path):
-        raise ValueError(f"{path} is not a regular file")
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.lstat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(f"{path} is a directory")
+        if not stat.S_ISREG(mode):
+            raise ValueError(f"{path} is not a regular file")
     flat = {name: np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C").reshape(-1).view(np.uint8)
             for name, array in tensors.items()}
     header = _header(tensors, flat, metadata)
@@ -69,12 +76,17 @@ def write(path, tensors, metadata):
     _sync_directory(directory)
 
 
+def stem_of(name, added):
+    """What a name that adds bytes to a file name begins with: the file name, or its digest if it is too long."""
+    data = os.fsencode(name)
+    return name if len(data) + added <= MOST_NAME else hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 def _write_beside(path, directory, name, header, flat):
     """Writes the new file and renames it to `path`; False if another saver swept it before it was locked."""
-    temporary = os.path.join(directory, f".{name}.{secrets.token_hex(8)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+    temporary = os.path.join(directory, f".{stem_of(name, TEMPORARY)}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
+        with io.FileIO(temporary, "x") as file:         # `os.fdopen` imports, which is too late at exit
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX)        # a file that another saver can lock is stale
                 if not os.path.exists(temporary):
@@ -90,7 +102,7 @@ def _write_beside(path, directory, name, header, flat):
         if not fcntl:
             os.replace(temporary, path)                 # Windows moves no file that is open
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
     return True
@@ -98,11 +110,23 @@ def _write_beside(path, directory, name, header, flat):
 
 def _checksums(parts):
     """The CRC of each array of bytes.  Two threads compute those of large arrays: zlib runs without the GIL."""
-    if sum(map(len, parts)) < 4 << 20:
-        return [zlib.crc32(part) for part in parts]
-    from concurrent.futures import ThreadPoolExecutor  # only for large arrays: its import is slow
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(zlib.crc32, parts))
+    sums, numbers = [None] * len(parts), iter(range(len(parts)))
+
+    def work():
+        for k in numbers:                               # both threads take from it, one number at a time
+            sums[k] = zlib.crc32(parts[k])
+
+    helper = None
+    if sum(map(len, parts)) >= 4 << 20 and not sys.is_finalizing():     # a thread could not begin then
+        helper = threading.Thread(target=work, daemon=True)
+        try:
+            helper.start()
+        except RuntimeError:                            # the interpreter ends, or the system gives no thread
+            helper = None
+    work()
+    if helper:
+        helper.join()
+    return sums
 
 
 def _header(tensors, flat, metadata):
@@ -149,7 +173,7 @@ def _sweep(directory, name):
     """Removes the temporary files of this file that killed savers left, which no process has locked."""
     if not fcntl:
         return
-    pattern = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{16}}\.tmp")
+    pattern = re.compile(rf"\.{re.escape(stem_of(name, TEMPORARY))}\.[0-9a-f]{{16}}\.tmp")
     for entry in os.listdir(directory):
         if not pattern.fullmatch(entry):
             continue
@@ -215,7 +239,8 @@ def read(path, wanted=None):
 @contextlib.contextmanager
 def _open_regular(path):
     """Opens a regular file to read.  Refuses a pipe at once, even one that no process writes to."""
-    with open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+    with io.BufferedReader(io.FileIO(path, opener=lambda path, flags: os.open(
+            path, flags | getattr(os, "O_NONBLOCK", 0)))) as file:      # `open` is gone late at exit
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise CheckpointError(f"{path}: not a regular file")
         yield file
@@ -245,6 +270,8 @@ def _read_header(path, file, size):
     if int(version) > VERSION:
         raise CheckpointError(f"{path}: format version {version} is newer than this optimc reads ({VERSION})")
     own = metadata.get("header_checksum", "")
+    if not re.fullmatch("[0-9a-f]{8}", own):
+        raise CheckpointError(f"{path}: its header is damaged: header_checksum {own!r:.80}")
     blank = text.replace(f'"header_checksum":"{own}"'.encode(), f'"header_checksum":"{NO_CHECKSUM}"'.encode())
     if f"{zlib.crc32(blank):08x}" != own:
         raise CheckpointError(f"{path}: its header is damaged: its checksum does not match")

@@ -69,7 +69,8 @@ def taking_over(what):
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{what}: {'no ' * isinstance(error, KeyError)}{error}") from None
+        said = str(error).encode(errors="backslashreplace").decode()        # names in a file may be no text
+        raise CheckpointError(f"{what}: {'no ' * isinstance(error, KeyError)}{said}") from None
 
 
 def import_all(optimizer, description, tensors):

@@ -13,14 +13,16 @@ import numpy as np
 
 from optimc.base.rules import FACTORS
 from optimc.checkpoint.descriptions import ACCUMULATOR, AVERAGE, encode, like_from, weights_part
-from optimc.checkpoint.format import CheckpointError, read, write
+from optimc.checkpoint.format import TEMPORARY, CheckpointError, read, stem_of, write
 
+SHARD_NAME = TEMPORARY + len(".0123456789abcdef.0")    # bytes that its temporary file's name adds to the index's
 SHARD_BLOCK = 1 << 20                       # elements of a tensor of a shard, at most
 
 
 def shard_path(path, token, rank):
     """The path of a rank's shard, for the save to `path` with this token (16 hexadecimal digits)."""
-    return f"{os.path.realpath(os.fsdecode(path))}.{token}.{rank}"
+    directory, name = os.path.split(os.path.realpath(os.fsdecode(path)))
+    return os.path.join(directory, f"{stem_of(name, SHARD_NAME)}.{token}.{rank}")
 
 
 def write_shard(path, token, rank, tensors):
@@ -50,7 +52,8 @@ def write_index(path, description, shards):
     """
     write(path, {}, {"optimizer": encode(description), "shards": json.dumps(shards, separators=(",", ":"))})
     directory, name = os.path.split(os.path.realpath(os.fsdecode(path)))
-    pattern = re.compile(rf"\.?{re.escape(name)}\.([0-9a-f]{{16}})\.[0-9]+(\.[0-9a-f]{{16}}\.tmp)?")
+    stem = re.escape(stem_of(name, SHARD_NAME))
+    pattern = re.compile(rf"\.?{stem}\.([0-9a-f]{{16}})\.[0-9]+(\.[0-9a-f]{{16}}\.tmp)?")
     for entry in os.listdir(directory):
         match = pattern.fullmatch(entry)
         if match and match[1] != shards["token"]:

@@ -32,6 +32,23 @@ def refuse(path, data):
     return str(caught.value)
 
 
+@pytest.mark.parametrize("own", ["\ud800", "", "\0" * 8, "0000000G", "x" * 5000])
+def test_a_checksum_of_the_header_that_is_none(whole, tmp_path, own):
+    data, _ = whole
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8:8 + length])
+    header["__metadata__"]["header_checksum"] = own
+    text = json.dumps(header).encode()
+    said = refuse(tmp_path / "x", struct.pack("<Q", len(text)) + text + data[8 + length:])
+    assert "its header is damaged: header_checksum" in said and len(said) < len(str(tmp_path)) + 200
+
+
+def test_an_error_of_a_name_that_is_no_text_can_be_printed(whole, tmp_path):
+    said = refuse(tmp_path / "x", rebuilt(whole[0], set_optimizer(
+        config__learning_rate={"class_name": "CosineDecay", "config": {"\ud800": 1}})))
+    assert "\\ud800" in said and said.encode()
+
+
 def test_flipped_bits_are_noticed(whole, tmp_path):
     data, _ = whole
     rng = random.Random(0)

@@ -5,7 +5,9 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -105,6 +107,57 @@ except OSError as error:
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
+AT_EXIT = """
+import atexit, sys, threading, numpy as np, optimc
+w = np.ones(1 << 20, np.float32)                        # two threads compute the checksums of such arrays
+opt = optimc.Adam()
+opt.apply([w * 2], [w])
+class Last:
+    kept = opt, optimc, sys.argv[1]
+    def __del__(self):
+        opt, optimc, path = self.kept
+        opt.save(path)
+        print(optimc.load(path).iterations)
+last = Last()
+"""
+
+
+@pytest.mark.parametrize("code", ["atexit.register(last.__del__); Last.__del__ = lambda self: None", ""],
+                         ids=["atexit", "__del__"])
+def test_an_optimizer_is_saved_and_loaded_while_the_interpreter_ends(tmp_path, code):
+    done = subprocess.run([sys.executable, "-c", AT_EXIT + code, str(tmp_path / "x")], capture_output=True, text=True,
+                          check=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+@pytest.mark.parametrize("starts", [True, False], ids=["a helper", "none"])
+def test_checksums_with_and_without_a_helper(monkeypatch, starts):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    if not starts:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+    parts = [np.full(k << 16, k, np.uint8) for k in range(16)]
+    assert checkpoint.format._checksums(parts) == [zlib.crc32(part) for part in parts]
+
+
+@pytest.mark.parametrize("length", [233, 234, 255])
+def test_every_length_of_a_file_name_that_the_system_allows(tmp_path, length):
+    path = tmp_path / ("n" * length)
+    optimc.SGD(0.5).save(path)
+    stem = checkpoint.format.stem_of(path.name, checkpoint.format.TEMPORARY)
+    left = tmp_path / f".{stem}.{'0' * 16}.tmp"
+    left.touch()                                        # as by a saver that was killed
+    optimc.SGD(0.25).save(path)
+    assert os.listdir(tmp_path) == [path.name] and optimc.load(path).learning_rate == 0.25
+
+
+def test_a_file_name_that_the_system_refuses_is_named(tmp_path):
+    with pytest.raises(OSError, match="name too long") as caught:
+        optimc.SGD().save(tmp_path / ("n" * 256))
+    assert caught.value.filename == str(tmp_path / ("n" * 256)) and not os.listdir(tmp_path)
+
+
 SAVER = """
 import sys, numpy as np, optimc
 w = [np.full(int(sys.argv[2]), 1.0, np.float32)]
@@ -188,7 +241,6 @@ def test_savers_and_readers_at_once(tmp_path):
 
 
 def test_other_threads_wait_for_a_save(tmp_path):
-    import threading
     w = np.zeros(500_000, np.float32)
     optimizer = optimc.SGD(1.0, momentum=0.5)
     optimizer.apply([np.ones_like(w)], [w])

@@ -49,6 +49,16 @@ def test_shards_are_one_checkpoint(stepped, tmp_path, parts):
         assert_same_bits(moved[k], weights[k])
 
 
+@pytest.mark.parametrize("length", [214, 215, 255])
+def test_an_index_with_a_long_name(stepped, tmp_path, length):
+    optimizer, _ = stepped
+    path = tmp_path / ("n" * length)
+    save_in_shards(path, optimizer, 2, "0" * 16)
+    save_in_shards(path, optimizer, 2)
+    same(optimc.load(path), optimizer)
+    assert len(os.listdir(tmp_path)) == 3               # the shards of the first save are gone
+
+
 def test_only_blocks_that_are_wanted_are_read(stepped, tmp_path, monkeypatch):
     optimizer, _ = stepped
     description, shards = save_in_shards(tmp_path / "x", optimizer, 2)
