@@ -333,8 +333,8 @@ class Ftrl(Optimizer):
     keras_slots = ({"accumulator": "accumulator", "linear": "linear"},)
 
     def _kernel(self):
-        powers = {self._get_value(group, self._index["learning_rate_power"])
-                  for group in range(len(self.groups) + 1)}
+        index = self._index["learning_rate_power"]
+        powers = {self._get_value(group, index) for group in self._owners(index)}
         return "ftrl" if powers == {-0.5} else "ftrl_power"
 
     def _initial(self, slot, weight, group):

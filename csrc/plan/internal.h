@@ -60,6 +60,8 @@ struct plan {
     size_t n_weights, capacity;
     struct row *rows;
     size_t n_rows;
+    size_t *places, n_places;               /* a table to find rows by what they share, until sealed: row k is in it
+                                               as k + 1, and 0 is an empty place */
     struct piece *pieces;
     size_t n_pieces, piece_size;
     size_t *chunks;                         /* chunk k is pieces chunks[k] .. chunks[k + 1] - 1 */

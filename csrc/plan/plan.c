@@ -47,8 +47,10 @@ struct plan *optimc_plan_new(size_t weights, struct memory memory)
     plan->capacity = weights;
     plan->weights = plan->memory.take(weights ? weights : 1, sizeof *plan->weights);
     plan->rows = plan->memory.take(weights ? weights : 1, sizeof *plan->rows);
+    plan->n_places = 2 * weights + 1;
+    plan->places = plan->memory.take(plan->n_places, sizeof *plan->places);
     plan->ranges = plan->memory.take((weights ? weights : 1) * (MAX_SLOTS + 3), sizeof *plan->ranges);
-    if (!plan->weights || !plan->rows || !plan->ranges) {
+    if (!plan->weights || !plan->rows || !plan->places || !plan->ranges) {
         optimc_plan_free(plan);
         return NULL;
     }
@@ -65,6 +67,7 @@ void optimc_plan_free(struct plan *plan)
     }
     plan->memory.give(plan->weights);
     plan->memory.give(plan->rows);
+    plan->memory.give(plan->places);
     plan->memory.give(plan->pieces);
     plan->memory.give(plan->chunks);
     plan->memory.give(plan->ranges);
@@ -114,20 +117,35 @@ enum fault optimc_plan_check(const struct view *view)
     return FINE;
 }
 
+static int is_same_row(const struct row *a, const struct row *b)
+{
+    return a->rule == b->rule && a->real_type == b->real_type && a->group == b->group && a->decay == b->decay
+        && a->factor == b->factor;
+}
+
+/* The place of a row in plan->places where a search for it begins. */
+static size_t first_place(const struct plan *plan, const struct row *row)
+{
+    uint64_t bits;
+    memcpy(&bits, &row->factor, sizeof bits);
+    bits = (bits ^ row->group) * 0x9E3779B97F4A7C15u;
+    bits ^= bits >> 32;
+    bits += ((uint64_t)row->rule << 1 | (row->real_type == TYPE_F64)) << 8 ^ (uint64_t)row->decay;
+    return (size_t)(bits * 0x9E3779B97F4A7C15u >> 32) % plan->n_places;
+}
+
 /* The row of this rule, real type, group and decay; makes it if there is none. */
 static size_t row_for(struct plan *plan, enum type real_type, const struct binding *binding)
 {
-    const enum rule rule = rule_of[binding->kernel];
-    size_t i = 0;
-    for (; i < plan->n_rows; i++) {
-        const struct row *row = &plan->rows[i];
-        if (row->rule == rule && row->real_type == real_type && row->group == binding->group
-            && row->decay == binding->decay && row->factor == binding->factor)
-            return i;
-    }
-    plan->rows[plan->n_rows++] = (struct row){.rule = rule, .real_type = real_type, .group = binding->group,
+    const struct row wanted = {.rule = rule_of[binding->kernel], .real_type = real_type, .group = binding->group,
         .decay = binding->decay, .factor = binding->factor};
-    return i;
+    size_t at = first_place(plan, &wanted);
+    for (; plan->places[at]; at = (at + 1) % plan->n_places)
+        if (is_same_row(&plan->rows[plan->places[at] - 1], &wanted))
+            return plan->places[at] - 1;
+    plan->rows[plan->n_rows] = wanted;
+    plan->places[at] = ++plan->n_rows;
+    return plan->n_rows - 1;
 }
 
 /* Slots that are not shaped like their weight lack one of its axes, counted from the last. */
@@ -320,6 +338,8 @@ enum fault optimc_plan_seal(struct plan *plan, const struct isa *isa, struct pla
         return FAULT_OVERLAP;
     if (cut(plan))
         return FAULT_MEMORY;
+    plan->memory.give(plan->places);
+    plan->places = NULL;
     measure(plan);
     return FINE;
 }

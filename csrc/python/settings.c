@@ -321,6 +321,24 @@ static PyObject *optimizer_is_own(Optimizer *self, PyObject *args)
     return PyBool_FromLong(self->settings[group][k].own);
 }
 
+PyDoc_STRVAR(owners_doc, "_owners($self, index, /)\n--\n\n"
+"Returns the groups for which a value was set; the first group is always among them.");
+
+static PyObject *optimizer_owners(Optimizer *self, PyObject *args)
+{
+    Py_ssize_t k;
+    if (!PyArg_ParseTuple(args, "n", &k) || optimc_find_value(self, 0, k))
+        return NULL;
+    PyObject *owners = PyList_New(0);
+    for (size_t group = 0; owners && group < self->n_groups; group++) {
+        PyObject *number = self->settings[group][k].own ? PyLong_FromSize_t(group) : NULL;
+        if (number ? PyList_Append(owners, number) : self->settings[group][k].own)
+            Py_CLEAR(owners);
+        Py_XDECREF(number);
+    }
+    return owners;
+}
+
 PyDoc_STRVAR(inherit_doc, "_inherit($self, group, index, /)\n--\n\n"
 "Makes a group inherit the first group's value again.");
 
@@ -382,6 +400,7 @@ PyMethodDef optimc_settings_methods[] = {
     METHOD("_set_value", optimizer_set_value, METH_VARARGS, set_value_doc),
     METHOD("_get_value", optimizer_get_value, METH_VARARGS, get_value_doc),
     METHOD("_ask_value", optimizer_ask_value, METH_VARARGS, ask_value_doc),
+    METHOD("_owners", optimizer_owners, METH_VARARGS, owners_doc),
     METHOD("_is_own", optimizer_is_own, METH_VARARGS, is_own_doc),
     METHOD("_inherit", optimizer_inherit, METH_VARARGS, inherit_doc),
     METHOD("_current", optimizer_current, METH_VARARGS, current_doc),

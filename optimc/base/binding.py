@@ -8,6 +8,7 @@ Neither changes the optimizer.  Call both through `_locked`, between two steps, 
 from optimc import _core
 from optimc.base import memory
 from optimc.base.rules import rule_of, slots_of, slots_of_rule
+from optimc.base.selection import Places
 from optimc.base.storage import likes_of
 
 
@@ -40,7 +41,7 @@ def carried(optimizer, before, names, weights, may_add=False, adopted=None, aver
 def plan_of(optimizer, weights, state):
     """The sealed plan of weights and their state.  The optimizer does not change."""
     names = state.names
-    excluded, groups = state.excluded.find(names, weights), state.group_of_each(names, weights)
+    excluded, groups = state.excluded.find(Places(weights, names)), state.group_of_each(names, weights)
     plan = _core.Plan(len(weights), state)
     for i, (weight, kernel) in enumerate(zip(weights, optimizer._kernels(names, weights), strict=True)):
         kept, slot_names = slots_of(kernel), slots_of_rule(rule_of(kernel))
@@ -60,9 +61,10 @@ def _match(state, names, weights, kernels, scratch, may_add):
     if not held:
         return [None] * len(weights)
     if names and state.names:
-        lost = [name for name in state.names if name not in names]
-        if lost:
-            raise ValueError(f"params has no entry {lost[0]!r}, whose slots the optimizer holds")
+        given = set(names)
+        lost = next((name for name in state.names if name not in given), None)
+        if lost is not None:
+            raise ValueError(f"params has no entry {lost!r}, whose slots the optimizer holds")
         where = {name: i for i, name in enumerate(state.names)}
         old = [where.get(name) for name in names]
     else:

@@ -141,8 +141,10 @@ class Optimizer(_core.Optimizer):
                                type(self).__name__).lower()
         if isinstance(groups, (dict, str)):
             raise TypeError(f"groups: expected a list of dicts, got {groups!r}")
-        for overrides in groups or ():
-            self.groups += (Group(self, f"groups[{len(self.groups)}]", overrides),)
+        chosen = []
+        self.groups = tuple([Group(self, f"groups[{k}]", overrides, chosen)
+                             for k, overrides in enumerate(groups or ())])
+        self._hold(State(grouped=tuple(chosen)))
 
     # ---------------------------------------------------------- methods that subclasses override
 
@@ -155,7 +157,10 @@ class Optimizer(_core.Optimizer):
         return 0
 
     def _kernel_of(self, name, weight):
-        """The kernel for one weight, if weights have different kernels; `name` may be None."""
+        """The kernel for one weight, if weights have different kernels; `name` may be None.
+
+        Values and groups make a difference only by way of `_kernel`.
+        """
         return self._kernel()
 
     def _slot_like(self, slot, weight):
@@ -189,7 +194,8 @@ class Optimizer(_core.Optimizer):
 
     def _in_use(self, name):
         """True if a value is not zero for some weight, or comes from a schedule."""
-        return any(self._get_value(group, self._index[name]) != 0 for group in range(len(self.groups) + 1))
+        index = self._index[name]
+        return any(self._get_value(group, index) != 0 for group in self._owners(index))
 
     # ---------------------------------------------------------------------------- building
 
@@ -242,6 +248,8 @@ class Optimizer(_core.Optimizer):
 
     def _kernels(self, names, weights):
         """The kernel of each weight."""
+        if type(self)._kernel_of is Optimizer._kernel_of:
+            return [self._kernel()] * len(weights)
         return [self._kernel_of(names and names[i], weight) for i, weight in enumerate(weights)]
 
     def _state_now(self):
@@ -367,7 +375,8 @@ class Optimizer(_core.Optimizer):
         """
         config = {name: plain(value) for name, value in self._given().items()}
         if self.groups:
-            config["groups"] = [group.get_config() for group in self.groups]
+            config["groups"] = [group.get_config(selection) for group, selection in zip(
+                self.groups, self._chosen_by_position().grouped, strict=True)]
         return config
 
     @classmethod
@@ -427,8 +436,18 @@ class Optimizer(_core.Optimizer):
         return scalars_of(self.rule)
 
     def _scalars(self, group=0):
-        """The rule's scalars, in the order of its row."""
+        """The rule's scalars in one group, in the order of its row."""
         return tuple(self._get_running()[group]["scalars"].values())
+
+    def _all_scalars(self):
+        """The rule's scalars in every group, one group after the other."""
+        return [value for one in self._get_running() for value in one["scalars"].values()]
+
+    def _set_all_scalars(self, values):
+        """Sets what `_all_scalars` gives."""
+        rest = iter(values)
+        self._set_running(tuple({**one, "scalars": dict(zip(one["scalars"], rest, strict=False))}
+                                for one in self._get_running()))
 
     def _set_scalars(self, values, group=None):
         """Sets the rule's scalars, in one group or in all."""

@@ -1,5 +1,7 @@
 """The rules and kernels of csrc/optimizers.def for Python: the values that they read and the slots that they keep."""
 
+import functools
+
 from optimc import _core
 
 OPTIONS = _core.options             # the values of every rule, in their order; a rule's hyperparameters follow
@@ -40,8 +42,9 @@ def rule_of(kernel):
     return _core.kernels[kernel][1]
 
 
+@functools.cache
 def slots_of(kernel):
-    """The slots that a kernel keeps: name -> number."""
+    """The slots that a kernel keeps: name -> number.  Do not change the dict: it is kept."""
     _, rule, mask = _core.kernels[kernel]
     return {name: k for k, name in enumerate(slots_of_rule(rule)) if mask >> k & 1}
 

@@ -14,6 +14,31 @@ from optimc.base.arguments import Value, likely, plain
 from optimc.base.rules import WHOLE
 
 
+class Places:
+    """The positions of weights by their memory; made once for all selections of these weights.
+
+    Args:
+        weights: arrays.
+        names: their names, or None.
+    """
+
+    def __init__(self, weights, names=None):
+        self.names, self._length = names, len(weights)
+        self._by_address = {_core.address(weight): i for i, weight in enumerate(weights) if weight.size}
+        self._empty = {id(weight): i for i, weight in enumerate(weights) if not weight.size}
+
+    def of(self, entry):
+        """The position of an array, or a position itself; None if no weight is there."""
+        if not isinstance(entry, np.ndarray):
+            return entry if 0 <= entry < self._length else None
+        if entry.size:
+            return self._by_address.get(_core.address(entry))
+        return self._empty.get(id(entry))               # it may share its address with others
+
+    def __len__(self):
+        return self._length
+
+
 class Selection(NamedTuple):
     """Some weights: those listed as arrays or positions, and those whose names match a pattern.
 
@@ -43,37 +68,35 @@ class Selection(NamedTuple):
                 raise TypeError(f"{label}: expected names or weights, got {type(entry).__name__}")
         return cls(label, tuple(arrays), tuple(patterns))
 
-    def find(self, names, weights):
+    def find(self, places):
         """The positions of the selected weights.  Raises if an entry selects none."""
+        names = places.names
         if self.patterns and names is None:
             raise ValueError(f"{self.label}: {self.patterns[0]!r} is matched against names, but the weights have "
                              "none: pass a dict")
-        chosen = self._listed(weights)
+        chosen = self._listed(places)
         for pattern in self.patterns:
-            matches = [i for i, name in enumerate(names) if re.search(pattern, name)]
+            search = re.compile(pattern).search
+            matches = [i for i, name in enumerate(names) if search(name)]
             if not matches:
                 raise ValueError(f"{self.label}: {pattern!r} matches none of the weights {', '.join(names)}")
             chosen.update(matches)
         return chosen
 
-    def _listed(self, weights):
+    def _listed(self, places):
         """The positions of the weights that are listed."""
-        where = {_core.address(weight): i for i, weight in enumerate(weights) if weight.size}
         chosen = set()
-        for k, array in enumerate(self.arrays):
-            position = array
-            if isinstance(array, np.ndarray):           # an empty one may share its address with others
-                position = where.get(_core.address(array)) if array.size else next(
-                    (i for i, weight in enumerate(weights) if weight is array), None)
-            if position is None or not 0 <= position < len(weights):
-                said = f"entry {k}" if isinstance(array, np.ndarray) else f"entry {k}, {array},"
-                raise ValueError(f"{self.label}: {said} is not one of the {len(weights)} weights")
+        for k, entry in enumerate(self.arrays):
+            position = places.of(entry)
+            if position is None:
+                said = f"entry {k}" if isinstance(entry, np.ndarray) else f"entry {k}, {entry},"
+                raise ValueError(f"{self.label}: {said} is not one of the {len(places)} weights")
             chosen.add(position)
         return chosen
 
-    def numbered(self, weights):
+    def numbered(self, places):
         """The same selection with positions for arrays."""
-        return self._replace(arrays=tuple(sorted(self._listed(weights)))) if self.arrays else self
+        return self._replace(arrays=tuple(sorted(self._listed(places)))) if self.arrays else self
 
     def renumbered(self, now):
         """The same selection after weights have moved from position k to now[k]; others stay."""
@@ -92,7 +115,8 @@ class Group:
         >>> opt.groups[0]["learning_rate"] = 0.01
     """
 
-    def __init__(self, optimizer, label, overrides):
+    def __init__(self, optimizer, label, overrides, chosen):
+        """`chosen` is the list of the groups' selections, to which that of this group is added."""
         if not isinstance(overrides, dict) or "params" not in overrides:
             raise TypeError(f"{label}: expected a dict with an entry 'params', got {overrides!r}")
         values = {name: value for name, value in overrides.items() if name != "params"}
@@ -104,9 +128,9 @@ class Group:
         for name in values:
             self._check(name)
         self._k = optimizer._add_group()
-        optimizer._hold(optimizer._state.but(grouped=(*optimizer._state.grouped, selection)))
         for name, value in values.items():
             self._set(name, value)
+        chosen.append(selection)
 
     @property
     def selection(self):
@@ -137,9 +161,13 @@ class Group:
                 **{name: self._optimizer._get_value(self._k, self._optimizer._index[name])
                    for name in self._own}}
 
-    def get_config(self):
-        """The group as plain values.  Weights become their positions; this needs a built optimizer."""
-        positions = self._optimizer._chosen_by_position().grouped[self._k - 1].arrays
+    def get_config(self, selection=None):
+        """The group as plain values.  Weights become their positions; this needs a built optimizer.
+
+        Args:
+            selection: of the group, in which weights are given by their positions; default: found now.
+        """
+        positions = (selection or self._optimizer._chosen_by_position().grouped[self._k - 1]).arrays
         if any(isinstance(entry, np.ndarray) for entry in positions):
             raise ValueError(f"{self.label}: a list of weights can be stored only once the optimizer is built")
         return {name: plain(value) for name, value in self.given(positions).items()}

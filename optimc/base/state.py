@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from optimc.base.selection import Selection
+from optimc.base.selection import Places, Selection
 from optimc.base.storage import NAMES, Like
 from optimc.checkpoint.descriptions import ACCUMULATOR, AVERAGE, like_from
 
@@ -50,9 +50,9 @@ class State(NamedTuple):
 
     def group_of_each(self, names, weights):
         """For each weight the number of its group; 0 if it is in no group."""
-        groups = [0] * len(weights)
+        groups, places = [0] * len(weights), self.grouped and Places(weights, names)
         for k, selection in enumerate(self.grouped, 1):
-            for i in selection.find(names, weights):
+            for i in selection.find(places):
                 if groups[i]:
                     raise ValueError(f"params[{names[i] if names else i!r}] is in "
                                      f"{self.grouped[groups[i] - 1].label} and {selection.label}")
@@ -61,8 +61,9 @@ class State(NamedTuple):
 
     def numbered(self, weights):
         """The same state, in which weights are selected by position instead of by array."""
-        return self.but(excluded=self.excluded.numbered(weights),
-                        grouped=tuple(selection.numbered(weights) for selection in self.grouped))
+        places = Places(weights)
+        return self.but(excluded=self.excluded.numbered(places),
+                        grouped=tuple(selection.numbered(places) for selection in self.grouped))
 
     def renumbered(self, old):
         """The same state for other weights: weight i was weight old[i] before; None for a new one."""

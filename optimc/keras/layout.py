@@ -29,10 +29,11 @@ class Layout:
         self.weights = [variables[i] for i in stepped]
         self.position = {i: k for k, i in enumerate(stepped)}
         self.likes = [Like(tuple(v.shape), np.dtype(keras.backend.standardize_dtype(v.dtype))) for v in self.weights]
-        self.names = []
+        names = {}                          # as keys: in order, and quick to look up
         for variable in self.weights:
             name = name_of(variable)
-            self.names.append(name if name not in self.names else f"{name}#{len(self.names)}")
+            names[name if name not in names else f"{name}#{len(names)}"] = None
+        self.names = list(names)
         self.kernels = inner._kernels(self.names, self.likes)
         self.slots, self.averages, self.accumulators, self.scalars = {}, [], [], []
 

@@ -78,16 +78,14 @@ class Stepper:
                 self.told = rate
         if inner.loss_scale_factor != loss_scale:
             inner.loss_scale_factor = loss_scale
-        groups = len(inner.groups) + 1
-        for k in range(groups if scalars and calls else 0):
-            each = len(scalars) // groups
-            inner._set_scalars([float(value) for value in scalars[k * each:(k + 1) * each]], k)
+        if scalars and calls:
+            inner._set_all_scalars(map(float, scalars))
         if not calls and inner.late_slots:
             inner._fill_late_slots()
 
     def scalars(self):
         """The scalars of the rule, group by group."""
-        return [value for k in range(len(self.inner.groups) + 1) for value in self.inner._scalars(k)]
+        return self.inner._all_scalars()
 
     # The next two are steps as functions, for frameworks that call back.  `chosen` are the positions of the weights
     # that have gradients; `rated` is the number of learning rates, 0 or 1, before the gradients.

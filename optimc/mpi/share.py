@@ -9,7 +9,7 @@ import numpy as np
 
 from optimc import _core
 from optimc.base.rules import slots_of
-from optimc.base.selection import Selection
+from optimc.base.selection import Places, Selection
 from optimc.base.storage import like_of
 from optimc.mpi.layout import CUTS, Layout, flat
 
@@ -90,7 +90,7 @@ class Share:
 
     def numbered(self, arrays):
         """Turns weights into their positions, which hold for the pieces too."""
-        return Selection("weights", tuple(arrays)).numbered(self.plan.weights).arrays
+        return Selection("weights", tuple(arrays)).numbered(Places(self.plan.weights)).arrays
 
     def _own_part(self, state, names):
         """Cuts the state that the optimizer came with down to this rank's pieces."""
