@@ -17,7 +17,7 @@ class Source(NamedTuple):
     Attributes:
         argument: optimc's argument.
         key: the key of the parameter group.
-        item: the position in the tuple that stands there, or -1 for a number or flag.
+        item: the position in the tuple or list that stands there, or -1 for a number or flag.
         negated: whether the flag means the opposite.
     """
 

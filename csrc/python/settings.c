@@ -66,13 +66,20 @@ static PyObject *core_check_number(PyObject *Py_UNUSED(module), PyObject *args)
     return PyFloat_FromDouble(number);
 }
 
-/* Reads a value from the item of a dict.  A number of another library is accepted if it converts to a float. */
+/* The entry of a list or tuple; any other object has none.  A new reference, or NULL. */
+static PyObject *entry_of(PyObject *object, Py_ssize_t i)
+{
+    const int listed = PyList_Check(object) || PyTuple_Check(object);
+    return listed && i < PySequence_Fast_GET_SIZE(object) ? Py_NewRef(PySequence_Fast_GET_ITEM(object, i)) : NULL;
+}
+
+/* Reads a value from the item of a dict.  A number of another library is accepted if it converts to a float.  The
+   setting must own its references, because keys and numbers may have code of their own. */
 static int read_item(Optimizer *self, const struct setting *setting, int k, double *number)
 {
-    PyObject *object = PyDict_GetItemWithError(setting->source, setting->key);
+    PyObject *object = Py_XNewRef(PyDict_GetItemWithError(setting->source, setting->key));
     if (object && setting->item >= 0)
-        object = PyTuple_Check(object) && setting->item < PyTuple_GET_SIZE(object)
-            ? PyTuple_GET_ITEM(object, setting->item) : NULL;
+        Py_SETREF(object, entry_of(object, setting->item));
     if (!object) {
         if (!PyErr_Occurred())
             PyErr_Format(PyExc_KeyError, "%U: no such item %R", self->bounds[k].name, setting->key);
@@ -86,27 +93,19 @@ static int read_item(Optimizer *self, const struct setting *setting, int k, doub
     if (!got)
         PyErr_Format(PyExc_TypeError, "%U must be a number, got %s", self->bounds[k].name,
             Py_TYPE(object)->tp_name);
-    if (got <= 0 || check_bound(&self->bounds[k], *number, object, ""))
-        return -1;
-    if (setting->zero_is_off && *number == 0)
+    const int failed = got <= 0 || check_bound(&self->bounds[k], *number, object, "");
+    Py_DECREF(object);
+    if (!failed && setting->zero_is_off && *number == 0)
         *number = Py_NAN;
-    return 0;
+    return failed ? -1 : 0;
 }
 
-/* Asks a schedule (with the step), a callable or a dict for a value. */
-static int ask(Optimizer *self, size_t group, int k, double *number)
+/* Calls a schedule (with the step) or a callable. */
+static int call_source(Optimizer *self, const struct setting *setting, int k, double *number)
 {
-    const struct setting *setting = &self->settings[group][k];
-    if (setting->key)
-        return read_item(self, setting, k, number);
-    PyObject *step = NULL, *result, *source = Py_NewRef(setting->source);
-    if (setting->with_step) {
-        step = PyLong_FromLongLong(self->calls);
-        result = step ? PyObject_CallOneArg(source, step) : NULL;
-    } else {
-        result = PyObject_CallNoArgs(source);
-    }
-    Py_DECREF(source);
+    PyObject *step = setting->with_step ? PyLong_FromLongLong(self->calls) : NULL;
+    PyObject *result = !setting->with_step ? PyObject_CallNoArgs(setting->source)
+        : step ? PyObject_CallOneArg(setting->source, step) : NULL;
     Py_XDECREF(step);
     if (!result)
         return -1;
@@ -120,13 +119,31 @@ static int ask(Optimizer *self, size_t group, int k, double *number)
     return got > 0 ? 0 : -1;
 }
 
+/* Asks a schedule, a callable or a dict for a value.  The code that this runs may set the value anew, and may add a
+   group, which moves all settings. */
+static int ask(Optimizer *self, size_t group, int k, double *number)
+{
+    struct setting setting = self->settings[group][k];
+    Py_INCREF(setting.source);
+    Py_XINCREF(setting.key);
+    const int failed = setting.key ? read_item(self, &setting, k, number) : call_source(self, &setting, k, number);
+    Py_DECREF(setting.source);
+    Py_XDECREF(setting.key);
+    return failed;
+}
+
 /* Fetches the values of a step: asks their sources, then copies the first group's to the groups that inherit them. */
 int optimc_ask_all(Optimizer *self)
 {
     for (size_t group = 0; self->n_sources && group < self->n_groups; group++)
-        for (int k = 0; k < self->n_values; k++)
-            if (self->settings[group][k].source && ask(self, group, k, &self->groups[group].values[k]))
+        for (int k = 0; k < self->n_values; k++) {
+            double number;
+            if (!self->settings[group][k].source)
+                continue;
+            if (ask(self, group, k, &number))
                 return -1;
+            self->groups[group].values[k] = number;
+        }
     for (size_t group = 1; group < self->n_groups; group++)
         for (int k = 0; k < self->n_values; k++)
             if (!self->settings[group][k].own)
@@ -203,6 +220,18 @@ int optimc_read_value(Optimizer *self, int k, PyObject *object, double *number)
     return real > 0 && check_bound(bound, *number, object, "") ? -1 : real;
 }
 
+/* Gives a value another setting, whose references it takes over.  The end of the old source may run code of the
+   caller's, which finds the new setting whole. */
+static void put(Optimizer *self, Py_ssize_t group, Py_ssize_t k, struct setting wanted)
+{
+    struct setting *setting = &self->settings[group][k];
+    const struct setting before = *setting;
+    self->n_sources += (wanted.source != NULL) - (before.source != NULL);
+    *setting = wanted;
+    Py_XDECREF(before.source);
+    Py_XDECREF(before.key);
+}
+
 PyDoc_STRVAR(set_value_doc, "_set_value($self, group, index, value, with_step, /)\n--\n\n"
 "Sets a value to a number, to None if it is optional, or to a callable.  `with_step` tells whether the\n"
 "callable is called with the step or without arguments.");
@@ -227,23 +256,18 @@ static PyObject *set_value_now(Optimizer *self, PyObject *args)
         return NULL;
     }
     PyObject *source = real ? NULL : Py_NewRef(object);
-    struct setting *setting = &self->settings[group][k];
     struct group *g = &self->groups[group];
     if (source && k >= OPTIONS)
         optimc_group_vary(g, (int)k - OPTIONS, self->calls / self->accumulate);
-    self->n_sources += (source != NULL) - (setting->source != NULL);
     g->values[k] = number;
-    setting->with_step = with_step;
-    setting->own = 1;
-    Py_XSETREF(setting->source, source);
-    Py_CLEAR(setting->key);
+    put(self, group, k, (struct setting){.source = source, .with_step = with_step, .own = 1});
     Py_RETURN_NONE;
 }
 
 BETWEEN_STEPS(set_value)
 
 PyDoc_STRVAR(set_item_doc, "_set_item($self, group, index, mapping, key, item, zero_is_off, /)\n--\n\n"
-"Reads a value at every step from mapping[key], or from mapping[key][item] if item >= 0.");
+"Reads a value at every step from mapping[key], or from mapping[key][item], of a list or tuple, if item >= 0.");
 
 static PyObject *set_item_now(Optimizer *self, PyObject *args)
 {
@@ -253,17 +277,14 @@ static PyObject *set_item_now(Optimizer *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "nnO!Uip", &group, &k, &PyDict_Type, &mapping, &key, &item, &zero_is_off)
         || optimc_find_value(self, group, k))
         return NULL;
-    struct setting *setting = &self->settings[group][k], wanted = {mapping, key, 0, 1, item, zero_is_off};
+    const struct setting wanted = {mapping, key, 0, 1, item, zero_is_off};
     double number;
     if (read_item(self, &wanted, (int)k, &number))
         return NULL;
-    self->n_sources += setting->source == NULL;
-    Py_XDECREF(setting->source);
-    Py_XDECREF(setting->key);
     Py_INCREF(mapping);
     Py_INCREF(key);
-    *setting = wanted;
     self->groups[group].values[k] = number;
+    put(self, group, k, wanted);
     Py_RETURN_NONE;
 }
 
@@ -347,11 +368,7 @@ static PyObject *inherit_now(Optimizer *self, PyObject *args)
     Py_ssize_t group, k;
     if (!PyArg_ParseTuple(args, "nn", &group, &k) || optimc_find_value(self, group, k))
         return NULL;
-    struct setting *setting = &self->settings[group][k];
-    self->n_sources -= setting->source != NULL;
-    setting->own = group == 0;
-    Py_CLEAR(setting->source);
-    Py_CLEAR(setting->key);
+    put(self, group, k, (struct setting){.own = group == 0});
     Py_RETURN_NONE;
 }
 
