@@ -16,17 +16,20 @@ static PyObject *call_method(Optimizer *self, const char *name, PyObject *argume
     return result;
 }
 
-/* Ends a step that ran, or gives it up: then the plan that it built goes, and the state is what it was. */
+/* Ends a step that ran, or gives it up: then the plan that it built goes, and the state is what it was.  An error
+   that is set stays. */
 void optimc_end_step(Optimizer *self, int ran)
 {
-    optimc_leave_step(self);
-    if (self->before && !ran) {
-        PyObject *type, *value, *traceback;
+    PyObject *type = NULL, *value, *traceback;
+    if (!ran)
         PyErr_Fetch(&type, &value, &traceback);
+    optimc_leave_step(self);
+    if (self->before && !ran)
         optimc_hold(self, NULL, self->before);
-        PyErr_Restore(type, value, traceback);
-    }
     Py_CLEAR(self->before);
+    self->begun = 0;
+    if (type)
+        PyErr_Restore(type, value, traceback);
 }
 
 /* Sets the request of a matched step. */
@@ -92,6 +95,8 @@ int optimc_check_step(Optimizer *self, PyObject *grads, PyObject *weights, int f
 void optimc_open_step(Optimizer *self)
 {
     const struct request *request = &self->plan->request;
+    self->begun = 1;
+    self->plan->matching = BUSY;
     if (request->update)
         optimc_settle_groups(self);
     self->calls++;

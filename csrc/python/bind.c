@@ -50,26 +50,36 @@ void optimc_hold(Optimizer *self, Plan *plan, PyObject *state)
     Py_XDECREF(grad_name);
 }
 
-/* `_bind` and `_hold`: takes over a plan or a state, and sets counts with it.  Changes nothing on an error. */
+/* `_bind` and `_hold`: takes over a plan or a state, and sets counts with it.  Changes nothing on an error.  Code of
+   the caller's runs first, as the counts are read; all checks of what it may have changed follow it. */
 static PyObject *take_over(Optimizer *self, PyObject *args, int is_plan)
 {
-    PyObject *object, *counts = Py_None, *running = NULL;
+    PyObject *object, *counts = Py_None, *given;
+    struct running *running = NULL;
     long long calls = 0, skipped = 0;
-    if ((self->plan && self->plan->matching != IDLE && optimc_refuse_nested(self))
-        || !PyArg_ParseTuple(args, "O|O", &object, &counts)
-        || (counts != Py_None && !PyArg_ParseTuple(counts, "LLO", &calls, &skipped, &running))
-        || (running && optimc_set_running(self, running, 0)) || (is_plan && optimc_check_plan(self, object)))
+    if (!PyArg_ParseTuple(args, "O|O", &object, &counts))
         return NULL;
-    if (running) {
-        if (optimc_set_running(self, running, 1))
+    if (counts != Py_None) {
+        if (!PyTuple_Check(counts)) {
+            PyErr_Format(PyExc_TypeError, "counts: expected a tuple, got %s", Py_TYPE(counts)->tp_name);
             return NULL;
+        }
+        if (!PyArg_ParseTuple(counts, "LLO", &calls, &skipped, &given)
+            || !(running = optimc_read_running(self, given)))
+            return NULL;
+    }
+    if ((self->plan && self->plan->matching != IDLE && optimc_refuse_nested(self))
+        || (is_plan && optimc_check_plan(self, object))) {
+        PyMem_Free(running);
+        return NULL;
+    }
+    if (running) {
+        optimc_set_running(self, running);
+        PyMem_Free(running);
         self->calls = calls;
         self->skipped = skipped;
     }
-    if (is_plan)
-        optimc_hold(self, (Plan *)object, ((Plan *)object)->state);
-    else
-        optimc_hold(self, NULL, object);
+    optimc_hold(self, is_plan ? (Plan *)object : NULL, is_plan ? ((Plan *)object)->state : object);
     Py_RETURN_NONE;
 }
 
@@ -99,10 +109,12 @@ PyDoc_STRVAR(waiting_doc, "_waiting($self, /)\n--\n\n"
 
 static PyObject *waiting_now(Optimizer *self, PyObject *Py_UNUSED(ignored))
 {
-    const size_t n = self->plan ? optimc_plan_weights(self->plan->core) : 0;
+    Plan *plan = (Plan *)Py_XNewRef(self->plan);    /* a new tuple may run the garbage collector */
+    const size_t n = plan ? optimc_plan_weights(plan->core) : 0;
     PyObject *waiting = PyTuple_New((Py_ssize_t)n);
     for (size_t i = 0; waiting && i < n; i++)
-        PyTuple_SET_ITEM(waiting, (Py_ssize_t)i, PyBool_FromLong(optimc_plan_waits(self->plan->core, i)));
+        PyTuple_SET_ITEM(waiting, (Py_ssize_t)i, PyBool_FromLong(optimc_plan_waits(plan->core, i)));
+    Py_XDECREF(plan);
     return waiting;
 }
 

@@ -31,7 +31,7 @@ struct state {
 };
 
 /* The source of a value: a number (source NULL), a schedule (called with the step), a callable, or an
-   item of a dict (`key` not NULL), or number `item` of a tuple there; then 0 may mean that it is off.  A
+   item of a dict (`key` not NULL), or entry `item` of a list or tuple there; then 0 may mean that it is off.  A
    group's value that is not its own is the first group's. */
 struct setting {
     PyObject *source, *key;
@@ -85,6 +85,7 @@ typedef struct optimizer {
     Plan *plan;                         /* NULL until built */
     PyObject *state;                    /* Python's: what is kept for the weights; the plan's, if there is a plan */
     PyObject *before;                   /* if it built the plan: the state before that, else NULL */
+    int begun;                          /* the step in progress writes, or has written: it is kept */
     int n_values;                       /* options and the rule's hyperparameters */
     struct bound bounds[MAX_VALUES];
     PyObject *scalars;                  /* names of the rule's scalars, a tuple of str, or NULL */
@@ -127,6 +128,7 @@ void optimc_leave_step(Optimizer *self);                    /* forgets the gradi
 
 /* Numbers of threads, which no later thread gets again, not even in a child process. */
 uint64_t optimc_this_thread(void);
+int optimc_is_alive(uint64_t thread);               /* whether this process has it */
 
 /* Takes the turn, or waits for it; an error if this thread's step is in progress.  0 or -1. */
 int optimc_lock(Optimizer *self);
@@ -159,8 +161,14 @@ int optimc_is_weight(Optimizer *self, Py_ssize_t index);                    /* 1
 /* running.c: what runs along with the updates. */
 extern PyMethodDef optimc_running_methods[];
 void optimc_settle_groups(Optimizer *self);         /* counts this update in the products of values that vary */
-/* Checks what `_get_running` gave, or sets it too, which needs no memory: 0 or -1. */
-int optimc_set_running(Optimizer *self, PyObject *running, int commit);
+
+/* What `_get_running` gave, read: an entry per group, to be freed by PyMem_Free; or NULL with an error.  It may run
+   code of the caller's, but adds no group while the optimizer is locked. */
+struct running {
+    double products[MAX_HYPERS], scalars[MAX_SCALARS + 1];
+};
+struct running *optimc_read_running(Optimizer *self, PyObject *given);
+void optimc_set_running(Optimizer *self, const struct running *running);    /* runs no code and takes no memory */
 
 /* pairs.c: gradients and weights side by side. */
 struct pairs {
@@ -187,8 +195,9 @@ PyObject *optimc_pair_label(const struct pairs *pairs, const char *argument);
 PyObject *optimc_label(const char *argument, PyObject *keys, Py_ssize_t i);
 PyObject *optimc_part_name(PyObject *weight, PyObject *slot_names, int part);   /* releases the label `weight` */
 PyObject *optimc_place_name(PyObject *names, PyObject *slot_names, struct place place);
-PyObject *optimc_shape_of(PyArrayObject *array);
 int optimc_refuse(PyObject *type, const char *format, PyObject *entry, PyObject *a, PyObject *b);
+/* The ValueError with the shapes of two arrays. */
+int optimc_refuse_shape(const char *format, PyObject *entry, PyArrayObject *a, PyArrayObject *b);
 int optimc_refuse_kind(const char *format, PyObject *entry, PyObject *object);
 int optimc_refuse_weight(enum fault fault, PyObject *entry, PyArrayObject *array, PyArrayObject *like);
 int optimc_refuse_norm(void);

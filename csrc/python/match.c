@@ -65,17 +65,13 @@ static int take(Plan *self, const struct pairs *pairs, size_t index, PyObject *g
     if (fault == FAULT_TYPE)
         return optimc_refuse(PyExc_TypeError, "%U: expected a gradient of floats, got %S",
             optimc_pair_label(pairs, "grads"), (PyObject *)PyArray_DESCR(array), NULL);
-    PyObject *entry = optimc_pair_label(pairs, "grads"), *a, *b = NULL;
-    if (fault == FAULT_OVERLAP) {
-        a = optimc_place_name(self->names, NULL, overlap);
-        optimc_refuse(PyExc_ValueError, "%U overlaps %S in memory", entry, a, NULL);
-    } else {
-        a = optimc_shape_of((PyArrayObject *)PyTuple_GET_ITEM(self->weights, (Py_ssize_t)index));
-        b = optimc_shape_of(array);
-        optimc_refuse(PyExc_ValueError, "%U: expected shape %S, like its weight, got %S", entry, a, b);
-    }
-    Py_XDECREF(a);
-    Py_XDECREF(b);
+    PyObject *entry = optimc_pair_label(pairs, "grads");
+    if (fault == FAULT_SHAPE)
+        return optimc_refuse_shape("%U: expected shape %S, like its weight, got %S", entry,
+            (PyArrayObject *)PyTuple_GET_ITEM(self->weights, (Py_ssize_t)index), array);
+    PyObject *place = entry ? optimc_place_name(self->names, NULL, overlap) : NULL;
+    optimc_refuse(PyExc_ValueError, "%U overlaps %S in memory", entry, place, NULL);
+    Py_XDECREF(place);
     return -1;
 }
 

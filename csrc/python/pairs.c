@@ -24,7 +24,7 @@ int optimc_open_pairs(const Plan *plan, PyObject *grads, PyObject *weights, stru
     PyObject *both[] = {grads, weights};
     const char *const names[] = {"grads", "params"};
     for (int k = grads == weights; k < 2; k++) {
-        if (k && weights == Py_None)
+        if (k && plan && weights == Py_None)
             continue;
         if (!is_list(both[k]) && !PyDict_Check(both[k])) {
             PyErr_Format(PyExc_TypeError, "%s must be a list, tuple or dict of arrays, got %s",
@@ -46,8 +46,8 @@ int optimc_open_pairs(const Plan *plan, PyObject *grads, PyObject *weights, stru
         return -1;
     }
     const Py_ssize_t n_grads = PyObject_Size(grads);
-    pairs->n = PyObject_Size(pairs->weights);
-    if (n_grads < 0 || pairs->n < 0)
+    pairs->n = n_grads < 0 ? -1 : PyObject_Size(pairs->weights);
+    if (pairs->n < 0)
         return -1;
     if (n_grads != pairs->n) {
         PyErr_Format(PyExc_ValueError,

@@ -91,14 +91,28 @@ static PyObject *label_of(const struct given *given, int part)
     return optimc_part_name(weight, given->slot_names, part);
 }
 
-/* Looks at a part; gives NULL for None. */
+/* Raises the error of a part that is no array which can be written to. */
+static int refuse_part(const struct given *given, PyObject *array, int part)
+{
+    struct view view;
+    if (!optimc_look_writable(array, label_of(given, part), &view))
+        PyErr_SetString(PyExc_RuntimeError, "an array was changed by the code of its name");
+    return -1;
+}
+
+/* Looks at a part; `kept` becomes NULL for None.  A name may have code of its own, which may reshape arrays that were
+   looked at already, so only an error makes a label. */
 static int look_at(const struct given *given, PyObject *array, int part, struct view *view, const struct view **kept)
 {
-    *kept = NULL;
+    *kept = array == Py_None ? NULL : view;
     if (array == Py_None)
         return 0;
-    *kept = view;
-    return optimc_look_writable(array, label_of(given, part), view);
+    if (PyArray_Check(array)) {
+        optimc_look((PyArrayObject *)array, view);
+        if (!optimc_plan_check(view))
+            return 0;
+    }
+    return refuse_part(given, array, part);
 }
 
 /* Adds the weight to the plan in C, or raises. */
@@ -106,9 +120,12 @@ static int add_to_core(Plan *self, const struct given *given, struct binding *bi
 {
     struct view view, slots[MAX_SLOTS] = {{0}}, average, accumulator;
     const struct view *used;
-    if (optimc_look_writable(given->weight, label_of(given, PART_WEIGHT), &view))
+    const int n_slots = (int)PyTuple_GET_SIZE(given->slots);
+    if (given->weight == Py_None)
+        return refuse_part(given, given->weight, PART_WEIGHT);
+    if (look_at(given, given->weight, PART_WEIGHT, &view, &used))
         return -1;
-    for (int k = 0; k < PyTuple_GET_SIZE(given->slots); k++)
+    for (int k = 0; k < n_slots; k++)
         if (look_at(given, PyTuple_GET_ITEM(given->slots, k), k, &slots[k], &used))
             return -1;
     if (look_at(given, given->average, PART_AVERAGE, &average, &binding->average)
@@ -120,7 +137,7 @@ static int add_to_core(Plan *self, const struct given *given, struct binding *bi
     if (!fault)
         return 0;
     PyObject *wrong = where == PART_AVERAGE ? given->average : where == PART_ACCUMULATOR ? given->accumulator
-        : where >= 0 ? PyTuple_GET_ITEM(given->slots, where) : given->weight;
+        : where < 0 ? given->weight : where < n_slots ? PyTuple_GET_ITEM(given->slots, where) : Py_None;
     if (wrong == Py_None)
         return optimc_refuse_kind("%U: expected an array, got %S", label_of(given, where), wrong);
     return optimc_refuse_weight(fault, label_of(given, where), (PyArrayObject *)wrong,
@@ -215,16 +232,16 @@ static PyObject *plan_seal(Plan *self, PyObject *Py_UNUSED(ignored))
         return NULL;
     }
     const struct state *module = PyType_GetModuleState(Py_TYPE(self));
+    self->n = -1;                           /* whatever comes, this is the only try */
     if (freeze(&self->weights) || freeze(&self->names))
         return NULL;
-    self->n = -1;                           /* whatever comes, this is the only try */
     if (!PyTuple_GET_SIZE(self->names))
         Py_CLEAR(self->names);
     struct place overlap[2];
     const enum fault fault = optimc_plan_seal(self->core, module->isa, overlap);
     if (fault == FAULT_OVERLAP) {
         PyObject *a = optimc_place_name(self->names, slot_names_of(self, overlap[0].weight), overlap[0]);
-        PyObject *b = optimc_place_name(self->names, slot_names_of(self, overlap[1].weight), overlap[1]);
+        PyObject *b = a ? optimc_place_name(self->names, slot_names_of(self, overlap[1].weight), overlap[1]) : NULL;
         if (a && b)
             PyErr_Format(PyExc_ValueError, "%U and %U overlap in memory", a, b);
         Py_XDECREF(a);

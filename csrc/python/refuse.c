@@ -13,11 +13,6 @@ PyObject *optimc_label(const char *argument, PyObject *keys, Py_ssize_t i)
     return PyUnicode_FromFormat("%s[%zd]", argument, i);
 }
 
-PyObject *optimc_shape_of(PyArrayObject *array)
-{
-    return PyObject_GetAttrString((PyObject *)array, "shape");
-}
-
 /* Raises `type` with a message made of an entry's label (%U; released here) and two more objects (%S).  An error that
    is already raised is kept. */
 int optimc_refuse(PyObject *type, const char *format, PyObject *entry, PyObject *a, PyObject *b)
@@ -26,6 +21,22 @@ int optimc_refuse(PyObject *type, const char *format, PyObject *entry, PyObject 
         PyErr_Format(type, format, entry, a, b);
     Py_XDECREF(entry);
     return -1;
+}
+
+/* optimc_refuse with attributes of two arrays; `b` may be NULL. */
+static int refuse_with(const char *attribute, const char *format, PyObject *entry, PyArrayObject *a, PyArrayObject *b)
+{
+    PyObject *of_a = entry ? PyObject_GetAttrString((PyObject *)a, attribute) : NULL;
+    PyObject *of_b = of_a && b ? PyObject_GetAttrString((PyObject *)b, attribute) : NULL;
+    optimc_refuse(PyExc_ValueError, format, entry, of_a, of_b);
+    Py_XDECREF(of_a);
+    Py_XDECREF(of_b);
+    return -1;
+}
+
+int optimc_refuse_shape(const char *format, PyObject *entry, PyArrayObject *a, PyArrayObject *b)
+{
+    return refuse_with("shape", format, entry, a, b);
 }
 
 /* The TypeError for an entry that is no array; %S is the name of its type. */
@@ -55,22 +66,11 @@ int optimc_refuse_weight(enum fault fault, PyObject *entry, PyArrayObject *array
         return optimc_refuse(PyExc_ValueError, "%U: output array is read-only", entry, NULL, NULL);
     case FAULT_ALIGNMENT:
         return optimc_refuse(PyExc_ValueError, "%U: array is not aligned for %S", entry, dtype, NULL);
-    case FAULT_SHAPE: {
-        PyObject *got = optimc_shape_of(array), *expected = like ? optimc_shape_of(like) : NULL;
-        optimc_refuse(PyExc_ValueError, "%U: expected shape %S, as built, got %S", entry, expected, got);
-        Py_XDECREF(got);
-        Py_XDECREF(expected);
-        return -1;
-    }
-    case FAULT_STRIDES: {
-        PyObject *got = PyObject_GetAttrString((PyObject *)array, "strides");
-        optimc_refuse(PyExc_ValueError, like
-            ? "%U: expected the memory order it was built with, got strides %S"
-            : "%U: expected an array contiguous in C or Fortran order, got strides %S", entry, got,
-            NULL);
-        Py_XDECREF(got);
-        return -1;
-    }
+    case FAULT_SHAPE:
+        return optimc_refuse_shape("%U: expected shape %S, as built, got %S", entry, like, array);
+    case FAULT_STRIDES:
+        return refuse_with("strides", like ? "%U: expected the memory order it was built with, got strides %S"
+            : "%U: expected an array contiguous in C or Fortran order, got strides %S", entry, array, NULL);
     default:
         Py_XDECREF(entry);
         PyErr_NoMemory();

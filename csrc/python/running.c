@@ -28,7 +28,10 @@ PyDoc_STRVAR(name_scalars_doc, "_name_scalars($self, names, /)\n--\n\n"
 
 static PyObject *optimizer_name_scalars(Optimizer *self, PyObject *names)
 {
-    if (!PyTuple_Check(names) || PyTuple_GET_SIZE(names) > MAX_SCALARS) {
+    int fit = PyTuple_Check(names) && PyTuple_GET_SIZE(names) <= MAX_SCALARS;
+    for (Py_ssize_t k = 0; fit && k < PyTuple_GET_SIZE(names); k++)
+        fit = PyUnicode_Check(PyTuple_GET_ITEM(names, k));
+    if (!fit) {
         PyErr_Format(PyExc_TypeError, "names: expected a tuple of at most %d names", MAX_SCALARS);
         return NULL;
     }
@@ -36,9 +39,9 @@ static PyObject *optimizer_name_scalars(Optimizer *self, PyObject *names)
     Py_RETURN_NONE;
 }
 
-static Py_ssize_t n_scalars(const Optimizer *self)
+static Py_ssize_t count(PyObject *names)
 {
-    return self->scalars ? PyTuple_GET_SIZE(self->scalars) : 0;
+    return names ? PyTuple_GET_SIZE(names) : 0;
 }
 
 static int set_number(PyObject *dict, PyObject *name, double value)
@@ -49,16 +52,16 @@ static int set_number(PyObject *dict, PyObject *name, double value)
     return failed;
 }
 
-/* What runs along in one group, by name. */
-static PyObject *running_of(const Optimizer *self, const struct group *group)
+/* What runs along in one group, by name.  `names`: the rule's scalars, or NULL. */
+static PyObject *running_of(const Optimizer *self, const struct group *group, PyObject *names)
 {
     PyObject *products = PyDict_New(), *scalars = PyDict_New();
     int failed = !products || !scalars;
     for (int k = OPTIONS; !failed && k < self->n_values; k++)
         if (!isnan(group->products[k - OPTIONS]))
             failed = set_number(products, self->bounds[k].name, group->products[k - OPTIONS]);
-    for (Py_ssize_t k = 0; !failed && k < n_scalars(self); k++)
-        failed = set_number(scalars, PyTuple_GET_ITEM(self->scalars, k), group->before[k]);
+    for (Py_ssize_t k = 0; !failed && k < count(names); k++)
+        failed = set_number(scalars, PyTuple_GET_ITEM(names, k), group->before[k]);
     PyObject *one = failed ? NULL : Py_BuildValue("{sOsO}", "products", products, "scalars", scalars);
     Py_XDECREF(products);
     Py_XDECREF(scalars);
@@ -71,25 +74,25 @@ PyDoc_STRVAR(get_running_doc, "_get_running($self, /)\n--\n\n"
 
 static PyObject *get_running_now(Optimizer *self, PyObject *Py_UNUSED(ignored))
 {
-    PyObject *all = PyTuple_New((Py_ssize_t)self->n_groups);
+    PyObject *all = PyTuple_New((Py_ssize_t)self->n_groups), *names = Py_XNewRef(self->scalars);
     for (size_t i = 0; all && i < self->n_groups; i++) {
-        PyObject *one = running_of(self, &self->groups[i]);
+        PyObject *one = running_of(self, &self->groups[i], names);
         if (one)
             PyTuple_SET_ITEM(all, (Py_ssize_t)i, one);
         else
             Py_CLEAR(all);
     }
+    Py_XDECREF(names);
     return all;
 }
 
-/* The dict of numbers under a key of the entry of a group; borrowed.  It takes no memory, so that what was read once
-   can be read again. */
+/* The dict of numbers under a key of the entry of a group: a new reference, or NULL with an error. */
 static PyObject *numbers_of(PyObject *one, const char *key, size_t group)
 {
     PyObject *name, *numbers;
     for (Py_ssize_t i = 0; PyDict_Check(one) && PyDict_Next(one, &i, &name, &numbers);)
         if (PyUnicode_Check(name) && !PyUnicode_CompareWithASCIIString(name, key) && PyDict_Check(numbers))
-            return numbers;
+            return Py_NewRef(numbers);
     PyErr_Format(PyExc_ValueError, "running[%zu]: expected a dict of %s by name", group, key);
     return NULL;
 }
@@ -109,55 +112,78 @@ static int find_number(PyObject *numbers, PyObject *name, double *number, Py_ssi
     return 1;
 }
 
-/* Reads the entry of a group. */
-static int read_group(const Optimizer *self, PyObject *one, size_t group, double *products, double *scalars)
+/* Reads the two dicts of a group. */
+static int read_numbers(const Optimizer *self, PyObject *products, PyObject *scalars, PyObject *names,
+    struct running *running)
 {
-    PyObject *by_name = numbers_of(one, "products", group);
-    PyObject *kept = by_name ? numbers_of(one, "scalars", group) : NULL;
-    if (!kept)
-        return -1;
     Py_ssize_t found = 0, found_scalars = 0;
     for (int k = 0; k < MAX_HYPERS; k++)
-        products[k] = Py_NAN;
+        running->products[k] = Py_NAN;
     for (int k = OPTIONS; k < self->n_values; k++)
-        if (find_number(by_name, self->bounds[k].name, &products[k - OPTIONS], &found) < 0)
+        if (find_number(products, self->bounds[k].name, &running->products[k - OPTIONS], &found) < 0)
             return -1;
-    for (Py_ssize_t k = 0; k < n_scalars(self); k++)
-        if (find_number(kept, PyTuple_GET_ITEM(self->scalars, k), &scalars[k], &found_scalars) < 0)
+    for (Py_ssize_t k = 0; k < count(names); k++)
+        if (find_number(scalars, PyTuple_GET_ITEM(names, k), &running->scalars[k], &found_scalars) < 0)
             return -1;
-    if (found == PyDict_GET_SIZE(by_name) && found_scalars == PyDict_GET_SIZE(kept)
-        && found_scalars == n_scalars(self))
-        return 0;
-    PyErr_Format(PyExc_ValueError, "running[%zu]: expected products of the rule's hyperparameters and its scalars, "
-        "got %.200R", group, one);
-    return -1;
+    return found == PyDict_GET_SIZE(products) && found_scalars == PyDict_GET_SIZE(scalars)
+        && found_scalars == count(names);
 }
 
-int optimc_set_running(Optimizer *self, PyObject *running, int commit)
+/* Reads the entry of a group. */
+static int read_group(const Optimizer *self, PyObject *one, size_t group, PyObject *names, struct running *running)
 {
-    if (!PyTuple_Check(running) || (size_t)PyTuple_GET_SIZE(running) != self->n_groups) {
+    PyObject *products = numbers_of(one, "products", group);
+    PyObject *scalars = products ? numbers_of(one, "scalars", group) : NULL;
+    const int fits = scalars ? read_numbers(self, products, scalars, names, running) : -1;
+    if (!fits)
+        PyErr_Format(PyExc_ValueError, "running[%zu]: expected products of the rule's hyperparameters and its "
+            "scalars, got %.200R", group, one);
+    Py_XDECREF(products);
+    Py_XDECREF(scalars);
+    return fits > 0 ? 0 : -1;
+}
+
+struct running *optimc_read_running(Optimizer *self, PyObject *given)
+{
+    if (!PyTuple_Check(given) || (size_t)PyTuple_GET_SIZE(given) != self->n_groups) {
         PyErr_SetString(PyExc_ValueError, "running: expected a tuple with an entry per group");
-        return -1;
+        return NULL;
     }
+    const size_t n = self->n_groups;
+    struct running *running = PyMem_Calloc(n, sizeof *running);
+    if (!running) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    PyObject *names = Py_XNewRef(self->scalars);        /* keys may have code of their own */
+    int failed = 0;
+    for (size_t i = 0; !failed && i < n; i++)
+        failed = read_group(self, PyTuple_GET_ITEM(given, (Py_ssize_t)i), i, names, &running[i]);
+    Py_XDECREF(names);
+    if (!failed)
+        return running;
+    PyMem_Free(running);
+    return NULL;
+}
+
+void optimc_set_running(Optimizer *self, const struct running *running)
+{
     for (size_t i = 0; i < self->n_groups; i++) {
-        double products[MAX_HYPERS], scalars[MAX_SCALARS + 1] = {0};
-        if (read_group(self, PyTuple_GET_ITEM(running, (Py_ssize_t)i), i, products, scalars))
-            return -1;
-        if (commit) {
-            memcpy(self->groups[i].products, products, sizeof products);
-            memcpy(self->groups[i].before, scalars, sizeof scalars);
-        }
+        memcpy(self->groups[i].products, running[i].products, sizeof running->products);
+        memcpy(self->groups[i].before, running[i].scalars, sizeof running->scalars);
     }
-    return 0;
 }
 
 PyDoc_STRVAR(set_running_doc, "_set_running($self, running, /)\n--\n\n"
 "Sets what `_get_running` gave.  Nothing changes on an error.");
 
-static PyObject *set_running_now(Optimizer *self, PyObject *running)
+static PyObject *set_running_now(Optimizer *self, PyObject *given)
 {
-    if (optimc_set_running(self, running, 0) || optimc_set_running(self, running, 1))
+    struct running *running = optimc_read_running(self, given);
+    if (!running)
         return NULL;
+    optimc_set_running(self, running);
+    PyMem_Free(running);
     Py_RETURN_NONE;
 }
 
@@ -166,12 +192,16 @@ BETWEEN_STEPS(set_running)
 PyDoc_STRVAR(check_running_doc, "_check_running($self, running, /)\n--\n\n"
 "Raises what `_set_running` would raise, and changes nothing.");
 
-static PyObject *optimizer_check_running(Optimizer *self, PyObject *running)
+static PyObject *check_running_now(Optimizer *self, PyObject *given)
 {
-    if (optimc_set_running(self, running, 0))
+    struct running *running = optimc_read_running(self, given);
+    if (!running)
         return NULL;
+    PyMem_Free(running);
     Py_RETURN_NONE;
 }
+
+BETWEEN_STEPS(check_running)
 
 BETWEEN_STEPS(get_running)
 

@@ -20,13 +20,14 @@ static PyObject *transaction_enter_step(Transaction *self, PyObject *args)
     const struct state *module = PyType_GetModuleState(Py_TYPE(self));
     if (!PyArg_ParseTuple(args, "OO!:enter", &object, module->plan_type, &whole))
         return NULL;
-    if (((Plan *)whole)->owner) {
-        PyErr_SetString(PyExc_ValueError, "the plan belongs to an optimizer");
-        return NULL;
-    }
     struct checked *step = optimc_add_step(self, object);
     if (!step)
         return NULL;
+    if (((Plan *)whole)->owner) {       /* only now: another thread may have bound it while this one waited */
+        optimc_drop_step(self);
+        PyErr_SetString(PyExc_ValueError, "the plan belongs to an optimizer");
+        return NULL;
+    }
     step->whole = (Plan *)Py_NewRef(whole);
     Py_RETURN_NONE;
 }
@@ -58,13 +59,13 @@ static PyObject *transaction_match(Transaction *self, PyObject *args)
         optimc_make_request(optimizer, PROPAGATE);
         taken = optimc_taken(optimizer->plan);
     }
-    self->busy = 0;
     if (taken)
         step->progress = TAKEN;
     else if (before)
         optimc_end_step(optimizer, 0);              /* it stays locked */
     else
         optimc_drop_step(self);
+    self->busy = 0;
     return taken;
 }
 

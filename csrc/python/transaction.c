@@ -141,15 +141,15 @@ static int set_scale(struct checked *step, PyObject *scale)
     double number;
     if (scale == Py_None)
         return 0;
-    if (optimizer->settings[0][LOSS_SCALE].source) {
-        PyErr_SetString(PyExc_ValueError, "loss_scale: the optimizer has a schedule for it");
-        return -1;
-    }
     const int real = optimc_read_value(optimizer, LOSS_SCALE, scale, &number);
     if (!real)
         PyErr_Format(PyExc_TypeError, "loss_scale must be a number, got %s", Py_TYPE(scale)->tp_name);
     if (real <= 0)
         return -1;
+    if (optimizer->settings[0][LOSS_SCALE].source) {
+        PyErr_SetString(PyExc_ValueError, "loss_scale: the optimizer has a schedule for it");
+        return -1;
+    }
     optimizer->own_scale = optimizer->groups[0].values[LOSS_SCALE];
     optimizer->scaled = 1;
     optimizer->groups[0].values[LOSS_SCALE] = number;
@@ -165,8 +165,8 @@ static struct checked *begin_check(Transaction *self, PyObject *object, PyObject
     self->busy = CHECKING;
     if (!set_scale(step, scale))
         return step;
-    self->busy = 0;
     optimc_drop_step(self);
+    self->busy = 0;
     return NULL;
 }
 
@@ -188,9 +188,9 @@ static PyObject *transaction_check(Transaction *self, PyObject *args, PyObject *
         return NULL;
     const int policy = finite ? SKIP : step->optimizer->check_finite;
     const int good = optimc_check_step(step->optimizer, grads, weights, policy);
-    self->busy = 0;
     if (good < 0)
         optimc_drop_step(self);
+    self->busy = 0;
     return optimc_note_look(step, good, finite);
 }
 
@@ -209,10 +209,10 @@ static PyObject *transaction_check_tensors(Transaction *self, PyObject *args, Py
     if (!step)
         return NULL;
     const int found = optimc_check_tensors(step->optimizer, tensors, exchange, NULL);
-    self->busy = 0;
     step->progress = found == CHECKED ? READY : SKIPPED;
     if (found != CHECKED && found != NOT_FINITE)
         optimc_drop_step(self);
+    self->busy = 0;
     return found < 0 ? NULL : PyLong_FromLong(found == NOT_FINITE ? NO_GRADIENTS : found);
 }
 
@@ -324,7 +324,9 @@ static PyObject *transaction_enter(Transaction *self, PyObject *Py_UNUSED(ignore
 
 static PyObject *transaction_exit(Transaction *self, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(n))
 {
-    if (!self->over && optimc_refuse_use(self))
+    if (self->over)                     /* or ending: what a step drops may have code of its own */
+        Py_RETURN_FALSE;
+    if (optimc_refuse_use(self))
         return NULL;
     give_up(self);
     Py_RETURN_FALSE;

@@ -13,7 +13,7 @@ uint64_t optimc_this_thread(void)
     return PyThreadState_GetID(PyThreadState_Get());
 }
 
-static int is_alive(uint64_t thread)
+int optimc_is_alive(uint64_t thread)
 {
     PyThreadState *state = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
     while (state && PyThreadState_GetID(state) != thread)
@@ -22,16 +22,16 @@ static int is_alive(uint64_t thread)
 }
 
 /* Called the first time in a child process.  No thread waits here, and the owner may exist in the parent only.  Its
-   step was complete or had written nothing (optimc_pool_enter), so its leftovers are dropped. */
+   step was complete or had written nothing (optimc_pool_enter), so it ends here as it would have ended there. */
 static void take_over(Optimizer *self)
 {
     self->forks = optimc_pool_forks();
     self->waiters = NULL;
-    if (self->owner && !is_alive(self->owner)) {
-        self->owner = 0;
+    if (self->owner && !optimc_is_alive(self->owner)) {
+        self->owner = optimc_this_thread();     /* the end of an array may run code of the caller's */
         optimc_restore_scale(self);
-        optimc_leave_step(self);
-        Py_CLEAR(self->before);
+        optimc_end_step(self, self->begun);
+        self->owner = 0;
     }
 }
 

@@ -76,18 +76,19 @@ static void *handle(struct xla_frame *frame)
     if (frame->stage != XLA_EXECUTE)
         return NULL;
     const PyGILState_STATE gil = PyGILState_Ensure();
-    PyObject *arguments = NULL, *results = NULL, *done = NULL;
+    PyObject *arguments = NULL, *results = NULL, *done = NULL, *function = Py_NewRef(callee);
     const struct xla_attributes *attributes = &frame->attributes;
     if (attributes->n != 1 || attributes->types[0] != XLA_SCALAR || attributes->values[0]->type != XLA_S64)
         PyErr_SetString(PyExc_TypeError, "expected one attribute, a 64-bit integer");
     else if ((arguments = views(&frame->arguments, PyBUF_READ))
              && (results = views(&frame->results, PyBUF_WRITE)))
-        done = PyObject_CallFunction(callee, "LOO", (long long)*(const int64_t *)attributes->values[0]->value,
+        done = PyObject_CallFunction(function, "LOO", (long long)*(const int64_t *)attributes->values[0]->value,
             arguments, results);
     void *error = done ? NULL : refuse_call(frame->api);
     Py_XDECREF(arguments);
     Py_XDECREF(results);
     Py_XDECREF(done);
+    Py_DECREF(function);
     PyGILState_Release(gil);
     return error;
 }

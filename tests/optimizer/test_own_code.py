@@ -11,6 +11,8 @@ import numpy as np
 
 import optimc
 
+RATE = optimc.SGD._index["learning_rate"]
+
 
 def raises(error, message, function, *args):
     try:
@@ -60,6 +62,10 @@ def built(cls=optimc.SGD, **arguments):
     return optimizer
 
 
+def step(optimizer):
+    optimizer.apply([np.ones(3, np.float32) for _ in optimizer._weights])
+
+
 def watched_flag_is_dropped_by_its_comparison():
     optimizer, group = built(), {}
     group["flag"] = Own(group.clear)
@@ -69,9 +75,9 @@ def watched_flag_is_dropped_by_its_comparison():
 
 def watched_items_are_replaced_by_a_comparison():
     optimizer, group = built(), {}
-    group["flag"] = Own(lambda: optimizer._prepare_tensors((None,), ()), equal=True)
-    optimizer._prepare_tensors((None,), ((group, "flag", 0.9), (group, "flag", 0.9)))
-    assert optimizer._is_as_watched() is True
+    group["flag"] = Own(lambda: optimizer._prepare_tensors((None,), ()))
+    optimizer._prepare_tensors((None,), ((group, "flag", float("0.9")),))
+    assert optimizer._is_as_watched() is False
 
 
 def watched_items_are_replaced_by_a_key():
@@ -82,8 +88,124 @@ def watched_items_are_replaced_by_a_key():
     assert optimizer._is_as_watched() is True
 
 
-CASES = [case for name, case in list(vars().items()) if callable(case) and getattr(case, "__module__", "") == __name__
-         and name not in ("raises", "built") and not isinstance(case, type)]
+def value_is_replaced_by_its_number():
+    optimizer, group = built(), {"lr": 0.5}
+    optimizer._set_item(0, RATE, group, "lr", -1, False)
+    group["lr"] = Own(group.clear)
+    raises(ValueError, "learning_rate must be finite and >= 0, got ownown", step, optimizer)
+
+
+def entry_is_removed_by_its_number():
+    for kind in (list, tuple):
+        optimizer, group = built(), {"rates": (0.5, 0.5)}
+        optimizer._set_item(0, RATE, group, "rates", 1, False)
+        group["rates"] = kind([0.5, Own(group.clear)])
+        raises(ValueError, "learning_rate must be finite and >= 0, got ownown", step, optimizer)
+
+
+def list_is_emptied_by_its_number():
+    optimizer, rates = built(), [0.5]
+    optimizer._set_item(0, RATE, {"rates": rates}, "rates", 0, False)
+    rates[0] = Own(rates.clear)
+    raises(ValueError, "got ownown", step, optimizer)
+    raises(KeyError, "learning_rate: no such item 'rates'", step, optimizer)
+
+
+def dict_is_dropped_by_its_key():
+    for act in (lambda optimizer: optimizer._set_value(0, RATE, 0.5, False),
+                lambda optimizer: optimizer._inherit(0, RATE),
+                lambda optimizer: [optimizer._add_group() for _ in range(1000)]):
+        optimizer, key = built(), Key("lr")
+        optimizer._set_item(0, RATE, {key: 0.5}, "".join(["l", "r"]), -1, False)
+        key.action = lambda optimizer=optimizer, act=act: act(optimizer)
+        assert optimizer._ask_value(0, RATE) == 0.5
+
+
+def old_source_looks_at_the_new():
+    class Source(dict):
+        def __call__(self):
+            return 0.5
+
+        def __del__(self):
+            seen.append(optimizer._get_value(0, RATE))
+            seen.append(optimizer._ask_value(0, RATE))
+
+    optimizer, seen = built(), []
+    for method, *wanted in (("_set_item", {"lr": 0.25}, "lr", -1, False), ("_set_value", 0.25, False),
+                            ("_set_value", lambda: 0.25, False)):
+        optimizer._set_item(0, RATE, Source(lr=0.5), "lr", -1, False)
+        getattr(optimizer, method)(0, RATE, *wanted)
+        optimizer._set_value(0, RATE, Source(), False)
+        getattr(optimizer, method)(0, RATE, *wanted)
+    assert len(seen) == 12 and seen[1::2] == [0.25] * 6
+
+
+def old_source_sets_a_source():
+    class Source(dict):
+        def __del__(self):
+            optimizer._set_item(0, RATE, {"lr": 0.25}, "lr", -1, False)
+
+    optimizer = built()
+    optimizer._set_item(0, RATE, Source(lr=0.5), "lr", -1, False)
+    optimizer._inherit(0, RATE)
+    assert optimizer._ask_value(0, RATE) == 0.25
+    step(optimizer)
+
+
+def running_values_are_dropped_by_a_key():
+    optimizer, key = built(optimc.Nadam), Key("u_product")
+    one = {"products": {}, "scalars": {key: 1.0}}
+    key.action = one.clear
+    optimizer._set_running((one,))
+    optimizer._name_scalars((Key("u_product"),))
+    key.action = lambda: optimizer._name_scalars(("u_product",))
+    optimizer._set_running(({"products": {}, "scalars": {key: 1.0}},))
+    key.action = None
+    assert optimizer._get_running() == ({"products": {}, "scalars": {"u_product": 1.0}},)
+
+
+def counts_are_taken_over_whole_or_not_at_all():
+    """A key that raises when it is read again leaves no part of the counts behind."""
+    def refuse():
+        asked.append(None)
+        if len(asked) > 1:
+            raise ValueError("asked again")
+
+    optimizer, asked, key = optimc.Nadam(groups=[{"params": [0], "weight_decay": 0.5}]), [], Key("u_product")
+    key.action = refuse
+    running = tuple({"products": {}, "scalars": {name: 0.5}} for name in ("u_product", key))
+    optimizer._hold(optimizer._state, (7, 1, running))
+    assert [one["scalars"]["u_product"] for one in optimizer._get_running()] == [0.5, 0.5]
+    raises(ValueError, "asked again", optimizer._hold, optimizer._state, (9, 2, (running[0], {**running[1]})))
+    assert optimizer._calls == 7
+
+
+def bind_with_key(first, second, at):
+    """Binds one optimizer with counts, of which a key binds the other to the same plan when it is asked again."""
+    def bind():
+        asked.append(None)
+        if len(asked) == at:
+            second._bind(plan)
+
+    plan, asked, key = first._build([np.ones(3, np.float32)]), [], Key("u_product")
+    key.action = bind
+    first._bind(plan, (0, 0, ({"products": {}, "scalars": {key: 1.0}},)))
+
+
+def plan_is_bound_elsewhere_by_its_counts():
+    first, second = optimc.Nadam(), optimc.Nadam()
+    raises(ValueError, "belongs to another optimizer", bind_with_key, first, second, 1)
+    assert second.built and not first.built
+    first, second = optimc.Nadam(), optimc.Nadam()
+    bind_with_key(first, second, 2)
+    assert first.built and not second.built
+
+
+CASES = [watched_flag_is_dropped_by_its_comparison, watched_items_are_replaced_by_a_comparison,
+         watched_items_are_replaced_by_a_key, value_is_replaced_by_its_number, entry_is_removed_by_its_number,
+         list_is_emptied_by_its_number, dict_is_dropped_by_its_key, old_source_looks_at_the_new,
+         old_source_sets_a_source, running_values_are_dropped_by_a_key, counts_are_taken_over_whole_or_not_at_all,
+         plan_is_bound_elsewhere_by_its_counts]
 
 
 def test_no_case_uses_what_is_gone():

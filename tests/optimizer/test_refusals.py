@@ -477,11 +477,35 @@ def test_a_plan_takes_no_weight_from_code_within_add():
             add(plan)
             return 1.0
     plan = optimc._core.Plan(1)
-    add(plan, name=Name("a"))
-    plan.seal()
-    assert plan.names == ("a",) and refused
+    with pytest.raises(TypeError, match=r"params\['a'\] is a list"):
+        plan.add([1.0], kernel=0, slot_names=(), slots=(), name=Name("a"))
+    assert refused
     plan = optimc._core.Plan(1)
     with pytest.raises(RuntimeError, match="the plan has all its weights"):
         add(plan, factor=Factor())
     plan.seal()
     assert len(plan.weights) == 1
+
+
+def test_a_length_that_raises_is_asked_once():
+    class Unknown(list):
+        def __len__(self):
+            raise ValueError("no length")
+
+    w = np.ones(3, F)
+    for grads, weights in ((Unknown([w * 1]), Unknown([w])), ([w * 1], Unknown([w]))):
+        with pytest.raises(ValueError, match=r"^no length$"):
+            optimc.SGD().apply(grads, weights)
+
+
+def test_no_weights_are_no_list_of_weights():
+    for call in (optimc.Adam().build, optimc._core.weights_of):
+        with pytest.raises(TypeError, match=r"^params must be a list, tuple or dict of arrays, got NoneType$"):
+            call(None)
+
+
+def test_a_plan_misses_the_slots_that_a_kernel_keeps():
+    w, adam = np.ones(3, F), optimc._core.kernels["adam"][0]
+    for names, slots in (((), ()), (("m",), (w * 0,))):
+        with pytest.raises(TypeError, match=r"slot.* of params\[0\]: expected an array, got NoneType"):
+            optimc._core.Plan(1).add(w, kernel=adam, slot_names=names, slots=slots)
