@@ -98,6 +98,11 @@ class Selection(NamedTuple):
         """The same selection with positions for arrays."""
         return self._replace(arrays=tuple(sorted(self._listed(places)))) if self.arrays else self
 
+    def without_memory(self):
+        """The selection as plain values that are the same in another process, which has other arrays alike."""
+        return self.label, [entry if isinstance(entry, int) else (entry.shape, entry.dtype.str)
+                            for entry in self.arrays], self.patterns
+
     def renumbered(self, now):
         """The same selection after weights have moved from position k to now[k]; others stay."""
         return self._replace(arrays=tuple(now.get(entry, entry) if isinstance(entry, int) else entry

@@ -12,8 +12,8 @@ Communication is mpi4py's and the MPI library's; docs/mpi.md reckons what it cos
     layout.py       which elements are whose.  Weights of one type are one vector, cut once per rank.
     exchange.py     a share is reduced, stepped and sent on in buckets, so that one waits for the network while
                     another is computed.
-    team.py         before anything of a step is sent, the ranks tell each other whether they can go on, and refuse
-                    together if one cannot: `Team.agree`.
+    team.py         before anything is sent or changed, the ranks tell each other what they call and whether they can
+                    go on, and refuse together if one cannot: `Team.together`.
     checkpoints.py  a file per rank; loading.py reads those of a job of any size.
 
 Begin with sharded.py.

@@ -1,55 +1,50 @@
 """Checkpoints of a job: a file per rank, a shard, and the file that joins them.
 
-The files are optimc.checkpoint's; here is which rank writes and reads what, and that ranks agree on it.
-Next: loading.py.
+The files are optimc.checkpoint's; here is which rank writes and reads what, and that ranks agree on it.  Next:
+loading.py.
 """
 
+import contextlib
 import os
 import secrets
 import zlib
-
-import numpy as np
 
 from optimc import checkpoint
 from optimc.mpi.layout import Layout
 from optimc.mpi.team import Fact
 
 
-def save(path, team, layout, share, locked):
-    """Writes a checkpoint, all ranks together; see `Sharded.save`.
+def save(call, path, layout, share, locked):
+    """Writes a checkpoint, all ranks together, within a call; see `Sharded.save`.
 
     Args:
         share: called without arguments, gives the description of the optimizer and this rank's tensors, as
             `share_of` does.
         locked: calls a function under the lock of the rank's optimizer.
     """
-    error, mark = None, 0
-    token = team.gather(np.frombuffer(secrets.token_bytes(8), np.uint8))[0].tobytes().hex()
+    mark, rank = zlib.crc32(os.fsencode(path)), call.team.rank
+    numbers = call.agree([Fact("has another path", mark)], tell=secrets.randbits(63))
+    token = f"{numbers[0]:016x}"
 
     def write_share():
         description, tensors = share()
-        checkpoint.shards.write_shard(path, token, team.rank, tensors)
+        checkpoint.shards.write_shard(path, token, rank, tensors)
         return description
 
+    call.reopen("write the file of a rank")
     try:
-        mark = zlib.crc32(os.fsencode(path))
         description = locked(write_share)
-    except Exception as caught:
-        error = caught
-    try:
-        team.agree("save", error, [Fact("has another path", mark)])
+        call.agree([Fact.of("has another state", checkpoint.descriptions.encode(description))])
     except BaseException:
-        if error is None:
-            os.unlink(checkpoint.shards.shard_path(path, token, team.rank))
+        with contextlib.suppress(OSError):
+            os.unlink(checkpoint.shards.shard_path(path, token, rank))
         raise
-    if team.rank == 0:
-        try:
-            checkpoint.shards.write_index(path, description, {
-                "token": token, "orders": "".join(like.order for like in layout.likes),
-                "files": [layout.owned(rank) for rank in range(team.size)]})
-        except Exception as caught:
-            error = caught
-    team.agree("end the save", error)
+    call.reopen("end the save")
+    if rank == 0:
+        checkpoint.shards.write_index(path, description, {
+            "token": token, "orders": "".join(like.order for like in layout.likes),
+            "files": [layout.owned(one) for one in range(call.team.size)]})
+    call.agree()
 
 
 def share_of(exported, layout, rank, slot_names):

@@ -1,15 +1,15 @@
 """What travels in a step, bucket by bucket: gradients to the ranks whose share they are, new weights to all.
 
 While one bucket is on its way the next one is packed, stepped or unpacked, so each direction has two rooms in turn.
-Nothing is decided here, and nothing is checked: the ranks have agreed before (team.py), and layout.py says what is
-in a bucket.  Next: sharded.py.
+Nothing is decided here, and nothing is checked: the ranks have agreed before, within a call (team.py), and layout.py
+says what is in a bucket.  Next: sharded.py.
 """
 
 import numpy as np
 from mpi4py import MPI
 
 from optimc.base import storage
-from optimc.mpi.layout import buckets, flat
+from optimc.mpi.layout import block_order, buckets, flat
 
 KINDS = {stored.dtype: getattr(MPI, stored.mpi) for stored in storage.TYPES.values()}
 
@@ -27,6 +27,7 @@ class Exchange:
     Attributes:
         buckets: what travels as one message, in order.
         weights: the weights as vectors, in the order of their memory.
+        blocks: how many sums of squares each rank has of each weight: a row per rank.
         grads: this rank's piece of the sum of each gradient, in the shape in which its optimizer knows the weight.
     """
 
@@ -34,6 +35,8 @@ class Exchange:
         self.team, self.deterministic = team, deterministic
         self.buckets = buckets(layout, team.rank, bucket_bytes)
         self.weights = [flat(weight) for weight in weights]
+        self.blocks = layout.blocks()
+        self._block_order = block_order(self.blocks)
         self._sums = {dtype: np.zeros(layout.share(dtype, team.rank), dtype) for dtype in layout.spaces}
         self.grads = [np.empty(0, like.dtype) for like in layout.likes]
         for dtype, sums in self._sums.items():
@@ -95,6 +98,13 @@ class Exchange:
             if average and self.team.size > 1:
                 own /= self.team.size
         return bucket
+
+    def sums_of_all(self, own):
+        """The sums of squares of all ranks, weight by weight, from those of this rank."""
+        counts = self.blocks.sum(axis=1).tolist()
+        sums = np.empty(sum(counts))
+        self.team.wait(self.team.comm.Iallgatherv([own, MPI.DOUBLE], [sums, counts, MPI.DOUBLE]))
+        return sums[self._block_order]
 
     # ------------------------------------------------------------------------------- weights
 

@@ -3,7 +3,7 @@
 Saving is `Sharded.save`; the format of the files is checkpoint's.
 """
 
-import zlib
+import inspect
 
 from mpi4py import MPI
 
@@ -26,25 +26,24 @@ def load(path, comm=MPI.COMM_WORLD, *, custom_objects=None, **options):
     Raises (on every rank, with the rank named):
         CheckpointError, OSError: as `optimc.load`.
     """
-    sharded, error, mark = None, None, 0
-    try:
-        sharded, mark = _load(path, comm, custom_objects, options)
-    except Exception as caught:
-        error = caught
-    Team(comm, options.get("timeout", TIMEOUT)).agree("load", error, [Fact("has another checkpoint", mark)])
-    return sharded
+    team = Team(comm, options.get("timeout", TIMEOUT))
+    return team.together("load", _load, team, path, custom_objects, options)
 
 
-def _load(path, comm, custom_objects, options):
+def _load(call, team, path, custom_objects, options):
+    for name in options:
+        if name not in inspect.signature(Sharded).parameters:
+            raise TypeError(f"load() got an unexpected keyword argument {name!r}")
     _, metadata = checkpoint.format.read(path, lambda name, shape: False)
-    mark = zlib.crc32(repr(metadata).encode())
-    if "shards" not in metadata:
-        return Sharded(checkpoint.load(path, custom_objects), comm, **options), mark
-    made = []
+    sharded = Sharded.__new__(Sharded)
+    if "shards" in metadata:
+        def tensors_for(optimizer, description):
+            sharded._set_up(team, optimizer, **options)
+            return sharded._take_shards(path, checkpoint.format.decode(path, metadata, "shards"), description)
 
-    def tensors_for(optimizer, description):
-        made.append(Sharded(optimizer, comm, **options))
-        return made[0]._take_shards(path, checkpoint.format.decode(path, metadata, "shards"), description)
-
-    checkpoint.saving.restore(path, metadata, custom_objects, tensors_for)
-    return made[0], mark
+        checkpoint.saving.restore(path, metadata, custom_objects, tensors_for)
+    else:
+        sharded._set_up(team, checkpoint.load(path, custom_objects), **options)
+    call.agree([Fact.of("has another checkpoint", metadata), *sharded._facts_of_setup()[1:]])
+    sharded._join()
+    return sharded

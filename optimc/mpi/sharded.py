@@ -1,8 +1,10 @@
 """The sharded optimizer: each rank keeps the slots of a share of the weights, and steps that share.
 
-`Sharded` agrees with the other ranks before anything is sent or changed.  Next: share.py holds the optimizers of a
-rank, layout.py says whose elements are whose, team.py lets the ranks agree, exchange.py sends gradients and weights,
-checkpoints.py saves.
+Each method in which the ranks communicate is a call (team.py): its body checks what this rank can check alone, agrees
+with the other ranks, and only then sends or changes anything.  The other methods and properties are this rank's own.
+
+Next: team.py lets the ranks agree, share.py holds the optimizers of a rank, layout.py says whose elements are whose,
+exchange.py sends gradients and weights, checkpoints.py saves.
 """
 
 import contextlib
@@ -13,15 +15,16 @@ from mpi4py import MPI
 
 from optimc import _core
 from optimc.base import averages
-from optimc.base.arguments import LOW_OPEN, check_bool, count, unzip
+from optimc.base.arguments import check_bool, count, unzip
 from optimc.base.optimizer import Optimizer
 from optimc.base.wrapper import WrapperOfOne
 from optimc.loss_scale import LossScaleOptimizer
 from optimc.mpi import checkpoints
 from optimc.mpi.exchange import Exchange
-from optimc.mpi.layout import block_order, default_bucket
+from optimc.mpi.interrupts import Interrupts
+from optimc.mpi.layout import default_bucket
 from optimc.mpi.share import Share
-from optimc.mpi.team import TIMEOUT, Fact, Team
+from optimc.mpi.team import TIMEOUT, Fact, Team, check_timeout
 
 
 class Sharded(WrapperOfOne):
@@ -32,9 +35,14 @@ class Sharded(WrapperOfOne):
     cut at any element, so that a rank keeps 1/ranks of the slots.  Lamb, LARS, Adafactor, Muon and cautious steps
     need whole weights, which are dealt out as they are.
 
+    The ranks meet in the constructor, `build`, `apply`, `apply_gradients`, `exclude_from_weight_decay`, `averaged`,
+    `finalize_variable_values`, `save` and `optimc.mpi.load`.  Whatever the ranks call, and with whatever arguments,
+    such a call raises on all of them or on none, and the next call finds them in step.  Everything else concerns this
+    rank alone: the properties, what is set (the next step compares it), `scale_loss`.  See docs/mpi.md.
+
     Args:
         optimizer: an optimizer or a `LossScaleOptimizer`, with any options.  It belongs to the wrapper from now on;
-            its values may be set, equally on all ranks.  If it has state, that is spread.
+            its values may be set, equally on all ranks.  If it has state, the same on all ranks, that is spread.
         comm: the communicator; messages go through a duplicate of it.
         average: step with the mean of the ranks' gradients; otherwise with their sum.
         deterministic: add up gradients in the order of the ranks, so that the bits do not depend on the MPI
@@ -42,9 +50,10 @@ class Sharded(WrapperOfOne):
         bucket_bytes: how much travels as one message; default: 4 MiB, and 64 KiB for each rank at least.
         timeout: seconds to wait for the other ranks before the job is ended; None: for ever.
 
-    Raises (all methods, on every rank alike, with the rank named, and nothing changed):
+    Raises (wherever the ranks meet, on every rank alike, with the rank named, and nothing changed):
         what the wrapped optimizer raises on any one rank.
-        ValueError: the ranks have other weights, gradients for other weights or other hyperparameters.
+        ValueError: the ranks have other arguments, weights, gradients for other weights or hyperparameters.
+        RuntimeError: the ranks call other methods, or one rank is interrupted (on that one: KeyboardInterrupt).
 
     Example, `mpiexec -n 2 python -m mpi4py example.py`:
 
@@ -57,20 +66,44 @@ class Sharded(WrapperOfOne):
 
     def __init__(self, optimizer, comm=MPI.COMM_WORLD, *, average=True, deterministic=False, bucket_bytes=None,
                  timeout=TIMEOUT):
+        team = Team(comm, timeout)
+        team.together("Sharded", self._begin, team, optimizer, average=average, deterministic=deterministic,
+                      bucket_bytes=bucket_bytes, timeout=timeout)
+
+    def _begin(self, call, team, optimizer, **options):
+        self._set_up(team, optimizer, **options)
+        call.agree(self._facts_of_setup())
+        self._join()
+
+    def _set_up(self, team, optimizer, average=True, deterministic=False, bucket_bytes=None, timeout=TIMEOUT):
+        """What the constructor does on this rank alone."""
         inner = optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
         if not isinstance(inner, Optimizer):
             raise TypeError(f"optimizer must be an optimizer or a LossScaleOptimizer, got {type(inner).__name__}")
         check_bool("average", average)
         check_bool("deterministic", deterministic)
         bucket_bytes = count(1)("bucket_bytes", bucket_bytes)
-        if timeout is not None:
-            timeout = _core.check_number("timeout", timeout, 0.0, float("inf"), LOW_OPEN)
+        check_timeout(timeout)
         self.optimizer = optimizer          #: the wrapped optimizer: its values may be set
         self.average, self.deterministic = average, deterministic
-        self._team = Team(comm, timeout)
+        self._team, self._exchange = team, None
         self.bucket_bytes = bucket_bytes or default_bucket(self.size)
         self._local = inner                 # steps this rank's share
         self._share = Share(inner, self.rank, self.size)
+        self._kept, self._evaluations = None, set()     # the weights outside of `averaged`, and who is within it
+
+    def _facts_of_setup(self):
+        """The facts that must be the same on all ranks for a new optimizer."""
+        kinds = type(self.optimizer).__name__, type(self._local).__name__, len(self._local.groups)
+        return [Fact.of("has another optimizer", kinds),
+                Fact.of("has another average or deterministic", self.average, self.deterministic),
+                Fact.of("has other bucket_bytes", self.bucket_bytes)]
+
+    def _join(self):
+        """Numbers the optimizer, once all ranks have it."""
+        line = self._team.line
+        line.optimizers += 1
+        self._team.optimizer = line.optimizers
 
     @property
     def rank(self):
@@ -102,46 +135,43 @@ class Sharded(WrapperOfOne):
 
         Built again, it moves to new memory; it cannot take on more weights.
         """
-        before = self._share.before_build()
-        error, facts = None, []
+        self._team.together("build", self._build, params)
+
+    def _build(self, call, params):
+        with self._or_undone():
+            held = self._share.held()
+            names, likes = self._share.build(params)
+            self._exchange = Exchange(self._team, self._share.layout, self._share.plan.weights, self.bucket_bytes,
+                                      self.deterministic)
+            numbers = 0
+            for vector in self._exchange.weights:
+                numbers = zlib.crc32(vector, numbers)
+            call.agree([Fact.of("has other weights or arguments", names, likes, self._share.layout.cut, self.average,
+                                self.deterministic, self.bucket_bytes),
+                        Fact("has other numbers in its weights", numbers),
+                        Fact.of("has other state", held)])
+
+    @contextlib.contextmanager
+    def _or_undone(self):
+        """Puts this rank back to where it was if its body raises."""
+        share, exchange = self._share.before_build(), self._exchange
         try:
-            facts = self._build(params)
-        except Exception as caught:
-            error = caught
-        try:
-            self._team.agree("build", error, facts)
+            yield
         except BaseException:
-            self._undo_build(before)
+            self._share.undo_build(share)
+            self._exchange = exchange
             raise
 
-    def _build(self, params):
-        """Builds this rank's share; returns the facts that must be the same on all ranks."""
-        names, likes = self._share.build(params)
-        self._make_exchange()
-        arguments = names, likes, self._share.layout.cut, self.average, self.deterministic, self.bucket_bytes
-        numbers = 0
-        for vector in self._exchange.weights:
-            numbers = zlib.crc32(vector, numbers)
-        return [Fact("has other weights or arguments", zlib.crc32(repr(arguments).encode())),
-                Fact("has other numbers in its weights", numbers)]
-
-    def _undo_build(self, before):
-        self._share.undo_build(before)
-        if self.built:
-            self._make_exchange()
-
-    def _make_exchange(self):
-        """Prepares everything that steps need for the layout and the weights as they are now."""
-        layout = self._share.layout
-        self._exchange = Exchange(self._team, layout, self._share.plan.weights, self.bucket_bytes, self.deterministic)
-        self._blocks = layout.blocks()
-        self._block_order = block_order(self._blocks)
-
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
-        """Exempts weights from weight decay; see `Optimizer.exclude_from_weight_decay`."""
-        if self.built:
-            var_list = self._share.numbered(var_list or ())
-        self._local.exclude_from_weight_decay(var_list, var_names)
+        """Exempts weights from weight decay, the same on all ranks; see `Optimizer.exclude_from_weight_decay`."""
+        self._team.together("exclude_from_weight_decay", self._exclude, var_list, var_names)
+
+    def _exclude(self, call, var_list, var_names):
+        with self._or_undone():
+            if self.built and var_list is not None:
+                var_list = self._share.numbered("exclude_from_weight_decay", var_list)
+            self._local.exclude_from_weight_decay(var_list, var_names)
+            call.agree([Fact.of("excludes other weights", self._local._state.excluded.without_memory())])
 
     # ------------------------------------------------------------------------------- stepping
 
@@ -153,44 +183,37 @@ class Sharded(WrapperOfOne):
                 is on all ranks.  They are added up in the weight's type.
             trainable_variables: the weights.  The first call builds the optimizer for them.
         """
-        before = None
-        if not self.built and trainable_variables is not None:
-            before = self._share.before_build()
-            self.build(trainable_variables)
-        try:
-            self._apply(grads, trainable_variables)
-        except BaseException:
-            if before is not None:
-                self._undo_build(before)
-            raise
+        self._team.together("apply", self._apply, grads, trainable_variables)
 
     def apply_gradients(self, grads_and_vars):
         """`apply` for pairs, as `zip(grads, weights)` gives them.  Returns `iterations`."""
-        try:
-            pairs = unzip(grads_and_vars)
-        except Exception as error:
-            self._team.agree("apply", error)
-            raise
-        self.apply(*pairs)
+        self._team.together("apply", self._apply_pairs, grads_and_vars)
         return self.iterations
 
-    def _apply(self, grads, weights):
+    def _apply_pairs(self, call, grads_and_vars):
+        self._apply(call, *unzip(grads_and_vars))
+
+    def _apply(self, call, grads, weights):
+        if self.built or weights is None:
+            self._step(call, grads, weights)
+            return
+        with self._or_undone():
+            self._build(call, weights)
+            call.reopen("first step")
+            self._step(call, grads, weights)
+
+    def _step(self, call, grads, weights):
         local, plan = self._local, self._share.plan
-        error, facts = None, []
+        if plan is None:
+            raise ValueError("the optimizer is not built: pass the weights too, apply(grads, params), or "
+                             "call build(params) first")
         with _core.Transaction() as steps:
-            try:
-                if plan is None:
-                    raise ValueError("the optimizer is not built: pass the weights too, apply(grads, params), or "
-                                     "call build(params) first")
-                steps.enter(local, plan)                    # other threads wait from here on
-                taken = plan.match(grads, weights)
-                own = [grad if t else None for t, grad in zip(taken, self._exchange.grads, strict=True)]
-                steps.match(local, own, None, True)
-                facts = self._facts(taken)
-            except Exception as caught:
-                error = caught
-            self._team.agree("apply", error, facts)
-            self._step(steps, taken)
+            steps.enter(local, plan)                    # other threads wait from here on
+            taken = plan.match(grads, weights)
+            own = [grad if t else None for t, grad in zip(taken, self._exchange.grads, strict=True)]
+            steps.match(local, own, None, True)
+            call.agree(self._facts(taken))
+            self._do(call, steps, taken)
 
     def _facts(self, taken):
         """Returns the facts that must be the same on all ranks at a step; raises if the cuts do not allow it."""
@@ -199,15 +222,17 @@ class Sharded(WrapperOfOne):
         values = [local._current(group, k) for group in range(len(local.groups) + 1)
                   for k in range(len(local._index))]
         options = (local._check_finite, local._steps, local._overwrite, local._cautious, local._coupled,
-                   local._maximize, [(chosen.arrays, chosen.patterns)
-                                    for chosen in (local._state.excluded, *local._state.grouped)])
+                   local._maximize, self.average, [
+                       chosen.without_memory() for chosen in (local._state.excluded, *local._state.grouped)])
+        if isinstance(self.optimizer, LossScaleOptimizer):
+            options += self.optimizer.dynamic_growth_steps, self.optimizer.step_counter
         return [Fact("has done other steps", local._calls),
                 Fact("has gradients for other weights", zlib.crc32(bytes(taken))),
-                Fact("has other hyperparameters", zlib.crc32(repr((values, options)).encode()))]
+                Fact.of("has other hyperparameters", values, options)]
 
-    def _step(self, steps, taken):
+    def _do(self, call, steps, taken):
         """Does a step that all ranks have agreed on, or skips it, and commits."""
-        team, local, exchange = self._team, self._local, self._exchange
+        local, exchange = self._local, self._exchange
         updating = (local._calls + 1) % local._steps == 0
         clipping = updating and any(
             local._current(group, local._index[name]) > 0 for group in range(len(local.groups) + 1)
@@ -216,99 +241,105 @@ class Sharded(WrapperOfOne):
         looking = clipping or finite or local._check_finite
         ready = exchange.reduced(self._share.plan.pull, taken, self.average)
         if looking or self._share.layout.cut == "tensors":
-            with team.no_return():
-                ready = list(ready)
-            if looking and not self._survey(steps, finite):
+            ready = list(ready)
+            if looking and not self._survey(call, steps, finite):
                 steps.skip(local, finite)
                 self._commit(steps, False)
                 return
-            self._between()
+            if not local.elementwise:
+                call.reopen("prepare the step")
+                local._between()
+                call.agree()
 
         def advance(bucket):
             steps.advance(local, bucket.dtype.itemsize == 8, bucket.begin, bucket.end)
 
-        with team.no_return():
-            steps.advance(local, False, 0, 0)           # begins, even if this rank has no elements
-            if updating or local._overwrite:
-                exchange.spread(ready, advance)
-            else:
-                for bucket in ready:
-                    advance(bucket)
-            self._commit(steps, True)
+        steps.advance(local, False, 0, 0)               # begins, even if this rank has no elements
+        if updating or local._overwrite:
+            exchange.spread(ready, advance)
+        else:
+            for bucket in ready:
+                advance(bucket)
+        self._commit(steps, True)
 
     def _commit(self, steps, good):
         """Commits a step, together with how a loss scale moves after it."""
-        with self._team.no_return():
-            if isinstance(self.optimizer, LossScaleOptimizer):
-                self.optimizer._adapt(steps, good)
-            steps.commit()
+        if isinstance(self.optimizer, LossScaleOptimizer):
+            self.optimizer._adapt(steps, good)
+        steps.commit()
 
-    def _survey(self, steps, finite):
+    def _survey(self, call, steps, finite):
         """Looks at the gradients; returns whether the step can be done.  Norms are made of the sums of all ranks."""
-        team, local = self._team, self._local
+        local = self._local
+        call.reopen("look at the gradients")
         try:
             good = steps.survey(local, finite)
         except FloatingPointError:
             good = False
-        if not all(team.share("look at gradients", good)):
-            if finite or local.check_finite == "skip":
-                return False
-            error = None
+        if all(call.agree(tell=good)):
+            sums = self._exchange.sums_of_all(np.frombuffer(steps.sums(local)))
             try:
-                self._share.plan.survey()                   # for the error that names the gradient
-            except FloatingPointError as caught:
-                error = caught
-            team.agree("name the gradient", error)
-            raise FloatingPointError("the gradients of all ranks are finite, but what they add up to, or the norm "
-                                     "that clips it, is not")
-        counts = self._blocks.sum(axis=1).tolist()
-        sums = np.empty(sum(counts))
-        team.wait(team.comm.Iallgatherv([np.frombuffer(steps.sums(local)), MPI.DOUBLE], [sums, counts, MPI.DOUBLE]))
-        return steps.refold(local, finite, sums[self._block_order], self._blocks.sum(axis=0))
-
-    def _between(self):
-        """Lets the local optimizer prepare its step; if it fails on one rank, all raise."""
-        if self._local.elementwise:
-            return
-        error = None
-        try:
-            self._local._between()
-        except Exception as caught:
-            error = caught
-        self._team.agree("step", error)
+                return steps.refold(local, finite, sums, self._exchange.blocks.sum(axis=0))
+            except FloatingPointError as error:
+                call.refuse(error)                      # all have the same sums
+        if finite or local.check_finite == "skip":
+            return False
+        call.reopen("name the gradient")
+        self._share.plan.survey()                       # for the error that names the gradient
+        call.agree()
+        call.refuse(FloatingPointError("the gradients of all ranks are finite, but what they add up to, or the norm "
+                                       "that clips it, is not"))
 
     # ------------------------------------------------------------------------------- averages of weights
 
     def finalize_variable_values(self, params=None):
         """Puts the averages into the weights, with `use_ema`, on all ranks."""
-        error = None
-        try:
-            averages.bound(self._weights, params)
-        except Exception as caught:
-            error = caught
-        self._team.agree("finalize", error)
-        with self._team.no_return():
-            self._local.finalize_variable_values()
-            self._exchange.spread(self._exchange.buckets)
+        self._team.together("finalize_variable_values", self._finalize, params)
+
+    def _finalize(self, call, params):
+        averages.bound(self._weights, params)
+        self._local._locked(lambda: None)               # raises within a step of it
+        call.agree([Fact.of("has another use_ema", self._local.use_ema)])
+        self._local.finalize_variable_values()
+        self._exchange.spread(self._exchange.buckets)
 
     @contextlib.contextmanager
     def averaged(self, params=None):
-        """Within it the weights hold their averages, on all ranks; see `Optimizer.averaged`."""
-        error, kept = None, ()
-        with contextlib.ExitStack() as stack:
+        """Within it the weights hold their averages, on all ranks; see `Optimizer.averaged`.
+
+        The ranks enter it together; each leaves it alone.
+        """
+        stack, interrupts = contextlib.ExitStack(), Interrupts()
+        try:
+            self._team.together("averaged", self._enter_averaged, stack, params)
+            yield
+        finally:
             try:
-                kept = [(weight, weight.copy()) for weight in averages.bound(self._weights, params)]
-                stack.enter_context(self._local.averaged())
-            except Exception as caught:
-                error = caught
-            self._team.agree("average", error)
-            with self._team.no_return():
-                self._exchange.spread(self._exchange.buckets)
-            try:
-                yield
+                interrupts.hold()                       # Ctrl-C that comes right here must not keep the averages
             finally:
-                for weight, values in kept:
+                self._leave_averaged(stack)
+                interrupts.release()
+
+    def _enter_averaged(self, call, stack, params):
+        weights = averages.bound(self._weights, params)
+        with Interrupts():
+            if not self._evaluations:
+                self._kept = [(weight, weight.copy()) for weight in weights]
+            self._evaluations.add(stack)
+            stack.enter_context(self._local.averaged())
+        call.agree()
+        self._exchange.spread(self._exchange.buckets)
+
+    def _leave_averaged(self, stack):
+        """Gives the weights their values back, if nobody is within `averaged` any more."""
+        try:
+            stack.close()
+        finally:
+            self._evaluations.discard(stack)
+            if not self._evaluations and self._kept is not None:
+                for weight, values in self._kept:
                     weight[...] = values
+                self._kept = None
 
     # ------------------------------------------------------------------------------- state
 
@@ -327,7 +358,7 @@ class Sharded(WrapperOfOne):
             ValueError: the optimizer has no weights yet, or a function gives a value.
             OSError: of the system, of the rank named; the checkpoint before is still whole.
         """
-        checkpoints.save(path, self._team, self._share.layout, self._export, self._local._locked)
+        self._team.together("save", checkpoints.save, path, self._share.layout, self._export, self._local._locked)
 
     def _export(self):
         layout = self._share.layout

@@ -4,6 +4,7 @@ It builds both, and undoes that; it knows the layout, and sends nothing.  Next: 
 """
 
 import copy
+import zlib
 
 import numpy as np
 
@@ -45,6 +46,13 @@ class Share:
         """Puts the share back to where it was at `before_build`."""
         self.layout, self.plan, local = before
         self.local._come_back(local)
+
+    def held(self):
+        """What the optimizer holds and is the same on all ranks, as plain values."""
+        numbers = 0
+        for array in self.local._state.tensors().values() if self.layout is None else ():
+            numbers = zlib.crc32(np.ascontiguousarray(array), numbers)
+        return self.local._calls, self.local._get_running(), numbers
 
     def build(self, params):
         """Builds both; the first time, cuts the weights.  Returns the names (or None) and likes of the weights."""
@@ -88,9 +96,10 @@ class Share:
                   for name in ("clipnorm", "global_clipnorm")]
         return any(value is not None and (callable(value) or value > 0) for value in values)
 
-    def numbered(self, arrays):
-        """Turns weights into their positions, which hold for the pieces too."""
-        return Selection("weights", tuple(arrays)).numbered(Places(self.plan.weights)).arrays
+    def numbered(self, label, entries):
+        """Turns weights in a list into their positions, which hold for the pieces too; `label` names the list."""
+        chosen = Selection.of(label, entries).numbered(Places(self.plan.weights))
+        return [*chosen.arrays, *chosen.patterns]
 
     def _own_part(self, state, names):
         """Cuts the state that the optimizer came with down to this rank's pieces."""

@@ -1,12 +1,28 @@
 """The ranks of an MPI job as a team: they wait for each other with a limit, and refuse together.
 
-A team knows nothing of optimizers and weights.  All ranks call its methods in the same order; where they do not, the
-next agreement says so.  Communication is mpi4py's.  Next: sharded.py, which agrees before each step.
+A method in which the ranks communicate is a *call*.  `Team.together` runs its body; nothing else sends a message.
+
+    1. The call is open.  The rank checks what it can check alone, while the others wait for its word.  Whatever ends
+       this part (a bad argument, Ctrl-C, no memory) is this rank's refusal, and the others are told.
+    2. The ranks meet.  Each sends all others one message of fixed size: which method of which optimizer it calls, the
+       number of the meeting, whether it refuses, and a few numbers that must be the same on all ranks.
+    3. If one rank refuses, calls something else or has another number, all raise the same error, and go on with the
+       next call in step.
+    4. Otherwise the call is bound.  No rank can give up alone any more: an error ends the job.  Ctrl-C waits until
+       the call is over.
+    5. What can still fail on one rank alone is opened again (`Call.reopen`), and ends with another meeting.
+
+A call within a call (from a schedule, say) is refused at once, without a message.  Calls of several threads on one
+communicator run one after the other.
+
+A team knows nothing of optimizers and weights.  Communication is mpi4py's.  Next: sharded.py, whose methods are
+calls.
 """
 
 import builtins
 import contextlib
 import sys
+import threading
 import time
 import zlib
 from typing import NamedTuple
@@ -14,13 +30,21 @@ from typing import NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from optimc import checkpoint
+from optimc import _core, checkpoint
+from optimc.base.arguments import LOW_OPEN
+from optimc.mpi.interrupts import Interrupts
 
 TIMEOUT = 300.0                     # seconds
 TESTS = 20                          # times a wait asks, and the library moves data, between two naps
 SPIN, NAP = 1e-3, 1e-4              # seconds: naps have no length for so long; their length then
 MESSAGE = 1000                      # bytes of an error that other ranks are told
-NUMBERS = 3                         # that a rank can tell the others in one agreement
+NUMBERS = 4                         # that a rank can tell the others in one meeting
+
+# The columns of a meeting's message: which meeting it is, whose method is called and which, whether the rank refuses;
+# then the numbers.
+MEETING, OPTIMIZER, METHOD, REFUSES = range(4)
+
+OPEN, BOUND, OVER = "open", "bound", "over"     # stages of a call; over: all ranks raise
 
 
 class Fact(NamedTuple):
@@ -32,27 +56,64 @@ class Fact(NamedTuple):
     words: str
     number: int
 
+    @classmethod
+    def of(cls, words, *values):
+        """A fact about values that `repr` writes alike on all ranks."""
+        return cls(words, zlib.crc32(repr(values).encode(errors="backslashreplace")))
+
+
+class Line:
+    """The duplicate of a communicator, through which all teams on that communicator talk.
+
+    Attributes:
+        lock: of the thread whose call is in progress.
+        method: the name of that call, or None.
+        meetings: so far, on this line.
+        optimizers: made so far on this line; each has its number.
+    """
+
+    def __init__(self, comm):
+        self.comm, self.lock = comm, threading.RLock()
+        self.method, self.meetings, self.optimizers = None, 0, 0
+
+
+def check_timeout(timeout):
+    """The seconds as a float, or None.  Raises if they are none."""
+    return timeout if timeout is None else _core.check_number("timeout", timeout, 0.0, float("inf"), LOW_OPEN)
+
 
 class Team:
     """The ranks of a communicator.
 
     Args:
         comm: the communicator.  Messages go through a duplicate of it, so that none meets one of the program's.
-        timeout: seconds to wait for the other ranks before the job is ended; None: for ever.
+        timeout: seconds to wait for the other ranks before the job is ended; None: for ever.  If it is neither, the
+            ranks wait as long as by default; the call that made the team refuses it.
+
+    Attributes:
+        optimizer: the number of the optimizer whose ranks these are; 0 until all ranks have it.
     """
 
-    _twins = MPI.Comm.Create_keyval()       # the attribute of a communicator that holds its duplicate
+    _lines = MPI.Comm.Create_keyval()       # the attribute of a communicator that holds its line
+    _making = threading.Lock()
 
     def __init__(self, comm, timeout):
         if not isinstance(comm, MPI.Intracomm):
             raise TypeError(f"comm must be an intracommunicator of mpi4py, got {type(comm).__name__}")
-        self.comm, self.rank, self.size, self.timeout = comm, comm.rank, comm.size, timeout
-        twin = comm.Get_attr(self._twins)
-        if twin is None:
-            twin, request = comm.Idup()
-            self.wait(request)
-            comm.Set_attr(self._twins, twin)
-        self.comm = twin
+        self.comm, self.rank, self.size, self.optimizer = comm, comm.rank, comm.size, 0
+        try:
+            self.timeout = check_timeout(timeout)
+        except Exception:
+            self.timeout = TIMEOUT
+        with self._making:
+            self.line = comm.Get_attr(self._lines)
+            if self.line is None:
+                with Interrupts(), self._no_return():
+                    twin, request = comm.Idup()
+                    self.wait(request)
+                    self.line = Line(twin)
+                    comm.Set_attr(self._lines, self.line)
+        self.comm = self.line.comm
 
     def wait(self, request):
         """Waits for a request; after `timeout` seconds, ends the job."""
@@ -69,56 +130,140 @@ class Team:
         self.comm.Abort(1)
 
     @contextlib.contextmanager
-    def no_return(self):
-        """Ends the job if its body raises: a rank that gives up alone would leave the others with half a step."""
+    def _no_return(self):
+        """Ends the job if its body raises."""
         try:
             yield
         except BaseException as error:
-            self.abort(f"stopped within a step: {type(error).__name__}: {error}")
+            self.abort(f"stopped as it duplicated the communicator: {type(error).__name__}: {error}")
             raise
 
     def gather(self, mine):
         """Returns the arrays of all ranks: one row each."""
         rows = np.empty((self.size, *mine.shape), mine.dtype)
-        self.wait(self.comm.Iallgather(_plain(mine), _plain(rows)))
+        self.wait(self.comm.Iallgather([mine, MPI.BYTE], [rows, MPI.BYTE]))
         return rows
 
-    def agree(self, doing, error=None, facts=()):
-        """Raises on every rank if one has an error, does something else, or differs in a fact.
+    def together(self, method, body, *arguments, **options):
+        """Returns body(call, *arguments, **options), which all ranks run together.
 
         Args:
-            doing: what the rank is about to do; all must do the same.
-            error: the exception that keeps this rank from doing it, or None.
-            facts: at most three; the same ones, in the same order, on every rank without an error.
+            method: the name of the public method or function, for errors; all ranks must call the same.
+            body: meets the other ranks at least once, by way of its first argument, the `Call`.
         """
-        rows = self._meet(doing, error, [fact.number for fact in facts])
+        line = self.line
+        with line.lock:
+            if line.method is not None:
+                raise RuntimeError(f"{method} was called within {line.method} of the same communicator, which other "
+                                   "ranks wait for (a schedule or callback may not call what ranks do together)")
+            call = Call(self, method)
+            try:
+                line.method = method
+                return body(call, *arguments, **options)
+            except BaseException as error:
+                call.end(error)
+                raise
+            finally:
+                line.method = None
+                call.interrupts.release()
+
+
+class Call:
+    """A call that all ranks of a team have to make, on this rank.
+
+    Args:
+        team: the ranks.
+        method: the name of what is called.
+
+    Attributes:
+        stage: OPEN while the others wait for this rank's word; BOUND once all go on; OVER once all raise.
+        interrupts: Ctrl-C, held back from the first meeting on.
+    """
+
+    def __init__(self, team, method):
+        self.team, self.method, self.part = team, method, ""
+        self.stage, self.interrupts = OPEN, Interrupts()
+
+    def agree(self, facts=(), tell=0):
+        """Meets the other ranks, and returns the numbers that they tell, by rank.
+
+        Raises on every rank if one has refused, calls something else, or differs in a fact.  Then, all go on.
+
+        Args:
+            facts: at most three; the same ones, in the same order, on every rank.
+            tell: a number for the other ranks, which may be another one on each.
+        """
+        rows = self._meet(None, [*(fact.number for fact in facts), *[0] * (NUMBERS - 1 - len(facts)), tell])
         for fact, numbers in zip(facts, rows.T, strict=False):
             other = np.flatnonzero(numbers != numbers[0])
             if len(other):
-                raise ValueError(f"rank {other[0]} {fact.words} than rank 0")
+                self.refuse(ValueError(f"rank {other[0]} {fact.words} than rank 0"))
+        return rows[:, -1].tolist()
 
-    def share(self, doing, number):
-        """Tells all ranks a number of this one; returns everybody's, by rank.  They may differ."""
-        return self._meet(doing, None, [number])[:, 0].tolist()
+    def reopen(self, part):
+        """Says that an error from here on to the next meeting is this rank's refusal; `part` names what is done."""
+        self.part, self.stage = f" ({part})", OPEN
+        self.interrupts.release()
 
-    def _meet(self, doing, error, numbers):
+    def refuse(self, error):
+        """Raises an error that all ranks raise here."""
+        self.stage = OVER
+        raise error
+
+    def end(self, error):
+        """Ends the call with an error: tells the others, if they wait for this rank's word."""
+        try:
+            if self.stage is OPEN:
+                self._meet(error, [0] * NUMBERS)
+        finally:
+            if self.stage is BOUND:
+                self.team.abort(f"stopped within {self.method}: {_words(error)}".replace("\n", ": ", 1))
+
+    def _meet(self, error, numbers):
         """Returns the numbers of all ranks, a row each; raises on every rank if one has an error or does something
-        else.  `agree` and `share` send messages of one kind, so that a rank in one finds those in the other."""
-        row = [zlib.crc32(doing.encode()), error is not None, *numbers]
-        rows = self.gather(np.array(row + [0] * (NUMBERS + 2 - len(row)), np.int64))
-        refusing, other = np.flatnonzero(rows[:, 1]), np.flatnonzero(rows[:, 0] != rows[0, 0])
-        if len(refusing):
-            message = f"{type(error).__name__}\n{error}" if error is not None else ""
-            text = self.gather(np.frombuffer(message.encode()[:MESSAGE].ljust(MESSAGE, b"\0"), np.uint8))
-            name, _, said = text[refusing[0]].tobytes().rstrip(b"\0").decode(errors="ignore").partition("\n")
-            raise _error(name, f"rank {refusing[0]}: {said}") from error
+        else."""
+        team, line = self.team, self.team.line
+        doing = self.method + self.part
+        row = np.array([line.meetings, team.optimizer, zlib.crc32(doing.encode()), error is not None, *numbers],
+                       np.int64)
+        message = b"" if error is None else _words(error).encode(errors="backslashreplace")
+        self.interrupts.hold()
+        self.stage = BOUND                          # from here on the others have this rank's word
+        line.meetings += 1
+        rows = team.gather(row)
+        if (rows[:, MEETING] != row[MEETING]).any():
+            team.abort(f"is at meeting {row[MEETING]}, others at {rows[:, MEETING].tolist()}")
+        refusing = np.flatnonzero(rows[:, REFUSES])
+        other = np.flatnonzero((rows[:, [OPTIMIZER, METHOD]] != rows[0, [OPTIMIZER, METHOD]]).any(axis=1))
+        if not len(refusing) and not len(other):
+            return rows[:, REFUSES + 1:]
+        texts = team.gather(np.frombuffer((message if not len(other) else doing.encode())[:MESSAGE].ljust(
+            MESSAGE, b"\0"), np.uint8))
+        self.stage = OVER
+        if error is not None and not isinstance(error, Exception):
+            raise error                             # Ctrl-C stays Ctrl-C on the rank that has it
+        rank = (other if len(other) else refusing)[0]
+        text = texts[rank].tobytes().rstrip(b"\0").decode(errors="ignore")
         if len(other):
-            raise RuntimeError(f"rank {other[0]} and rank 0 do different things; this rank wants to {doing}")
-        return rows[:, 2:]
+            raise _other(rank, text, texts[0].tobytes().rstrip(b"\0").decode(), rows[:, OPTIMIZER]) from error
+        name, _, said = text.partition("\n")
+        raise _error(name, f"rank {rank}: {said}") from error
 
 
-def _plain(array):
-    return [array, MPI.BYTE]
+def _words(error):
+    """The type and the text of an error, in two lines."""
+    try:
+        return f"{type(error).__name__}\n{error}"
+    except Exception:                               # it cannot be written
+        return f"{type(error).__name__}\n"
+
+
+def _other(rank, theirs, first, optimizers):
+    """The error that a rank calls something else than rank 0."""
+    if theirs == first:
+        theirs, first = (f"{first} of optimizer {number}" for number in (optimizers[rank], optimizers[0]))
+    return RuntimeError(f"rank {rank} calls {theirs}, rank 0 calls {first}: all ranks must call the same methods of "
+                        "the same optimizers in the same order")
 
 
 def _error(name, message):

@@ -196,9 +196,15 @@ def errors():
         if not first:
             refused(TypeError, f"rank {last}: grads_and_vars must be pairs", sharded, lambda: (
                 sharded.apply_gradients([1] if bad else zip(grads, weights, strict=True))), weights)
-            sharded.exclude_from_weight_decay([weights[0]] if bad else [])
+            for excluded, kind, message in (([weights[0]], ValueError, " excludes other weights than rank 0"),
+                                            ([np.ones(2)], ValueError, ": .*entry 0 is not one of the 7 weights"),
+                                            (["["], ValueError, ": .* is not a regular expression"),
+                                            (weights[0], TypeError, ": .*expected a list")):
+                refused(kind, f"rank {last}{message}", sharded, lambda excluded=excluded: (
+                    sharded.exclude_from_weight_decay(excluded if bad else [])), weights)
+            sharded._local.exclude_from_weight_decay([0] if bad else [])
             wrong(ValueError, f"rank {last} has other hyperparameters than rank 0", grads)
-            sharded.exclude_from_weight_decay([])
+            sharded._local.exclude_from_weight_decay([])
             wrong(ValueError, f"rank {last}: params.5. is not in the memory", grads,
                   weights=with_entry(weights, 5, weights[5].copy()))
             sharded._local.beta_1 = 0.8 if bad else 0.9
@@ -207,7 +213,7 @@ def errors():
             sharded._local.iterations += bad
             wrong(ValueError, f"rank {last} has done other steps than rank 0", grads)
             sharded._local.iterations -= bad
-            refused(RuntimeError, "do different things", sharded, lambda: (
+            refused(RuntimeError, f"rank {last} calls finalize_.*, rank 0 calls apply:", sharded, lambda: (
                 sharded.finalize_variable_values() if bad else sharded.apply(grads, weights)), weights)
             sharded._local.clipnorm = 1.0
             wrong(ValueError, "clipnorm, global_clipnorm and cautious can be turned on only before", grads)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -37,11 +38,11 @@ def start(ranks, *arguments, script=HERE / "mpi_jobs.py"):
         env={**os.environ, "PYTHONPATH": search_path(ROOT), "OPTIMC_NUM_THREADS": "1"})
 
 
-def run(ranks, *arguments, **script):
+def run(ranks, *arguments, patience=120, **script):
     """Runs a job, which must end well, and returns its output."""
     process = start(ranks, *arguments, **script)
     try:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=patience)
     finally:
         process.kill()
     assert process.returncode == 0, output
@@ -131,6 +132,112 @@ def test_the_example_of_the_class(tmp_path):
     (tmp_path / "example.py").write_text(textwrap.dedent(example))
     printed = run(2, script=tmp_path / "example.py").replace("\n", "")  # the ranks' lines may run into each other
     assert printed == "[0.75 0.75 0.75 0.75]" * 2
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_that_call_other_things_refuse_together(tmp_path, ranks):
+    printed = run(ranks, "table", tmp_path, 3, script=HERE / "mpi_fuzz.py")
+    assert printed.startswith("9 methods apply apply_gradients averaged build exclude_from_weight_decay "
+                              "finalize_variable_values save mpi.Sharded mpi.load")
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_that_draw_their_calls_stay_in_step(tmp_path, ranks, soak):
+    for seed in range(20 if soak else 1):
+        run(ranks, "calls", tmp_path, seed, 400 if soak else 40, patience=600, script=HERE / "mpi_fuzz.py")
+
+
+def test_ctrl_c_on_one_rank_comes_before_or_after_a_whole_call(tmp_path, soak):
+    first, stride = (0, 1) if soak else (3, 67)
+    assert "interrupted" in run(2, "interrupts", tmp_path, first, stride, patience=1200, script=HERE / "mpi_fuzz.py")
+
+
+def test_an_error_in_the_middle_of_a_step_ends_the_job(tmp_path):
+    process = start(2, "half", tmp_path, script=HERE / "mpi_fuzz.py")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "rank 1 stopped within apply: MemoryError: no room: the job ends" in output
+
+
+def stepped(rate, **options):
+    """A sharded optimizer of this one rank after a step with a rate, a function that may be called; its weights."""
+    sharded, weights = mpi.Sharded(optimc.SGD(rate, use_ema=True, **options)), [np.ones(3, np.float32)]
+    sharded.apply([np.ones(3)], weights)
+    return sharded, weights
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, MemoryError, StopIteration, ValueError])
+def test_whatever_a_schedule_raises_nothing_stays_locked(kind):
+    raised = []
+
+    def rate():
+        if raised:
+            raise raised.pop()
+        return 0.25
+
+    sharded, weights = stepped(rate)
+    raised.append(kind("stop"))
+    with pytest.raises(kind, match="stop"):
+        sharded.apply([np.ones(3)], weights)
+    sharded.apply([np.ones(3)], weights)
+    assert weights[0].tolist() == [0.5] * 3 and sharded.iterations == 2
+
+
+@pytest.mark.parametrize("act", [
+    lambda sharded, weights: sharded.apply([np.ones(3)], weights),
+    lambda sharded, weights: sharded.build([weights[0].copy()]),
+    lambda sharded, weights: sharded.averaged().__enter__(),
+    lambda sharded, weights: sharded.finalize_variable_values(),
+    lambda sharded, weights: sharded.exclude_from_weight_decay([]),
+    lambda sharded, weights: sharded.save("never"),
+    lambda sharded, weights: mpi.Sharded(optimc.SGD()),
+    lambda sharded, weights: mpi.load("never"),
+])
+def test_a_call_within_a_call_is_refused(act):
+    acts = []
+
+    def rate():
+        if acts:
+            acts.pop()(sharded, weights)
+        return 0.25
+
+    sharded, weights = stepped(rate)
+    acts.append(act)
+    with pytest.raises(RuntimeError, match=r"rank 0: \w+ was called within apply of the same communicator"):
+        sharded.apply([np.ones(3)], weights)
+    sharded.apply([np.ones(3)], weights)
+    assert weights[0].tolist() == [0.5] * 3 and sharded.iterations == 2
+
+
+def test_another_thread_builds_after_the_step():
+    threads, moved = [], [np.full(3, 0.5, np.float32)]
+
+    def rate():
+        if threads:
+            threads[0].start()
+            threads[0].join(0.2)
+            assert threads.pop().is_alive()
+        return 0.25
+
+    sharded, weights = stepped(rate)
+    thread = threading.Thread(target=sharded.build, args=[moved])
+    threads.append(thread)
+    sharded.apply([np.ones(3)], weights)
+    thread.join()
+    sharded.apply([np.ones(3)])
+    assert weights[0].tolist() == [0.5] * 3 and moved[0].tolist() == [0.25] * 3
+
+
+def test_averages_that_end_in_another_order_leave_the_weights():
+    sharded, weights = stepped(0.25)
+    sharded.apply([np.ones(3)])
+    one, two = sharded.averaged(), sharded.averaged()
+    one.__enter__()
+    assert weights[0][0] > 0.5
+    two.__enter__()
+    one.__exit__(None, None, None)
+    two.__exit__(None, None, None)
+    assert weights[0].tolist() == [0.5] * 3
 
 
 RECKONING = runpy.run_path(str(ROOT / "benchmarks" / "mpi_reckoning.py"))

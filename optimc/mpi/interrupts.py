@@ -1,0 +1,48 @@
+"""Ctrl-C while other ranks depend on this one: it is held back until the call is over.
+
+Next: team.py, which holds it from the first meeting of a call on.
+"""
+
+import signal
+import threading
+
+
+class Interrupts:
+    """Holds back SIGINT: the first one comes with `release`, a second one at once.
+
+    It holds the signals of the main thread only, which is the one that Python lets handle them.
+    """
+
+    def __init__(self):
+        self._handler = self._first = None
+
+    def hold(self):
+        """Holds the signal back from now on."""
+        if self._handler is None and threading.current_thread() is threading.main_thread():
+            handler = signal.getsignal(signal.SIGINT)
+            if callable(handler):
+                self._handler = handler
+                signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, *arguments):
+        if self._first is None:
+            self._first = arguments
+        else:
+            self._handler(*arguments)
+
+    def release(self):
+        """Ends that, and lets the program's handler have the signal that came meanwhile."""
+        handler = self._handler
+        if handler is None:
+            return
+        if signal.getsignal(signal.SIGINT) == self._note:
+            signal.signal(signal.SIGINT, handler)       # after this none is noted
+        first, self._first, self._handler = self._first, None, None
+        if first is not None:
+            handler(*first)
+
+    def __enter__(self):
+        self.hold()
+
+    def __exit__(self, *error):
+        self.release()

@@ -1,0 +1,315 @@
+"""Jobs in which ranks call different things, or are interrupted: `mpiexec -n N python -m mpi4py mpi_fuzz.py ...`.
+
+The public methods come from the class.  Which of them communicate is found out, and what they are given depends on
+the names of their parameters, so a new method is part of the jobs at once.  test_mpi.py starts them.
+"""
+
+import contextlib
+import inspect
+import os
+import signal
+import sys
+import warnings
+
+import numpy as np
+from mpi4py import MPI
+from mpi_jobs import WORLD, mean, state
+
+import optimc
+from optimc import mpi
+from optimc.mpi import team
+
+RANK, LAST = WORLD.rank, WORLD.size - 1
+SHAPES = [(3, 4), (5,), ()]
+FUNCTIONS = {"mpi.Sharded": mpi.Sharded, "mpi.load": mpi.load}
+
+
+class Bomb:
+    """A gradient that raises where it is read."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __array__(self, dtype=None, copy=None):
+        raise self.error("bomb")
+
+    def __fspath__(self):
+        raise self.error("bomb")
+
+
+class Unsaid(Exception):
+    """An error that cannot be written."""
+
+    def __str__(self):
+        raise ValueError("no text")
+
+
+class Subject:
+    """A sharded optimizer and its weights, which are the same on all ranks."""
+
+    def __init__(self, sharded):
+        self.sharded, self.weights = sharded, [np.ones(shape, np.float32) for shape in SHAPES]
+
+    def grads(self, rng):
+        """Small integers, whose sums are exact in any order."""
+        return [rng.integers(-3, 4, shape).astype(np.float32) for shape in SHAPES]
+
+    def state(self):
+        return state(self.sharded, self.weights), self.sharded._local._state.excluded.without_memory()
+
+
+def make():
+    return optimc.AdamW(0.1, use_ema=True, global_clipnorm=2.0, check_finite="raise")
+
+
+def values(name, subject, folder, rng):
+    """What a parameter is given: values that are good on all ranks, and others."""
+    grads, weights = subject.grads(rng), subject.weights
+    bombs = [Bomb(error) for error in (KeyboardInterrupt, SystemExit, MemoryError, Unsaid)]
+    moved = [w.copy() if subject.sharded.built else w + 1 for w in weights]
+    return {
+        "grads": ([grads], [[*grads[:-1], None], grads[:-1], [None] * 3, None, "no", [weights[0], *grads[1:]],
+                            [np.ones(3, int), *grads[1:]], [np.full((3, 4), np.nan, np.float32), *grads[1:]],
+                            *([bomb, *grads[1:]] for bomb in bombs)]),
+        "trainable_variables": ([weights], [None, 3, weights[:-1], moved]),
+        "grads_and_vars": ([list(zip(grads, weights, strict=True))], [[], 3, [1], zip(bombs, weights, strict=False)]),
+        "params": ([weights], [None, weights[:-1], [w + 1 for w in weights], "no", [np.ones(2)], bombs[:3]]),
+        "path": ([f"{folder}/a"], [f"{folder}/b", f"{folder}/no/a", 3, None, "a\0b", "\ud800", *bombs]),
+        "var_list": ([None, [], [weights[1]], [0]], [weights[0], 3, [np.ones(2)], [7], ["("]]),
+        "var_names": ([None, []], ["a", 3, ["["]]),
+        "optimizer": ([make()], [optimc.SGD(), "adam", None, optimc.LossScaleOptimizer(make())]),
+        "comm": ([WORLD], []),
+        "average": ([True], [False, 1]),
+        "deterministic": ([True], [False, None]),
+        "bucket_bytes": ([None], [1, -1, "many"]),
+        "timeout": ([60.0], [0, "long"]),
+        "custom_objects": ([None], [3]),
+        "options": ([{}], [{"average": False}, {"timeout": "long"}, {"nonsense": 1}]),
+        "loss": ([1.0], []),
+    }[name]
+
+
+def public():
+    """The names of all that a program can reach."""
+    return [name for name in dir(mpi.Sharded) if not name.startswith("_")]
+
+
+def call(name, subject, chosen):
+    """Calls a method, function or property, and enters what it gives, if it is a context."""
+    target = FUNCTIONS.get(name) or getattr(subject.sharded, name)
+    options = chosen.pop("options", {})
+    given = target(**chosen, **options) if callable(target) else target
+    if hasattr(given, "__enter__"):
+        with given:
+            pass
+    return given
+
+
+def parameters(name):
+    target = FUNCTIONS.get(name) or getattr(mpi.Sharded, name)
+    return [p for p in inspect.signature(target).parameters if p != "self"] if callable(target) else []
+
+
+def outcome(act):
+    """The type and the text of what a call raises; None if it raises nothing."""
+    try:
+        act()
+    except BaseException as error:
+        return type(error).__name__, team._words(error)
+    return None
+
+
+def assert_alike(mine, doing):
+    """Asserts that all ranks have raised the same, or nothing.  A rank that was interrupted has its own error."""
+    everybody = WORLD.allgather((mine, doing))
+    errors = [error for error, _ in everybody if error is None or error[0] not in ("KeyboardInterrupt", "SystemExit")]
+    assert len(set(errors)) <= 1 and (None not in errors or len(errors) == WORLD.size), everybody
+    return mine
+
+
+def communicating():
+    """The names of what communicates.  Asserts that nothing does so but in a call that all ranks make."""
+    found, rng, together, wait = [], np.random.default_rng(0), team.Team.together, team.Team.wait
+
+    def noted(self, method, *arguments, **options):
+        found.append(name)
+        return together(self, method, *arguments, **options)
+
+    def checked(self, request):
+        assert self.line.method is not None, f"{name} communicates outside of a call"
+        wait(self, request)
+
+    folder = os.environ["FUZZ_FOLDER"]
+    first = Subject(mpi.Sharded(make(), deterministic=True))
+    first.sharded.build(first.weights)
+    first.sharded.save(f"{folder}/a")
+    team.Team.together, team.Team.wait = noted, checked
+    for name in [*public(), *FUNCTIONS]:
+        call(name, first, {p: values(p, first, folder, rng)[0][0] for p in parameters(name)})
+    team.Team.together, team.Team.wait = together, wait
+    return list(dict.fromkeys(found))
+
+
+def check(subject, folder):
+    """All ranks go on: a step has the bits of one process."""
+    sharded, weights, rng = subject.sharded, subject.weights, np.random.default_rng(0)
+    sharded.learning_rate, sharded.average, sharded.bucket_bytes = 0.1, True, 4096
+    everybody = [[subject.grads(rng) for _ in range(WORLD.size)] for _ in range(2)]
+    sharded.apply(everybody[0][RANK], weights)
+    sharded.save(f"{folder}/check")
+    alone, expected = optimc.load(f"{folder}/check"), [w.copy() for w in weights]
+    sharded.apply(everybody[1][RANK], weights)
+    alone.apply(mean(everybody[1]), expected)
+    assert [w.tobytes() for w in weights] == [w.tobytes() for w in expected]
+
+
+def prepared(name):
+    """A subject for a call: built, unless the call may build it."""
+    subject = Subject(mpi.Sharded(make(), deterministic=True))
+    if name not in ("apply", "apply_gradients", "build"):
+        subject.sharded.build(subject.weights)
+    return subject
+
+
+def one_call(subject, name, chosen, bystanders=()):
+    """Makes a call; returns what it raises.  All ranks raise the same, and nothing has changed, or none raises."""
+    before, made = [s.state() for s in (subject, *bystanders)], []
+    error = assert_alike(outcome(lambda: made.append(call(name, subject, dict(chosen)))), (name, str(chosen)))
+    if error is not None:
+        assert [s.state() for s in (subject, *bystanders)] == before, (name, error)
+    return error, made
+
+
+def table(stride):
+    """Each method beside each other one, and each with each wrong argument on one rank."""
+    folder, rng, names = os.environ["FUZZ_FOLDER"], np.random.default_rng(0), communicating()
+    subject, refused = prepared("save"), 0
+    for first in names:
+        for last in names:
+            name = last if RANK == LAST else first
+            error, _ = one_call(subject, name, {p: values(p, subject, folder, rng)[0][0] for p in parameters(name)})
+            alike = first == last or {first, last} == {"apply", "apply_gradients"}
+            assert (error is None) == alike, (first, last, error)
+            if not alike:
+                theirs, ours = (name.removeprefix("mpi.").removesuffix("_gradients") for name in (last, first))
+                assert error[1].startswith(f"RuntimeError\nrank {LAST} calls {theirs}, rank 0 calls {ours}: "), error
+    check(subject, folder)
+    for name in names:
+        subject = prepared(name)
+        for parameter in parameters(name):
+            for k in range(len(values(parameter, subject, folder, rng)[1])):
+                chosen = {p: values(p, subject, folder, rng)[0][0] for p in parameters(name)}
+                if RANK == LAST:
+                    chosen[parameter] = values(parameter, subject, folder, rng)[1][k]
+                error, _ = one_call(subject, name, chosen)
+                refused += error is not None
+                assert not error or f"rank {LAST}" in error[1] or (RANK == LAST and "bomb" in error[1]), error
+                if k % int(stride) == 0:
+                    check(subject, folder)
+                    subject = prepared(name)
+    if RANK == 0:
+        print(len(names), "methods", *names, refused, "refused")
+
+
+def calls(seed, rounds):
+    """Every rank draws what it calls, and with what; all raise the same or nothing, and can go on."""
+    folder, rounds = os.environ["FUZZ_FOLDER"], int(rounds)
+    names, own = communicating(), np.random.default_rng((int(seed), RANK))
+    subjects = [Subject(mpi.Sharded(make(), deterministic=True)) for _ in range(2)]
+    raised = 0
+    for k in range(rounds):
+        common = np.random.default_rng((int(seed), k, 0))       # draws alike until the names differ
+        one = common if common.random() < 0.6 else own
+        subject, name = subjects[one.integers(len(subjects))], names[one.integers(len(names))]
+        chosen = {}
+        for parameter in parameters(name):
+            good, bad = values(parameter, subject, folder, own)
+            chosen[parameter] = good[common.integers(len(good))]
+            if own.random() < 0.15:
+                chosen[parameter] = (good + bad)[own.integers(len(good) + len(bad))]
+        for attribute, value in (("learning_rate", 0.2), ("average", False), ("bucket_bytes", 50)):
+            if own.random() < 0.05:
+                setattr(subject.sharded, attribute, value)
+        error, made = one_call(subject, name, chosen, subjects)
+        raised += error is not None
+        if error is None and name in FUNCTIONS:
+            subjects[k % 2] = Subject(made[0])
+        if k % 7 == 0 or k == rounds - 1:
+            for subject in subjects:
+                check(subject, folder)
+    assert 0 < raised < rounds
+    if RANK == 0:
+        print(rounds, "calls,", raised, "refused")
+
+
+@contextlib.contextmanager
+def interrupted_at(number, line):
+    """Sends the process SIGINT before line `number` of optimc.mpi's code that runs once a call has begun.
+
+    Yields a list, which is empty if there were fewer lines.
+    """
+    seen, sent, begun, folder = 0, [], False, os.path.dirname(mpi.__file__)
+
+    def trace(frame, event, argument):
+        if not frame.f_code.co_filename.startswith(folder) or frame.f_code.co_name in ("wait", "<genexpr>"):
+            return None                                 # no fixed number of lines; one that ends may lose an error
+        nonlocal seen, begun
+        begun = begun or line.method is not None
+        if event in ("call", "line") and begun and not sent:
+            seen += 1
+            if seen == number:
+                sent.append(f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} {event}")
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield sent
+    finally:
+        sys.settrace(None)
+
+
+def interrupts(first, stride):
+    """The last rank gets SIGINT at one line after another: all ranks have done the whole call, or none has."""
+    folder, rng = os.environ["FUZZ_FOLDER"], np.random.default_rng(1)
+    done = {}
+    for name in communicating():
+        for number in range(1 + int(first), 100_000, int(stride)):
+            subject = prepared(name)
+            chosen = {p: values(p, subject, folder, rng)[0][0] for p in parameters(name)}
+            line, before = subject.sharded._team.line, subject.state()
+            with interrupted_at(number if RANK == LAST else 0, line) as sent:
+                error = outcome(lambda: call(name, subject, chosen))        # noqa: B023
+            everybody = WORLD.allgather((error, sent, line.meetings, subject.state()[0][0]))
+            *others, (last, where, _, _) = everybody
+            if not where:
+                break
+            assert last and last[0] == "KeyboardInterrupt", (name, everybody)
+            errors = {one[0] for one in others}
+            assert errors in ({None}, {("RuntimeError", f"RuntimeError\nrank {LAST}:  (KeyboardInterrupt)")}), (
+                name, where, errors)
+            assert all(one[2:] == everybody[0][2:] for one in others), (name, where)
+            if name == "averaged" or (errors != {None} and name not in FUNCTIONS):
+                assert subject.state() == before, (name, where)
+            check(subject, folder)
+            done[name] = done.get(name, 0) + 1
+    if RANK == 0:
+        print("interrupted", done)
+
+
+def half():
+    """A rank has no memory in the middle of a step: the job ends."""
+    subject = prepared("save")
+    if RANK == LAST:
+        def spread(*arguments):
+            raise MemoryError("no room")
+
+        subject.sharded._exchange.spread = spread
+    subject.sharded.apply(subject.grads(np.random.default_rng(RANK)), subject.weights)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    assert MPI.COMM_WORLD.size > 1
+    os.environ["FUZZ_FOLDER"] = sys.argv[2]
+    globals()[sys.argv[1]](*sys.argv[3:])
