@@ -28,7 +28,7 @@ class OptimizerMap:
     def __init__(self, default_optimizer, optimizer_map=None):
         if not isinstance(default_optimizer, Optimizer):
             raise TypeError(f"default_optimizer must be an optimizer, got {type(default_optimizer).__name__}")
-        if not isinstance(optimizer_map or {}, dict):
+        if optimizer_map is not None and not isinstance(optimizer_map, dict):
             raise TypeError(f"optimizer_map must be a dict, got {type(optimizer_map).__name__}")
         self.default_optimizer, self._map = default_optimizer, {}
         for key, optimizer in (optimizer_map or {}).items():
@@ -102,7 +102,7 @@ class MultiOptimizer(Wrapper):
     """
 
     def __init__(self, optimizer_map, loss_scale_factor=None, name=None):
-        if not callable(optimizer_map):
+        if not callable(optimizer_map) or isinstance(optimizer_map, type):
             raise TypeError(f"optimizer_map must be an OptimizerMap or a function, got "
                             f"{type(optimizer_map).__name__}")
         if loss_scale_factor is not None:

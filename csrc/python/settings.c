@@ -250,6 +250,11 @@ static PyObject *set_value_now(Optimizer *self, PyObject *args)
     const int real = optimc_read_value(self, (int)k, object, &number);
     if (real < 0)
         return NULL;
+    if (!real && PyType_Check(object)) {
+        PyErr_Format(PyExc_TypeError, "%U must be a number, a schedule or a callable%s, got the class %s itself",
+            bound->name, bound->optional ? " or None" : "", ((PyTypeObject *)object)->tp_name);
+        return NULL;
+    }
     if (!real && !PyCallable_Check(object)) {
         PyErr_Format(PyExc_TypeError, "%U must be a number, a schedule or a callable%s, got %s",
             bound->name, bound->optional ? " or None" : "", Py_TYPE(object)->tp_name);

@@ -3,6 +3,8 @@
 import math
 import re
 
+import numpy as np
+
 from optimc import _core, schedules
 from optimc.base import setting
 
@@ -100,16 +102,20 @@ def at_least_zero(name, value):
     return _core.check_number(name, value, 0.0, math.inf, 0)
 
 
-def count(least):
-    """The `check` of an `Option` that is a whole number >= `least`; None and 0 disable it."""
+def count(least, optional=False):
+    """The `check` of an `Option` that is a whole number from `least` up to 2^31 - 1.
+
+    With `optional`, None and 0 are allowed too and disable it.
+    """
     def check(name, value):
-        if value is None:
+        if value is None and optional:
             return None
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"{name} must be an int or None, got {type(value).__name__}")
+        if isinstance(value, (bool, np.ndarray)) or not hasattr(type(value), "__index__"):
+            raise TypeError(f"{name} must be an int{' or None' * optional}, got {type(value).__name__}")
         value = value.__index__()
-        if value != 0 and not least <= value < 2 ** 31:
-            raise ValueError(f"{name} must be None or at least {least}, got {value}")
+        if not (least <= value < 2 ** 31 or (optional and value == 0)):
+            raise ValueError(f"{name} must be {'None or ' * optional}at least {least}"
+                             f"{' and below 2**31' * (value > least)}, got {value}")
         return value
     return check
 
@@ -136,7 +142,7 @@ def patterns(name, value):
 def one_of(*choices):
     """The `check` of an `Option` that is one of a few words."""
     def check(name, value):
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
         return value
     return check

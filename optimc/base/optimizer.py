@@ -36,7 +36,7 @@ from optimc.base.arguments import (
     unzip,
 )
 from optimc.base.rules import OPTIONS, POLICIES, factors_of, hyperparameters_of, scalars_of, without_axis
-from optimc.base.selection import Group, Selection
+from optimc.base.selection import Group, Selection, entries_of
 from optimc.base.state import State
 from optimc.base.storage import like_of
 
@@ -94,9 +94,10 @@ class Optimizer(_core.Optimizer):
     global_clipnorm = Value(None, -math.inf)
     use_ema = Option(False, core="_use_ema")
     ema_momentum = fraction(0.99)
-    ema_overwrite_frequency = Option(None, count(1), core="_overwrite", encode=lambda n: n or 0, fixed=False)
+    ema_overwrite_frequency = Option(None, count(1, optional=True), core="_overwrite", encode=lambda n: n or 0,
+                                     fixed=False)
     loss_scale_factor = Value(None, open=LOW_OPEN)
-    gradient_accumulation_steps = Option(None, count(2), core="_steps", encode=lambda n: n or 1)
+    gradient_accumulation_steps = Option(None, count(2, optional=True), core="_steps", encode=lambda n: n or 1)
     name = Option(None, check_name, fixed=False)
     check_finite = Option("propagate", one_of(*POLICIES), core="_check_finite", encode=POLICIES.index,
                           fixed=False, keyword_only=True)
@@ -139,11 +140,11 @@ class Optimizer(_core.Optimizer):
         if self.name is None:
             self.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_",
                                type(self).__name__).lower()
-        if isinstance(groups, (dict, str)):
+        if isinstance(groups, (dict, str, np.ndarray)):
             raise TypeError(f"groups: expected a list of dicts, got {groups!r}")
         chosen = []
         self.groups = tuple([Group(self, f"groups[{k}]", overrides, chosen)
-                             for k, overrides in enumerate(groups or ())])
+                             for k, overrides in enumerate(() if groups is None else groups)])
         self._hold(State(grouped=tuple(chosen)))
 
     # ---------------------------------------------------------- methods that subclasses override
@@ -281,8 +282,8 @@ class Optimizer(_core.Optimizer):
         """Exempts weights from weight decay.  Each call replaces the weights of the call before.
 
         Args:
-            var_list: the weights themselves.
-            var_names: regular expressions, searched for in the names of the weights.
+            var_list: a list of the weights themselves.
+            var_names: a list of regular expressions, or one, searched for in the names of the weights.
 
         Example:
             >>> import numpy as np, optimc
@@ -290,8 +291,8 @@ class Optimizer(_core.Optimizer):
             >>> opt.exclude_from_weight_decay(var_names=["bias"])
             >>> opt.build({"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)})
         """
-        excluded = Selection.of("exclude_from_weight_decay", [*(var_list or ()), *(
-            [var_names] if isinstance(var_names, str) else var_names or ())])
+        names = [var_names] if isinstance(var_names, str) else entries_of("var_names", var_names)
+        excluded = Selection.of("exclude_from_weight_decay", [*entries_of("var_list", var_list), *names])
         self._locked(lambda: self._rebind(self._state_now().but(excluded=excluded)))
 
     # ---------------------------------------------------------------------------- stepping

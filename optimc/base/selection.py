@@ -14,6 +14,15 @@ from optimc.base.arguments import Value, likely, plain
 from optimc.base.rules import WHOLE
 
 
+def entries_of(argument, given):
+    """The entries of an argument that is a list, any other iterable that is no array, or None."""
+    if given is None:
+        return []
+    if isinstance(given, (str, bytes, dict, np.ndarray)) or not hasattr(given, "__iter__"):
+        raise TypeError(f"{argument} must be a list or None, got {type(given).__name__}")
+    return list(given)
+
+
 class Places:
     """The positions of weights by their memory; made once for all selections of these weights.
 

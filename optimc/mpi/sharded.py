@@ -82,7 +82,7 @@ class Sharded(WrapperOfOne):
             raise TypeError(f"optimizer must be an optimizer or a LossScaleOptimizer, got {type(inner).__name__}")
         check_bool("average", average)
         check_bool("deterministic", deterministic)
-        bucket_bytes = count(1)("bucket_bytes", bucket_bytes)
+        bucket_bytes = count(1, optional=True)("bucket_bytes", bucket_bytes)
         check_timeout(timeout)
         self.optimizer = optimizer          #: the wrapped optimizer: its values may be set
         self.average, self.deterministic = average, deterministic
