@@ -256,6 +256,14 @@ void optimc_pool_leave(void)
     pthread_mutex_unlock(&pool.flights);
 }
 
+void optimc_pool_land(void)
+{
+    pthread_mutex_lock(&pool.flights);
+    while (pool.aloft)
+        pthread_cond_wait(&pool.landed, &pool.flights);
+    pthread_mutex_unlock(&pool.flights);
+}
+
 uint64_t optimc_pool_forks(void)
 {
     return pool.forks;
@@ -270,7 +278,7 @@ int optimc_pool_setup(void)
 static void before_fork(void)
 {
     pthread_mutex_lock(&pool.flights);
-    while (pool.aloft)
+    while (pool.aloft)                      /* optimc_pool_land, but for the mutex, which stays locked */
         pthread_cond_wait(&pool.landed, &pool.flights);
     pthread_mutex_lock(&pool.region);
     pthread_mutex_lock(&pool.park);

@@ -29,6 +29,9 @@ void optimc_pool_run(void (*task)(void *context, size_t chunk), void *context, s
    The count of forks survived tells a lock's owner whether it still exists. */
 void optimc_pool_enter(void);
 void optimc_pool_leave(void);
+
+/* Waits until no such work is in progress. */
+void optimc_pool_land(void);
 uint64_t optimc_pool_forks(void);
 
 #endif

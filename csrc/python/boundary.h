@@ -48,9 +48,9 @@ struct bound {
 
 enum { PROPAGATE, RAISE, SKIP };        /* policies for gradients that are not finite */
 
-/* A thread that waits for its turn, on its own stack. */
+/* A thread that waits for its turn. */
 struct waiter {
-    uint64_t thread;
+    uint64_t thread, number;            /* who, and when it came */
     PyThread_type_lock turn;            /* released when it is the owner */
     struct waiter *next;
 };
@@ -81,6 +81,7 @@ typedef struct optimizer {
     PyObject_HEAD
     uint64_t owner;                     /* the thread whose step is in progress, 0 for none */
     struct waiter *waiters;             /* those that wait for its end, the longest first */
+    uint64_t arrivals;                  /* threads that have waited so far */
     uint64_t forks;                     /* when it was last stepped here: in a child it may have no owner */
     Plan *plan;                         /* NULL until built */
     PyObject *state;                    /* Python's: what is kept for the weights; the plan's, if there is a plan */

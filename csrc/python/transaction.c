@@ -35,13 +35,12 @@ int optimc_refuse_use(const Transaction *self)
     return self->over || self->busy ? -1 : 0;
 }
 
-/* An error if the lock of a step is another thread's: after a fork() the child takes over what threads of its parent
-   locked. */
+/* An error if the lock of a step is another thread's: the turn of a thread that is gone is taken over (turns.c). */
 static int refuse_lost(const struct checked *step)
 {
     if (step->optimizer->owner == step->thread)
         return 0;
-    PyErr_SetString(PyExc_RuntimeError, "the step was checked by a thread of the parent process");
+    PyErr_SetString(PyExc_RuntimeError, "the step was checked by a thread that is gone");
     return -1;
 }
 

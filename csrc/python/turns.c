@@ -1,11 +1,14 @@
 /* turns.c - one step of an optimizer at a time: threads wait for their turn, and step in the order they came.
 
    A turn is no lock of the operating system.  The GIL protects the field that names the owner, so a turn costs
-   nothing while only one thread steps.  After a fork() the child inherits turns of threads that it does not have;
-   take_over ends them. */
+   nothing while only one thread steps.  The turn of a thread that is gone is nobody's: after a fork() the child
+   inherits turns of threads that it does not have, and at its end the interpreter ends daemon threads wherever they
+   are.  A thread that waits hears of signals, and of owners that are gone. */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 #include "plan/pool.h"
+
+enum { PATIENCE = 100000 };                 /* microseconds of waiting between two looks for a dead owner */
 
 /* The number of this thread's state.  No later thread gets the same number, not even in a child process. */
 uint64_t optimc_this_thread(void)
@@ -21,18 +24,58 @@ int optimc_is_alive(uint64_t thread)
     return state != NULL;
 }
 
-/* Called the first time in a child process.  No thread waits here, and the owner may exist in the parent only.  Its
-   step was complete or had written nothing (optimc_pool_enter), so it ends here as it would have ended there. */
+/* Ends the turn of a thread that is gone.  Its step was complete or had written nothing (optimc_pool_enter), so it
+   ends here as it would have ended there. */
+static void end_turn(Optimizer *self)
+{
+    self->owner = optimc_this_thread();         /* the end of an array may run code of the caller's */
+    optimc_restore_scale(self);
+    optimc_end_step(self, self->begun);
+    self->owner = 0;
+}
+
+static void free_waiter(struct waiter *waiter)
+{
+    PyThread_free_lock(waiter->turn);
+    PyMem_RawFree(waiter);
+}
+
+/* Called the first time in a child process.  No thread waits here, and the owner may exist in the parent only. */
 static void take_over(Optimizer *self)
 {
     self->forks = optimc_pool_forks();
-    self->waiters = NULL;
-    if (self->owner && !optimc_is_alive(self->owner)) {
-        self->owner = optimc_this_thread();     /* the end of an array may run code of the caller's */
-        optimc_restore_scale(self);
-        optimc_end_step(self, self->begun);
-        self->owner = 0;
+    while (self->waiters) {
+        struct waiter *waiter = self->waiters;
+        self->waiters = waiter->next;
+        free_waiter(waiter);
     }
+    if (self->owner && !optimc_is_alive(self->owner))
+        end_turn(self);
+}
+
+/* Gives the turn, which is nobody's, to the first thread in the queue.  A thread that is gone leaves its entry, and
+   may still be blocked in it: the entry is not freed. */
+static void hand_over(Optimizer *self)
+{
+    while (self->waiters && !self->owner) {
+        struct waiter *first = self->waiters;
+        self->waiters = first->next;
+        if (!optimc_is_alive(first->thread))
+            continue;
+        self->owner = first->thread;
+        PyThread_release_lock(first->turn);
+    }
+}
+
+/* Called before this thread waits, and while it does.  An owner may be gone: the interpreter ends daemon threads when
+   it ends, and a transaction may outlive the thread that began it.  The step that it ran is waited for. */
+static void end_turn_of_the_dead(Optimizer *self)
+{
+    if (self->owner && !optimc_is_alive(self->owner)) {
+        optimc_pool_land();
+        end_turn(self);
+    }
+    hand_over(self);
 }
 
 int optimc_refuse_nested(Optimizer *self)
@@ -42,23 +85,65 @@ int optimc_refuse_nested(Optimizer *self)
     return -1;
 }
 
-/* Waits without the GIL until it is this thread's turn. */
+/* Puts an entry into the queue, in the order of arrival. */
+static void line_up(Optimizer *self, struct waiter *waiter)
+{
+    struct waiter **place = &self->waiters;
+    while (*place && (*place)->number < waiter->number)
+        place = &(*place)->next;
+    waiter->next = *place;
+    *place = waiter;
+}
+
+static void step_out(Optimizer *self, const struct waiter *waiter)
+{
+    struct waiter **place = &self->waiters;
+    while (*place && *place != waiter)
+        place = &(*place)->next;
+    if (*place)
+        *place = waiter->next;
+}
+
+/* Runs signal handlers.  They may use the optimizer, so this thread is not in the queue meanwhile: a turn that came
+   could not be used.  0, or -1 with an error. */
+static int hear_signals(Optimizer *self, struct waiter *mine)
+{
+    step_out(self, mine);
+    const int raised = PyErr_CheckSignals();
+    if (self->forks != optimc_pool_forks())
+        take_over(self);
+    if (raised)
+        return -1;
+    line_up(self, mine);
+    end_turn_of_the_dead(self);
+    return 0;
+}
+
+/* Waits without the GIL until it is this thread's turn.  A signal handler that raises ends the wait. */
 static int await_turn(Optimizer *self, uint64_t me)
 {
-    struct waiter mine = {me, PyThread_allocate_lock(), NULL}, **last = &self->waiters;
-    if (!mine.turn) {
+    struct waiter *mine = PyMem_RawMalloc(sizeof *mine);
+    PyThread_type_lock turn = mine ? PyThread_allocate_lock() : NULL;
+    if (!turn) {
+        PyMem_RawFree(mine);
         PyErr_NoMemory();
         return -1;
     }
-    PyThread_acquire_lock(mine.turn, NOWAIT_LOCK);
-    while (*last)
-        last = &(*last)->next;
-    *last = &mine;
-    Py_BEGIN_ALLOW_THREADS
-    PyThread_acquire_lock(mine.turn, WAIT_LOCK);
-    Py_END_ALLOW_THREADS
-    PyThread_free_lock(mine.turn);
-    return 0;
+    *mine = (struct waiter){.thread = me, .number = self->arrivals++, .turn = turn};
+    PyThread_acquire_lock(turn, NOWAIT_LOCK);
+    line_up(self, mine);
+    int failed = 0;
+    do {
+        Py_BEGIN_ALLOW_THREADS
+        PyThread_acquire_lock_timed(turn, PATIENCE, 1);
+        Py_END_ALLOW_THREADS
+        if (self->owner != me)
+            end_turn_of_the_dead(self);
+        if (self->owner != me)
+            failed = hear_signals(self, mine);
+    } while (!failed && self->owner != me);
+    free_waiter(mine);
+    return failed;
 }
 
 /* Begins this thread's turn.  A step within a step (from a schedule, say) is an error.  A step from another thread
@@ -71,6 +156,8 @@ int optimc_lock(Optimizer *self)
     if (self->forks != optimc_pool_forks())
         take_over(self);
     if (self->owner)
+        end_turn_of_the_dead(self);
+    if (self->owner)
         return await_turn(self, me);
     self->owner = me;
     return 0;
@@ -80,12 +167,8 @@ void optimc_unlock(Optimizer *self)
 {
     if (self->forks != optimc_pool_forks())
         take_over(self);
-    struct waiter *next = self->waiters;
-    self->owner = next ? next->thread : 0;
-    if (next) {
-        self->waiters = next->next;
-        PyThread_release_lock(next->turn);
-    }
+    self->owner = 0;
+    hand_over(self);
 }
 
 /* Calls a method that changes values a step reads, while no other thread's step is in progress.  This thread's own
