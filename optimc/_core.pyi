@@ -121,7 +121,12 @@ class Optimizer:
         self, group: int, index: int, mapping: dict[str, Any], key: str, item: int, zero_is_off: bool, /
     ) -> None: ...
     def _prepare_tensors(
-        self, orders: tuple[tuple[int, ...] | None, ...], watched: tuple[tuple[dict[str, Any], str, object], ...], /
+        self,
+        orders: tuple[tuple[int, ...] | None, ...],
+        watched: tuple[tuple[dict[str, Any], str, object], ...],
+        parts: tuple[tuple[int, int, dict[str, Any], str], ...] = ...,
+        types: tuple[type, ...] = ...,
+        /,
     ) -> None: ...
     def _is_as_watched(self) -> bool: ...
     def _apply_tensors(

@@ -10,7 +10,7 @@
 /* A part of a weight: the weight itself, a slot, its average or its accumulator.  `type` is its storage type; `data`
    is NULL if the weight has no such part. */
 struct array {
-    char *data;
+    char *data, *next;                      /* next: where it lies now, if it has moved and the plan has not yet */
     size_t n;                               /* elements */
     enum type type;
 };
@@ -66,8 +66,9 @@ struct plan {
     size_t n_pieces, piece_size;
     size_t *chunks;                         /* chunk k is pieces chunks[k] .. chunks[k + 1] - 1 */
     size_t n_chunks;
-    struct range *ranges;                   /* all memory a step may write, sorted */
+    struct range *ranges, *spare;           /* all memory a step may write, sorted; room for as many */
     size_t n_ranges;
+    int moving;                             /* whether an array has a `next` */
     double *sums[MAX_SUMS];                 /* n_sums times a number per block of SUM_BLOCK elements */
     int n_sums;                             /* as many as a kernel measures, and at least 1 */
     size_t n_blocks, total;                 /* such blocks; elements */
@@ -76,7 +77,7 @@ struct plan {
     struct memory memory;
     const struct request *request;          /* the one in progress */
     uint64_t step;
-    double cost;
+    double cost, whole_cost;                /* of the gradients taken; of those of all weights */
 };
 
 /* The storage types of weights and slots: a row for each type.  A type without a row has a width of 0. */
@@ -90,6 +91,14 @@ extern const struct storage optimc_storage[TYPE_OTHER + 1];
 static inline size_t blocks(size_t size)
 {
     return (size + SUM_BLOCK - 1) / SUM_BLOCK;
+}
+
+/* A part of a weight. */
+static inline struct array *array_at(struct plan *plan, struct place place)
+{
+    struct weight *weight = &plan->weights[place.weight];
+    return place.part == PART_WEIGHT ? &weight->self : place.part == PART_AVERAGE ? &weight->average
+        : place.part == PART_ACCUMULATOR ? &weight->accumulator : &weight->slots[place.part];
 }
 
 /* FINE if a view has the shape of a weight, without the axis `left_out` (-1: with all its axes). */
@@ -113,6 +122,17 @@ static inline enum fault check_like(const struct weight *weight, const struct vi
     return (weight->f_order ? view->f_order : view->c_order) ? FINE : FAULT_STRIDES;
 }
 
+/* FINE if a view of `size` elements lies where a kernel can reach it. */
+static inline enum fault check_place(const struct view *view, size_t size)
+{
+    if (!size)
+        return FINE;
+    return !view->data ? FAULT_NO_MEMORY : (uintptr_t)view->data % view->itemsize ? FAULT_ALIGNMENT : FINE;
+}
+
+/* FINE if a view has the type, shape and order of a part of a weight. */
+enum fault optimc_part_check(const struct weight *weight, const struct view *view, int part);
+
 /* The slots of a factored second moment: of the weight's shape, without its last axis, without its last but one. */
 enum { MOMENT_SLOT, ROW_SLOT, COLUMN_SLOT };
 
@@ -127,7 +147,8 @@ enum fault optimc_range_sort(struct plan *plan, struct place overlap[2]);
 /* The range that holds the first byte at or after `low`, as an index; n_ranges if there is none. */
 size_t optimc_range_after(const struct plan *plan, const char *low);
 
-/* Moves the range of a weight to begin at `data`, and sorts. */
-enum fault optimc_range_move(struct plan *plan, size_t index, char *data);
+/* Takes over the places of all arrays that have moved.  FAULT_OVERLAP and the two places if arrays would share memory
+   there; then the ranges stay as they were. */
+enum fault optimc_range_move(struct plan *plan, struct place overlap[2]);
 
 #endif

@@ -71,6 +71,7 @@ void optimc_plan_free(struct plan *plan)
     plan->memory.give(plan->pieces);
     plan->memory.give(plan->chunks);
     plan->memory.give(plan->ranges);
+    plan->memory.give(plan->spare);
     for (int k = 0; k < MAX_SUMS; k++)
         plan->memory.give(plan->sums[k]);
     plan->memory.give(plan);
@@ -112,9 +113,7 @@ enum fault optimc_plan_check(const struct view *view)
         return FAULT_READ_ONLY;
     if (!view->c_order && !view->f_order)
         return FAULT_STRIDES;
-    if ((uintptr_t)view->data % view->itemsize && optimc_view_size(view))
-        return FAULT_ALIGNMENT;
-    return FINE;
+    return check_place(view, optimc_view_size(view));
 }
 
 static int is_same_row(const struct row *a, const struct row *b)
@@ -162,9 +161,9 @@ int optimc_slot_axis(enum kernel kernel, int slot)
     return 0;
 }
 
-/* FINE if a view can be a part of a weight that lacks this axis of it, 0 for none. */
-static enum fault check_part(const struct weight *weight, const struct view *view, int axis)
+enum fault optimc_part_check(const struct weight *weight, const struct view *view, int part)
 {
+    const int axis = part == PART_WEIGHT ? 0 : optimc_slot_axis(weight->kernel, part);
     if (!axis)
         return check_like(weight, view, weight->self.type);
     if (view->type != (int)weight->self.type)
@@ -176,7 +175,7 @@ static enum fault check_part(const struct weight *weight, const struct view *vie
 
 static struct array array_of(const struct view *view)
 {
-    return (struct array){view->data, optimc_view_size(view), (enum type)view->type};
+    return (struct array){.data = view->data, .n = optimc_view_size(view), .type = (enum type)view->type};
 }
 
 /* Binds the slots, the average and the accumulator of a weight.  On a fault `where` is the part that has it. */
@@ -195,7 +194,7 @@ static enum fault add_parts(struct plan *plan, struct weight *weight, const stru
         if (!parts[part].view)
             continue;
         *where = part;
-        const enum fault fault = check_part(weight, parts[part].view, optimc_slot_axis(weight->kernel, part));
+        const enum fault fault = optimc_part_check(weight, parts[part].view, part);
         if (fault)
             return fault;
         *parts[part].array = array_of(parts[part].view);
@@ -328,6 +327,7 @@ static void measure(struct plan *plan)
             const double cost = (optimc_nanoseconds() - start) / SAMPLE;
             row->cost = try && row->cost < cost ? row->cost : cost;
         }
+        plan->whole_cost += (double)plan->weights[i].size * row->cost;
     }
 }
 
@@ -336,7 +336,8 @@ enum fault optimc_plan_seal(struct plan *plan, const struct isa *isa, struct pla
     plan->isa = isa;
     if (optimc_range_sort(plan, overlap))
         return FAULT_OVERLAP;
-    if (cut(plan))
+    plan->spare = plan->memory.take(plan->n_ranges + 1, sizeof *plan->spare);
+    if (!plan->spare || cut(plan))
         return FAULT_MEMORY;
     plan->memory.give(plan->places);
     plan->places = NULL;

@@ -32,6 +32,7 @@ enum fault {
     FAULT_STRIDES,                          /* neither C nor Fortran order, or not the weight's */
     FAULT_ALIGNMENT,
     FAULT_OVERLAP,
+    FAULT_NO_MEMORY,                        /* it has elements, and lies nowhere */
     FAULT_REPEATED,                         /* the weight, or its gradient, came twice in a step */
     FAULT_MEMORY,
 };
@@ -74,7 +75,7 @@ struct memory {
 struct plan *optimc_plan_new(size_t weights, struct memory memory);
 void optimc_plan_free(struct plan *plan);
 
-/* Checks that a view can be a weight or a slot: FINE, FAULT_TYPE, _READ_ONLY, _STRIDES or _ALIGNMENT. */
+/* Checks that a view can be a weight or a slot: FINE, FAULT_TYPE, _READ_ONLY, _STRIDES, _ALIGNMENT or _NO_MEMORY. */
 enum fault optimc_plan_check(const struct view *view);
 
 /* A weight's kernel, values and state.  The views must have passed optimc_plan_check.  `slots` are MAX_SLOTS views;
@@ -112,13 +113,19 @@ size_t optimc_plan_weights(const struct plan *plan);
 void optimc_plan_begin(struct plan *plan);
 ptrdiff_t optimc_plan_find(const struct plan *plan, const struct view *weight, size_t hint);
 enum fault optimc_plan_same(const struct plan *plan, size_t index, const struct view *weight);
-/* Tells the plan that a weight now lies elsewhere; on FAULT_OVERLAP it stays where it was. */
-enum fault optimc_plan_move(struct plan *plan, size_t index, char *data);
+/* For arrays that may lie elsewhere than at the last step, between begin and the first take:
+   - place tells where a part of a weight lies now, and sets `moved` if that is elsewhere.  FINE, or the fault that
+     makes it another than that of the plan.
+   - move, once all are told, takes over those that do.  On FAULT_OVERLAP, with the two places that would share
+     memory, all stay where they were. */
+enum fault optimc_plan_place(struct plan *plan, struct place place, const struct view *view, int *moved);
+enum fault optimc_plan_move(struct plan *plan, struct place overlap[2]);
 enum fault optimc_plan_take(struct plan *plan, size_t index, const struct view *gradient,
     struct place *overlap);
 
-/* A rough cost of the gradients taken so far: nanoseconds on one thread. */
+/* A rough cost of the gradients taken so far, and of those of all weights: nanoseconds on one thread. */
 double optimc_plan_cost(const struct plan *plan);
+double optimc_plan_whole_cost(const struct plan *plan);
 
 /* 1 if gradients of a weight were accumulated since its last update. */
 int optimc_plan_waits(const struct plan *plan, size_t index);

@@ -6,12 +6,6 @@
 
 #include "plan/internal.h"
 
-void optimc_plan_begin(struct plan *plan)
-{
-    plan->step++;
-    plan->cost = 0;
-}
-
 ptrdiff_t optimc_plan_find(const struct plan *plan, const struct view *view, size_t hint)
 {
     const int empty = !optimc_view_size(view);
@@ -42,19 +36,50 @@ enum fault optimc_plan_same(const struct plan *plan, size_t index, const struct 
     return view->swapped ? FAULT_TYPE : check_like(weight, view, weight->self.type);
 }
 
-enum fault optimc_plan_move(struct plan *plan, size_t index, char *data)
+/* Ends the move of all arrays: they lie where they have moved to, or (stay) where the plan had them. */
+static void settle(struct plan *plan, int stay)
 {
-    char *const before = plan->weights[index].self.data;
-    if (data == before)
-        return FINE;
-    for (size_t i = 0; i < plan->n_weights; i++)        /* a gradient may overlap the new range */
-        plan->weights[i].clear_low = plan->weights[i].clear_high = NULL;
-    if (optimc_range_move(plan, index, data)) {
-        optimc_range_move(plan, index, before);
-        return FAULT_OVERLAP;
+    for (size_t i = 0; i < plan->n_ranges; i++) {
+        struct array *array = array_at(plan, plan->ranges[i].place);
+        if (array->next && !stay)
+            array->data = array->next;
+        array->next = NULL;
     }
-    plan->weights[index].self.data = data;
+    plan->moving = 0;
+}
+
+enum fault optimc_plan_place(struct plan *plan, struct place place, const struct view *view, int *moved)
+{
+    struct array *array = array_at(plan, place);
+    enum fault fault = optimc_part_check(&plan->weights[place.weight], view, place.part);
+    *moved = !fault && view->data != array->data && array->n;
+    if (!*moved)
+        return fault;
+    fault = check_place(view, array->n);
+    if (fault)
+        return fault;
+    array->next = view->data;
+    plan->moving = 1;
     return FINE;
+}
+
+enum fault optimc_plan_move(struct plan *plan, struct place overlap[2])
+{
+    if (!plan->moving)
+        return FINE;
+    const enum fault fault = optimc_range_move(plan, overlap);
+    settle(plan, fault != FINE);
+    for (size_t i = 0; i < plan->n_weights && !fault; i++)      /* a gradient may overlap a new range */
+        plan->weights[i].clear_low = plan->weights[i].clear_high = NULL;
+    return fault;
+}
+
+void optimc_plan_begin(struct plan *plan)
+{
+    plan->step++;
+    plan->cost = 0;
+    if (plan->moving)                       /* an earlier step was refused before it moved anything */
+        settle(plan, 1);
 }
 
 /* The bytes a view touches. */
@@ -85,6 +110,8 @@ enum fault optimc_plan_take(struct plan *plan, size_t index, const struct view *
     if (check_shape(weight, view, -1))
         return FAULT_SHAPE;
     if (weight->size) {
+        if (!view->data)
+            return FAULT_NO_MEMORY;
         const char *low, *high;
         extent(view, &low, &high);
         if (low != weight->clear_low || high != weight->clear_high) {
@@ -115,6 +142,11 @@ enum fault optimc_plan_take(struct plan *plan, size_t index, const struct view *
 double optimc_plan_cost(const struct plan *plan)
 {
     return plan->cost;
+}
+
+double optimc_plan_whole_cost(const struct plan *plan)
+{
+    return plan->whole_cost;
 }
 
 int optimc_plan_waits(const struct plan *plan, size_t index)

@@ -3,12 +3,16 @@
    Which kernel, slots and group a weight has is Python's to decide (optimc/base/binding.py).  Plan and state change
    together, and nothing changes on an error. */
 #define NO_IMPORT_ARRAY
-#include "python/boundary.h"
+#include "python/tensors.h"
 
 void optimc_leave_step(Optimizer *self)
 {
-    if (self->plan)
-        optimc_end_match(self->plan);
+    if (!self->plan)
+        return;
+    self->plan->matching = BUSY;        /* the end of a tensor may run code of the caller's */
+    if (self->tensors)
+        optimc_release_tensors(self->tensors);
+    optimc_end_match(self->plan);
 }
 
 int optimc_check_plan(Optimizer *self, PyObject *object)
@@ -34,20 +38,18 @@ int optimc_check_plan(Optimizer *self, PyObject *object)
 void optimc_hold(Optimizer *self, Plan *plan, PyObject *state)
 {
     Plan *old = self->plan;
-    PyObject *old_state = self->state, *orders = self->orders, *grad_name = self->grad_name;
+    PyObject *old_state = self->state;
+    struct tensors *tensors = self->tensors;
     if (old)
         old->owner = NULL;
     if (plan)
         plan->owner = self;
     self->plan = (Plan *)Py_XNewRef(plan);
     self->state = Py_XNewRef(state);
-    self->orders = self->grad_name = NULL;
-    PyMem_Free(self->room);
-    self->room = NULL;
+    self->tensors = NULL;
     Py_XDECREF(old);
     Py_XDECREF(old_state);
-    Py_XDECREF(orders);
-    Py_XDECREF(grad_name);
+    optimc_free_tensors(tensors);
 }
 
 /* `_bind` and `_hold`: takes over a plan or a state, and sets counts with it.  Changes nothing on an error.  Code of

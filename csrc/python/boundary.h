@@ -69,6 +69,7 @@ typedef struct {
     PyObject **gradients;               /* of the step in progress: strong references */
     size_t n_gradients;
     enum matching matching;
+    int keeps_gil;                      /* the step in progress, however long: what it touches is not held */
     struct request request;             /* the step in progress, once it is MATCHED */
     struct group *group;                /* the values of steps without an optimizer, or NULL */
     Py_ssize_t n;                       /* weights that it must have to be sealed; -1: it cannot be */
@@ -102,10 +103,7 @@ typedef struct optimizer {
     int cautious, coupled, maximize;    /* as in struct request */
     int check_finite;
     int evaluating;                     /* the weights hold something else for a while: no steps */
-    PyObject *watched;                  /* of tensors: (dict, key, value) that must not change, or NULL */
-    PyObject *orders;                   /* of tensors: how to order the axes of each, None for as they are */
-    PyObject *grad_name;                /* of tensors: "grad" */
-    ptrdiff_t *room;                    /* of tensors: shapes and strides, in the order of memory */
+    struct tensors *tensors;            /* what steps over tensors need, or NULL: see tensors.h */
     double own_scale;                   /* the loss scale to be put back after the step in progress ... */
     int scaled;                         /* ... if that step has another */
     double norm;                        /* the last global norm computed ... */
@@ -204,6 +202,9 @@ int optimc_refuse_weight(enum fault fault, PyObject *entry, PyArrayObject *array
 int optimc_refuse_norm(void);
 
 /* match.c: the gradients of a step, which belong to the plan. */
+/* Steps that take longer, in nanoseconds, give up the GIL.  Taking it back can cost another thread's time slice
+   (5 ms), so it is not worth it for less. */
+static const double GIL_WORTH = 50e3;
 /* Matches gradients to weights: 0, or -1 with an error.  The plan is BUSY then.  optimc_end_match comes last. */
 int optimc_match(Plan *self, PyObject *grads, PyObject *weights, int quiet);
 void optimc_end_match(Plan *self);
@@ -224,15 +225,16 @@ void optimc_close_step(Optimizer *self);
 void optimc_run_step(Optimizer *self);
 void optimc_end_step(Optimizer *self, int ran);
 
-/* tensors.c: a step over tensors.  A check with the lock held finds one of these, or -1 with an error:
+/* tensors.c, look.c: a step over tensors.  A check with the lock held finds one of these, or -1 with an error:
      NO_GRADIENTS       no tensor has a gradient
      CHECKED            the step may run
      NOT_AS_PLANNED     only some have a gradient, or something that was watched has changed
      NOT_FINITE         a gradient is not finite: the step is to be skipped
-   Python knows the first three by their names.  `grads` is a list, or NULL for the tensors' own. */
+   Python knows the first three by their names.  `grads` is a list, or NULL for the tensors' own.  `held`: other code
+   runs before the step does, so all that it touches must be held. */
 enum { NO_GRADIENTS, CHECKED, NOT_AS_PLANNED, NOT_FINITE };
 extern PyMethodDef optimc_tensors_methods[];
-int optimc_check_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange, PyObject *grads);
+int optimc_check_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange, PyObject *grads, int held);
 
 /* transaction.c: steps of several optimizers; transaction.h has more.  A new reference, or NULL. */
 PyTypeObject *optimc_transaction_type(PyObject *module);

@@ -9,10 +9,6 @@
 #include "plan/pool.h"
 #include "python/views.h"
 
-/* Steps longer than this give up the GIL.  Taking it back can cost another thread's time slice (5 ms),
-   so it is not worth it for less. */
-static const double GIL_WORTH = 50e3;   /* ns */
-
 /* True if a gradient that is no ndarray can be made one: it offers its memory as an array.  Numbers,
    strings and lists do not. */
 static int offers_array(PyObject *object)
@@ -65,6 +61,9 @@ static int take(Plan *self, const struct pairs *pairs, size_t index, PyObject *g
     if (fault == FAULT_TYPE)
         return optimc_refuse(PyExc_TypeError, "%U: expected a gradient of floats, got %S",
             optimc_pair_label(pairs, "grads"), (PyObject *)PyArray_DESCR(array), NULL);
+    if (fault == FAULT_NO_MEMORY)
+        return optimc_refuse(PyExc_ValueError, "%U: the array has no memory", optimc_pair_label(pairs, "grads"), NULL,
+            NULL);
     PyObject *entry = optimc_pair_label(pairs, "grads");
     if (fault == FAULT_SHAPE)
         return optimc_refuse_shape("%U: expected shape %S, like its weight, got %S", entry,
@@ -183,13 +182,14 @@ void optimc_end_match(Plan *self)
 {
     self->matching = BUSY;              /* the end of an array may run code of the caller's */
     drop_gradients(self);
+    self->keeps_gil = 0;
     self->matching = IDLE;
 }
 
 /* A step is worth giving up the GIL for if it takes long enough. */
 int optimc_is_long(const Plan *self)
 {
-    return optimc_plan_cost(self->core) >= GIL_WORTH;
+    return !self->keeps_gil && optimc_plan_cost(self->core) >= GIL_WORTH;
 }
 
 /* A fork() waits for what enters the pool.  It enters with the GIL, which a fork() takes too, so that no step

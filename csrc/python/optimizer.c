@@ -1,6 +1,6 @@
 /* optimizer.c - the type _core.Optimizer: its members, its life, and the methods of the files beside it. */
 #define NO_IMPORT_ARRAY
-#include "python/boundary.h"
+#include "python/tensors.h"
 
 #include <structmember.h>
 
@@ -95,7 +95,10 @@ static int optimizer_traverse(Optimizer *self, visitproc visit, void *arg)
     for (size_t i = 0; i < self->n_groups; i++)
         for (int k = 0; k < self->n_values; k++)
             Py_VISIT(self->settings[i][k].source);
-    Py_VISIT(self->watched);
+    if (self->tensors) {
+        Py_VISIT(self->tensors->watched);
+        Py_VISIT(self->tensors->given);
+    }
     return 0;
 }
 
@@ -108,7 +111,6 @@ static int optimizer_clear(Optimizer *self)
             Py_CLEAR(self->settings[i][k].key);
         }
     Py_CLEAR(self->before);
-    Py_CLEAR(self->watched);
     return 0;
 }
 

@@ -66,6 +66,8 @@ int optimc_refuse_weight(enum fault fault, PyObject *entry, PyArrayObject *array
         return optimc_refuse(PyExc_ValueError, "%U: output array is read-only", entry, NULL, NULL);
     case FAULT_ALIGNMENT:
         return optimc_refuse(PyExc_ValueError, "%U: array is not aligned for %S", entry, dtype, NULL);
+    case FAULT_NO_MEMORY:
+        return optimc_refuse(PyExc_ValueError, "%U: the array has no memory", entry, NULL, NULL);
     case FAULT_SHAPE:
         return optimc_refuse_shape("%U: expected shape %S, as built, got %S", entry, like, array);
     case FAULT_STRIDES:

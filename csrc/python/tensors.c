@@ -2,10 +2,9 @@
 
    No array is made from a tensor; its address is read again at every step.  A plan made for tensors may depend on
    entries of dicts, which it watches.  If one of them has changed, the step does nothing and Python makes a new
-   plan. */
+   plan.  Next: look.c, the look at the tensors. */
 #define NO_IMPORT_ARRAY
-#include "python/boundary.h"
-#include "python/views.h"
+#include "python/tensors.h"
 
 static const struct tensor_exchange *exchange_of(PyObject *capsule)
 {
@@ -19,35 +18,128 @@ static const struct tensor_exchange *exchange_of(PyObject *capsule)
     return NULL;
 }
 
-PyDoc_STRVAR(prepare_tensors_doc, "_prepare_tensors($self, orders, watched, /)\n--\n\n"
+void optimc_free_tensors(struct tensors *tensors)
+{
+    if (!tensors)
+        return;
+    if (tensors->items && tensors->storages)
+        optimc_release_tensors(tensors);
+    Py_XDECREF(tensors->orders);
+    Py_XDECREF(tensors->watched);
+    Py_XDECREF(tensors->given);
+    Py_XDECREF(tensors->types);
+    for (int k = 0; k < TENSOR_NAMES; k++)
+        Py_XDECREF(tensors->names[k]);
+    PyMem_Free(tensors->parts);
+    PyMem_Free(tensors->items);
+    PyMem_Free(tensors->storages);
+    PyMem_Free(tensors->reaches);
+    PyMem_Free(tensors);
+}
+
+/* The array that a plan has bound as a part of a weight, borrowed, or NULL with an error. */
+static PyArrayObject *bound_part(const Plan *plan, Py_ssize_t weight, int part)
+{
+    PyObject *array = NULL;
+    if (weight >= 0 && weight < PyTuple_GET_SIZE(plan->weights)) {
+        PyObject *kept = PyList_GET_ITEM(plan->parts, weight), *slots = PyTuple_GET_ITEM(kept, 1);
+        array = part == PART_AVERAGE ? PyTuple_GET_ITEM(kept, 2)
+            : part == PART_ACCUMULATOR ? PyTuple_GET_ITEM(kept, 3)
+            : part >= 0 && part < PyTuple_GET_SIZE(slots) ? PyTuple_GET_ITEM(slots, part) : NULL;
+    }
+    if (array && PyArray_Check(array))
+        return (PyArrayObject *)array;
+    PyErr_Format(PyExc_ValueError, "parts: weight %zd has no part %d", weight, part);
+    return NULL;
+}
+
+/* Reads the parts that are given. */
+static int read_parts(const Plan *plan, struct tensors *tensors)
+{
+    for (size_t k = 0; k < tensors->n_parts; k++) {
+        struct tensor_part *part = &tensors->parts[k];
+        Py_ssize_t weight;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(tensors->given, (Py_ssize_t)k), "niO!U", &weight, &part->place.part,
+                &PyDict_Type, &part->dict, &part->key))
+            return -1;
+        const PyArrayObject *array = bound_part(plan, weight, part->place.part);
+        if (!array)
+            return -1;
+        part->place.weight = (size_t)weight;
+        part->ndim = PyArray_NDIM(array);
+    }
+    return 0;
+}
+
+/* Makes what steps over tensors need, or NULL with an error. */
+static struct tensors *make_tensors(const Plan *plan, PyObject *orders, PyObject *watched, PyObject *parts,
+    PyObject *types)
+{
+    static const char *const names[TENSOR_NAMES] = {
+        [GRAD] = "grad", [STORAGE] = "untyped_storage", [ADDRESS] = "data_ptr", [BYTES] = "nbytes",
+        [IS_NEGATIVE] = "is_neg", [RESOLVE_NEGATIVE] = "resolve_neg", [IS_INFERENCE] = "is_inference",
+    };
+    struct tensors *tensors = PyMem_Calloc(1, sizeof *tensors);
+    int failed = !tensors;
+    if (!failed) {
+        tensors->n = (size_t)PyTuple_GET_SIZE(orders);
+        tensors->n_parts = parts ? (size_t)PyTuple_GET_SIZE(parts) : 0;
+        const size_t all = 2 * tensors->n + tensors->n_parts;
+        tensors->orders = Py_NewRef(orders);
+        tensors->watched = Py_NewRef(watched);
+        tensors->given = Py_XNewRef(parts);
+        tensors->types = types ? Py_NewRef(types) : PyTuple_New(0);
+        tensors->parts = PyMem_Calloc(tensors->n_parts + 1, sizeof *tensors->parts);
+        tensors->items = PyMem_Calloc(tensors->n_parts + 1, sizeof *tensors->items);
+        tensors->storages = PyMem_Calloc(all, sizeof *tensors->storages);
+        tensors->reaches = PyMem_Calloc(all, sizeof *tensors->reaches);
+        failed = !tensors->types || !tensors->parts || !tensors->items || !tensors->storages || !tensors->reaches;
+        for (int k = 0; k < TENSOR_NAMES && !failed; k++)
+            failed = !(tensors->names[k] = PyUnicode_InternFromString(names[k]));
+    }
+    if (failed && !PyErr_Occurred())
+        PyErr_NoMemory();
+    if (!failed && !read_parts(plan, tensors))
+        return tensors;
+    optimc_free_tensors(tensors);
+    return NULL;
+}
+
+PyDoc_STRVAR(prepare_tensors_doc, "_prepare_tensors($self, orders, watched, parts=(), types=(), /)\n--\n\n"
 "Prepares steps over tensors; call it after `_bind`.  `orders` has for each weight None, or a tuple of its axes in\n"
 "the order of memory.  `watched` is a tuple of (dict, key, value) that the plan depends on.  The item of the dict\n"
-"must stay an equal number, a list of the same objects as a tuple, or else the same object.");
+"must stay an equal number, a list of the same objects as a tuple, or else the same object.  `parts` is a tuple of\n"
+"(weight, part, dict, key): where a program may put another tensor for a slot (its number in the rule), an average\n"
+"or an accumulator (PART_*), or move it; parts that no program can reach need not be there.  `types` is a tuple of\n"
+"types of tensors whose methods run no Python code.");
 
-static PyObject *optimizer_prepare_tensors(Optimizer *self, PyObject *args)
+static PyObject *prepare_tensors_now(Optimizer *self, PyObject *args)
 {
-    PyObject *orders, *watched;
-    const size_t n = self->plan ? optimc_plan_weights(self->plan->core) : 0;
-    if (!PyArg_ParseTuple(args, "O!O!", &PyTuple_Type, &orders, &PyTuple_Type, &watched))
+    PyObject *orders, *watched, *parts = NULL, *types = NULL;
+    if (!PyArg_ParseTuple(args, "O!O!|O!O!", &PyTuple_Type, &orders, &PyTuple_Type, &watched, &PyTuple_Type, &parts,
+            &PyTuple_Type, &types) || (self->plan && self->plan->matching != IDLE && optimc_refuse_nested(self)))
         return NULL;
+    const size_t n = self->plan ? optimc_plan_weights(self->plan->core) : 0;
     if (!n || (size_t)PyTuple_GET_SIZE(orders) != n) {
         PyErr_SetString(PyExc_ValueError, "orders: expected an entry per weight");
         return NULL;
     }
-    size_t axes = 0;
-    for (size_t i = 0; i < n; i++)
-        axes += (size_t)PyArray_NDIM((PyArrayObject *)PyTuple_GET_ITEM(self->plan->weights, (Py_ssize_t)i));
-    if (!self->grad_name && !(self->grad_name = PyUnicode_InternFromString("grad")))
+    Plan *plan = (Plan *)Py_NewRef((PyObject *)self->plan);         /* a number of a part may run code */
+    struct tensors *tensors = make_tensors(plan, orders, watched, parts, types), *old = self->tensors;
+    const int kept = tensors && self->plan == plan && plan->matching == IDLE;
+    Py_DECREF(plan);
+    if (!kept) {
+        optimc_free_tensors(tensors);
+        if (!PyErr_Occurred())
+            optimc_refuse_nested(self);
         return NULL;
-    ptrdiff_t *room = PyMem_Calloc(4 * axes + 1, sizeof *room);
-    if (!room)
-        return PyErr_NoMemory();
-    PyMem_Free(self->room);
-    self->room = room;
-    Py_XSETREF(self->orders, Py_NewRef(orders));
-    Py_XSETREF(self->watched, Py_NewRef(watched));
+    }
+    self->tensors = tensors;
+    optimc_free_tensors(old);
     Py_RETURN_NONE;
 }
+
+BETWEEN_STEPS(prepare_tensors)
 
 /* 1 if a watched item is unchanged, else 0; -1 on an error.  Only numbers are compared by value, all else by
    identity. */
@@ -68,9 +160,9 @@ static int is_same(PyObject *now, PyObject *then)
 
 /* 1 if all watched items are unchanged, else 0; -1 on an error.  __eq__ of a number or a key may replace the item and
    what is watched. */
-static int is_as_watched(const Optimizer *self)
+int optimc_is_as_watched(const Optimizer *self)
 {
-    PyObject *watched = Py_XNewRef(self->watched);
+    PyObject *watched = self->tensors ? Py_NewRef(self->tensors->watched) : NULL;
     int same = 1;
     for (Py_ssize_t i = 0; watched && same > 0 && i < PyTuple_GET_SIZE(watched); i++) {
         PyObject *entry = PyTuple_GET_ITEM(watched, i);
@@ -88,85 +180,15 @@ PyDoc_STRVAR(is_as_watched_doc, "_is_as_watched($self, /)\n--\n\n"
 
 static PyObject *optimizer_is_as_watched(Optimizer *self, PyObject *Py_UNUSED(ignored))
 {
-    const int same = is_as_watched(self);
+    const int same = optimc_is_as_watched(self);
     return same < 0 ? NULL : PyBool_FromLong(same);
 }
 
-/* The part of optimc_check_tensors that reads no element of a gradient. */
-static int match_tensors(Optimizer *self, PyObject *tensors, const struct tensor_exchange *table,
-    PyObject *grads)
-{
-    if (!self->plan || !self->orders || !PyList_Check(tensors)
-        || (size_t)PyList_GET_SIZE(tensors) != optimc_plan_weights(self->plan->core)) {
-        PyErr_SetString(PyExc_ValueError, "tensors: expected a list of the weights the plan was made for");
-        return -1;
-    }
-    if (grads && (!PyList_Check(grads) || PyList_GET_SIZE(grads) != PyList_GET_SIZE(tensors))) {
-        PyErr_SetString(PyExc_ValueError, "grads: expected a list with an entry per tensor");
-        return -1;
-    }
-    const int same = is_as_watched(self);
-    if (same <= 0)
-        return same < 0 ? -1 : NOT_AS_PLANNED;
-    if (optimc_ask_all(self))
-        return -1;
-    optimc_plan_begin(self->plan->core);
-    self->plan->matching = BUSY;
-    ptrdiff_t *room = self->room;
-    Py_ssize_t missing = 0;
-    const Py_ssize_t n = PyList_GET_SIZE(tensors);
-    for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *tensor = PyList_GET_ITEM(tensors, i), *order = PyTuple_GET_ITEM(self->orders, i);
-        PyArrayObject *bound = (PyArrayObject *)PyTuple_GET_ITEM(self->plan->weights, i);
-        const int ndim = PyArray_NDIM(bound);
-        struct view view;
-        if (optimc_look_tensor(table, tensor, order, "params", i, room, ndim, &view))
-            return -1;
-        room += 2 * ndim;
-        enum fault fault = optimc_plan_same(self->plan->core, (size_t)i, &view);
-        if (!fault)
-            fault = optimc_plan_move(self->plan->core, (size_t)i, view.data);
-        if (fault) {
-            PyErr_Format(fault == FAULT_TYPE ? PyExc_TypeError : PyExc_ValueError, "params[%zd]: %s", i,
-                fault == FAULT_TYPE ? "expected the dtype it was built with"
-                : fault == FAULT_SHAPE ? "expected the shape it was built with"
-                : fault == FAULT_OVERLAP ? "overlaps another parameter or its state in memory"
-                : "expected the memory layout it was built with");
-            return -1;
-        }
-        PyObject *grad = grads ? Py_NewRef(PyList_GET_ITEM(grads, i)) : PyObject_GetAttr(tensor, self->grad_name);
-        if (!grad)
-            return -1;
-        if (grad == Py_None) {
-            Py_DECREF(grad);
-            missing++;
-            continue;
-        }
-        self->plan->gradients[self->plan->n_gradients++] = grad;
-        if (optimc_look_tensor(table, grad, order, "grads", i, room, ndim, &view))
-            return -1;
-        room += 2 * ndim;
-        struct place overlap;
-        fault = optimc_plan_take(self->plan->core, (size_t)i, &view, &overlap);
-        if (fault) {
-            PyErr_Format(fault == FAULT_TYPE ? PyExc_TypeError : PyExc_ValueError, "grads[%zd]: %s", i,
-                fault == FAULT_TYPE ? "expected a gradient of floats"
-                : fault == FAULT_SHAPE ? "expected the shape of its parameter"
-                : "overlaps a parameter or its state in memory");
-            return -1;
-        }
-    }
-    if (missing == n)
-        return NO_GRADIENTS;
-    if (missing)
-        return NOT_AS_PLANNED;
-    return CHECKED;
-}
-
-int optimc_check_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange, PyObject *grads)
+int optimc_check_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange, PyObject *grads,
+    int held)
 {
     const struct tensor_exchange *table = exchange_of(exchange);
-    const int found = table ? match_tensors(self, tensors, table, grads) : -1;
+    const int found = table ? optimc_match_tensors(self, tensors, table, grads, held) : -1;
     if (found != CHECKED)
         return found;
     const int good = optimc_survey_step(self, NULL, NULL, self->check_finite);
@@ -187,7 +209,8 @@ static PyObject *optimizer_apply_tensors(Optimizer *self, PyObject *const *args,
     }
     if (optimc_lock(self))
         return NULL;
-    const int found = optimc_check_tensors(self, args[0], args[1], n == 3 && args[2] != Py_None ? args[2] : NULL);
+    const int found = optimc_check_tensors(self, args[0], args[1], n == 3 && args[2] != Py_None ? args[2] : NULL,
+        0);
     if (found == CHECKED)
         optimc_run_step(self);
     self->skipped += found == NOT_FINITE;

@@ -207,7 +207,7 @@ static PyObject *transaction_check_tensors(Transaction *self, PyObject *args, Py
     struct checked *step = begin_check(self, object, scale);
     if (!step)
         return NULL;
-    const int found = optimc_check_tensors(step->optimizer, tensors, exchange, NULL);
+    const int found = optimc_check_tensors(step->optimizer, tensors, exchange, NULL, 1);
     step->progress = found == CHECKED ? READY : SKIPPED;
     if (found != CHECKED && found != NOT_FINITE)
         optimc_drop_step(self);

@@ -5,8 +5,8 @@
 
 Each class here is a subclass of torch's own class of that name, so arguments, defaults, checks, parameter
 groups, hooks, schedulers and `state_dict` are torch's.  The step is optimc's: one call into C for all parameters,
-in place, with torch's formula (`style="torch"`).  Parameters, gradients and state stay torch tensors; their
-memory is read afresh at every step, so `p.data = ...` just works.
+in place, with torch's formula (`style="torch"`).  Parameters, gradients and state stay torch tensors.  Every step
+asks where they are, so `p.data = ...`, `model.double().float()` and `optimizer.state[p]["exp_avg"] = ...` just work.
 
 State lives in `optimizer.state` as torch keeps it.  Parameters must be dense CPU tensors of float32 or float64; any
 other is an error.

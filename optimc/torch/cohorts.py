@@ -27,12 +27,14 @@ class Cohort:
         groups: the groups, in the order of the inner optimizer's.
         params: the parameters.
         exchange: the table by which C looks at them, or None.
+        unversioned: those of the parameters that can be stepped in inference mode only.
     """
 
     def __init__(self, inner, members, groups):
         self.inner, self.members, self.groups = inner, members, groups
         self.params = [param for param, _ in members]
         self.exchange = tensors.EXCHANGE
+        self.unversioned = [param for param in self.params if not tensors.has_version(param)]
         self._pointers = [param.data_ptr() for param in self.params]
         self._forms = [tensors.form(param) for param in self.params]
 
@@ -128,16 +130,18 @@ class Cohorts:
             else:
                 cohorts.append(self._plan(members, count))
         self.all, self._resting, self._stale = cohorts, resting, False
-        self.only = cohorts[0] if len(cohorts) == 1 and not resting and tensors.EXCHANGE is not None else None
+        short = len(cohorts) == 1 and not resting and tensors.EXCHANGE is not None and not cohorts[0].unversioned
+        self.only = cohorts[0] if short else None
 
     def _plan(self, members, count):
         """A cohort of these parameters, which have done `count` steps."""
         optimizer, counterpart = self._optimizer, self._counterpart
+        tensors.check_parameters([param for param, _ in members])
         groups = list({id(group): group for _, group in members}.values())
         stepper = make_inner(counterpart, self._sources, groups, members)
         weights = [tensors.view(param, param) for param, _ in members]
-        slots = {}
-        for slot, k in used_slots(stepper).items():
+        slots, used = {}, used_slots(stepper)
+        for slot, k in used.items():
             key = counterpart.slots[slot]
             slots[slot] = slot_views(self.states, members, weights, key, k,
                                      lambda group, key=key: counterpart.initial_value(key, group))
@@ -152,7 +156,10 @@ class Cohorts:
             (optimizer.__dict__, "state", self.states),
             (optimizer.__dict__, "param_groups", tuple(optimizer.param_groups)),
             *((group, "params", tuple(group["params"])) for group in optimizer.param_groups),
-            *((group, name, group[name]) for group in groups for name in self._flags)))
+            *((group, name, group[name]) for group in groups for name in self._flags)),
+            tuple((i, k, self.states.of(param), counterpart.slots[slot])
+                  for i, (param, _) in enumerate(members) for slot, k in used.items() if self.states.is_known()),
+            tensors.PLAIN)
         return Cohort(stepper, members, groups)
 
     def _scalars(self, state):

@@ -7,7 +7,8 @@ catches the moment when somebody looks:
 - Every method that reads or changes the dict first writes the current step counts into it.
 - From then on the state counts as possibly changed: the next step plans anew, from what the state holds then.
 
-A program that never looks pays nothing; one that looks between two steps pays for one new plan.  The step itself goes
+A program that never looks pays nothing.  One that looks between two steps pays for one new plan.  From then on it may
+hold tensors of the state, so every step looks where these are, as it does with parameters.  The step itself goes
 round these methods (`States.of`, `dict.get(states, ...)`).  Copies and pickles of the dict are plain.
 
 The functions below make and check the tensors in it.  Next: cohorts.py, which plans.
@@ -28,12 +29,21 @@ class States(defaultdict):
     Args:
         cohorts: the `Cohorts` that keep the counts, and must plan anew after a look.
         states: the state so far.
+
+    Attributes:
+        given: whether there was such a state.
+        looked: whether somebody has looked since.
     """
 
     def __init__(self, cohorts, states):
         self.cohorts = None                         # filling the dict is no look
         super().__init__(dict, states)
         self.cohorts = cohorts
+        self.given, self.looked = bool(states), False
+
+    def is_known(self):
+        """Whether a program may hold what is in the dict, and so may move it or replace it at any time."""
+        return self.given or self.looked
 
     def of(self, param):
         """The state of a parameter, made if it is new, for the step itself."""
@@ -58,6 +68,7 @@ class States(defaultdict):
         return defaultdict, (dict, dict(self.copy()))
 
     def _look(self):
+        self.looked = True
         if self.cohorts is not None:
             self.cohorts.state_is_looked_at(self)
 
@@ -112,6 +123,7 @@ def slot_views(states, members, weights, key, k, initial):
             got = f"{tuple(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, torch.Tensor) else repr(tensor)
             raise ValueError(f"state {key!r} of a parameter: expected shape {tuple(param.shape)} of "
                              f"{param.dtype}, got {got}")
+        tensors.check_versions([] if tensors.has_version(tensor) else [tensor])
     new = [i for i, (param, _) in enumerate(members)
            if (tensor := own[i].get(key)) is None or tensors.order(tensor) != tensors.order(param)
            or not tensors.is_dense(tensor)]
@@ -129,6 +141,8 @@ def place_loaded(states, keys):
         arrays = memory.like([tensors.view(param, param) for param, _ in some], k)
         for (param, state), array in zip(some, arrays, strict=True):
             state[key] = tensors.over(array, param).copy_(state[key])
+    if all(tensors.fits(state.get(key, param), param) for param, state in dict.items(states) for key in keys):
+        states.given = False                        # only what was placed here is in it
 
 
 def check_loaded(state_dict, param_groups, keys):

@@ -11,7 +11,7 @@ import torch
 import torch.optim.optimizer as _torch
 
 from optimc import _core
-from optimc._core import CHECKED, NOT_AS_PLANNED
+from optimc._core import CHECKED, NO_GRADIENTS, NOT_AS_PLANNED
 from optimc.torch import tensors
 from optimc.torch.cohorts import Cohorts
 from optimc.torch.inner import make_inner
@@ -101,20 +101,36 @@ class TorchOptimizer:
     def _step_all(self, scale):
         """The step when anything is unusual: several cohorts, a state that may have changed, a gradient scale."""
         self._cohorts.refresh()
+        if self._step_cohorts(scale):
+            return
+        self._cohorts.write_steps()
+        self._cohorts.expire()                      # only C saw what has changed: a tensor of the state, say
+        self._cohorts.refresh()
+        if not self._step_cohorts(scale):
+            raise RuntimeError("parameters, gradients or state change while the step looks at them")
+
+    def _step_cohorts(self, scale):
+        """Steps the cohorts that have gradients: whether their plans hold; else nothing has changed."""
         with _core.Transaction() as steps:
-            stepped = [cohort for cohort in self._cohorts.all
-                       if cohort.params[0].grad is not None and self._check_cohort(steps, cohort, scale)]
+            found = [(cohort, self._check_cohort(steps, cohort, scale)) for cohort in self._cohorts.all
+                     if cohort.params[0].grad is not None]
+            if any(done == NOT_AS_PLANNED for _, done in found):
+                return False
             steps.commit()
-        for cohort in stepped:
-            torch.autograd.graph.increment_version(cohort.params)
+        for cohort, done in found:
+            if done == CHECKED:
+                torch.autograd.graph.increment_version(cohort.params)
+        return True
 
     @staticmethod
     def _check_cohort(steps, cohort, scale):
-        """Checks the step of a cohort: whether a commit will run it."""
+        """Checks the step of a cohort: CHECKED if a commit will run it."""
+        tensors.check_versions(cohort.unversioned)
         if cohort.exchange is not None:
-            return steps.check_tensors(cohort.inner, cohort.params, cohort.exchange, loss_scale=scale) == CHECKED
-        return steps.check(cohort.inner, [tensors.view(param.grad, param) for param in cohort.params],
-                           [tensors.view(param, param) for param in cohort.params], loss_scale=scale)
+            return steps.check_tensors(cohort.inner, cohort.params, cohort.exchange, loss_scale=scale)
+        grads = [tensors.view(param.grad.resolve_neg(), param) for param in cohort.params]
+        weights = [tensors.view(param, param) for param in cohort.params]
+        return CHECKED if steps.check(cohort.inner, grads, weights, loss_scale=scale) else NO_GRADIENTS
 
     # ------------------------------------------------------------------------------- state
 

@@ -13,6 +13,9 @@ TYPES = tuple(getattr(torch, name) for name in storage.TYPES)
 #: the table by which C looks at tensors; None before torch 2.10: then steps go through NumPy views
 EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 
+#: types of tensors whose methods run no Python code
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
 
 def order(tensor):
     """The axes in the order in which they lie in memory; None if that is their own order."""
@@ -28,9 +31,15 @@ def is_dense(tensor):
 
 
 def view(tensor, like):
-    """A NumPy view of a tensor's memory, with its axes in the order of `like`'s."""
+    """A NumPy view of a tensor's memory, with its axes in the order of `like`'s.
+
+    Raises:
+        ValueError: it has elements but no memory; NumPy would take some of its own.
+    """
     axes = order(like)
     tensor = tensor.detach()
+    if tensor.numel() and not tensor.untyped_storage().nbytes():
+        raise ValueError(f"a parameter, its gradient or its state, of shape {tuple(tensor.shape)}, has no memory")
     return (tensor if axes is None else tensor.permute(axes)).numpy()
 
 
@@ -62,6 +71,20 @@ def check_parameters(params):
             raise TypeError(f"params[{i}]: expected a dense tensor, got {param.layout}")
         if param.dtype not in TYPES:
             raise TypeError(f"params[{i}]: expected {storage.IN_WORDS}, got {param.dtype}")
+
+
+def has_version(tensor):
+    """Whether torch counts the changes of a tensor: not those of one made in inference mode."""
+    try:
+        return tensor._version is not None
+    except RuntimeError:
+        return False
+
+
+def check_versions(unversioned):
+    """Raises a RuntimeError, as torch does, for tensors made in inference mode that are to be stepped outside it."""
+    if unversioned and not torch.is_inference_mode_enabled():
+        raise RuntimeError("a parameter or its state was made in inference mode: it cannot be updated outside it")
 
 
 def check_gradients(params):

@@ -1,0 +1,48 @@
+/* tensors.h - what steps over tensors need beside the plan.  tensors.c makes it, look.c steps with it. */
+#ifndef OPTIMC_TENSORS_H
+#define OPTIMC_TENSORS_H
+
+#include "python/boundary.h"
+#include "python/dlpack.h"
+
+/* Attributes and methods of a tensor. */
+enum tensor_name { GRAD, STORAGE, ADDRESS, BYTES, IS_NEGATIVE, RESOLVE_NEGATIVE, IS_INFERENCE, TENSOR_NAMES };
+
+/* A part of a weight that lies in a tensor of its owner: an item of a dict, borrowed from `given`. */
+struct tensor_part {
+    struct place place;
+    int ndim;
+    PyObject *dict, *key;
+};
+
+/* Memory that is held: from low to high. */
+struct reach { const char *low, *high; };
+
+struct tensors {
+    PyObject *orders;                   /* how to order the axes of each weight, None for as they are */
+    PyObject *watched;                  /* (dict, key, value) that must not change */
+    PyObject *given, *types;            /* the parts, and types whose methods run no Python code: tuples */
+    PyObject *names[TENSOR_NAMES];
+    size_t n, n_parts;                  /* weights; parts of weights beside them */
+    struct tensor_part *parts;
+    /* Of the step in progress: */
+    PyObject **items;                   /* the tensors of the parts, n_parts, or NULL */
+    PyObject **storages;                /* of the weights, the gradients and the parts; NULL where none is held */
+    struct reach *reaches;              /* the memory of these, if holding them may run foreign code */
+    int held, measured;                 /* whether storages are held; whether their reaches are known */
+};
+
+/* Frees what steps over tensors need; NULL is accepted. */
+void optimc_free_tensors(struct tensors *tensors);
+
+/* Lets go of what the step in progress holds. */
+void optimc_release_tensors(struct tensors *tensors);
+
+/* Whether all watched items are unchanged, or -1 with an error. */
+int optimc_is_as_watched(const Optimizer *self);
+
+/* The part of optimc_check_tensors that reads no element of a gradient. */
+int optimc_match_tensors(Optimizer *self, PyObject *list, const struct tensor_exchange *table, PyObject *grads,
+    int held);
+
+#endif
