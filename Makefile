@@ -2,7 +2,7 @@
 PYTHON ?= .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help build test strict lint record check-record bench-quick step sanitize platforms packaging soak ci
+.PHONY: help build test strict lint record check-record bench-quick step sanitize versions platforms packaging soak ci
 
 help:            ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -35,6 +35,9 @@ bench-quick: build     ## time the main cases beside other libraries, in two min
 
 sanitize:        ## run the sanitizers and the leak loop
 	.ci/sanitize
+
+versions:        ## run the tests with the other versions of Python on this machine
+	.ci/versions
 
 platforms:       ## compare the bits of other compilers and machines
 	.ci/platforms
