@@ -46,7 +46,7 @@ packaging:       ## build sdist and wheel, and test them without the tree
 	.ci/packaging
 
 soak: build      ## run the long versions of the tests of processes and files
-	$(PYTHON) -m pytest --soak tests/process/test_processes.py tests/files
+	$(PYTHON) -m pytest --soak tests/process/test_processes.py tests/files tests/adapters/test_mpi.py
 
 ci:              ## run everything that a change must pass
 	bash .ci/run

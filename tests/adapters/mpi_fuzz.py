@@ -1,7 +1,8 @@
-"""Jobs in which ranks call different things, or are interrupted: `mpiexec -n N python -m mpi4py mpi_fuzz.py ...`.
+"""Jobs in which ranks call different things, or are interrupted.
 
-The public methods come from the class.  Which of them communicate is found out, and what they are given depends on
-the names of their parameters, so a new method is part of the jobs at once.  test_mpi.py starts them.
+Run them by `mpiexec -n N python -m mpi4py mpi_fuzz.py JOB KIND FOLDER ...`, as test_mpi.py does.  The public methods
+come from the class.  Which of them communicate is found out, and what they are given depends on the names of their
+parameters, so a new method is part of the jobs at once.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import inspect
 import os
 import signal
 import sys
+import threading
 import warnings
 
 import numpy as np
@@ -58,8 +60,16 @@ class Subject:
         return state(self.sharded, self.weights), self.sharded._local._state.excluded.without_memory()
 
 
+MAKERS = {
+    "clipped": lambda: optimc.AdamW(0.1, use_ema=True, global_clipnorm=2.0, check_finite="raise"),
+    "whole": lambda: optimc.Muon(0.1, use_ema=True, clipnorm=2.0, check_finite="skip"),
+    "scaled": lambda: optimc.LossScaleOptimizer(optimc.SGD(0.1, momentum=0.5, use_ema=True), 4.0, 2),
+    "plain": lambda: optimc.Adam(0.1, use_ema=True, gradient_accumulation_steps=2),
+}
+
+
 def make():
-    return optimc.AdamW(0.1, use_ema=True, global_clipnorm=2.0, check_finite="raise")
+    return MAKERS[os.environ["FUZZ_KIND"]]()
 
 
 def values(name, subject, folder, rng):
@@ -77,7 +87,7 @@ def values(name, subject, folder, rng):
         "path": ([f"{folder}/a"], [f"{folder}/b", f"{folder}/no/a", 3, None, "a\0b", "\ud800", *bombs]),
         "var_list": ([None, [], [weights[1]], [0]], [weights[0], 3, [np.ones(2)], [7], ["("]]),
         "var_names": ([None, []], ["a", 3, ["["]]),
-        "optimizer": ([make()], [optimc.SGD(), "adam", None, optimc.LossScaleOptimizer(make())]),
+        "optimizer": ([make()], [optimc.RMSprop(), "adam", None, optimc.LossScaleOptimizer(optimc.Lion())]),
         "comm": ([WORLD], []),
         "average": ([True], [False, 1]),
         "deterministic": ([True], [False, None]),
@@ -211,6 +221,24 @@ def table(stride):
         print(len(names), "methods", *names, refused, "refused")
 
 
+def others():
+    """The ranks step different optimizers, or optimizers with other state."""
+    one, two = prepared("save"), prepared("save")
+    numbers = one.sharded._team.optimizer, two.sharded._team.optimizer
+    error, _ = one_call(two if RANK == LAST else one, "finalize_variable_values", {}, [one, two])
+    words = [f"calls finalize_variable_values of optimizer {number}" for number in numbers]
+    assert error[1].startswith(f"RuntimeError\nrank {LAST} {words[1]}, rank 0 {words[0]}: "), error
+    for subject in (one, two):
+        check(subject, os.environ["FUZZ_FOLDER"])
+    alone, weights = make(), [np.ones(3, np.float32)]
+    alone.apply([np.full(3, 1.0 + (RANK == LAST))], weights)
+    weights[0].fill(1)
+    sharded = mpi.Sharded(alone)
+    error = assert_alike(outcome(lambda: sharded.build(weights)), "build")
+    assert error[1] == f"ValueError\nrank {LAST} has other state than rank 0", error
+    assert not sharded.built
+
+
 def calls(seed, rounds):
     """Every rank draws what it calls, and with what; all raise the same or nothing, and can go on."""
     folder, rounds = os.environ["FUZZ_FOLDER"], int(rounds)
@@ -297,6 +325,42 @@ def interrupts(first, stride):
         print("interrupted", done)
 
 
+def alarms(seed, rounds):
+    """The last rank gets SIGINT at a random time.  If that came before it met the others, it calls once more."""
+    folder, own = os.environ["FUZZ_FOLDER"], np.random.default_rng((int(seed), RANK))
+    names, counts = [name for name in communicating() if name not in FUNCTIONS], {"late": 0, "again": 0, "refused": 0}
+    for k in range(int(rounds)):
+        name = names[k % len(names)]
+        subject = prepared(name)
+        line = subject.sharded._team.line
+        chosen = {p: values(p, subject, folder, own)[0][0] for p in parameters(name)}
+        WORLD.barrier()
+        meetings, errors = line.meetings, []
+        timer = threading.Timer(own.exponential(0.002), os.kill, [os.getpid(), signal.SIGINT])
+        try:
+            if RANK == LAST:
+                timer.start()
+            errors.append(outcome(lambda: call(name, subject, dict(chosen))))           # noqa: B023
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        except KeyboardInterrupt:
+            pass
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if RANK == LAST:
+            timer.join()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if line.meetings == meetings:
+            counts["again"] += 1
+            errors = [outcome(lambda: call(name, subject, dict(chosen)))]               # noqa: B023
+        everybody = WORLD.allgather((errors, line.meetings, subject.state()[0][0]))
+        assert all(one[1:] == everybody[0][1:] for one in everybody), (name, everybody)
+        assert all(one[0] == everybody[0][0] for one in everybody[:-1]), (name, everybody)
+        counts["refused"] += everybody[0][0] != [None]
+        counts["late"] += everybody[0][0] == [None] != errors
+        check(subject, folder)
+    if RANK == LAST:
+        print("alarmed", counts)
+
+
 def half():
     """A rank has no memory in the middle of a step: the job ends."""
     subject = prepared("save")
@@ -311,5 +375,5 @@ def half():
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     assert MPI.COMM_WORLD.size > 1
-    os.environ["FUZZ_FOLDER"] = sys.argv[2]
-    globals()[sys.argv[1]](*sys.argv[3:])
+    os.environ["FUZZ_KIND"], os.environ["FUZZ_FOLDER"] = sys.argv[2:4]
+    globals()[sys.argv[1]](*sys.argv[4:])

@@ -134,26 +134,38 @@ def test_the_example_of_the_class(tmp_path):
     assert printed == "[0.75 0.75 0.75 0.75]" * 2
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_that_call_other_things_refuse_together(tmp_path, ranks):
-    printed = run(ranks, "table", tmp_path, 3, script=HERE / "mpi_fuzz.py")
+FUZZ = HERE / "mpi_fuzz.py"
+
+
+@pytest.mark.parametrize("ranks, kind", [(2, "clipped"), (3, "whole")])
+def test_ranks_that_call_other_things_refuse_together(tmp_path, ranks, kind):
+    printed = run(ranks, "table", kind, tmp_path, 3, script=FUZZ)
     assert printed.startswith("9 methods apply apply_gradients averaged build exclude_from_weight_decay "
                               "finalize_variable_values save mpi.Sharded mpi.load")
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_that_draw_their_calls_stay_in_step(tmp_path, ranks, soak):
+def test_ranks_with_other_optimizers_refuse_together(tmp_path):
+    run(2, "others", "plain", tmp_path, script=FUZZ)
+
+
+@pytest.mark.parametrize("ranks, kind", [(2, "scaled"), (4, "plain")])
+def test_ranks_that_draw_their_calls_stay_in_step(tmp_path, ranks, kind, soak):
     for seed in range(20 if soak else 1):
-        run(ranks, "calls", tmp_path, seed, 400 if soak else 40, patience=600, script=HERE / "mpi_fuzz.py")
+        run(ranks, "calls", kind, tmp_path, seed, 400 if soak else 40, patience=600, script=FUZZ)
 
 
 def test_ctrl_c_on_one_rank_comes_before_or_after_a_whole_call(tmp_path, soak):
-    first, stride = (0, 1) if soak else (3, 67)
-    assert "interrupted" in run(2, "interrupts", tmp_path, first, stride, patience=1200, script=HERE / "mpi_fuzz.py")
+    for kind in ("clipped", "whole", "scaled", "plain") if soak else ("clipped",):
+        printed = run(2, "interrupts", kind, tmp_path, *((0, 1) if soak else (3, 67)), patience=1200, script=FUZZ)
+        assert "interrupted {'apply': " in printed
+
+
+def test_ctrl_c_at_any_time_leaves_the_ranks_in_step(tmp_path, soak):
+    assert "alarmed" in run(2, "alarms", "whole", tmp_path, 0, 4000 if soak else 40, patience=1200, script=FUZZ)
 
 
 def test_an_error_in_the_middle_of_a_step_ends_the_job(tmp_path):
-    process = start(2, "half", tmp_path, script=HERE / "mpi_fuzz.py")
+    process = start(2, "half", "clipped", tmp_path, script=FUZZ)
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "rank 1 stopped within apply: MemoryError: no room: the job ends" in output
@@ -164,6 +176,19 @@ def stepped(rate, **options):
     sharded, weights = mpi.Sharded(optimc.SGD(rate, use_ema=True, **options)), [np.ones(3, np.float32)]
     sharded.apply([np.ones(3)], weights)
     return sharded, weights
+
+
+@pytest.mark.parametrize("make, messages", [
+    (optimc.Adam, 3),                                               # meet, gradients, weights
+    (lambda: optimc.Adam(clipnorm=1.0), 5),                         # and look, sums of squares
+    (lambda: optimc.Muon(check_finite="skip"), 6),                  # and the products
+])
+def test_a_step_meets_no_more_than_it_must(make, messages, monkeypatch):
+    sharded, weights, waits = mpi.Sharded(make()), [np.ones((2, 3), np.float32)], []
+    sharded.build(weights)
+    monkeypatch.setattr(sharded._team, "wait", waits.append)
+    sharded.apply([weights[0].copy()])
+    assert len(waits) == messages
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, MemoryError, StopIteration, ValueError])
