@@ -25,12 +25,14 @@ int optimc_check_plan(Optimizer *self, PyObject *object)
         return -1;
     }
     const Plan *plan = (Plan *)object;
-    if (plan->sealed && (size_t)plan->n_groups <= self->n_groups && plan->n_values <= self->n_values
+    const int accumulates = plan->accumulates || self->accumulate == 1;
+    if (plan->sealed && (size_t)plan->n_groups <= self->n_groups && plan->n_values <= self->n_values && accumulates
         && (plan->owner ? plan->owner == self : plan->matching == IDLE))
         return 0;
     PyErr_SetString(PyExc_ValueError, !plan->sealed ? "the plan is not sealed"
         : plan->owner && plan->owner != self ? "the plan belongs to another optimizer"
         : !plan->owner && plan->matching != IDLE ? "the plan has gradients, which were matched without an optimizer"
+        : !accumulates ? "the plan has no accumulators, in which the optimizer sums gradients"
         : "the plan has groups or values that the optimizer lacks");
     return -1;
 }

@@ -7,10 +7,10 @@
    hyperparameters and where they come from (numbers, schedules, callables), the step count, the plan and the
    arrays that the plan points into.  Options, names, copies and files belong to Python.
 
-   To follow a step, read apply.c first.  It uses turns.c (one step at a time), settings.c (the values), match.c
-   (the gradients of the step), pairs.c (gradients beside weights), views.h (an array as the plan sees it) and
-   refuse.c (errors).  Then read bind.c (taking over a plan), plan_type.c (its type), tensors.c, transaction.c and
-   shares.c (other ways to step), optimizer.c (the type) and module.c (the module). */
+   To follow a step, read apply.c first.  It uses turns.c (one step at a time), settings.c (the values), sources.c
+   (what gives them), match.c (the gradients of the step), pairs.c (gradients beside weights), views.h (an array as
+   the plan sees it) and refuse.c (errors).  Then read bind.c (taking over a plan), plan_type.c (its type), tensors.c,
+   transaction.c and shares.c (other ways to step), optimizer.c (the type) and module.c (the module). */
 #ifndef OPTIMC_BOUNDARY_H
 #define OPTIMC_BOUNDARY_H
 
@@ -75,6 +75,7 @@ typedef struct {
     Py_ssize_t n;                       /* weights that it must have to be sealed; -1: it cannot be */
     Py_ssize_t n_groups, n_values;      /* that an optimizer must have to hold it */
     int sealed;
+    int accumulates;                    /* every weight has an accumulator */
     struct optimizer *owner;            /* the optimizer that holds it, borrowed, or NULL */
 } Plan;
 
@@ -148,14 +149,30 @@ PyObject *optimc_between_steps(Optimizer *self, PyObject *args,
     }
 
 /* settings.c: the values. */
-extern PyMethodDef optimc_settings_methods[], optimc_settings_functions[];
+extern PyMethodDef optimc_settings_methods[];
 PyObject *optimc_add_group(Optimizer *self, PyObject *ignored);
 int optimc_ask_all(Optimizer *self);                /* reads all values, calling schedules: 0 or -1 */
 
 /* Reads a number that a value may be set to, NaN for None if it is optional: 1; 0 if it is none; -1 out of range. */
 int optimc_read_value(Optimizer *self, int k, PyObject *object, double *number);
 int optimc_find_value(Optimizer *self, Py_ssize_t group, Py_ssize_t k);     /* 0, or -1 if there is none */
+int optimc_refuse_new(Optimizer *self);             /* raises the error for one without values, before __init__: -1 */
 int optimc_is_weight(Optimizer *self, Py_ssize_t index);                    /* 1, or 0 with an IndexError */
+
+/* sources.c: what gives a number.  All of it may run code of the caller's. */
+extern PyMethodDef optimc_sources_functions[];
+
+/* Reads a real number, also of an array of no axes if `array_too`: 1; 0 if it is none; -1 with an error. */
+int optimc_read_number(PyObject *object, int array_too, double *number);
+
+/* Whether a number is in its range: 0, or -1 with an error that says it came `from` somewhere, or "". */
+int optimc_check_bound(const struct bound *bound, double number, PyObject *object, const char *from);
+
+/* The number in an item of a dict; the setting must own its references.  0 or -1. */
+int optimc_read_item(Optimizer *self, const struct setting *setting, int k, double *number);
+
+/* Asks the source of a value.  0 or -1. */
+int optimc_ask(Optimizer *self, size_t group, int k, double *number);
 
 /* running.c: what runs along with the updates. */
 extern PyMethodDef optimc_running_methods[];

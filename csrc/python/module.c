@@ -245,7 +245,7 @@ static int read_environment(struct state *state)
 }
 
 static PyMethodDef *const functions[] = {
-    optimc_settings_functions, optimc_pairs_functions, optimc_views_functions, optimc_xla_functions,
+    optimc_sources_functions, optimc_pairs_functions, optimc_views_functions, optimc_xla_functions,
 };
 
 static int core_exec(PyObject *module)

@@ -54,6 +54,31 @@ static int set_iterations(Optimizer *self, PyObject *value, void *Py_UNUSED(clos
     return 0;
 }
 
+static PyObject *get_declared(Optimizer *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->n_values);
+}
+
+static PyObject *get_accumulate(Optimizer *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLong(self->accumulate);
+}
+
+static int set_accumulate(Optimizer *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    const long number = value ? PyLong_AsLong(value) : 0;
+    if (number == -1 && PyErr_Occurred())
+        return -1;
+    const int fits = number >= 1 && number <= INT_MAX;
+    if (fits && (number == 1 || !self->plan || self->plan->accumulates)) {
+        self->accumulate = (int)number;
+        return 0;
+    }
+    PyErr_SetString(PyExc_ValueError, fits ? "the plan has no accumulators"
+        : "expected a number of gradients per update, >= 1");
+    return -1;
+}
+
 static PyObject *get_built(Optimizer *self, void *Py_UNUSED(closure))
 {
     return PyBool_FromLong(self->plan != NULL);
@@ -161,6 +186,8 @@ static PyGetSetDef optimizer_getset[] = {
     {"last_global_norm", (getter)get_norm, NULL,
         "The norm of all gradients together in the last step that needed it, or None.", NULL},
     {"built", (getter)get_built, NULL, "Whether the optimizer is bound to weights.", NULL},
+    {"_declared", (getter)get_declared, NULL, "Whether it has values: __init__ makes them.", NULL},
+    {"_steps", (getter)get_accumulate, (setter)set_accumulate, "Gradients per update, >= 1.", NULL},
     {"_plan", (getter)get_plan, NULL, "The plan, or None.", NULL},
     {"_state", (getter)get_state, NULL, "What is kept for the weights, which Python made.", NULL},
     {"_weights", (getter)get_weights, NULL, "The bound weights: a tuple, or None.", NULL},
@@ -173,7 +200,6 @@ static PyMemberDef optimizer_members[] = {
         "Steps skipped so far because a gradient was not finite."},
     {"_calls", T_LONGLONG, offsetof(Optimizer, calls), 0, "Steps, those that only accumulated included."},
     {"_skipped", T_LONGLONG, offsetof(Optimizer, skipped), 0, "skipped_steps, to be set."},
-    {"_steps", T_INT, offsetof(Optimizer, accumulate), 0, "Gradients per update, >= 1."},
     {"_overwrite", T_INT, offsetof(Optimizer, overwrite), 0, "Updates from overwrite to overwrite, or 0."},
     {"_use_ema", T_INT, offsetof(Optimizer, use_ema), 0, "Whether averages are kept."},
     {"_cautious", T_INT, offsetof(Optimizer, cautious), 0, "Whether steps are cautious."},

@@ -202,6 +202,7 @@ static PyObject *plan_add(Plan *self, PyObject *args, PyObject *kwargs)
     if (failed)
         return NULL;
     self->n = n;
+    self->accumulates = given.accumulator != Py_None && (self->accumulates || !given.index);
     self->n_groups = group >= self->n_groups ? group + 1 : self->n_groups;
     self->n_values = decay >= self->n_values ? decay + 1 : self->n_values;
     Py_RETURN_NONE;

@@ -1,136 +1,12 @@
-/* settings.c - the values of hyperparameters and options: their ranges, their sources, their current numbers.
+/* settings.c - the values of hyperparameters and options: their sources and their current numbers.
 
    A value is a number, or it has a source that is asked at every step: a schedule, a callable or an item of a dict.
-   A group that does not set a value uses the first group's.  Next: running.c, the products of values that vary. */
+   A group that does not set a value uses the first group's.  Next: sources.c, which asks
+   the sources; running.c, the products of values that vary. */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 
-#include <numpy/arrayscalars.h>
-
 #include <math.h>
-
-/* A real number: float, int or NumPy scalar, or a 0-d array if `array_too`; never a bool. */
-static int read_number(PyObject *object, int array_too, double *number)
-{
-    int real = PyFloat_Check(object) || PyArray_IsScalar(object, Floating)
-        || PyArray_IsScalar(object, Integer) || (PyLong_Check(object) && !PyBool_Check(object));
-    if (array_too && PyArray_Check(object) && PyArray_NDIM((PyArrayObject *)object) == 0)
-        real = PyArray_ISFLOAT((PyArrayObject *)object) || PyArray_ISINTEGER((PyArrayObject *)object);
-    if (!real)
-        return 0;
-    *number = PyFloat_AsDouble(object);
-    if (*number == -1 && PyErr_Occurred()) {
-        if (!PyErr_ExceptionMatches(PyExc_OverflowError))
-            return -1;
-        PyErr_Clear();                      /* an int beyond any float: the range check refuses it */
-        *number = Py_HUGE_VAL;
-    }
-    return 1;
-}
-
-/* Checks a number against its bound; `origin` names the source in the error ("" or " from its schedule"). */
-static int check_bound(const struct bound *bound, double number, PyObject *object, const char *origin)
-{
-    const int low = bound->open & LOW_OPEN ? number > bound->low : number >= bound->low;
-    const int high = bound->open & HIGH_OPEN ? number < bound->high : number <= bound->high;
-    if (low && high && isfinite(number))
-        return 0;
-    char range[64] = "finite";
-    if (isfinite(bound->high))
-        PyOS_snprintf(range, sizeof range, "in %c%g, %g%c", bound->open & LOW_OPEN ? '(' : '[',
-            bound->low, bound->high, bound->open & HIGH_OPEN ? ')' : ']');
-    else if (isfinite(bound->low))
-        PyOS_snprintf(range, sizeof range, "finite and %s %g", bound->open & LOW_OPEN ? ">" : ">=",
-            bound->low);
-    PyErr_Format(PyExc_ValueError, "%U must be %s, got %S%s", bound->name, range, object, origin);
-    return -1;
-}
-
-PyDoc_STRVAR(check_number_doc, "check_number($module, name, value, low, high, open, /)\n--\n\n"
-"Returns the value as a float if it is a number in the range; raises an error with its name otherwise.\n"
-"`open`: 1 excludes the low end of the range, 2 the high end, 3 both.");
-
-static PyObject *core_check_number(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    struct bound bound;
-    PyObject *object;
-    double number;
-    if (!PyArg_ParseTuple(args, "UOddi", &bound.name, &object, &bound.low, &bound.high, &bound.open))
-        return NULL;
-    const int real = read_number(object, 0, &number);
-    if (!real)
-        PyErr_Format(PyExc_TypeError, "%U must be a number, got %s", bound.name,
-            Py_TYPE(object)->tp_name);
-    if (real <= 0 || check_bound(&bound, number, object, ""))
-        return NULL;
-    return PyFloat_FromDouble(number);
-}
-
-/* The entry of a list or tuple; any other object has none.  A new reference, or NULL. */
-static PyObject *entry_of(PyObject *object, Py_ssize_t i)
-{
-    const int listed = PyList_Check(object) || PyTuple_Check(object);
-    return listed && i < PySequence_Fast_GET_SIZE(object) ? Py_NewRef(PySequence_Fast_GET_ITEM(object, i)) : NULL;
-}
-
-/* Reads a value from the item of a dict.  A number of another library is accepted if it converts to a float.  The
-   setting must own its references, because keys and numbers may have code of their own. */
-static int read_item(Optimizer *self, const struct setting *setting, int k, double *number)
-{
-    PyObject *object = Py_XNewRef(PyDict_GetItemWithError(setting->source, setting->key));
-    if (object && setting->item >= 0)
-        Py_SETREF(object, entry_of(object, setting->item));
-    if (!object) {
-        if (!PyErr_Occurred())
-            PyErr_Format(PyExc_KeyError, "%U: no such item %R", self->bounds[k].name, setting->key);
-        return -1;
-    }
-    int got = read_number(object, 1, number);
-    if (!got && !PyBool_Check(object) && !PyUnicode_Check(object)) {
-        *number = PyFloat_AsDouble(object);
-        got = *number == -1 && PyErr_Occurred() ? -1 : 1;
-    }
-    if (!got)
-        PyErr_Format(PyExc_TypeError, "%U must be a number, got %s", self->bounds[k].name,
-            Py_TYPE(object)->tp_name);
-    const int failed = got <= 0 || check_bound(&self->bounds[k], *number, object, "");
-    Py_DECREF(object);
-    if (!failed && setting->zero_is_off && *number == 0)
-        *number = Py_NAN;
-    return failed ? -1 : 0;
-}
-
-/* Calls a schedule (with the step) or a callable. */
-static int call_source(Optimizer *self, const struct setting *setting, int k, double *number)
-{
-    PyObject *step = setting->with_step ? PyLong_FromLongLong(self->calls) : NULL;
-    PyObject *result = !setting->with_step ? PyObject_CallNoArgs(setting->source)
-        : step ? PyObject_CallOneArg(setting->source, step) : NULL;
-    Py_XDECREF(step);
-    if (!result)
-        return -1;
-    int got = read_number(result, 1, number);
-    if (!got)
-        PyErr_Format(PyExc_TypeError, "%U: expected its schedule to return a number, got %s",
-            self->bounds[k].name, Py_TYPE(result)->tp_name);
-    if (got > 0)
-        got = check_bound(&self->bounds[k], *number, result, " from its schedule") ? -1 : 1;
-    Py_DECREF(result);
-    return got > 0 ? 0 : -1;
-}
-
-/* Asks a schedule, a callable or a dict for a value.  The code that this runs may set the value anew, and may add a
-   group, which moves all settings. */
-static int ask(Optimizer *self, size_t group, int k, double *number)
-{
-    struct setting setting = self->settings[group][k];
-    Py_INCREF(setting.source);
-    Py_XINCREF(setting.key);
-    const int failed = setting.key ? read_item(self, &setting, k, number) : call_source(self, &setting, k, number);
-    Py_DECREF(setting.source);
-    Py_XDECREF(setting.key);
-    return failed;
-}
 
 /* Fetches the values of a step: asks their sources, then copies the first group's to the groups that inherit them. */
 int optimc_ask_all(Optimizer *self)
@@ -140,7 +16,7 @@ int optimc_ask_all(Optimizer *self)
             double number;
             if (!self->settings[group][k].source)
                 continue;
-            if (ask(self, group, k, &number))
+            if (optimc_ask(self, group, k, &number))
                 return -1;
             self->groups[group].values[k] = number;
         }
@@ -151,9 +27,17 @@ int optimc_ask_all(Optimizer *self)
     return 0;
 }
 
+int optimc_refuse_new(Optimizer *self)
+{
+    PyErr_Format(PyExc_RuntimeError, "%s: __init__ was not called, or failed", Py_TYPE(self)->tp_name);
+    return -1;
+}
+
 /* Checks the group and index that a method was given: 0, or -1 with an IndexError. */
 int optimc_find_value(Optimizer *self, Py_ssize_t group, Py_ssize_t k)
 {
+    if (!self->n_values)
+        return optimc_refuse_new(self);
     if (k >= 0 && k < self->n_values && group >= 0 && (size_t)group < self->n_groups)
         return 0;
     PyErr_SetString(PyExc_IndexError, "no such value");
@@ -210,16 +94,6 @@ static PyObject *optimizer_add_group(Optimizer *self, PyObject *args)
     return index;
 }
 
-int optimc_read_value(Optimizer *self, int k, PyObject *object, double *number)
-{
-    const struct bound *bound = &self->bounds[k];
-    *number = Py_NAN;
-    if (object == Py_None && bound->optional)
-        return 1;
-    const int real = read_number(object, 0, number);
-    return real > 0 && check_bound(bound, *number, object, "") ? -1 : real;
-}
-
 /* Gives a value another setting, whose references it takes over.  The end of the old source may run code of the
    caller's, which finds the new setting whole. */
 static void put(Optimizer *self, Py_ssize_t group, Py_ssize_t k, struct setting wanted)
@@ -230,6 +104,43 @@ static void put(Optimizer *self, Py_ssize_t group, Py_ssize_t k, struct setting 
     *setting = wanted;
     Py_XDECREF(before.source);
     Py_XDECREF(before.key);
+}
+
+PyDoc_STRVAR(forget_doc, "_forget($self, /)\n--\n\n"
+"Drops all values, groups and state: the optimizer is as before `__init__`.");
+
+static PyObject *forget_now(Optimizer *self, PyObject *Py_UNUSED(ignored))
+{
+    if (self->plan && self->plan->matching != IDLE && optimc_refuse_nested(self))
+        return NULL;
+    optimc_hold(self, NULL, Py_None);
+    while (self->n_values) {                /* the end of a source may run code, which finds what is left whole */
+        const int k = --self->n_values;
+        for (size_t group = 0; group < self->n_groups; group++)
+            put(self, (Py_ssize_t)group, k, (struct setting){0});
+        Py_CLEAR(self->bounds[k].name);
+    }
+    self->n_groups = 1;
+    optimc_group_clear(&self->groups[0]);
+    self->calls = self->skipped = 0;
+    Py_RETURN_NONE;
+}
+
+static PyObject *optimizer_forget(Optimizer *self, PyObject *args)
+{
+    if (!self->n_values)                    /* there is nothing, not even a turn to wait for */
+        Py_RETURN_NONE;
+    return optimc_between_steps(self, args, forget_now);
+}
+
+int optimc_read_value(Optimizer *self, int k, PyObject *object, double *number)
+{
+    const struct bound *bound = &self->bounds[k];
+    *number = Py_NAN;
+    if (object == Py_None && bound->optional)
+        return 1;
+    const int real = optimc_read_number(object, 0, number);
+    return real > 0 && optimc_check_bound(bound, *number, object, "") ? -1 : real;
 }
 
 PyDoc_STRVAR(set_value_doc, "_set_value($self, group, index, value, with_step, /)\n--\n\n"
@@ -284,7 +195,7 @@ static PyObject *set_item_now(Optimizer *self, PyObject *args)
         return NULL;
     const struct setting wanted = {mapping, key, 0, 1, item, zero_is_off};
     double number;
-    if (read_item(self, &wanted, (int)k, &number))
+    if (optimc_read_item(self, &wanted, (int)k, &number))
         return NULL;
     Py_INCREF(mapping);
     Py_INCREF(key);
@@ -333,7 +244,7 @@ static PyObject *optimizer_ask_value(Optimizer *self, PyObject *args)
         group = 0;
     if (!self->settings[group][k].source)
         return value_of(self, group, k);
-    return ask(self, (size_t)group, (int)k, &number) ? NULL : PyFloat_FromDouble(number);
+    return optimc_ask(self, (size_t)group, (int)k, &number) ? NULL : PyFloat_FromDouble(number);
 }
 
 PyDoc_STRVAR(is_own_doc, "_is_own($self, group, index, /)\n--\n\n"
@@ -411,13 +322,9 @@ static PyObject *optimizer_value_of(Optimizer *self, PyObject *args)
     return PyFloat_FromDouble(self->groups[optimc_plan_group(self->plan->core, (size_t)weight)].values[k]);
 }
 
-PyMethodDef optimc_settings_functions[] = {
-    METHOD("check_number", core_check_number, METH_VARARGS, check_number_doc),
-    {NULL, NULL, 0, NULL},
-};
-
 PyMethodDef optimc_settings_methods[] = {
     METHOD("_declare", optimizer_declare, METH_VARARGS, declare_doc),
+    METHOD("_forget", optimizer_forget, METH_NOARGS, forget_doc),
     METHOD("_add_group", optimizer_add_group, METH_NOARGS, add_group_doc),
     METHOD("_set_value", optimizer_set_value, METH_VARARGS, set_value_doc),
     METHOD("_get_value", optimizer_get_value, METH_VARARGS, get_value_doc),

@@ -151,6 +151,8 @@ static int await_turn(Optimizer *self, uint64_t me)
 int optimc_lock(Optimizer *self)
 {
     const uint64_t me = optimc_this_thread();
+    if (!self->n_values)
+        return optimc_refuse_new(self);
     if (self->owner == me)
         return optimc_refuse_nested(self);
     if (self->forks != optimc_pool_forks())

@@ -67,7 +67,12 @@ class Option(Argument):
         self.check, self.core, self.encode, self.fixed = check or check_bool, core, encode, fixed
 
     def __get__(self, optimizer, owner=None):
-        return self if optimizer is None else optimizer.__dict__[self.name]
+        if optimizer is None:
+            return self
+        try:
+            return optimizer.__dict__[self.name]
+        except KeyError:
+            raise RuntimeError(f"{type(optimizer).__name__}: __init__ was not called, or failed") from None
 
     def __set__(self, optimizer, value):
         value = self.check(self.name, value)

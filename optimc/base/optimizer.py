@@ -113,14 +113,30 @@ class Optimizer(_core.Optimizer):
             cls.__signature__ = cls._signature
         if cls.rule:
             cls._index = {name: k for k, name in enumerate((*OPTIONS, *hyperparameters_of(cls.rule)))}
+            strange = [name for name, argument in cls._arguments.items()
+                       if isinstance(argument, Value) and name not in cls._index]
+            if strange:
+                raise TypeError(f"{cls.__name__}: its rule {cls.rule!r} has no {', '.join(strange)}: derive a class "
+                                "from one optimizer, and declare other arguments as Option")
             signature.name_common_arguments(cls)
         registry.optimizer(cls)
 
     def __init__(self, *args, **kwargs):
         if not self.rule:
             raise TypeError(f"{type(self).__name__} is a base class: use one of its subclasses")
+        if self._declared:
+            raise RuntimeError(f"{type(self).__name__}: __init__ was called before: make another optimizer")
         given = signature.given_to(self, args, kwargs)
-        groups = given.pop("groups", None)
+        try:
+            self._initialize(**given)
+        except BaseException:
+            for name in (*self._arguments, "groups"):
+                self.__dict__.pop(name, None)
+            self._forget()
+            raise
+
+    def _initialize(self, groups=None, **given):
+        """What `__init__` does with the arguments that were given."""
         for name in self._index:
             value = self._arguments.get(name)
             if isinstance(value, Value):

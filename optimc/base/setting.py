@@ -1,6 +1,6 @@
 """Setting a value of an optimizer, for all weights or for a group.
 
-The C base class keeps the values and checks the range of each (csrc/python/settings.c).  `change` adds what needs the
+The C base class keeps the values and checks the range of each (csrc/python/sources.c).  `change` adds what needs the
 whole optimizer: it refuses a value with which the optimizer could not go on, and puts the value before it back.
 """
 
