@@ -70,6 +70,7 @@ typedef struct {
     size_t n_gradients;
     enum matching matching;
     int keeps_gil;                      /* the step in progress, however long: what it touches is not held */
+    uint64_t user, forks;               /* without an owner: the thread that made it BUSY, in which process */
     struct request request;             /* the step in progress, once it is MATCHED */
     struct group *group;                /* the values of steps without an optimizer, or NULL */
     Py_ssize_t n;                       /* weights that it must have to be sealed; -1: it cannot be */

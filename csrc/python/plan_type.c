@@ -11,6 +11,7 @@
 
 #include <math.h>
 
+#include "plan/pool.h"
 #include "python/views.h"
 
 PyDoc_STRVAR(plan_doc, "Plan(n, state=None)\n--\n\n"
@@ -257,10 +258,20 @@ static PyObject *plan_seal(Plan *self, PyObject *Py_UNUSED(ignored))
 
 /* ------------------------------------------------------------------ steps - */
 
+/* Notes who uses a plan that no optimizer holds.  In a child process that lacks the thread, its use is over. */
+static void note_user(Plan *self)
+{
+    self->user = optimc_this_thread();
+    self->forks = optimc_pool_forks();
+}
+
 /* Whether a method may be called: 0, or -1 with an error.  alone: no optimizer may hold the plan.
    matched: gradients must have been matched. */
-static int refuse_call(const Plan *self, int alone, int matched)
+static int refuse_call(Plan *self, int alone, int matched)
 {
+    if (self->matching == BUSY && !self->owner && self->forks != optimc_pool_forks()
+        && !optimc_is_alive(self->user))
+        optimc_end_match(self);
     const char *reason = !self->sealed ? "the plan is not sealed"
         : alone && self->owner ? "the plan belongs to an optimizer"
         : self->matching == BUSY ? "the plan is in use"
@@ -301,6 +312,7 @@ static PyObject *plan_match(Plan *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "O|Op:match", &grads, &weights, &quiet) || refuse_call(self, 1, 0)
         || make_group(self))
         return NULL;
+    note_user(self);
     optimc_end_match(self);
     if (optimc_match(self, grads, weights, quiet)) {
         optimc_end_match(self);
@@ -318,7 +330,10 @@ PyDoc_STRVAR(survey_doc, "survey($self, /)\n--\n\n"
 
 static PyObject *plan_survey(Plan *self, PyObject *Py_UNUSED(ignored))
 {
-    if (refuse_call(self, 1, 1) || optimc_survey(self, NULL, NULL, RAISE) < 0)
+    if (refuse_call(self, 1, 1))
+        return NULL;
+    note_user(self);
+    if (optimc_survey(self, NULL, NULL, RAISE) < 0)
         return NULL;
     Py_RETURN_NONE;
 }

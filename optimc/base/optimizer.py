@@ -17,7 +17,6 @@ state down and takes it over, keras_order.py lists it as Keras does.
 
 import copy
 import math
-import re
 
 import numpy as np
 
@@ -113,11 +112,7 @@ class Optimizer(_core.Optimizer):
             cls.__signature__ = cls._signature
         if cls.rule:
             cls._index = {name: k for k, name in enumerate((*OPTIONS, *hyperparameters_of(cls.rule)))}
-            strange = [name for name, argument in cls._arguments.items()
-                       if isinstance(argument, Value) and name not in cls._index]
-            if strange:
-                raise TypeError(f"{cls.__name__}: its rule {cls.rule!r} has no {', '.join(strange)}: derive a class "
-                                "from one optimizer, and declare other arguments as Option")
+            signature.check_values(cls)
             signature.name_common_arguments(cls)
         registry.optimizer(cls)
 
@@ -137,12 +132,7 @@ class Optimizer(_core.Optimizer):
 
     def _initialize(self, groups=None, **given):
         """What `__init__` does with the arguments that were given."""
-        for name in self._index:
-            value = self._arguments.get(name)
-            if isinstance(value, Value):
-                self._declare(name, value.low, value.high, value.open, value.optional)
-            else:
-                self._declare(name, -math.inf, math.inf, 0, True)
+        signature.declare_values(self)
         self._name_scalars(scalars_of(self.rule))
         self._hold(State())
         self.groups = ()                    #: the groups of weights with values of their own
@@ -154,8 +144,7 @@ class Optimizer(_core.Optimizer):
         for name, argument in self._arguments.items():
             setattr(self, name, given.get(name, preset.get(name, argument.default)))
         if self.name is None:
-            self.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_",
-                               type(self).__name__).lower()
+            self.name = signature.snake_case(type(self).__name__)
         if isinstance(groups, (dict, str, np.ndarray)):
             raise TypeError(f"groups: expected a list of dicts, got {groups!r}")
         chosen = []

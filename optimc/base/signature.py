@@ -3,13 +3,16 @@
 A class takes its own arguments first, in the order of their declaration, then those that every optimizer has, then
 its `last` ones.  Those that are `keyword_only` can only be named, and so can `groups`.
 
-This module makes the signature and binds a call to it.  It checks no value: arguments.py does, as the values are set.
+This module makes the signature, binds a call to it and declares the values to C.  It checks no value: arguments.py
+does, as the values are set.
 """
 
 import inspect
+import math
+import re
 import warnings
 
-from optimc.base.arguments import Argument, likely
+from optimc.base.arguments import Argument, Value, likely
 
 
 def arguments_of(cls, base):
@@ -31,6 +34,30 @@ def signature_of(arguments):
                           else inspect.Parameter.POSITIONAL_OR_KEYWORD, default=argument.default)
         for name, argument in arguments.items()] + [
         inspect.Parameter("groups", inspect.Parameter.KEYWORD_ONLY, default=None)])
+
+
+def check_values(cls):
+    """Refuses a class with a `Value` that its rule does not read."""
+    strange = [name for name, argument in cls._arguments.items()
+               if isinstance(argument, Value) and name not in cls._index]
+    if strange:
+        raise TypeError(f"{cls.__name__}: its rule {cls.rule!r} has no {', '.join(strange)}: derive a class from one "
+                        "optimizer, and declare other arguments as Option")
+
+
+def declare_values(optimizer):
+    """Tells C the values of an optimizer and their ranges."""
+    for name in optimizer._index:
+        value = optimizer._arguments.get(name)
+        if isinstance(value, Value):
+            optimizer._declare(name, value.low, value.high, value.open, value.optional)
+        else:
+            optimizer._declare(name, -math.inf, math.inf, 0, True)
+
+
+def snake_case(name):
+    """The name of a class as the display name of an optimizer."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def name_common_arguments(cls):

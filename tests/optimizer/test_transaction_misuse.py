@@ -1,5 +1,6 @@
 """A transaction whose own code, or another thread, uses it at the wrong time: it refuses, and stays whole."""
 
+import contextlib
 import gc
 import os
 import sys
@@ -192,6 +193,42 @@ def test_a_child_ends_the_step_of_a_thread_that_it_lacks():
         thread.join()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_gives_up_the_plan_of_a_step_that_did_not_run():
+    """The step of another thread had built it.  The child builds for the weights that it steps."""
+    optimizer, w, v, steps = optimc.SGD(0.5, momentum=0.5), ones(), ones(4), _core.Transaction()
+    thread = threading.Thread(target=lambda: steps.check(optimizer, [ones()], [w]))
+    thread.start()
+    thread.join()
+
+    def child():
+        with optimizer._locked(contextlib.nullcontext):
+            assert not optimizer.built
+        optimizer.apply([ones(4)], [v])
+        return (v == 0.5).all() and optimizer.iterations == 1
+    assert optimizer.built and fork(child) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_uses_a_plan_that_another_thread_was_using():
+    class Gradient:
+        def __array__(self, dtype=None, copy=None):
+            reached.set()
+            stop.wait(60)
+            return ones()
+    plan, reached, stop = optimc.SGD()._build([ones()]), threading.Event(), threading.Event()
+    thread = threading.Thread(target=plan.match, args=([Gradient()],))
+    thread.start()
+    try:
+        assert reached.wait(60)
+        with pytest.raises(RuntimeError, match=r"^the plan is in use$"):
+            plan.match([ones()])
+        assert fork(lambda: plan.match([ones()]) == (True,)) == 0
+    finally:
+        stop.set()
+        thread.join()
+
+
 def test_a_failed_commit_keeps_nothing_and_restores_every_entry():
     class Broken(str):
         __slots__ = ()
@@ -246,3 +283,19 @@ def test_a_step_that_has_begun_is_not_looked_at_again():
                 look()
         steps.commit()
     assert optimizer.iterations == 1 and (w == 0.5).all()
+
+
+def test_the_end_of_a_commit_is_not_the_end_of_a_step_that_was_given_up():
+    """What the first step drops asks to give up the transaction: the plan that the second step built stays."""
+    class Gradient(np.ndarray):
+        def __del__(self):
+            if steps.committed:
+                ended.append(steps.__exit__(None, None, None))
+    steps, ended, first, second = _core.Transaction(), [], optimc.SGD(0.5), optimc.SGD(0.5, momentum=0.5)
+    with steps:
+        assert steps.check(first, [ones()], [ones()])
+        assert steps.check(second, [ones().view(Gradient)], [ones()])
+        assert steps.check(optimc.SGD(), [ones().view(Gradient)], [ones()])
+        steps.commit()
+    assert ended and first.built and second.built
+    assert first.iterations == second.iterations == 1
