@@ -10,6 +10,9 @@
    Waking it costs the caller about 10 us, so a step uses the workers only if it is worth that, or if
    steps follow each other so closely that they will find the workers awake.
 
+   Workers compute in the floating-point mode of the caller (rounding, flush to zero), so that bits do not depend on
+   the thread that computes them.
+
    This file alone knows threads and fork; processors.c asks the system everything else.  Neither knows what a chunk
    is: see run.c. */
 
@@ -24,7 +27,58 @@
 #include <signal.h>
 #endif
 
+#if !defined(__x86_64__)
+#include <fenv.h>
+#endif
+
 #include "plan/pool.h"
+
+/* The floating-point mode of a thread: how it rounds, and whether denormals are zero.  The C library reads and sets
+   it on any machine, but needs a microsecond on x86, where the two control words take some nanoseconds. */
+#if defined(__x86_64__)
+struct mode { unsigned mxcsr; unsigned short x87; };
+enum { MXCSR_FLAGS = 0x3F, MXCSR_MASKS = 0x1F80, X87_MASKS = 0x3F };
+
+static struct mode own_mode(void)
+{
+    struct mode mode = {.mxcsr = __builtin_ia32_stmxcsr()};
+    __asm__ volatile("fnstcw %0" : "=m"(mode.x87));
+    return mode;
+}
+
+static void set_mode(const struct mode *mode)
+{
+    __builtin_ia32_ldmxcsr(mode->mxcsr);
+    __asm__ volatile("fldcw %0" : : "m"(mode->x87));
+}
+
+static void set_mode_without_traps(const struct mode *mode)
+{
+    const struct mode quiet = {(mode->mxcsr | MXCSR_MASKS) & ~(unsigned)MXCSR_FLAGS, mode->x87 | X87_MASKS};
+    set_mode(&quiet);
+}
+#else
+struct mode { fenv_t environment; };
+
+static struct mode own_mode(void)
+{
+    struct mode mode;
+    fegetenv(&mode.environment);
+    return mode;
+}
+
+static void set_mode(const struct mode *mode)
+{
+    fesetenv(&mode->environment);
+}
+
+static void set_mode_without_traps(const struct mode *mode)
+{
+    struct mode with_traps;
+    set_mode(mode);
+    feholdexcept(&with_traps.environment);
+}
+#endif
 
 static const double SPIN = 50e3;            /* a worker looks for work this long before it parks */
 static const double WORTH_AWAKE = 9e3;      /* work that is worth sharing with awake workers, ns */
@@ -42,6 +96,7 @@ static struct {
     _Atomic size_t done;                    /* chunks of this region that workers have finished */
     void (*task)(void *, size_t);
     void *context;
+    struct mode mode;                       /* the caller's floating-point mode */
 
     _Atomic int threads;                    /* allowed, the caller included; 0: not decided yet */
     _Atomic int running;                    /* workers started */
@@ -79,13 +134,21 @@ static void pause_briefly(void)
 static uint64_t low_of(uint64_t gate) { return gate & MASK; }
 static uint64_t high_of(uint64_t gate) { return gate >> BITS & MASK; }
 static int open_gate(uint64_t gate) { return low_of(gate) < high_of(gate); }
+static uint64_t generation_of(uint64_t gate) { return gate >> 2 * BITS; }
 
-/* Claims and runs one chunk from the back; 0 if there was none. */
-static int work(void)
+enum { NO_REGION = -1 };
+
+/* Claims and runs one chunk from the back; 0 if there was none.  `region` is the generation whose floating-point
+   mode the worker has, or NO_REGION.  Exceptions trap only in the caller's chunks: a worker has every signal blocked,
+   and a trap that is blocked would end the process. */
+static int work(int64_t *region)
 {
     uint64_t gate = atomic_load(&pool.gate);
     while (open_gate(gate)) {
         if (atomic_compare_exchange_weak(&pool.gate, &gate, gate - (1u << BITS))) {
+            if (*region != (int64_t)generation_of(gate))
+                set_mode_without_traps(&pool.mode);
+            *region = (int64_t)generation_of(gate);
             pool.task(pool.context, (size_t)high_of(gate) - 1);
             atomic_fetch_add(&pool.done, 1);
             return 1;
@@ -109,10 +172,13 @@ static void *worker(void *argument)
 {
     const int index = (int)(intptr_t)argument;      /* 1 .. threads - 1; the caller is 0 */
     double idle = optimc_nanoseconds();
+    const struct mode own = own_mode();
     while (index < atomic_load(&pool.threads)) {
-        if (work()) {
-            while (work())
+        int64_t region = NO_REGION;
+        if (work(&region)) {
+            while (work(&region))
                 ;
+            set_mode(&own);
             idle = optimc_nanoseconds();
             continue;
         }
@@ -170,8 +236,9 @@ static void run_shared(void (*task)(void *, size_t), void *context, size_t chunk
 {
     pool.task = task;
     pool.context = context;
+    pool.mode = own_mode();
     atomic_store(&pool.done, 0);
-    uint64_t gate = ((atomic_load(&pool.gate) >> 2 * BITS) + 1) << 2 * BITS | (uint64_t)chunks << BITS;
+    uint64_t gate = (generation_of(atomic_load(&pool.gate)) + 1) << 2 * BITS | (uint64_t)chunks << BITS;
     atomic_store(&pool.gate, gate);
     if (wake)
         wake_workers();
