@@ -133,6 +133,7 @@ int optimc_is_alive(uint64_t thread);               /* whether this process has 
 
 /* Takes the turn, or waits for it; an error if this thread's step is in progress.  0 or -1. */
 int optimc_lock(Optimizer *self);
+int optimc_take_turn(Optimizer *self);              /* the same for one that has no values, and is a turn only */
 void optimc_unlock(Optimizer *self);
 void optimc_restore_scale(Optimizer *self);         /* ends the loss scale of a single step */
 int optimc_refuse_nested(Optimizer *self);          /* raises that error: -1 */
@@ -254,8 +255,14 @@ enum { NO_GRADIENTS, CHECKED, NOT_AS_PLANNED, NOT_FINITE };
 extern PyMethodDef optimc_tensors_methods[];
 int optimc_check_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange, PyObject *grads, int held);
 
+/* The whole step, with the lock: one of the first three, or -1 with an error. */
+int optimc_apply_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange, PyObject *grads);
+
 /* transaction.c: steps of several optimizers; transaction.h has more.  A new reference, or NULL. */
 PyTypeObject *optimc_transaction_type(PyObject *module);
+
+/* turn_type.c: the type of turns for Python code.  A new reference, or NULL. */
+PyTypeObject *optimc_turn_type(PyObject *module);
 
 /* views.c, xla.c. */
 extern PyMethodDef optimc_views_functions[], optimc_xla_functions[];

@@ -207,6 +207,14 @@ static int add_new(PyObject *module, const char *name, PyObject *object)
     return failed ? -1 : 0;
 }
 
+/* Adds a type that it takes over, which may be NULL after an error. */
+static int add_type(PyObject *module, PyTypeObject *type)
+{
+    const int failed = !type || PyModule_AddType(module, type);
+    Py_XDECREF(type);
+    return failed ? -1 : 0;
+}
+
 /* What Python must number and name as C does. */
 static int add_constants(PyObject *module)
 {
@@ -264,10 +272,7 @@ static int core_exec(PyObject *module)
     if (!type || PyModule_AddType(module, type) || !plan_type || PyModule_AddType(module, plan_type)
         || add_registry(module) || add_factors(module))
         return -1;
-    PyTypeObject *transaction = optimc_transaction_type(module);
-    const int added = transaction && !PyModule_AddType(module, transaction);
-    Py_XDECREF(transaction);
-    if (!added)
+    if (add_type(module, optimc_transaction_type(module)) || add_type(module, optimc_turn_type(module)))
         return -1;
     return add_constants(module) || add_new(module, "isas", isa_names())
         || PyModule_AddStringConstant(module, "isa", state_of(module)->isa->name)

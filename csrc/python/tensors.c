@@ -195,6 +195,19 @@ int optimc_check_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange,
     return good < 0 ? -1 : good ? CHECKED : NOT_FINITE;
 }
 
+int optimc_apply_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange, PyObject *grads)
+{
+    if (optimc_lock(self))
+        return -1;
+    const int found = optimc_check_tensors(self, tensors, exchange, grads, 0);
+    if (found == CHECKED)
+        optimc_run_step(self);
+    self->skipped += found == NOT_FINITE;
+    optimc_end_step(self, found == CHECKED);
+    optimc_unlock(self);
+    return found == NOT_FINITE ? NO_GRADIENTS : found;
+}
+
 PyDoc_STRVAR(apply_tensors_doc, "_apply_tensors($self, tensors, exchange, grads=None, /)\n--\n\n"
 "Steps over tensors.  Returns CHECKED if the step has run.  Returns NO_GRADIENTS if no tensor has a gradient, or if\n"
 "a gradient is not finite and the step was skipped.  Returns NOT_AS_PLANNED, having changed nothing, if only some\n"
@@ -207,16 +220,8 @@ static PyObject *optimizer_apply_tensors(Optimizer *self, PyObject *const *args,
         PyErr_SetString(PyExc_TypeError, "_apply_tensors() takes 2 or 3 arguments");
         return NULL;
     }
-    if (optimc_lock(self))
-        return NULL;
-    const int found = optimc_check_tensors(self, args[0], args[1], n == 3 && args[2] != Py_None ? args[2] : NULL,
-        0);
-    if (found == CHECKED)
-        optimc_run_step(self);
-    self->skipped += found == NOT_FINITE;
-    optimc_end_step(self, found == CHECKED);
-    optimc_unlock(self);
-    return found < 0 ? NULL : PyLong_FromLong(found == NOT_FINITE ? NO_GRADIENTS : found);
+    const int found = optimc_apply_tensors(self, args[0], args[1], n == 3 && args[2] != Py_None ? args[2] : NULL);
+    return found < 0 ? NULL : PyLong_FromLong(found);
 }
 
 PyMethodDef optimc_tensors_methods[] = {

@@ -148,11 +148,9 @@ static int await_turn(Optimizer *self, uint64_t me)
 
 /* Begins this thread's turn.  A step within a step (from a schedule, say) is an error.  A step from another thread
    waits, and turns are given in order: otherwise a thread that steps in a loop would always be first. */
-int optimc_lock(Optimizer *self)
+int optimc_take_turn(Optimizer *self)
 {
     const uint64_t me = optimc_this_thread();
-    if (!self->n_values)
-        return optimc_refuse_new(self);
     if (self->owner == me)
         return optimc_refuse_nested(self);
     if (self->forks != optimc_pool_forks())
@@ -163,6 +161,11 @@ int optimc_lock(Optimizer *self)
         return await_turn(self, me);
     self->owner = me;
     return 0;
+}
+
+int optimc_lock(Optimizer *self)
+{
+    return self->n_values ? optimc_take_turn(self) : optimc_refuse_new(self);
 }
 
 void optimc_unlock(Optimizer *self)

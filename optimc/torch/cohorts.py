@@ -2,175 +2,366 @@
 
 torch counts steps by parameter, optimc by optimizer.  A *cohort* is a set of parameters that have done the same
 number of steps, with the same flags: one inner optimizer of optimc steps it in one call.  Nearly always there is one.
-A parameter without a gradient rests, as in torch: it falls behind, and leaves its cohort at its next step.
+A parameter without a gradient rests, as in torch.  If only some of a cohort have one, the cohort is split.
+Parameters that come and go together stay together, so a model with experts soon steps without new plans.
 
-`Cohorts` plans anew when a program has looked at the state (states.py), when a parameter got its first gradient or
-lost it, and when something that C watches has changed: a flag, a list of parameters, the state.  It does not step;
-step.py does.
+The inner optimizers hold the counts and the scalars of the rule.  `optimizer.state` gets them when somebody looks.
+What it says counts only where its owner has changed an entry (`Member.keeps`).
+
+`Cohorts` plans anew what a program has changed: a flag, a list of parameters, the state.  It does not step; step.py
+does.  All of it runs in one turn, so that threads step, plan and look one after the other.
 """
 
+import sys
+
+from optimc import _core
+from optimc._core import CHECKED, NO_GRADIENTS, NOT_AS_PLANNED
 from optimc.base.rules import used_slots
 from optimc.torch import tensors
 from optimc.torch.inner import make_inner
-from optimc.torch.states import States, put_number, slot_views
+from optimc.torch.states import States, count_of, number, put_number, slot_tensors
 
 #: torch's arguments that choose a kernel
 FLAGS = ("amsgrad", "nesterov", "centered", "maximize", "decoupled_weight_decay", "momentum")
 
 
+class Member:
+    """A parameter in a cohort, and its state as optimc left it.
+
+    Attributes:
+        param, group: the parameter and its group.
+        index: its position among all parameters of the optimizer.
+        state: the dict of its state.
+        numbers: torch's keys of the count and the scalars -> the entry in the state, or None, and the number there.
+        slots: torch's keys -> the tensors that the plan steps.
+        count, scalars: what it came into the cohort with.
+    """
+
+    __slots__ = ("count", "group", "index", "numbers", "param", "scalars", "slots", "state")
+
+    def __init__(self, param, group, index, state, numbers):
+        self.param, self.group, self.index, self.state, self.numbers = param, group, index, state, numbers
+        self.slots, self.count, self.scalars = {}, 0, ()
+
+    def keeps(self, key):
+        """Whether the count or scalar in the state is still what optimc read or wrote there last."""
+        entry, value = self.numbers[key]
+        return self.state.get(key) is entry and (entry is None or number(entry) == value)
+
+    def write(self, numbers):
+        """Writes counts and scalars into the state, but for those that the owner has changed."""
+        for key, value in numbers.items():
+            if self.numbers[key][1] != value and self.keeps(key):
+                self.numbers[key] = put_number(self.state, key, value), value
+
+    def is_as_left(self, states):
+        """Whether nothing has changed in the state that a step depends on."""
+        found = dict.get(states, self.param)
+        return (found is self.state or (found is None and not self.slots)) and all(map(self.keeps, self.numbers)) \
+            and all(self.state.get(key) is tensor for key, tensor in self.slots.items())
+
+    def is_held(self):
+        """Whether somebody but its cohort holds the state, or a number in it, and may change it unseen."""
+        state, *entries = _references(self)
+        return state > _ALONE[0] + len(self.slots) or any(entry > _ALONE[1] for entry in entries)
+
+
+def _references(member):
+    """How often the state of a member, and each number in it, is referred to."""
+    return [sys.getrefcount(member.state),
+            *(sys.getrefcount(entry) for entry, _ in member.numbers.values() if entry is not None)]
+
+
+def _references_of_one_alone():
+    member = Member(None, None, 0, {"step": object()}, {})
+    states = {None: member.state}
+    member.numbers = {key: (entry, 0.0) for key, entry in states[None].items()}
+    return _references(member)
+
+
+_ALONE = _references_of_one_alone()
+
+
 class Cohort:
     """Parameters that step together.
 
-    Attributes:
+    Args:
         inner: the optimizer of optimc that steps them.
-        members: (parameter, its group).
+        members: the `Member` of each.
         groups: the groups, in the order of the inner optimizer's.
+        slots: torch's keys of the slots -> their numbers.
+        new: (`Member`, key, tensor) of slots that enter the state with the first step.
+        splits: how often a cohort was split until this one was left.
+
+    Attributes:
         params: the parameters.
         exchange: the table by which C looks at them, or None.
         unversioned: those of the parameters that can be stepped in inference mode only.
     """
 
-    def __init__(self, inner, members, groups):
-        self.inner, self.members, self.groups = inner, members, groups
-        self.params = [param for param, _ in members]
+    def __init__(self, inner, members, groups, slots, new, splits):
+        self.inner, self.members, self.groups, self.new, self.splits = inner, members, groups, new, splits
+        self.params = [member.param for member in members]
         self.exchange = tensors.EXCHANGE
         self.unversioned = [param for param in self.params if not tensors.has_version(param)]
-        self._pointers = [param.data_ptr() for param in self.params]
+        self._planned, self._written = inner.iterations, None
+        self._orders = tuple(tensors.order(param) for param in self.params)
+        self._parts = tuple((i, k, member.state, key) for i, member in enumerate(members) for key, k in slots.items())
+        self._entries, self._watches_slots = (), False
+        self._addresses = self._addresses_now()
         self._forms = [tensors.form(param) for param in self.params]
 
-    def is_as_planned(self):
-        """Whether the plan still holds."""
-        if len({param.grad is None for param in self.params}) > 1:
-            return False
-        # without the table the plan is over NumPy views, which stay where they were made
-        moved = self.exchange is None and self._pointers != [param.data_ptr() for param in self.params]
-        return not moved and self.inner._is_as_watched()
+    def watch(self, entries):
+        """Lets C watch entries of dicts: (dict, key, value)."""
+        self._entries, self._watches_slots = entries, False
+        self.inner._prepare_tensors(self._orders, entries, (), tensors.PLAIN)
+
+    def watch_slots(self):
+        """Lets C look where the slots are, too, because a program may hold them."""
+        if not self._watches_slots and not self.new:
+            self.inner._prepare_tensors(self._orders, self._entries, self._parts, tensors.PLAIN)
+            self._watches_slots = True
+
+    def _addresses_now(self):
+        """Without the table the plan is over NumPy views, which stay where they were made."""
+        return None if self.exchange is not None else [tensor.data_ptr() for member in self.members
+                                                       for tensor in (member.param, *member.slots.values())]
+
+    def is_as_planned(self, states, seen):
+        """Whether the plan holds: new slots have entered the state, no memory has moved, no state has changed."""
+        return (not self.new and self._addresses == self._addresses_now()
+                and (not seen or all(member.is_as_left(states) for member in self.members)))
 
     def has_its_forms(self):
         """Whether each parameter is of the type, shape and layout it was planned with."""
         return self._forms == [tensors.form(param) for param in self.params]
+
+    def check(self, steps, scale):
+        """Checks a step: CHECKED, NO_GRADIENTS or NOT_AS_PLANNED."""
+        tensors.check_versions(self.unversioned)
+        if self.exchange is not None:
+            return steps.check_tensors(self.inner, self.params, self.exchange, loss_scale=scale)
+        missing = [param.grad is None for param in self.params]
+        if any(missing):
+            return NO_GRADIENTS if all(missing) else NOT_AS_PLANNED
+        good = steps.check(self.inner, [tensors.view(param.grad.resolve_neg(), param) for param in self.params],
+                           [tensors.view(param, param) for param in self.params], loss_scale=scale)
+        return CHECKED if good else NO_GRADIENTS
+
+    def enter(self, states):
+        """Puts new slots into the state, once the step they were made for has run."""
+        if self.new and self.inner.iterations != self._planned:
+            for member, key, tensor in self.new:
+                member.state[key] = tensor
+                if dict.get(states, member.param) is None:
+                    dict.__setitem__(states, member.param, member.state)
+            self.new = []
+
+    def numbers(self):
+        """For each member the count and the scalars that it has now."""
+        count = self.inner.iterations
+        of_group = {id(group): (count, *self.inner._scalars(k)) for k, group in enumerate(self.groups)}
+        return [of_group[id(member.group)] for member in self.members]
+
+    def write(self, keys):
+        """Writes the counts and scalars into the state, but for those that its owner has changed."""
+        count = self.inner.iterations
+        if keys and count and count != self._written and not self.new:
+            for member, numbers in zip(self.members, self.numbers(), strict=True):
+                member.write(dict(zip(keys, map(float, numbers), strict=True)))
+            self._written = count
 
 
 class Cohorts:
     """All parameters of an optimizer, in cohorts.
 
     Attributes:
+        turn: the turn within which all methods are called.  Its `step` is the short way: of the only cohort, while
+            nothing is to be looked after before a step and C can look at tensors.  Else it is None.
+        stepping: (process, thread) of a step that goes the long way, or None.
         all: the cohorts.
-        only: the cohort if there is just one, the plan holds as far as is known, and C can look at tensors: the short
-            way to a step.  Else None.
         states: the `States` that tells when it is looked at.
     """
 
     def __init__(self, optimizer, counterpart, sources):
+        self.turn = _core.Turn()
         self._optimizer, self._counterpart, self._sources = optimizer, counterpart, sources
         self._flags = [source.key for source in sources if source.key in FLAGS]
-        self._stale = True              # the state may be another than at the last step
-        self.states = None
+        self._keys = ("step", *counterpart.scalars) if counterpart.counts_steps else ()
+        self.states = self.stepping = None
         self.forget()
 
     def forget(self):
-        """Drops all plans; the next step makes new ones."""
-        self.all, self.only, self._resting = [], None, []
+        """Drops all plans; the next step makes new ones, from what the state says."""
+        self.expire()
+        self.all, self._resting = [], []
 
     def expire(self):
-        """Notes that the state may have changed: the next step plans anew."""
-        self._stale, self.only = True, None
+        """Lets the next step plan all anew."""
+        self._stale, self.turn.step = True, None
+        self._seen = True               # a program may have changed the state since the last step
+        self._fresh = False             # the state has the counts of the last step
 
     # ------------------------------------------------------------------------------- state
 
     def watch_state(self):
         """Puts a `States` in the place of the state, if the program or torch has put another dict there."""
         if self.states is None or self._optimizer.state is not self.states:
+            self.write()
+            self.expire()
             self._optimizer.state = self.states = States(self, dict(self._optimizer.state))
-            self.expire()
 
-    def state_is_looked_at(self, states):
+    def look(self, states):
         """What `States` calls before a program sees its content."""
-        if states is self.states:
-            self.write_steps()
-            self.expire()
+        states.known = True
+        if states is self.states and not (self._seen and self._fresh):
+            self._seen, self.turn.step = True, None
+            self.write()
+            self._fresh = True
 
-    def write_steps(self):
-        """Writes the step counts into the state, unless it may have been changed since the last step."""
-        self.watch_state()
-        if self._stale or not self._counterpart.counts_steps:
-            return
+    def write(self):
+        """Writes the counts and scalars into the state, but for those that its owner has changed."""
         for cohort in self.all:
-            count = cohort.inner.iterations
-            for k, group in enumerate(cohort.groups):
-                scalars = cohort.inner._scalars(k) if count else [
-                    self._counterpart.initial_value(key, group) for key in self._counterpart.scalars]
-                for state in (self.states.of(param) for param, own in cohort.members if own is group):
-                    put_number(state, "step", float(count))
-                    for key, value in zip(self._counterpart.scalars, scalars, strict=True):
-                        put_number(state, key, value)
+            cohort.enter(self.states)
+            cohort.write(self._keys)
+
+    def settle(self):
+        """Brings plans and state together after a step or a look."""
+        for cohort in self.all:
+            cohort.enter(self.states)
+            if self.states.known:
+                cohort.watch_slots()
+
+    def finish(self):
+        """What is to be done after a step, so that the next one can go the short way."""
+        self.settle()
+        if self._seen and any(member.is_held() for cohort in self.all for member in cohort.members):
+            self.write()
+            return
+        self._seen = False
+        if len(self.all) == 1 and not self._resting:
+            cohort, = self.all
+            if cohort.exchange is not None and not cohort.new and not cohort.unversioned:
+                self.turn.step = cohort.inner, cohort.params, cohort.exchange
 
     # ---------------------------------------------------------------------------- planning
 
     def refresh(self):
-        """Plans anew if anything a plan depends on has changed."""
-        if self._stale or not self.all or any(param.grad is not None for param in self._resting) \
-                or not all(cohort.is_as_planned() for cohort in self.all):
-            self._regroup()
+        """Plans anew what is no longer as it was planned."""
+        self._fresh = False
+        self.watch_state()
+        self.settle()
+        if self._stale or not self.all or not self.all[0].inner._is_as_watched():
+            self._replan_all()
+        else:
+            self.replan([cohort for cohort in self.all if not cohort.is_as_planned(self.states, self._seen)])
 
-    def _regroup(self):
-        """Makes the cohorts, by what each parameter has done so far and whether it has a gradient now."""
-        self.write_steps()
-        parts = {}
+    def _replan_all(self):
+        """Makes all cohorts anew."""
+        known = {}
+        for cohort in self.all:
+            for member, numbers in zip(cohort.members, cohort.numbers(), strict=True):
+                known[id(member.param)] = member, numbers
+        parts, resting, index = {}, [], -1
         for group in self._optimizer.param_groups:
             for param in group["params"]:
-                state = dict.get(self.states, param) or {}
-                key = (_count(state), param.grad is None, *(group[name] for name in self._flags),
-                       *(self._scalars(state) or ()))
-                parts.setdefault(key, []).append((param, group))
-        cohorts, resting = [], []
-        for (count, without_gradient, *_), members in parts.items():
-            if without_gradient and not count:
-                resting += [param for param, _ in members]      # never had one: there is nothing to plan yet
-            else:
-                cohorts.append(self._plan(members, count))
-        self.all, self._resting, self._stale = cohorts, resting, False
-        short = len(cohorts) == 1 and not resting and tensors.EXCHANGE is not None and not cohorts[0].unversioned
-        self.only = cohorts[0] if short else None
+                index += 1
+                before, numbers = known.pop(id(param), (None, None))
+                member = self._member(param, group, index, before, numbers)
+                if before is None and param.grad is None and not member.count:
+                    resting.append(member)              # never had one: there is nothing to plan yet
+                else:
+                    self._sort(parts, member)
+        for member, numbers in known.values():          # the program has taken them out
+            if numbers[0]:
+                member.write(dict(zip(self._keys, map(float, numbers), strict=False)))
+        self._adopt([], [self._plan(*part, 0) for key in parts for part in parts[key]], resting)
 
-    def _plan(self, members, count):
-        """A cohort of these parameters, which have done `count` steps."""
-        optimizer, counterpart = self._optimizer, self._counterpart
-        tensors.check_parameters([param for param, _ in members])
-        groups = list({id(group): group for _, group in members}.values())
-        stepper = make_inner(counterpart, self._sources, groups, members)
-        weights = [tensors.view(param, param) for param, _ in members]
-        slots, used = {}, used_slots(stepper)
-        for slot, k in used.items():
-            key = counterpart.slots[slot]
-            slots[slot] = slot_views(self.states, members, weights, key, k,
-                                     lambda group, key=key: counterpart.initial_value(key, group))
-        stepper.build(weights, slots=slots)
-        stepper.iterations = count
+    def replan(self, cohorts):
+        """Makes these cohorts anew, split where they must be, and those of parameters with a first gradient."""
+        late = {member for member in self._resting if member.param.grad is not None}
+        if not cohorts and not late:
+            return
+        parts = {}
+        for member in self._resting:
+            if member in late:
+                self._sort(parts, self._member(member.param, member.group, member.index, None, None))
+        made = [self._plan(*part, 0) for key in parts for part in parts[key]]
+        for cohort in cohorts:
+            parts = {}
+            for member, numbers in zip(cohort.members, cohort.numbers(), strict=True):
+                self._sort(parts, self._member(member.param, member.group, member.index, member, numbers))
+            split = sum(map(len, parts.values())) > 1
+            for members, scalars in (part for key in parts for part in parts[key]):
+                # a cohort that was split before is halved too: so n parameters are planned n log n times at most
+                middle = len(members) // 2 if split and cohort.splits else 0
+                made += [self._plan(some, scalars, cohort.splits + split)
+                         for some in (members[:middle], members[middle:]) if some]
+        gone = set(cohorts)
+        self._adopt([cohort for cohort in self.all if cohort not in gone], made,
+                    [member for member in self._resting if member not in late])
+
+    def _adopt(self, kept, made, resting):
+        """Takes over cohorts.  The first one's inner optimizer watches what all plans depend on."""
+        self._seen, self.turn.step = True, None              # somebody may hold the state of a new member
+        optimizer = self._optimizer
+        for cohort in made:
+            cohort.watch(())
+        if kept or made:
+            (kept or made)[0].watch((
+                (optimizer.__dict__, "state", self.states),
+                (optimizer.__dict__, "param_groups", tuple(optimizer.param_groups)),
+                *((group, "params", tuple(group["params"])) for group in optimizer.param_groups),
+                *((group, name, group[name]) for group in optimizer.param_groups for name in self._flags)))
+        self.all, self._resting, self._stale = kept + made, resting, False
+        self.settle()
+
+    def _member(self, param, group, index, before, numbers):
+        """The `Member` for a parameter: with what it had `before`, where its state is as it was left."""
+        state = dict.get(self.states, param)
+        state = {} if state is None else state
+        member = Member(param, group, index, state, dict(before.numbers) if before else
+                        dict.fromkeys(self._keys, (None, None)))
+        values = dict(zip(self._keys, numbers, strict=False)) if before else {}
+        for key in self._keys:
+            if key not in values or not member.keeps(key):
+                entry = state.get(key)
+                values[key] = count_of(state, index) if key == "step" else (
+                    self._counterpart.initial_value(key, group) if entry is None else number(entry))
+                member.numbers[key] = (None, None) if entry is None else (entry, number(entry))
+        member.count = values.get("step", count_of(state, index))
+        member.scalars = tuple(values[key] for key in self._counterpart.scalars)
+        return member
+
+    def _sort(self, parts, member):
+        """Puts a member to those that it can step with: a part is (members, the scalars of each group by its id)."""
+        key = member.count, member.param.grad is None, *(member.group[name] for name in self._flags)
+        for members, scalars in parts.setdefault(key, []):
+            if scalars.setdefault(id(member.group), member.scalars) == member.scalars:
+                members.append(member)
+                return
+        parts[key].append(([member], {id(member.group): member.scalars}))
+
+    def _plan(self, members, scalars, splits):
+        """A cohort of these members, which have done the same number of steps."""
+        counterpart, count = self._counterpart, members[0].count
+        for member in members:
+            tensors.check_parameters([member.param], member.index)
+        groups = list({id(member.group): member.group for member in members}.values())
+        inner = make_inner(counterpart, self._sources, groups, [(member.param, member.group) for member in members])
+        weights = [tensors.view(member.param, member.param) for member in members]
+        keys = {counterpart.slots[slot]: (slot, k) for slot, k in used_slots(inner).items()}
+        slots, new = {}, []
+        for key, (slot, k) in keys.items():
+            found, missing = slot_tensors(members, weights, key, k,
+                                          lambda group, key=key: counterpart.initial_value(key, group))
+            slots[slot] = [tensors.view(tensor, member.param) for tensor, member in zip(found, members, strict=True)]
+            new += [(members[i], key, found[i]) for i in missing]
+            for member, tensor in zip(members, found, strict=True):
+                member.slots[key] = tensor
+        inner.build(weights, slots=slots)
+        inner.iterations = count
         for k, group in enumerate(groups):
-            param = next(param for param, own in members if own is group)
-            scalars = self._scalars(dict.get(self.states, param, {}))
-            if scalars and count:
-                stepper._set_scalars(scalars, k)
-        stepper._prepare_tensors(tuple(tensors.order(param) for param, _ in members), (
-            (optimizer.__dict__, "state", self.states),
-            (optimizer.__dict__, "param_groups", tuple(optimizer.param_groups)),
-            *((group, "params", tuple(group["params"])) for group in optimizer.param_groups),
-            *((group, name, group[name]) for group in groups for name in self._flags)),
-            tuple((i, k, self.states.of(param), counterpart.slots[slot])
-                  for i, (param, _) in enumerate(members) for slot, k in used.items() if self.states.is_known()),
-            tensors.PLAIN)
-        return Cohort(stepper, members, groups)
-
-    def _scalars(self, state):
-        """The scalars of the rule in a parameter's state, or None if they are not there."""
-        keys = self._counterpart.scalars
-        return [float(state[key]) for key in keys] if keys and keys[0] in state else None
-
-
-def _count(state):
-    """The steps done with a parameter's state."""
-    if "step" in state:
-        return int(state["step"])
-    # torch's SGD keeps no count; only its first step is special, and before it there is no buffer
-    return 1 if state.get("momentum_buffer") is not None else 0
+            if count and counterpart.scalars:
+                inner._set_scalars(list(scalars[id(group)]), k)
+        return Cohort(inner, members, groups, {key: k for key, (_, k) in keys.items()}, new, splits)

@@ -4,18 +4,22 @@ torch's programs read and edit `optimizer.state` directly, and torch keeps a ste
 keep these counts would cost a tensor write per parameter and step, while the step itself is one call.  So `States`
 catches the moment when somebody looks:
 
-- Every method that reads or changes the dict first writes the current step counts into it.
-- From then on the state counts as possibly changed: the next step plans anew, from what the state holds then.
+- Every method that gives out or changes what is in the dict first writes the current step counts into it.
+- The next step compares the counts with those written, and plans anew what a program has changed.
+- While a program holds a parameter's dict or a count from it, every step writes and compares.
+- It may hold other tensors of the state too, so from then on every step asks where these are, as it does with
+  parameters.
 
-A program that never looks pays nothing.  One that looks between two steps pays for one new plan.  From then on it may
-hold tensors of the state, so every step looks where these are, as it does with parameters.  The step itself goes
-round these methods (`States.of`, `dict.get(states, ...)`).  Copies and pickles of the dict are plain.
+A program that never looks pays nothing.  The step itself goes round these methods (`dict.get(states, ...)`).  Copies
+and pickles of the dict are plain, and so is the dict of each parameter.
 
-The functions below make and check the tensors in it.  Next: cohorts.py, which plans.
+The functions below make, read and check what is in it.  Next: cohorts.py, which plans.
 """
 
 import functools
+import math
 from collections import defaultdict
+from collections.abc import ItemsView, ValuesView
 
 import torch
 
@@ -27,34 +31,28 @@ class States(defaultdict):
     """The state by parameter, for `optimizer.state`.
 
     Args:
-        cohorts: the `Cohorts` that keep the counts, and must plan anew after a look.
+        cohorts: the `Cohorts` that keep the counts and want to know of a look.
         states: the state so far.
 
     Attributes:
-        given: whether there was such a state.
-        looked: whether somebody has looked since.
+        known: whether a program may hold tensors that are in it, and so may move them at any time.
     """
 
     def __init__(self, cohorts, states):
         self.cohorts = None                         # filling the dict is no look
         super().__init__(dict, states)
-        self.cohorts = cohorts
-        self.given, self.looked = bool(states), False
+        self.cohorts, self.known = cohorts, bool(states)
 
-    def is_known(self):
-        """Whether a program may hold what is in the dict, and so may move it or replace it at any time."""
-        return self.given or self.looked
+    def items(self):
+        return ItemsView(self)                      # looks at every entry it gives
 
-    def of(self, param):
-        """The state of a parameter, made if it is new, for the step itself."""
-        state = dict.get(self, param)
-        if state is None:
-            dict.__setitem__(self, param, state := {})
-        return state
+    def values(self):
+        return ValuesView(self)
 
     def copy(self):
-        self._look()
-        return defaultdict(dict, dict.items(self))
+        with self.cohorts.turn:
+            self.cohorts.look(self)
+            return defaultdict(dict, dict.items(self))
 
     __copy__ = copy
 
@@ -67,71 +65,98 @@ class States(defaultdict):
     def __reduce__(self):
         return defaultdict, (dict, dict(self.copy()))
 
-    def _look(self):
-        self.looked = True
-        if self.cohorts is not None:
-            self.cohorts.state_is_looked_at(self)
-
 
 def _looking(name):
-    """A method of dict that looks first."""
+    """A method of dict that looks first.  No step runs meanwhile."""
     method = getattr(defaultdict, name)
 
     @functools.wraps(method)
     def looking(self, *args, **kwargs):
-        self._look()
-        return method(self, *args, **kwargs)
+        if self.cohorts is None:
+            return method(self, *args, **kwargs)
+        with self.cohorts.turn:
+            self.cohorts.look(self)
+            return method(self, *args, **kwargs)
     return looking
 
 
-for _name in ("__getitem__", "__setitem__", "__delitem__", "__ior__", "get", "items", "values", "pop", "popitem",
-              "setdefault", "update", "clear", "__iter__"):         # dict(state) calls __iter__ only
+for _name in ("__getitem__", "__setitem__", "__delitem__", "__ior__", "get", "pop", "popitem", "setdefault", "update",
+              "clear", "__iter__"):                 # dict(state) calls __iter__ and __getitem__
     setattr(States, _name, _looking(_name))
 
 
+# ------------------------------------------------------------------------------- counts and scalars
+
+LAST_WHOLE = 2 ** 24        # the last count up to which float32 has all
+
+
 def put_number(state, key, value):
-    """Writes a number into a parameter's state as torch keeps it: into the tensor that is there, if there is one."""
+    """Writes a number into a parameter's state, into the tensor that is there if it can hold it; returns the tensor.
+
+    A step count is kept in the type that torch gives it, and in float64 beyond 2^24.  The scalars of a rule are kept
+    in float64, as the step has them, so that a run resumes exactly.
+    """
+    exact = value > LAST_WHOLE if key == "step" else True
     tensor = state.get(key)
-    if (isinstance(tensor, torch.Tensor) and tensor.numel() == 1 and tensor.is_floating_point()
-            and not tensor.is_inference()):
+    if (isinstance(tensor, torch.Tensor) and tensor.numel() == 1 and not tensor.is_inference()
+            and (tensor.dtype == torch.float64 or (tensor.dtype == torch.float32 and not exact))):
         tensor.fill_(value)
     else:
+        exact = exact or torch.get_default_dtype() == torch.float64
         with torch.inference_mode(False):
-            state[key] = torch.tensor(value, dtype=torch.get_default_dtype())
+            state[key] = tensor = torch.tensor(value, dtype=torch.float64 if exact else torch.float32)
+    return tensor
 
 
-def slot_views(states, members, weights, key, k, initial):
-    """NumPy views of the tensors under `key` in the parameters' states; makes those that are missing.
+def number(entry):
+    """What an entry of a parameter's state says, a tensor or a number."""
+    return entry.item() if isinstance(entry, torch.Tensor) else float(entry)
+
+
+def count_of(state, index):
+    """The steps done with the state of parameter `index`."""
+    if "step" in state:
+        count = number(state["step"])
+        if not (math.isfinite(count) and count >= 0):
+            raise ValueError(f"params[{index}]: state 'step': expected a count, got {count}")
+        return int(count)
+    # torch's SGD keeps no count; only its first step is special, and before it there is no buffer
+    return 1 if state.get("momentum_buffer") is not None else 0
+
+
+# -------------------------------------------------------------------------------------------- slots
+
+def slot_tensors(members, weights, key, k, initial):
+    """The tensors for `key` in the states of members, and the numbers of those that are not there yet.
+
+    A tensor that is missing, or does not lie in memory as its parameter does, is made anew.  No state changes.
 
     Args:
-        states: the `States`.
-        members: (parameter, its group) of each weight.
+        members: the `Member` of each weight.
         weights: NumPy views of the parameters.
         key: torch's key.
         k: the number of the slot, by which memory.like places it.
         initial: a function of the group that gives the number a new tensor is filled with.
 
     Raises:
-        ValueError: a state is not of its parameter's shape and type; nothing has changed.
+        ValueError: a state is not of its parameter's shape and type.
     """
-    own = [states.of(param) for param, _ in members]
-    for state, (param, _) in zip(own, members, strict=True):
-        tensor = state.get(key)
+    found = [member.state.get(key) for member in members]
+    for tensor, member in zip(found, members, strict=True):
+        param = member.param
         if tensor is None:
             continue
         if not isinstance(tensor, torch.Tensor) or tensor.shape != param.shape or tensor.dtype != param.dtype:
             got = f"{tuple(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, torch.Tensor) else repr(tensor)
-            raise ValueError(f"state {key!r} of a parameter: expected shape {tuple(param.shape)} of "
+            raise ValueError(f"params[{member.index}]: state {key!r}: expected shape {tuple(param.shape)} of "
                              f"{param.dtype}, got {got}")
         tensors.check_versions([] if tensors.has_version(tensor) else [tensor])
-    new = [i for i, (param, _) in enumerate(members)
-           if (tensor := own[i].get(key)) is None or tensors.order(tensor) != tensors.order(param)
-           or not tensors.is_dense(tensor)]
+    new = [i for i, (tensor, member) in enumerate(zip(found, members, strict=True))
+           if tensor is None or tensors.order(tensor) != tensors.order(member.param) or not tensors.is_dense(tensor)]
     for i, array in zip(new, memory.like([weights[i] for i in new], k), strict=True):
-        (param, group), before = members[i], own[i].get(key)
-        tensor = tensors.over(array, param)
-        own[i][key] = tensor.fill_(initial(group)) if before is None else tensor.copy_(before)
-    return [tensors.view(state[key], param) for state, (param, _) in zip(own, members, strict=True)]
+        tensor = tensors.over(array, members[i].param)
+        found[i] = tensor.fill_(initial(members[i].group)) if found[i] is None else tensor.copy_(found[i])
+    return found, new
 
 
 def place_loaded(states, keys):
@@ -142,7 +167,22 @@ def place_loaded(states, keys):
         for (param, state), array in zip(some, arrays, strict=True):
             state[key] = tensors.over(array, param).copy_(state[key])
     if all(tensors.fits(state.get(key, param), param) for param, state in dict.items(states) for key in keys):
-        states.given = False                        # only what was placed here is in it
+        states.known = False                        # only what was placed here is in it
+
+
+def with_numbers(state_dict, keys):
+    """A state_dict that has plain numbers under these keys, which torch's loading leaves as they are."""
+    return {**state_dict, "state": {
+        index: {key: number(value) if key in keys else value for key, value in state.items()}
+        if isinstance(state, dict) else state for index, state in state_dict["state"].items()}}
+
+
+def place_numbers(states, keys):
+    """Makes tensors of plain numbers in states, before torch does it with fewer bits."""
+    for state in states.values():
+        for key in keys:
+            if isinstance(state, dict) and isinstance(state.get(key), float):
+                put_number(state, key, state[key])
 
 
 def check_loaded(state_dict, param_groups, keys):

@@ -6,16 +6,18 @@
 
 import copy
 import itertools
+import os
+import threading
 
 import torch
 import torch.optim.optimizer as _torch
 
 from optimc import _core
-from optimc._core import CHECKED, NO_GRADIENTS, NOT_AS_PLANNED
+from optimc._core import CHECKED, NOT_AS_PLANNED
 from optimc.torch import tensors
 from optimc.torch.cohorts import Cohorts
 from optimc.torch.inner import make_inner
-from optimc.torch.states import check_loaded, place_loaded
+from optimc.torch.states import check_loaded, place_loaded, place_numbers, with_numbers
 
 
 class TorchOptimizer:
@@ -32,19 +34,19 @@ class TorchOptimizer:
                 raise ValueError(f"optimc.torch.{type(self).__name__} has no {name}=True")
         self._step_supports_amp_scaling = True
         self._cohorts.watch_state()
+        self._cohorts.states.known = False          # torch has made what is in it, if anything
         for group in self.param_groups:
             self._check_group(group)
 
     def add_param_group(self, param_group):
-        super().add_param_group(param_group)
-        if hasattr(self, "_step_supports_amp_scaling"):         # not from the constructor, which checks them all
-            try:
-                self._check_group(self.param_groups[-1])
-            except BaseException:
-                self.param_groups.pop()
-                raise
-            self._cohorts.write_steps()
-        self._cohorts.forget()
+        with self._cohorts.turn:
+            super().add_param_group(param_group)
+            if hasattr(self, "_step_supports_amp_scaling"):     # not from the constructor, which checks them all
+                try:
+                    self._check_group(self.param_groups[-1])
+                except BaseException:
+                    self.param_groups.pop()
+                    raise
 
     def _check_group(self, group):
         tensors.check_parameters(group["params"])
@@ -68,104 +70,107 @@ class TorchOptimizer:
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        try:
-            return self._step_once(loss)
-        except RuntimeError:
-            for group in self.param_groups:
-                tensors.check_gradients(group["params"])        # C says less plainly what it cannot look at
-            raise
-        except (TypeError, ValueError):
-            if all(cohort.has_its_forms() for cohort in self._cohorts.all):
-                raise
-        self._cohorts.write_steps()
-        self._cohorts.expire()                      # a parameter is of another type, shape or layout now
-        return self._step_once(loss)
-
-    def _step_once(self, loss):
-        found = getattr(self, "found_inf", None)
-        cohort = self._cohorts.only
-        if found is not None:                       # from torch's GradScaler
-            if not found.item():
-                scale = getattr(self, "grad_scale", None)
-                self._step_all(None if scale is None else scale.item())
-        elif cohort is None:
-            self._step_all(None)
-        else:
-            done = cohort.inner._apply_tensors(cohort.params, cohort.exchange)
-            if done == CHECKED:
-                torch.autograd.graph.increment_version(cohort.params)
-            elif done == NOT_AS_PLANNED:
-                self._step_all(None)
+        if getattr(self, "found_inf", None) is None:        # GradScaler's
+            try:
+                stepped = self._cohorts.turn.apply()
+            except (RuntimeError, TypeError, ValueError):
+                stepped = None                              # the long way says why, or finds one
+            if stepped:
+                torch.autograd.graph.increment_version(stepped)
+            if stepped is not None:
+                return loss
+        self._step_the_long_way()
         return loss
 
-    def _step_all(self, scale):
-        """The step when anything is unusual: several cohorts, a state that may have changed, a gradient scale."""
-        self._cohorts.refresh()
-        if self._step_cohorts(scale):
-            return
-        self._cohorts.write_steps()
-        self._cohorts.expire()                      # only C saw what has changed: a tensor of the state, say
-        self._cohorts.refresh()
-        if not self._step_cohorts(scale):
-            raise RuntimeError("parameters, gradients or state change while the step looks at them")
+    def _step_the_long_way(self):
+        cohorts, me = self._cohorts, (os.getpid(), threading.get_ident())
+        with cohorts.turn:
+            if cohorts.stepping == me:              # a number in a group, say, steps when it is read
+                raise RuntimeError(f"{type(self).__name__}: a step was asked for while one is in progress in this "
+                                   "thread")
+            try:
+                cohorts.stepping = me
+                self._step_all()
+            except RuntimeError:
+                for group in self.param_groups:
+                    tensors.check_gradients(group["params"])        # C says less plainly what it cannot look at
+                raise
+            except (TypeError, ValueError):
+                if all(cohort.has_its_forms() for cohort in cohorts.all):
+                    raise
+                cohorts.expire()                    # a parameter is of another type, shape or layout now
+                self._step_all()
+            finally:
+                cohorts.stepping = None
 
-    def _step_cohorts(self, scale):
-        """Steps the cohorts that have gradients: whether their plans hold; else nothing has changed."""
-        with _core.Transaction() as steps:
-            found = [(cohort, self._check_cohort(steps, cohort, scale)) for cohort in self._cohorts.all
-                     if cohort.params[0].grad is not None]
-            if any(done == NOT_AS_PLANNED for _, done in found):
-                return False
-            steps.commit()
-        for cohort, done in found:
+    def _step_all(self):
+        """The step when anything is unusual: several cohorts, a state that may have changed, a gradient scale."""
+        found, scale = getattr(self, "found_inf", None), None           # from torch's GradScaler
+        if found is not None:
+            if found.item():
+                return
+            scale = getattr(self, "grad_scale", None)
+            scale = None if scale is None else scale.item()
+        cohorts = self._cohorts
+        for _ in range(3):                          # the second time all is planned as it is now
+            cohorts.refresh()
+            with _core.Transaction() as steps:
+                checked = [cohort.check(steps, scale) for cohort in cohorts.all]
+                if NOT_AS_PLANNED not in checked:
+                    steps.commit()
+                    break
+            cohorts.replan([cohort for cohort, done in zip(cohorts.all, checked, strict=True)
+                            if done == NOT_AS_PLANNED])
+        else:
+            raise RuntimeError("parameters, gradients or state change while the step looks at them")
+        for cohort, done in zip(cohorts.all, checked, strict=True):
             if done == CHECKED:
                 torch.autograd.graph.increment_version(cohort.params)
-        return True
-
-    @staticmethod
-    def _check_cohort(steps, cohort, scale):
-        """Checks the step of a cohort: CHECKED if a commit will run it."""
-        tensors.check_versions(cohort.unversioned)
-        if cohort.exchange is not None:
-            return steps.check_tensors(cohort.inner, cohort.params, cohort.exchange, loss_scale=scale)
-        grads = [tensors.view(param.grad.resolve_neg(), param) for param in cohort.params]
-        weights = [tensors.view(param, param) for param in cohort.params]
-        return CHECKED if steps.check(cohort.inner, grads, weights, loss_scale=scale) else NO_GRADIENTS
+        cohorts.finish()
 
     # ------------------------------------------------------------------------------- state
 
     def state_dict(self):
         """The state as torch's class of this name has it; either loads the other's.
 
-        Its tensors are those of the optimizer, but the step counts in them are written only when they are looked at:
-        save it, or copy it, before the next step.
+        Its tensors are those of the optimizer and go on with it: save it, or copy it, before the next step.
         """
-        self._cohorts.watch_state()
-        watched, self.state = self.state, self.state.copy()
-        try:
+        with self._cohorts.turn:
+            self._cohorts.watch_state()
             return super().state_dict()
-        finally:
-            self.state = watched
 
     def load_state_dict(self, state_dict):
         """Takes over a copy of the state of this class or torch's; shapes are checked before anything changes."""
-        keys = list(self._counterpart.slots.values())
-        check_loaded(state_dict, self.param_groups, keys)
-        self._cohorts.write_steps()                 # what is loaded may be what state_dict gave
-        super().load_state_dict(copy.deepcopy(state_dict))
-        place_loaded(self.state, keys)
+        slots = list(self._counterpart.slots.values())
+
+        def check(_, loaded):                       # the last hook, which sees what those of the program made
+            check_loaded(loaded, self.param_groups, slots)
+            return with_numbers(loaded, self._counterpart.scalars)
+
+        with self._cohorts.turn:
+            self._cohorts.watch_state()
+            self._cohorts.write()                   # what is loaded may be what state_dict gave
+            handle = self.register_load_state_dict_pre_hook(check)
+            try:
+                super().load_state_dict(copy.deepcopy(state_dict))
+            finally:
+                handle.remove()
+            place_loaded(self.state, slots)
 
     def __getstate__(self):
-        self._cohorts.watch_state()
-        state = super().__getstate__()
-        state["state"] = self.state.copy()
-        return state
+        with self._cohorts.turn:
+            self._cohorts.watch_state()
+            return {**super().__getstate__(), "state": self.state.copy()}
 
     def __setstate__(self, state):
-        super().__setstate__(state)
-        self._step_supports_amp_scaling = True
-        self._cohorts = Cohorts(self, self._counterpart, self._sources)
-        self._cohorts.watch_state()
+        place_numbers(state.get("state", {}), self._counterpart.scalars)
+        if "_cohorts" not in self.__dict__:
+            self._cohorts = Cohorts(self, self._counterpart, self._sources)
+        with self._cohorts.turn:
+            super().__setstate__(state)
+            self._step_supports_amp_scaling = True
+            self._cohorts.forget()
+            self._cohorts.watch_state()
 
 
 def _hooked_step(optimizer, closure):

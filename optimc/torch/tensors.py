@@ -62,9 +62,9 @@ def fits(tensor, param):
             and is_dense(param))
 
 
-def check_parameters(params):
-    """Raises a TypeError for a parameter that cannot be stepped."""
-    for i, param in enumerate(params):
+def check_parameters(params, first=0):
+    """Raises a TypeError for a parameter that cannot be stepped.  `first`: the number of the first one."""
+    for i, param in enumerate(params, first):
         if param.device.type != "cpu":
             raise TypeError(f"params[{i}]: expected a tensor on the CPU, got one on {param.device}")
         if param.layout is not torch.strided:

@@ -162,7 +162,7 @@ def test_state_that_a_program_holds_is_checked(wrong):
     state = ours.state[p]
     ours.step()
     before, kept, state["exp_avg"] = p.detach().clone(), state["exp_avg"], wrong
-    with pytest.raises(ValueError, match=r"state 'exp_avg' of a parameter: expected shape \(2,\) of torch.float32"):
+    with pytest.raises(ValueError, match=r"params\[0\]: state 'exp_avg': expected shape \(2,\) of torch.float32"):
         ours.step()
     assert torch.equal(p, before)
     state["exp_avg"] = kept

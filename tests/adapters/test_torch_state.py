@@ -31,7 +31,9 @@ def test_state_goes_both_ways(name, options):
     for k in mine["state"]:
         for key, value in mine["state"][k].items():
             if isinstance(value, torch.Tensor):
-                torch.testing.assert_close(value, other["state"][k][key], rtol=1e-4, atol=1e-5)
+                # optimc keeps the scalars of a rule as it steps with them
+                    torch.testing.assert_close(value, other["state"][k][key], rtol=1e-4, atol=1e-5,
+                                               check_dtype=key not in ("mu_product", "eta", "mu"))
     for step in range(7, 14):
         set_grads(step, a, b, c, d)
         for optimizer in (ours, theirs, to_theirs, to_ours):
@@ -83,7 +85,7 @@ def test_wrong_state_is_refused_before_anything_changes():
     assert all(torch.equal(p, q) for p, q in zip(a, before, strict=True))
     assert all(torch.equal(kept["state"][0][k], v) for k, v in ours.state_dict()["state"][0].items())
     ours.state[a[1]]["exp_avg"] = torch.zeros(3)
-    with pytest.raises(ValueError, match=r"state 'exp_avg' of a parameter: expected shape \(7,\)"):
+    with pytest.raises(ValueError, match=r"params\[1\]: state 'exp_avg': expected shape \(7,\)"):
         ours.step()
     assert all(torch.equal(p, q) for p, q in zip(a, before, strict=True))
 
