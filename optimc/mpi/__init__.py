@@ -13,7 +13,7 @@ Communication is mpi4py's and the MPI library's; docs/mpi.md reckons what it cos
     exchange.py     a share is reduced, stepped and sent on in buckets, so that one waits for the network while
                     another is computed.
     team.py         before anything is sent or changed, the ranks tell each other what they call and whether they can
-                    go on, and refuse together if one cannot: `Team.together`.
+                    go on, and refuse together if one cannot: `Team.together`.  interrupts.py holds Ctrl-C back.
     checkpoints.py  a file per rank; loading.py reads those of a job of any size.
 
 Begin with sharded.py.

@@ -1,10 +1,11 @@
 """Ctrl-C while other ranks depend on this one: it is held back until the call is over.
 
-Next: team.py, which holds it from the first meeting of a call on.
+It takes `_signal`, the C module below `signal`: the functions of `signal` make an enum at each call, which would cost
+as much as the agreement of a step.  Next: team.py, which holds Ctrl-C from the first meeting of a call on.
 """
 
-import signal
 import threading
+from _signal import SIGINT, getsignal, signal
 
 
 class Interrupts:
@@ -19,10 +20,10 @@ class Interrupts:
     def hold(self):
         """Holds the signal back from now on."""
         if self._handler is None and threading.current_thread() is threading.main_thread():
-            handler = signal.getsignal(signal.SIGINT)
+            handler = getsignal(SIGINT)
             if callable(handler):
                 self._handler = handler
-                signal.signal(signal.SIGINT, self._note)
+                signal(SIGINT, self._note)
 
     def _note(self, *arguments):
         if self._first is None:
@@ -35,8 +36,8 @@ class Interrupts:
         handler = self._handler
         if handler is None:
             return
-        if signal.getsignal(signal.SIGINT) == self._note:
-            signal.signal(signal.SIGINT, handler)       # after this none is noted
+        if getsignal(SIGINT) == self._note:
+            signal(SIGINT, handler)       # after this none is noted
         first, self._first, self._handler = self._first, None, None
         if first is not None:
             handler(*first)

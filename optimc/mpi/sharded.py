@@ -225,7 +225,8 @@ class Sharded(WrapperOfOne):
                    local._maximize, self.average, [
                        chosen.without_memory() for chosen in (local._state.excluded, *local._state.grouped)])
         if isinstance(self.optimizer, LossScaleOptimizer):
-            options += self.optimizer.dynamic_growth_steps, self.optimizer.step_counter
+            growth, counter = self.optimizer.dynamic_growth_steps, self.optimizer.step_counter
+            options += growth, counter, counter + 1 >= growth       # raises here if they are no numbers
         return [Fact("has done other steps", local._calls),
                 Fact("has gradients for other weights", zlib.crc32(bytes(taken))),
                 Fact.of("has other hyperparameters", values, options)]

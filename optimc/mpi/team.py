@@ -194,6 +194,8 @@ class Call:
             tell: a number for the other ranks, which may be another one on each.
         """
         rows = self._meet(None, [*(fact.number for fact in facts), *[0] * (NUMBERS - 1 - len(facts)), tell])
+        if rows is None:
+            return [tell] * self.team.size
         for fact, numbers in zip(facts, rows.T, strict=False):
             other = np.flatnonzero(numbers != numbers[0])
             if len(other):
@@ -220,8 +222,10 @@ class Call:
                 self.team.abort(f"stopped within {self.method}: {_words(error)}".replace("\n", ": ", 1))
 
     def _meet(self, error, numbers):
-        """Returns the numbers of all ranks, a row each; raises on every rank if one has an error or does something
-        else."""
+        """Returns the numbers of all ranks, a row each, or None if all are as this rank's.
+
+        Raises on every rank if one has an error or does something else.
+        """
         team, line = self.team, self.team.line
         doing = self.method + self.part
         row = np.array([line.meetings, team.optimizer, zlib.crc32(doing.encode()), error is not None, *numbers],
@@ -231,6 +235,8 @@ class Call:
         self.stage = BOUND                          # from here on the others have this rank's word
         line.meetings += 1
         rows = team.gather(row)
+        if error is None and rows.tobytes() == row.tobytes() * team.size:
+            return None
         if (rows[:, MEETING] != row[MEETING]).any():
             team.abort(f"is at meeting {row[MEETING]}, others at {rows[:, MEETING].tolist()}")
         refusing = np.flatnonzero(rows[:, REFUSES])

@@ -361,14 +361,16 @@ def alarms(seed, rounds):
         print("alarmed", counts)
 
 
-def half():
-    """A rank has no memory in the middle of a step: the job ends."""
+def half(what):
+    """A rank has no memory in the middle of a step, or has missed a meeting: the job ends."""
     subject = prepared("save")
-    if RANK == LAST:
+    if RANK == LAST and what == "memory":
         def spread(*arguments):
             raise MemoryError("no room")
 
         subject.sharded._exchange.spread = spread
+    elif RANK == LAST:
+        subject.sharded._team.line.meetings += 1
     subject.sharded.apply(subject.grads(np.random.default_rng(RANK)), subject.weights)
 
 
