@@ -6,6 +6,7 @@ import re
 import warnings
 
 from optimc import _core, registry
+from optimc.base import averages
 from optimc.base.arguments import LOW_OPEN
 from optimc.base.optimizer import Optimizer
 from optimc.base.wrapper import Wrapper
@@ -79,6 +80,22 @@ class OptimizerMap:
         return cls(registry.deserialize(config["default_optimizer"], custom_objects),
                    {key: registry.deserialize(value, custom_objects)
                     for key, value in config["optimizer_map"].items()})
+
+
+def _parts_of(params):
+    """A function that gives an optimizer's part of `params`, a dict; None for None."""
+    if params is not None and not isinstance(params, dict):
+        raise TypeError(f"params must be a dict, whose keys are the names, got {type(params).__name__}")
+
+    def part(optimizer):
+        if params is None:
+            return None
+        for name in optimizer._names:
+            if name not in params:
+                raise ValueError(f"params has no entry {name!r}")
+        return {name: params[name] for name in optimizer._names}
+
+    return part
 
 
 @registry.wrapper
@@ -202,9 +219,14 @@ class MultiOptimizer(Wrapper):
 
     def finalize_variable_values(self, params=None):
         """Every optimizer's."""
-        for optimizer in self._inner():
-            if optimizer.built:
-                optimizer.finalize_variable_values()
+        averages.finalize([optimizer for optimizer in self._inner() if optimizer.built], _parts_of(params))
+
+    def averaged(self, params=None):
+        """A context manager, `Optimizer.averaged`, for all weights whose optimizers keep averages."""
+        kept = [optimizer for optimizer in self._inner() if optimizer.built and optimizer.keeps_averages]
+        if not kept:
+            raise ValueError(f"{self.name} keeps no averages: construct an optimizer with use_ema=True, and build it")
+        return averages.averaged(kept, _parts_of(params))
 
     def get_config(self):
         """The constructor's arguments as a dict of plain values; needs an `OptimizerMap`."""

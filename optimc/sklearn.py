@@ -31,6 +31,7 @@ from sklearn.neural_network._stochastic_optimizers import SGDOptimizer
 from sklearn.utils._param_validation import StrOptions
 
 from optimc import registry
+from optimc.base import averages
 from optimc.base.optimizer import Optimizer
 from optimc.routing import MultiOptimizer
 
@@ -70,14 +71,10 @@ class _Solver(SGDOptimizer):
     def keeps_averages(self):
         return any(optimizer.keeps_averages for optimizer in self._parts())
 
-    @contextlib.contextmanager
     def averaged(self):
-        """Within it the weights hold their averages, if the optimizer keeps some."""
-        with contextlib.ExitStack() as stack:
-            for optimizer in self._parts():
-                if optimizer.built and optimizer.keeps_averages:
-                    stack.enter_context(optimizer.averaged())
-            yield
+        """A context in which the weights hold their averages, if the optimizer keeps some."""
+        return averages.averaged([optimizer for optimizer in self._parts()
+                                  if optimizer.built and optimizer.keeps_averages])
 
     def _parts(self):
         return self.optimizer._inner() if isinstance(self.optimizer, MultiOptimizer) else [self.optimizer]

@@ -54,6 +54,21 @@ void optimc_hold(Optimizer *self, Plan *plan, PyObject *state)
     optimc_free_tensors(tensors);
 }
 
+/* While the weights hold their averages, an optimizer may take over another state, but no other weights: 0 or -1. */
+static int refuse_evaluating(const Optimizer *self, const Plan *plan)
+{
+    if (!self->shown)
+        return 0;
+    const Py_ssize_t n = PyTuple_GET_SIZE(self->shown);
+    Py_ssize_t i = plan && PyTuple_GET_SIZE(plan->weights) == n ? 0 : n + 1;
+    while (i < n && PyTuple_GET_ITEM(plan->weights, i) == PyTuple_GET_ITEM(self->shown, i))
+        i++;
+    if (i == n)
+        return 0;
+    PyErr_SetString(PyExc_RuntimeError, "within averaged() the weights hold their averages: build after it");
+    return -1;
+}
+
 /* `_bind` and `_hold`: takes over a plan or a state, and sets counts with it.  Changes nothing on an error.  Code of
    the caller's runs first, as the counts are read; all checks of what it may have changed follow it. */
 static PyObject *take_over(Optimizer *self, PyObject *args, int is_plan)
@@ -73,7 +88,8 @@ static PyObject *take_over(Optimizer *self, PyObject *args, int is_plan)
             return NULL;
     }
     if ((self->plan && self->plan->matching != IDLE && optimc_refuse_nested(self))
-        || (is_plan && optimc_check_plan(self, object))) {
+        || (is_plan && optimc_check_plan(self, object))
+        || refuse_evaluating(self, is_plan ? (Plan *)object : NULL)) {
         PyMem_Free(running);
         return NULL;
     }

@@ -55,6 +55,12 @@ struct waiter {
     struct waiter *next;
 };
 
+/* A context in which the weights hold their averages, and the thread that entered it. */
+struct evaluation {
+    uint64_t thread;
+    struct evaluation *next;
+};
+
 /* The progress of a step.  BUSY: code of the caller's may run, or other threads, and none may use the plan. */
 enum matching { IDLE, BUSY, MATCHED };
 
@@ -104,7 +110,9 @@ typedef struct optimizer {
     int use_ema;
     int cautious, coupled, maximize;    /* as in struct request */
     int check_finite;
-    int evaluating;                     /* the weights hold something else for a while: no steps */
+    int evaluating;                     /* contexts in which the weights hold their averages: no steps */
+    struct evaluation *evaluations;     /* these contexts, which own their entries */
+    PyObject *shown, *kept;             /* in these contexts, else NULL: the weights, and as they were trained */
     struct tensors *tensors;            /* what steps over tensors need, or NULL: see tensors.h */
     double own_scale;                   /* the loss scale to be put back after the step in progress ... */
     int scaled;                         /* ... if that step has another */
@@ -135,6 +143,7 @@ int optimc_is_alive(uint64_t thread);               /* whether this process has 
 int optimc_lock(Optimizer *self);
 int optimc_take_turn(Optimizer *self);              /* the same for one that has no values, and is a turn only */
 void optimc_unlock(Optimizer *self);
+void optimc_look_for_fork(Optimizer *self);         /* in a child process: drops what threads of the parent hold */
 void optimc_restore_scale(Optimizer *self);         /* ends the loss scale of a single step */
 int optimc_refuse_nested(Optimizer *self);          /* raises that error: -1 */
 
@@ -149,6 +158,17 @@ PyObject *optimc_between_steps(Optimizer *self, PyObject *args,
     { \
         return optimc_between_steps(self, args, name##_now); \
     }
+
+/* several.c: the turns of several optimizers at once, given as a tuple in order. */
+extern PyMethodDef optimc_several_functions[];
+PyObject *optimc_in_order(PyTypeObject *type, PyObject *optimizers);    /* that tuple, or NULL with an error */
+int optimc_lock_all(PyObject *optimizers);                              /* all or none: 0 or -1 */
+void optimc_unlock_all(PyObject *optimizers);
+
+/* averages.c: weights that hold their averages for a while.  The type is a new reference, or NULL. */
+PyTypeObject *optimc_averaged_type(PyObject *module);
+void optimc_put_back(Optimizer *self);              /* ends all evaluations: the weights are as they were trained */
+void optimc_leave_dead_evaluations(Optimizer *self);    /* those of threads that this child process does not have */
 
 /* settings.c: the values. */
 extern PyMethodDef optimc_settings_methods[];

@@ -207,14 +207,6 @@ static int add_new(PyObject *module, const char *name, PyObject *object)
     return failed ? -1 : 0;
 }
 
-/* Adds a type that it takes over, which may be NULL after an error. */
-static int add_type(PyObject *module, PyTypeObject *type)
-{
-    const int failed = !type || PyModule_AddType(module, type);
-    Py_XDECREF(type);
-    return failed ? -1 : 0;
-}
-
 /* What Python must number and name as C does. */
 static int add_constants(PyObject *module)
 {
@@ -254,7 +246,16 @@ static int read_environment(struct state *state)
 
 static PyMethodDef *const functions[] = {
     optimc_sources_functions, optimc_pairs_functions, optimc_views_functions, optimc_xla_functions,
+    optimc_several_functions,
 };
+
+/* Adds a type that it takes over, which may be NULL after an error. */
+static int add_type(PyObject *module, PyTypeObject *type)
+{
+    const int failed = !type || PyModule_AddType(module, type);
+    Py_XDECREF(type);
+    return failed ? -1 : 0;
+}
 
 static int core_exec(PyObject *module)
 {
@@ -272,7 +273,8 @@ static int core_exec(PyObject *module)
     if (!type || PyModule_AddType(module, type) || !plan_type || PyModule_AddType(module, plan_type)
         || add_registry(module) || add_factors(module))
         return -1;
-    if (add_type(module, optimc_transaction_type(module)) || add_type(module, optimc_turn_type(module)))
+    if (add_type(module, optimc_transaction_type(module)) || add_type(module, optimc_turn_type(module))
+        || add_type(module, optimc_averaged_type(module)))
         return -1;
     return add_constants(module) || add_new(module, "isas", isa_names())
         || PyModule_AddStringConstant(module, "isa", state_of(module)->isa->name)

@@ -117,6 +117,8 @@ static int optimizer_traverse(Optimizer *self, visitproc visit, void *arg)
     Py_VISIT(self->plan);
     Py_VISIT(self->state);
     Py_VISIT(self->before);
+    Py_VISIT(self->shown);
+    Py_VISIT(self->kept);
     for (size_t i = 0; i < self->n_groups; i++)
         for (int k = 0; k < self->n_values; k++)
             Py_VISIT(self->settings[i][k].source);
@@ -129,6 +131,8 @@ static int optimizer_traverse(Optimizer *self, visitproc visit, void *arg)
 
 static int optimizer_clear(Optimizer *self)
 {
+    if (self->evaluating)
+        optimc_put_back(self);
     optimc_hold(self, NULL, NULL);
     for (size_t i = 0; i < self->n_groups; i++)
         for (int k = 0; k < self->n_values; k++) {
@@ -206,7 +210,7 @@ static PyMemberDef optimizer_members[] = {
     {"_coupled", T_INT, offsetof(Optimizer, coupled), 0, "Whether decay is added to the gradient."},
     {"_maximize", T_INT, offsetof(Optimizer, maximize), 0, "Whether gradients are negated."},
     {"_check_finite", T_INT, offsetof(Optimizer, check_finite), 0, "0 propagate, 1 raise, 2 skip."},
-    {"_evaluating", T_INT, offsetof(Optimizer, evaluating), 0, "How many times `averaged` has been entered."},
+    {"_evaluating", T_INT, offsetof(Optimizer, evaluating), READONLY, "How many times `averaged` has been entered."},
     {NULL, 0, 0, 0, NULL},
 };
 

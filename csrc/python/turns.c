@@ -51,6 +51,14 @@ static void take_over(Optimizer *self)
     }
     if (self->owner && !optimc_is_alive(self->owner))
         end_turn(self);
+    if (self->evaluating)
+        optimc_leave_dead_evaluations(self);
+}
+
+void optimc_look_for_fork(Optimizer *self)
+{
+    if (self->forks != optimc_pool_forks())
+        take_over(self);
 }
 
 /* Gives the turn, which is nobody's, to the first thread in the queue.  A thread that is gone leaves its entry, and
@@ -110,8 +118,7 @@ static int hear_signals(Optimizer *self, struct waiter *mine)
 {
     step_out(self, mine);
     const int raised = PyErr_CheckSignals();
-    if (self->forks != optimc_pool_forks())
-        take_over(self);
+    optimc_look_for_fork(self);
     if (raised)
         return -1;
     line_up(self, mine);
@@ -153,8 +160,7 @@ int optimc_take_turn(Optimizer *self)
     const uint64_t me = optimc_this_thread();
     if (self->owner == me)
         return optimc_refuse_nested(self);
-    if (self->forks != optimc_pool_forks())
-        take_over(self);
+    optimc_look_for_fork(self);
     if (self->owner)
         end_turn_of_the_dead(self);
     if (self->owner)
@@ -170,8 +176,7 @@ int optimc_lock(Optimizer *self)
 
 void optimc_unlock(Optimizer *self)
 {
-    if (self->forks != optimc_pool_forks())
-        take_over(self);
+    optimc_look_for_fork(self);
     self->owner = 0;
     hand_over(self);
 }

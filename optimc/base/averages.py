@@ -1,9 +1,9 @@
-"""Copies averages into the weights, for an evaluation or for good.
+"""Puts averages into the weights, for an evaluation or for good.
 
 `Optimizer._evaluation_weights` chooses the averages: those of `use_ema`, or those that the rule itself keeps.
+`_core.Averaged` (csrc/python/averages.c) puts them in and takes them out, each in one call: nothing that interrupts a
+program leaves half of them.
 """
-
-import contextlib
 
 from optimc import _core
 
@@ -24,39 +24,25 @@ def bound(known, params):
     return known
 
 
-def _put(weights, values):
-    for weight, value in zip(weights, values, strict=True):
-        weight[...] = value
+def _everything(optimizer):
+    """The `params` of the contexts below that names no weights."""
 
 
-def finalize(optimizer, params):
-    """Copies the averages of `use_ema` into the weights."""
-    weights = bound(optimizer._weights, params)
-    if optimizer.use_ema:
-        optimizer._locked(lambda: _put(weights, optimizer._averages))
+def finalize(optimizers, params_of=_everything):
+    """Copies the averages of `use_ema` into the weights of these optimizers."""
+    for optimizer in optimizers:
+        bound(optimizer._weights, params_of(optimizer))
+    _core.Averaged([optimizer for optimizer in optimizers if optimizer.use_ema],
+                   lambda optimizer: optimizer._averages).finalize()
 
 
-@contextlib.contextmanager
-def averaged(optimizer, params):
-    """Within it the weights hold their averages, and steps are refused.  After it they hold their former values."""
-    weights = bound(optimizer._weights, params)
+def averaged(optimizers, params_of=_everything):
+    """A context in which the weights of these optimizers hold their averages, and steps are refused.
 
-    def enter():
-        averages, kept = optimizer._evaluation_weights(weights), [weight.copy() for weight in weights]
-        optimizer._evaluating += 1
-        try:
-            _put(weights, averages)
-        except BaseException:
-            leave(kept)
-            raise
-        return kept
+    params_of: a function of an optimizer that gives the weights that it must have, or None.
+    """
+    def averages_of(optimizer):
+        weights = bound(optimizer._weights, params_of(optimizer))
+        return None if optimizer._evaluating else optimizer._evaluation_weights(weights)
 
-    def leave(kept):
-        optimizer._evaluating -= 1
-        _put(weights, kept)
-
-    kept = optimizer._locked(enter)
-    try:
-        yield
-    finally:
-        optimizer._locked(leave, kept)
+    return _core.Averaged(optimizers, averages_of)

@@ -8,6 +8,7 @@ state before they change the optimizer.  Call these functions between two steps,
 """
 
 import pickle
+import weakref
 
 import numpy as np
 
@@ -20,17 +21,53 @@ from optimc.base.storage import Like
 from optimc.checkpoint.saving import refuse_left, taking_over
 
 
-def picture(optimizer, duplicate):
+class Moment:
+    """Pictures of several optimizers between the same steps, for a copy of a wrapper, whose parts are copied in turn.
+
+    As long as it lives, each of them is copied as it was then, once.
+    """
+
+    def __init__(self, optimizers):
+        self.kept = [*optimizers]                       # so that no other object gets its `id`
+        self.pictures = {id(optimizer): picture(optimizer) for optimizer in optimizers}
+        _moments.update(dict.fromkeys(self.pictures, self))
+
+
+class Alive(tuple):
+    """The arguments in the result of a `__reduce_ex__`.  They live until pickle or copy is done with the state."""
+
+    def __new__(cls, args, moment):
+        self = super().__new__(cls, args)
+        self.moment = moment
+        return self
+
+
+_moments: weakref.WeakValueDictionary[int, Moment] = weakref.WeakValueDictionary()
+
+
+def pictured(optimizer):
+    """`picture`, of the moment at which a wrapper around the optimizer is copied, or of now."""
+    moment = _moments.get(id(optimizer))
+    kept = moment and moment.pictures.pop(id(optimizer), None)
+    return kept or optimizer._locked(picture, optimizer)
+
+
+def duplicated(picture, duplicate):
+    """The picture with copies of what it holds of the program's; its arrays are copies already."""
+    return {**picture, **{name: duplicate(picture[name]) for name in ("arguments", "groups", "attributes")}}
+
+
+def picture(optimizer):
     """The content of a copy, as plain values and arrays.  Call it through `_locked`, between two steps."""
     known = {*optimizer._arguments, "groups", "_rooms"}
     state = optimizer._chosen_by_position()
     kept = state.without(optimizer.scratch_slots).copied()
     return {
-        "arguments": duplicate(optimizer._given()),
-        "groups": [duplicate(group.given(selection.arrays))
+        "arguments": optimizer._given(),
+        "groups": [group.given(selection.arrays)
                    for group, selection in zip(optimizer.groups, state.grouped, strict=True)],
         "excluded": (list(state.excluded.arrays), state.excluded.patterns),
-        "attributes": duplicate({k: v for k, v in optimizer.__dict__.items() if k not in known}),
+        "attributes": {k: v for k, v in optimizer.__dict__.items() if k not in known},
         "calls": optimizer._calls, "skipped": optimizer.skipped_steps, "running": optimizer._get_running(),
         "names": kept.names, "waiting": kept.waiting, "slots": kept.slots,
         "shapes": tuple((like.shape, like.dtype) for like in kept.likes),

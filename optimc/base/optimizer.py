@@ -337,12 +337,14 @@ class Optimizer(_core.Optimizer):
 
     def finalize_variable_values(self, params=None):
         """Copies the averages of `use_ema` into the weights, as Keras does at the end of `fit`."""
-        averages.finalize(self, params)
+        averages.finalize([self], lambda optimizer: params)
 
     def averaged(self, params=None):
         """A context manager for evaluation: within it the weights hold their averages.
 
-        Afterwards they hold their former values again.  A step within it is an error.
+        Afterwards they hold their former values again: after the last context, if several threads ask for averages,
+        in whatever order these end.  A step, `build` for other weights and `finalize_variable_values` within it are
+        errors.  A save or a copy within it is as it would be outside: it holds no weights.
 
         Example:
             >>> import numpy as np, optimc
@@ -356,7 +358,7 @@ class Optimizer(_core.Optimizer):
             >>> w
             array([0.], dtype=float32)
         """
-        return averages.averaged(self, params)
+        return averages.averaged([self], lambda optimizer: params)
 
     # ---------------------------------------------------------------------- state and copies
 
@@ -462,14 +464,14 @@ class Optimizer(_core.Optimizer):
                                 for k, one in enumerate(self._get_running())))
 
     def __reduce__(self):
-        picture = self._locked(copies.picture, self, lambda values: values)
+        picture = copies.pictured(self)
         copies.check_picklable(picture)
         return type(self).__new__, (type(self),), picture
 
     def __deepcopy__(self, memo):
         other = type(self).__new__(type(self))
         memo[id(self)] = other
-        other.__setstate__(self._locked(copies.picture, self, lambda values: copy.deepcopy(values, memo)))
+        other.__setstate__(copies.duplicated(copies.pictured(self), lambda values: copy.deepcopy(values, memo)))
         return other
 
     def __copy__(self):

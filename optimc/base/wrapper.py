@@ -5,11 +5,10 @@ A wrapper steps in a transaction (`_core.Transaction`).  It checks the steps of 
 after it.
 """
 
-import functools
-
 import numpy as np
 
-from optimc import checkpoint
+from optimc import _core, checkpoint
+from optimc.base import copies
 from optimc.base.arguments import unzip
 
 
@@ -31,10 +30,31 @@ class Wrapper:
 
     def save(self, path):
         """Writes a checkpoint that `optimc.load` continues from; see `Optimizer.save`."""
-        write = functools.partial(checkpoint.save, path, self)
-        for optimizer in sorted(self._inner(), key=id, reverse=True):       # the outermost first, as a step locks
-            write = functools.partial(optimizer._locked, write)
-        write()
+        self._locked(checkpoint.save, path, self)
+
+    def _locked(self, function, *args):
+        """Calls a function while no wrapped optimizer steps; all of them are at one moment then."""
+        result = []
+
+        def now():
+            if self._inner() == inner:                  # not if a step has routed a weight to another one meanwhile
+                result.append(function(*args))
+
+        while not result:
+            inner = self._inner()
+            _core.locked(inner, now)
+        return result[0]
+
+    def __reduce_ex__(self, protocol):
+        if protocol < 2:
+            return super().__reduce_ex__(protocol)
+        return self._locked(self._reduced, super().__reduce_ex__, protocol)
+
+    def _reduced(self, reduce, protocol):
+        """What `__reduce_ex__` gives, together with pictures of the wrapped optimizers at the same moment."""
+        made, args, state, *rest = reduce(protocol)
+        now = dict(state) if isinstance(state, dict) else (dict(state[0]), state[1])    # a tuple with __slots__
+        return made, copies.Alive(args, copies.Moment(self._inner())), now, *rest
 
     def _numbers(self):
         """Names of the attributes that are the wrapper's own state.  All are whole numbers."""

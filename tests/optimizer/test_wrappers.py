@@ -198,6 +198,58 @@ def test_multi_refuses_what_it_cannot_route():
         optimc.OptimizerMap("sgd")
 
 
+class Steps:
+    """An attribute of a wrapper that steps it when it is copied, as another thread may at any time."""
+
+    def __init__(self, step):
+        self.step, self.armed = step, True
+
+    def __reduce__(self):
+        self.step()
+        return Steps, (None,)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda wrapper: pickle.loads(pickle.dumps(wrapper))],
+                         ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("make", [
+    lambda: optimc.LossScaleOptimizer(optimc.SGD(0.5, momentum=0.5), 1.0),
+    lambda: make_multi(),
+    lambda: optimc.MultiOptimizer(optimc.OptimizerMap(optimc.SGD(0.5)), loss_scale_factor=2.0),
+], ids=["LossScaleOptimizer", "MultiOptimizer", "MultiOptimizer of one"])
+@pytest.mark.parametrize("place", range(4))
+def test_a_copy_of_a_wrapper_is_of_one_moment(make, copied, place):
+    wrapper, (weights, grads) = make(), weights_and_grads()
+    wrapper.apply(grads, weights)
+    state = list(wrapper.__dict__.items())
+    state.insert(place, ("note", Steps(lambda: wrapper.apply(grads, weights))))
+    wrapper.__dict__.clear()
+    wrapper.__dict__.update(state)
+    before, moved = copied(wrapper), copy.deepcopy(weights)
+    assert wrapper.iterations == 2 and before.iterations == 1
+    assert all(inner.iterations == 1 for inner in before._inner())
+    assert [int(number) for number in before._own_variables()[:1]] == [1] * (len(before._own_variables()) > 0)
+    again = copied(wrapper)                             # no picture of before is left
+    assert again.iterations == 2 and all(inner.iterations == 2 for inner in again._inner())
+    again.apply(grads, moved)                           # as the second copy did
+    for name in weights:
+        assert_same_bits(weights[name], moved[name])
+
+
+def test_copies_of_a_wrapper_and_of_its_parts_stay_together():
+    wrapper = optimc.LossScaleOptimizer(optimc.SGD(0.5))
+    for copied in (copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))):
+        for both in ((wrapper, wrapper.inner_optimizer), (wrapper.inner_optimizer, wrapper)):
+            again = sorted(copied(both), key=lambda one: isinstance(one, optimc.SGD))
+            assert again[0].inner_optimizer is again[1]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_every_protocol_of_pickle_takes_wrappers(protocol):
+    wrapper, (weights, grads) = make_multi(), weights_and_grads()
+    wrapper.apply(grads, weights)
+    assert pickle.loads(pickle.dumps(wrapper, protocol)).iterations == 1
+
+
 def test_wrappers_are_stored():
     multi = make_multi(loss_scale_factor=2.0)
     for wrapper in (multi, optimc.LossScaleOptimizer(optimc.Adam(0.5), 4.0, 10, name="mine")):
