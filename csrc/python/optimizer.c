@@ -36,22 +36,23 @@ static int set_iterations(Optimizer *self, PyObject *value, void *Py_UNUSED(clos
         return -1;
     }
     PyObject *whole = PyNumber_Index(value);
-    const long long count = whole ? PyLong_AsLongLong(whole) : -1;
-    Py_XDECREF(whole);
-    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_OverflowError))
+    if (!whole)
         return -1;
-    const long long most = (INT64_MAX - 1) / self->accumulate - 1;
-    if (PyErr_Occurred() || count < 0 || count > most) {
-        PyErr_Format(PyExc_ValueError, "iterations must be in [0, %lld], got %S", most, value);
-        return -1;
-    }
+    int overflow;
+    const long long count = PyLong_AsLongLongAndOverflow(whole, &overflow);
+    Py_DECREF(whole);
     const int mine = self->owner == optimc_this_thread();
     if (!mine && optimc_lock(self))
         return -1;
-    self->calls = count * self->accumulate;
+    const long long most = (INT64_MAX - 1) / self->accumulate - 1;
+    const int fits = !overflow && count >= 0 && count <= most;
+    if (fits)
+        self->calls = count * self->accumulate;
     if (!mine)
         optimc_unlock(self);
-    return 0;
+    if (!fits)
+        PyErr_Format(PyExc_ValueError, "iterations must be in [0, %lld], got %S", most, value);
+    return fits ? 0 : -1;
 }
 
 static PyObject *get_declared(Optimizer *self, void *Py_UNUSED(closure))

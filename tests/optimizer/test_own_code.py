@@ -3,6 +3,7 @@
 Run as a program, this file does each case in turn.  The test runs it with an allocator that overwrites freed memory.
 """
 
+import functools
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import sys
 import numpy as np
 
 import optimc
+from optimc import _core
 
 RATE = optimc.SGD._index["learning_rate"]
 
@@ -201,11 +203,41 @@ def plan_is_bound_elsewhere_by_its_counts():
     assert first.built and not second.built
 
 
+def weight_is_reshaped_by_its_name():
+    """A name is asked only for the sake of an error: by then no shape is read any more."""
+    class Name(str):
+        def __repr__(self):
+            weight.shape = (3, 1) if weight.ndim == 1 else (3,)
+            return str.__repr__(self)
+
+    weight, slot = np.ones(3, np.float32), np.zeros(3, np.float32)
+    parts = {"name": Name("w"), "kernel": _core.kernels["momentum"][0], "slot_names": ("velocity",)}
+    raises(ValueError, "expected shape (3, 1), as built, got (4,)", functools.partial(
+        _core.Plan(1).add, weight, slots=(np.zeros(4, np.float32),), **parts))
+    plan, weight.shape = _core.Plan(1), (3,)
+    plan.add(weight, slots=(slot,), **parts)
+    plan.seal()
+    assert plan.names == ("w",)
+
+
+def loss_scale_is_replaced_by_a_number():
+    class Scale(np.float32):
+        def __float__(self):
+            optimizer.loss_scale_factor = optimc.schedules.PiecewiseConstantDecay([1], [2.0, 2.0])
+            return 4.0
+
+    optimizer, w = optimc.SGD(0.5, loss_scale_factor=2.0), np.ones(3, np.float32)
+    with _core.Transaction() as steps:
+        raises(ValueError, "loss_scale: the optimizer has a schedule", functools.partial(
+            steps.check, optimizer, [w * 8], [w], loss_scale=Scale(1)))
+    assert optimizer.loss_scale_factor == 2.0
+
+
 CASES = [watched_flag_is_dropped_by_its_comparison, watched_items_are_replaced_by_a_comparison,
          watched_items_are_replaced_by_a_key, value_is_replaced_by_its_number, entry_is_removed_by_its_number,
          list_is_emptied_by_its_number, dict_is_dropped_by_its_key, old_source_looks_at_the_new,
          old_source_sets_a_source, running_values_are_dropped_by_a_key, counts_are_taken_over_whole_or_not_at_all,
-         plan_is_bound_elsewhere_by_its_counts]
+         plan_is_bound_elsewhere_by_its_counts, weight_is_reshaped_by_its_name, loss_scale_is_replaced_by_a_number]
 
 
 def test_no_case_uses_what_is_gone():
