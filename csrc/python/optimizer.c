@@ -149,7 +149,7 @@ static void optimizer_dealloc(Optimizer *self)
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     optimizer_clear(self);
-    for (int k = 0; k < self->n_values; k++)
+    for (int k = 0; k < MAX_VALUES; k++)
         Py_CLEAR(self->bounds[k].name);
     Py_CLEAR(self->scalars);
     PyMem_Free(self->groups);

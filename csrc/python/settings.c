@@ -57,7 +57,12 @@ static PyObject *optimizer_declare(Optimizer *self, PyObject *args)
         PyErr_SetString(PyExc_IndexError, "too many values");
         return NULL;
     }
-    Py_INCREF(bound.name);
+    PyObject **name = &self->bounds[self->n_values].name;       /* it stays, as errors may need it at any time */
+    if (*name && PyUnicode_Compare(*name, bound.name)) {
+        PyErr_Format(PyExc_ValueError, "expected the value %U again, got %U", *name, bound.name);
+        return NULL;
+    }
+    bound.name = *name ? *name : Py_NewRef(bound.name);
     self->groups[0].values[self->n_values] = Py_NAN;
     self->settings[0][self->n_values].own = 1;
     self->bounds[self->n_values++] = bound;
@@ -118,7 +123,6 @@ static PyObject *forget_now(Optimizer *self, PyObject *Py_UNUSED(ignored))
         const int k = --self->n_values;
         for (size_t group = 0; group < self->n_groups; group++)
             put(self, (Py_ssize_t)group, k, (struct setting){0});
-        Py_CLEAR(self->bounds[k].name);
     }
     self->n_groups = 1;
     optimc_group_clear(&self->groups[0]);
@@ -159,7 +163,7 @@ static PyObject *set_value_now(Optimizer *self, PyObject *args)
     const struct bound *bound = &self->bounds[k];
     double number;
     const int real = optimc_read_value(self, (int)k, object, &number);
-    if (real < 0)
+    if (real < 0 || optimc_find_value(self, group, k))
         return NULL;
     if (!real && PyType_Check(object)) {
         PyErr_Format(PyExc_TypeError, "%U must be a number, a schedule or a callable%s, got the class %s itself",
@@ -195,7 +199,7 @@ static PyObject *set_item_now(Optimizer *self, PyObject *args)
         return NULL;
     const struct setting wanted = {mapping, key, 0, 1, item, zero_is_off};
     double number;
-    if (optimc_read_item(self, &wanted, (int)k, &number))
+    if (optimc_read_item(self, &wanted, (int)k, &number) || optimc_find_value(self, group, k))
         return NULL;
     Py_INCREF(mapping);
     Py_INCREF(key);

@@ -105,6 +105,47 @@ static struct tensors *make_tensors(const Plan *plan, PyObject *orders, PyObject
     return NULL;
 }
 
+/* Whether an order names every axis once. */
+static int is_order(PyObject *order, int ndim)
+{
+    uint64_t missing = ndim ? ~(uint64_t)0 >> (64 - ndim) : 0;
+    if (!PyTuple_Check(order) || PyTuple_GET_SIZE(order) != ndim)
+        return 0;
+    for (int k = 0; k < ndim; k++) {
+        PyObject *entry = PyTuple_GET_ITEM(order, k);
+        int overflow;
+        const long axis = PyLong_CheckExact(entry) ? PyLong_AsLongAndOverflow(entry, &overflow) : -1;
+        missing &= axis >= 0 && axis < ndim ? ~((uint64_t)1 << axis) : ~(uint64_t)0;
+    }
+    return !missing;
+}
+
+/* Refuses orders and watched items that a step could not read: 0, or -1 with an error. */
+static int check_orders(const Plan *plan, PyObject *orders)
+{
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(orders); i++) {
+        PyObject *order = PyTuple_GET_ITEM(orders, i);
+        const int ndim = PyArray_NDIM((PyArrayObject *)PyTuple_GET_ITEM(plan->weights, i));
+        if (order != Py_None && !is_order(order, ndim)) {
+            PyErr_Format(PyExc_ValueError, "orders[%zd]: expected None or a tuple of all %d axes", i, ndim);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static int check_watched(PyObject *watched)
+{
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(watched); i++) {
+        PyObject *entry = PyTuple_GET_ITEM(watched, i);
+        if (PyTuple_Check(entry) && PyTuple_GET_SIZE(entry) == 3 && PyDict_Check(PyTuple_GET_ITEM(entry, 0)))
+            continue;
+        PyErr_Format(PyExc_ValueError, "watched[%zd]: expected (dict, key, value)", i);
+        return -1;
+    }
+    return 0;
+}
+
 PyDoc_STRVAR(prepare_tensors_doc, "_prepare_tensors($self, orders, watched, parts=(), types=(), /)\n--\n\n"
 "Prepares steps over tensors; call it after `_bind`.  `orders` has for each weight None, or a tuple of its axes in\n"
 "the order of memory.  `watched` is a tuple of (dict, key, value) that the plan depends on.  The item of the dict\n"
@@ -124,6 +165,8 @@ static PyObject *prepare_tensors_now(Optimizer *self, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "orders: expected an entry per weight");
         return NULL;
     }
+    if (check_orders(self->plan, orders) || check_watched(watched))
+        return NULL;
     Plan *plan = (Plan *)Py_NewRef((PyObject *)self->plan);         /* a number of a part may run code */
     struct tensors *tensors = make_tensors(plan, orders, watched, parts, types), *old = self->tensors;
     const int kept = tensors && self->plan == plan && plan->matching == IDLE;

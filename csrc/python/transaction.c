@@ -97,7 +97,7 @@ static void end(const struct checked *step, int ran)
 {
     Optimizer *optimizer = step->optimizer;
     if (optimizer->owner == step->thread) {
-        if (step->progress == BEGUN) {
+        if (step->progress == BEGUN && optimizer->plan) {       /* the garbage collector may have cleared it */
             optimc_plan_end(optimizer->plan->core);
             optimc_close_step(optimizer);
         }

@@ -119,3 +119,18 @@ def test_gradients_per_update_fit_the_plan():
         optimizer._steps = 2
     optimizer.apply([w * 1])
     assert optimizer.iterations == 1
+
+
+def test_a_number_may_take_back_the_constructor():
+    class Rate(np.float32):
+        def __float__(self):
+            optimizer._forget()
+            return -1.0
+
+    optimizer = optimc.SGD()
+    with pytest.raises(ValueError, match=r"^learning_rate must be finite and >= 0, got 1"):
+        optimizer.learning_rate = Rate(1)
+    with pytest.raises(RuntimeError, match="__init__ was not called"):
+        repr(optimizer)
+    optimizer.__init__(0.5)
+    assert optimizer.learning_rate == 0.5

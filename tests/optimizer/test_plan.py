@@ -168,3 +168,22 @@ def test_a_thread_waits_for_a_step_that_was_entered():
         order.append("first")
     thread.join(10)
     assert order == ["first", "other"]
+
+
+@pytest.mark.parametrize("order", [(), (0,), (0, 0), (0, 2), (-1, 0), (0, 1, 2), (0, True), (2 ** 70, 0), 3, [0, 1]])
+def test_an_order_names_every_axis(order):
+    optimizer = optimc.SGD()
+    optimizer.build([np.ones((2, 3), np.float32)])
+    optimizer._prepare_tensors(((1, 0),), (({}, "a", 1),))
+    with pytest.raises(ValueError, match=r"^orders\[0\]: expected None or a tuple of all 2 axes$"):
+        optimizer._prepare_tensors((order,), ())
+    assert not optimizer._is_as_watched()
+
+
+@pytest.mark.parametrize("watched", [1, (1, 2, 3), ({}, "a"), [{}, "a", 1]])
+def test_what_is_watched_is_an_item_of_a_dict(watched):
+    optimizer = optimc.SGD()
+    optimizer.build([np.ones(3, np.float32)])
+    with pytest.raises(ValueError, match=r"^watched\[0\]: expected \(dict, key, value\)$"):
+        optimizer._prepare_tensors((None,), (watched,))
+    assert optimizer._is_as_watched()

@@ -299,3 +299,15 @@ def test_the_end_of_a_commit_is_not_the_end_of_a_step_that_was_given_up():
         steps.commit()
     assert ended and first.built and second.built
     assert first.iterations == second.iterations == 1
+
+
+def test_a_step_that_has_begun_is_collected_with_its_optimizer():
+    optimizer, w, steps = optimc.SGD(0.5), ones(), _core.Transaction()
+    steps.match(optimizer, [ones()], [w], True)
+    steps.survey(optimizer, False)
+    steps.advance(optimizer, False, 0, 1)
+    cycle, alive = [optimizer, steps], weakref.ref(optimizer)
+    cycle.append(cycle)
+    del cycle, optimizer, steps                 # the optimizer, which is older, is cleared first
+    gc.collect()
+    assert alive() is None and w.tolist() == [0.5, 1, 1]
