@@ -9,12 +9,20 @@
 #include "plan/pool.h"
 #include "python/views.h"
 
-/* True if a gradient that is no ndarray can be made one: it offers its memory as an array.  Numbers,
-   strings and lists do not. */
+/* 1 if a gradient that is no ndarray can be made one: it offers its memory as an array.  Numbers, strings and lists
+   do not: 0.  -1 on an error. */
 static int offers_array(PyObject *object)
 {
-    return PyObject_CheckBuffer(object) ? !PyBytes_Check(object) && !PyByteArray_Check(object)
-        : !PyType_Check(object) && PyObject_HasAttrString(object, "__array__");
+    if (PyObject_CheckBuffer(object))
+        return !PyBytes_Check(object) && !PyByteArray_Check(object);
+    PyObject *method = PyType_Check(object) ? NULL : PyObject_GetAttrString(object, "__array__");
+    Py_XDECREF(method);
+    if (method || !PyErr_Occurred())
+        return method != NULL;
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError))
+        return -1;
+    PyErr_Clear();
+    return 0;
 }
 
 /* Gives the weight's index in the plan, or -1 with the reason it cannot be stepped. */
@@ -95,9 +103,10 @@ static int convert_pairs(struct pairs *pairs, PyObject **owned)
         return -1;
     for (Py_ssize_t i = 0; i < pairs->n; i++) {     /* only now does code of others run */
         PyObject *grad = PyTuple_GET_ITEM(grads, i);
-        if (PyArray_Check(grad) || grad == Py_None || !offers_array(grad))
+        const int offered = PyArray_Check(grad) || grad == Py_None ? 0 : offers_array(grad);
+        if (!offered)
             continue;
-        PyObject *array = PyArray_FromAny(grad, NULL, 0, 0, 0, NULL);
+        PyObject *array = offered > 0 ? PyArray_FromAny(grad, NULL, 0, 0, 0, NULL) : NULL;
         if (!array)
             return -1;
         PyTuple_SET_ITEM(grads, i, array);
@@ -224,6 +233,8 @@ static PyObject *gradient_label(Plan *self, PyObject *grads, PyObject *weights, 
     optimc_close_pairs(&pairs);
     if (found)
         return found;
+    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception))
+        return NULL;                    /* Ctrl-C, say */
     PyErr_Clear();                      /* they have changed since they were matched */
     return optimc_label("grads", self->names, index);
 }

@@ -509,3 +509,25 @@ def test_a_plan_misses_the_slots_that_a_kernel_keeps():
     for names, slots in (((), ()), (("m",), (w * 0,))):
         with pytest.raises(TypeError, match=r"slot.* of params\[0\]: expected an array, got NoneType"):
             optimc._core.Plan(1).add(w, kernel=adam, slot_names=names, slots=slots)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_interrupt_while_a_gradient_is_looked_at_is_raised(error):
+    class Gradient:
+        def __getattr__(self, name):
+            raise error
+
+    class Weights(list):
+        def __len__(self):
+            lengths.append(list.__len__(self))
+            if len(lengths) > 1:                # once it is matched, for the name of what is not finite
+                raise KeyboardInterrupt
+            return lengths[0]
+
+    optimizer, w, lengths = optimc.SGD(0.5, check_finite="raise"), np.ones(3, F), []
+    with pytest.raises(error):
+        optimizer.apply([Gradient()], [w])
+    optimizer.build([w])
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.apply([w * np.nan], Weights([w]))
+    assert (w == 1).all() and optimizer.iterations == 0 and len(lengths) == 2
