@@ -313,13 +313,13 @@ class Sharded(WrapperOfOne):
         stack, interrupts = contextlib.ExitStack(), Interrupts()
         try:
             self._team.together("averaged", self._enter_averaged, stack, params)
-            yield
-        finally:
             try:
-                interrupts.hold()                       # Ctrl-C that comes right here must not keep the averages
+                yield
             finally:
-                self._leave_averaged(stack)
-                interrupts.release()
+                interrupts.hold()                       # Ctrl-C that comes right here must not keep the averages
+        finally:
+            self._leave_averaged(stack)
+            interrupts.release()
 
     def _enter_averaged(self, call, stack, params):
         weights = averages.bound(self._weights, params)
