@@ -45,7 +45,7 @@ platforms:       ## compare the bits of other compilers and machines
 packaging:       ## build sdist and wheel, and test them without the tree
 	.ci/packaging
 
-soak: build      ## run the long versions of the tests of processes and files
+soak: build      ## run the long versions of the tests of processes, files and MPI
 	$(PYTHON) -m pytest --soak tests/process/test_processes.py tests/files tests/adapters/test_mpi.py
 
 ci:              ## run everything that a change must pass

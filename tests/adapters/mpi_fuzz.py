@@ -7,6 +7,7 @@ parameters, so a new method is part of the jobs at once.
 
 import contextlib
 import inspect
+import linecache
 import os
 import signal
 import sys
@@ -281,6 +282,8 @@ def interrupted_at(number, line):
     def trace(frame, event, argument):
         if not frame.f_code.co_filename.startswith(folder) or frame.f_code.co_name in ("wait", "<genexpr>"):
             return None                                 # no fixed number of lines; one that ends may lose an error
+        if linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() == "try:":
+            return trace                                # Python looks for signals at calls and loops only
         nonlocal seen, begun
         begun = begun or line.method is not None
         if event in ("call", "line") and begun and not sent:
@@ -297,11 +300,11 @@ def interrupted_at(number, line):
         sys.settrace(None)
 
 
-def interrupts(first, stride):
+def interrupts(first, stride, *names):
     """The last rank gets SIGINT at one line after another: all ranks have done the whole call, or none has."""
     folder, rng = os.environ["FUZZ_FOLDER"], np.random.default_rng(1)
-    done = {}
-    for name in communicating():
+    done, found = {}, communicating()
+    for name in names or found:
         for number in range(1 + int(first), 100_000, int(stride)):
             subject = prepared(name)
             chosen = {p: values(p, subject, folder, rng)[0][0] for p in parameters(name)}
