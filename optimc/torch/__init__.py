@@ -8,8 +8,10 @@ groups, hooks, schedulers and `state_dict` are torch's.  The step is optimc's: o
 in place, with torch's formula (`style="torch"`).  Parameters, gradients and state stay torch tensors.  Every step
 asks where they are, so `p.data = ...`, `model.double().float()` and `optimizer.state[p]["exp_avg"] = ...` just work.
 
-State lives in `optimizer.state` as torch keeps it.  Parameters must be dense CPU tensors of float32 or float64; any
-other is an error.
+State lives in `optimizer.state` as torch keeps it; the scalars of NAdam and ASGD are float64 in it.  Parameters must
+be dense CPU tensors of float32 or float64 that do not overlap; any other is an error.
+
+Threads may share an optimizer: they step, look at the state and save one after the other.
 
 Next: step.py (the step), cohorts.py (which parameters step together), states.py (`optimizer.state`), inner.py (the
 optimizer of optimc behind a cohort), tensors.py (memory), and optimc/torch_names.py (torch's words and optimc's).

@@ -35,22 +35,29 @@ class TorchOptimizer:
         self._step_supports_amp_scaling = True
         self._cohorts.watch_state()
         self._cohorts.states.known = False          # torch has made what is in it, if anything
-        for group in self.param_groups:
-            self._check_group(group)
+        self._check_groups(self.param_groups)
 
     def add_param_group(self, param_group):
         with self._cohorts.turn:
             super().add_param_group(param_group)
             if hasattr(self, "_step_supports_amp_scaling"):     # not from the constructor, which checks them all
                 try:
-                    self._check_group(self.param_groups[-1])
+                    self._check_groups(self.param_groups[-1:])
                 except BaseException:
                     self.param_groups.pop()
                     raise
 
-    def _check_group(self, group):
-        tensors.check_parameters(group["params"])
-        make_inner(self._counterpart, self._sources, [group])   # refuses what C would refuse at a step
+    def _params(self):
+        return [param for group in self.param_groups for param in group["params"]]
+
+    def _check_groups(self, new):
+        """Refuses what a step would refuse in the last groups."""
+        params = self._params()
+        first = len(params) - sum(len(group["params"]) for group in new)
+        tensors.check_parameters(params[first:], first)
+        tensors.check_apart(params)
+        for group in new:
+            make_inner(self._counterpart, self._sources, [group])
 
     # ----------------------------------------------------------------------------- the step
 
@@ -92,8 +99,8 @@ class TorchOptimizer:
                 cohorts.stepping = me
                 self._step_all()
             except RuntimeError:
-                for group in self.param_groups:
-                    tensors.check_gradients(group["params"])        # C says less plainly what it cannot look at
+                # C says less plainly what it cannot look at
+                tensors.check_gradients(self._params())
                 raise
             except (TypeError, ValueError):
                 if all(cohort.has_its_forms() for cohort in cohorts.all):

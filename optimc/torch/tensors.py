@@ -4,6 +4,8 @@ Two tensors of one order have their elements at the same places.  A step walks a
 in the order in which the parameter lies in memory, so that tensors in channels-last order are stepped in place too.
 """
 
+import itertools
+
 import torch
 
 from optimc.base import storage
@@ -63,7 +65,16 @@ def fits(tensor, param):
 
 
 def check_parameters(params, first=0):
-    """Raises a TypeError for a parameter that cannot be stepped.  `first`: the number of the first one."""
+    """Raises an error for a parameter that cannot be stepped.
+
+    Args:
+        params: the parameters.
+        first: the number of the first one in messages.
+
+    Raises:
+        TypeError: it is not on the CPU, is sparse, or of a type that no step takes.
+        ValueError: its elements do not fill their memory, or share some of it.
+    """
     for i, param in enumerate(params, first):
         if param.device.type != "cpu":
             raise TypeError(f"params[{i}]: expected a tensor on the CPU, got one on {param.device}")
@@ -71,6 +82,20 @@ def check_parameters(params, first=0):
             raise TypeError(f"params[{i}]: expected a dense tensor, got {param.layout}")
         if param.dtype not in TYPES:
             raise TypeError(f"params[{i}]: expected {storage.IN_WORDS}, got {param.dtype}")
+        if not torch.nn.parameter.is_lazy(param) and not is_dense(param):
+            raise ValueError(f"params[{i}]: expected elements that fill their memory, in any order of the axes, "
+                             f"got shape {tuple(param.shape)} with strides {param.stride()}: "
+                             "clone() has such a memory of its own")
+
+
+def check_apart(params):
+    """Raises a ValueError if two parameters share memory.  Each is dense."""
+    places = sorted((param.data_ptr(), i) for i, param in enumerate(params)
+                    if not torch.nn.parameter.is_lazy(param) and param.numel())
+    for (place, i), (following, k) in itertools.pairwise(places):
+        if place + params[i].numel() * params[i].element_size() > following:
+            i, k = sorted((i, k))
+            raise ValueError(f"params[{i}] and params[{k}] overlap in memory")
 
 
 def has_version(tensor):

@@ -1,10 +1,11 @@
 """optimc.torch refuses what it cannot step, before anything changes."""
 
 import copy
+import json
 
 import pytest
 from conftest import require
-from torch_cases import parameters, set_grads
+from torch_cases import close, parameters, set_grads
 
 torch = require("torch")
 ot = pytest.importorskip("optimc.torch")
@@ -82,9 +83,61 @@ def test_bad_gradients_change_nothing():
 
 def test_overlapping_parameters_are_refused():
     base = torch.ones(6)
-    params = [torch.nn.Parameter(base[:4]), torch.nn.Parameter(base[2:])]
+    apart, *params = [torch.nn.Parameter(part) for part in (torch.ones(3), base[:4], base[2:])]
     for p in params:
         p.grad = torch.ones(4)
-    with pytest.raises(ValueError, match="overlap in memory"):
-        ot.SGD(params, lr=0.1).step()
-    assert (base == 1).all()
+    with pytest.raises(ValueError, match=r"params\[1\] and params\[2\] overlap in memory"):
+        ot.SGD([apart, *params], lr=0.1)
+    ours = ot.SGD([apart, params[1]], lr=0.1)
+    with pytest.raises(ValueError, match=r"params\[1\] and params\[2\] overlap in memory"):
+        ours.add_param_group({"params": [params[0]]})
+    assert len(ours.param_groups) == 1 and (base == 1).all()
+    ours.step()
+    assert (base[2:] == 0.9).all() and (base[:2] == 1).all()
+    halves = [torch.nn.Parameter(half) for half in torch.ones(6).chunk(2)]
+    ot.SGD(halves, lr=0.1)
+
+
+@pytest.mark.parametrize("bad", [torch.ones(4, 4)[:, ::2], torch.ones(4, 1).expand(4, 3), torch.ones(5)[::2],
+                                 torch.ones(3, 4).as_strided((2, 2), (1, 1))],
+                         ids=["every other column", "expanded", "every other element", "overlaps itself"])
+def test_parameters_with_gaps_are_refused_at_once(bad):
+    p = torch.nn.Parameter(torch.ones(2))
+    message = r"params\[1\]: expected elements that fill their memory, in any order of the axes, got shape \(\d,"
+    with pytest.raises(ValueError, match=message):
+        ot.SGD([p, bad.requires_grad_()], lr=0.1)
+    ours = ot.SGD([p], lr=0.1)
+    with pytest.raises(ValueError, match=message):
+        ours.add_param_group({"params": [bad]})
+    p.grad = torch.ones(2)
+    ours.step()
+    for order in ((0, 1, 2, 3), (2, 0, 3, 1)):
+        ot.SGD([torch.ones(2, 3, 4, 5).permute(order).requires_grad_(), torch.empty(0, 3).requires_grad_()], lr=0.1)
+
+
+def test_a_lazy_parameter_is_checked_when_it_has_a_shape():
+    layer = torch.nn.LazyLinear(2)
+    ours = ot.SGD(layer.parameters(), lr=0.1)
+    layer(torch.ones(4, 3)).sum().backward()
+    before = layer.weight.detach().clone()
+    ours.step()
+    assert torch.equal(layer.weight, before - 0.4)
+
+
+def test_betas_may_be_a_list():
+    """From a state_dict that went through JSON, say."""
+    (a, b) = parameters(), parameters()
+    ours, theirs = ot.Adam([{"params": a, "betas": [0.8, 0.99]}]), torch.optim.Adam(b, betas=(0.8, 0.99))
+    for step in range(4):
+        set_grads(step, a, b)
+        if step == 2:
+            state = ours.state_dict()
+            state["param_groups"] = json.loads(json.dumps(state["param_groups"]))
+            assert isinstance(state["param_groups"][0]["betas"], list)
+            ours.load_state_dict(state)
+        ours.step()
+        theirs.step()
+        close(a, b)
+    ours.param_groups[0]["betas"] = [0.8]
+    with pytest.raises((KeyError, ValueError, IndexError), match="beta_2"):
+        ours.step()
