@@ -49,6 +49,7 @@ void optimc_hold(Optimizer *self, Plan *plan, PyObject *state)
     self->plan = (Plan *)Py_XNewRef(plan);
     self->state = Py_XNewRef(state);
     self->tensors = NULL;
+    self->moved = 0;
     Py_XDECREF(old);
     Py_XDECREF(old_state);
     optimc_free_tensors(tensors);

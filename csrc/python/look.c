@@ -24,6 +24,7 @@ struct look {
     const struct tensor_exchange *table;
     PyObject *list, *grads;             /* lists of the weights and of their gradients, or NULL for their own */
     int ask_places, ask_grads;          /* whether methods of tensors are still to be asked */
+    int moved;                          /* a weight or a part lies elsewhere than at the last step */
     int again;                          /* foreign code has run: look again */
     ptrdiff_t *room;                    /* for the shape and strides of one of them */
 };
@@ -275,6 +276,7 @@ static int place_all(struct look *look)
         if (fault)
             return refuse(fault, "params", i);
         check_reach(look, i, &view);
+        look->moved |= moved;
         if (moved && look->ask_places) {
             const int plain = is_plain(look, tensor);
             if (plain <= 0)
@@ -294,6 +296,7 @@ static int place_all(struct look *look)
         if (optimc_plan_place(plan->core, part->place, &view, &moved))
             return NOT_AS_PLANNED;
         check_reach(look, 2 * tensors->n + k, &view);
+        look->moved |= moved;
         if (moved && look->ask_places) {
             const int plain = is_plain(look, tensors->items[k]);
             if (plain <= 0)
@@ -362,7 +365,7 @@ static int look_at_all(struct look *look, int held)
     Plan *plan = look->self->plan;
     for (int tries = 0; tries < TRIES; tries++) {
         struct place overlap[2];
-        look->again = 0;
+        look->again = look->moved = 0;
         if (!is_whole(look))
             return -1;
         int found = held ? hold_all(look) : CHECKED;
@@ -375,6 +378,7 @@ static int look_at_all(struct look *look, int held)
             continue;
         if (optimc_plan_move(plan->core, overlap))
             return refuse(FAULT_OVERLAP, "params", overlap[1].weight);
+        look->self->moved |= look->moved;
         if (take_all(look) < 0)
             return -1;
         if (!look->again)

@@ -211,6 +211,8 @@ static PyMemberDef optimizer_members[] = {
     {"_coupled", T_INT, offsetof(Optimizer, coupled), 0, "Whether decay is added to the gradient."},
     {"_maximize", T_INT, offsetof(Optimizer, maximize), 0, "Whether gradients are negated."},
     {"_check_finite", T_INT, offsetof(Optimizer, check_finite), 0, "0 propagate, 1 raise, 2 skip."},
+    {"_moved", T_INT, offsetof(Optimizer, moved), READONLY,
+        "Whether tensors have moved since `_bind`: steps write where they lie now, and not into the bound arrays."},
     {"_evaluating", T_INT, offsetof(Optimizer, evaluating), READONLY, "How many times `averaged` has been entered."},
     {NULL, 0, 0, 0, NULL},
 };

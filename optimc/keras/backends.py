@@ -21,11 +21,13 @@ class Backend:
         in_place: whether the values of variables are memory that a step may write.
         exchange: the table by which C looks at tensors; None where steps go through NumPy views.
         tensor_type: the type of these tensors.
+        plain_types: those of them whose methods run no Python code.
     """
 
     in_place = False
     exchange: Any = None
     tensor_type: type = object
+    plain_types: tuple[type, ...] = ()
 
     def array(self, value):
         """A NumPy array over the memory of a value; of backends with `in_place`."""
@@ -98,19 +100,22 @@ class Torch(Backend):
     def __init__(self):
         import torch
 
-        from optimc.torch.tensors import EXCHANGE
-        self.torch, self.exchange, self.tensor_type = torch, EXCHANGE, torch.Tensor
+        from optimc.torch import tensors
+        self.torch, self._tensors, self.tensor_type = torch, tensors, torch.Tensor
+        self.exchange, self.plain_types = tensors.EXCHANGE, tensors.PLAIN
         self._uncompiled = torch.compiler.disable(lambda function, args: function(*args))
 
     def array(self, value):
-        return value.detach().numpy() if isinstance(value, self.torch.Tensor) else np.asarray(value)
+        return self._tensors.array(value) if isinstance(value, self.torch.Tensor) else np.asarray(value)
 
     def call(self, function, values, shapes, dtypes):
         return map(self.torch.from_numpy, function(*map(self.array, values)))
 
     def dense(self, grad):
         dense = self.torch.strided
-        return grad if getattr(grad, "layout", dense) is dense else grad.to_dense()
+        if not isinstance(grad, self.torch.Tensor):
+            return grad
+        return (grad if grad.layout is dense else grad.to_dense()).resolve_neg()
 
     def check_variable(self, name, variable):
         if variable.value.device.type != "cpu":

@@ -12,7 +12,7 @@ import numpy as np
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from optimc import registry, schedules
-from optimc._core import CHECKED
+from optimc._core import CHECKED, NOT_AS_PLANNED
 from optimc.base import keras_order, storage
 from optimc.base.arguments import Value
 from optimc.base.optimizer import Optimizer
@@ -160,7 +160,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
     def _apply_tensors(self, grads, variables):
         """The whole step on torch, if it is like the one before; else False, and nothing has happened."""
         stepper = self._stepper
-        if stepper is None or stepper.tensors is None or in_stateless_scope():
+        if stepper is None or stepper.tensors is None or in_stateless_scope() or self._inner._moved:
             return False
         layout = stepper.layout
         tensors = [variable._value for variable in layout.variables]
@@ -172,7 +172,11 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         stepper.settle(count.item(), self._rate(), [variable._value.item() for variable in layout.scalars],
                        self.loss_scale_factor)
         weights = tensors[:len(layout.weights)]
-        if self._inner._apply_tensors(weights, backend.exchange, list(grads)) == CHECKED:
+        done = self._inner._apply_tensors(weights, backend.exchange, list(grads))
+        if done == NOT_AS_PLANNED:                              # the state has other shapes or types
+            stepper.forget()
+            return False
+        if done == CHECKED:
             self._stepped_in_place(weights)
             count.fill_(self._inner._calls)
         return True

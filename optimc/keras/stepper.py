@@ -10,7 +10,9 @@ import threading
 import keras
 import numpy as np
 
+from optimc import _core
 from optimc.base import memory
+from optimc.base.rules import slots_of
 from optimc.base.selection import Selection
 from optimc.keras.backends import backend
 
@@ -43,7 +45,7 @@ class Stepper:
     def bind(self, arrays):
         """Makes the plan over arrays, if they lie elsewhere than at the last step; whether they did."""
         places = [memory.address(array) for array in arrays]
-        if self._places == places:
+        if self._places == places and not self.inner._moved:
             return False
         inner, layout = self.inner, self.layout
         weights, averages, accumulators, slots = layout.split(arrays)
@@ -57,9 +59,18 @@ class Stepper:
         return True
 
     def _prepare(self):
-        """Readies a new plan for steps over tensors."""
-        if backend.exchange is not None:
-            self.inner._prepare_tensors((None,) * len(self.layout.weights), ())
+        """Readies a new plan for steps over tensors, which look for the state where the variables hold it."""
+        if backend.exchange is None:
+            return
+        layout = self.layout
+        parts = [(i, slots_of(layout.kernels[i])[slot], variable) for slot, variables in layout.slots.items()
+                 for i, variable in enumerate(variables) if variable is not None]
+        if self.inner.use_ema:
+            parts += [(i, _core.PART_AVERAGE, variable) for i, variable in enumerate(layout.averages)]
+        if self.inner.gradient_accumulation_steps:
+            parts += [(i, _core.PART_ACCUMULATOR, variable) for i, variable in enumerate(layout.accumulators)]
+        self.inner._prepare_tensors((None,) * len(layout.weights), (), tuple(
+            (i, part, vars(variable), "_value") for i, part, variable in parts), backend.plain_types)
 
     def settle(self, calls, rate, scalars, loss_scale=None):
         """Brings the inner optimizer to where the variables are: after a load, by a callback, or as ever."""

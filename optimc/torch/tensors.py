@@ -32,17 +32,21 @@ def is_dense(tensor):
     return axes is None or tensor.permute(axes).is_contiguous()
 
 
-def view(tensor, like):
-    """A NumPy view of a tensor's memory, with its axes in the order of `like`'s.
+def array(tensor):
+    """A NumPy view of a tensor's memory.
 
     Raises:
         ValueError: it has elements but no memory; NumPy would take some of its own.
     """
-    axes = order(like)
-    tensor = tensor.detach()
     if tensor.numel() and not tensor.untyped_storage().nbytes():
-        raise ValueError(f"a parameter, its gradient or its state, of shape {tuple(tensor.shape)}, has no memory")
-    return (tensor if axes is None else tensor.permute(axes)).numpy()
+        raise ValueError(f"a weight, its gradient or its state, of shape {tuple(tensor.shape)}, has no memory")
+    return tensor.detach().numpy()
+
+
+def view(tensor, like):
+    """The same, with its axes in the order of `like`'s."""
+    axes = order(like)
+    return array(tensor if axes is None else tensor.permute(axes))
 
 
 def over(array, like):

@@ -50,6 +50,55 @@ def test_memory_of_torch():
         np.testing.assert_array_equal(mine, other)
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="of torch")
+@pytest.mark.parametrize("by_arrays", [False, True])
+@pytest.mark.parametrize("name", ["Adam", "Adafactor"])
+@pytest.mark.parametrize("change", ["share", "clone", "clone and back"])
+def test_state_of_torch_may_move(name, change, by_arrays):
+    """After a move some steps go by tensors, some by arrays: all of them follow."""
+    a, b = variables(), variables()
+    one, two = (getattr(optimc.keras, name)(0.1, use_ema=True, gradient_accumulation_steps=2) for _ in "ab")
+    run(one, a, 2)
+    run(two, b, 2)
+    held = [v for v in one.variables if v.shape]
+    first = [v._value.data for v in held]
+    for step in range(2, 14, 3):
+        for variable, kept in zip(held, first, strict=True):
+            if change == "share":
+                variable._value.share_memory_()
+            else:
+                back = change == "clone and back" and step % 2
+                variable._value.data = kept.copy_(variable._value.data) if back else variable._value.data.clone()
+        for k in range(3):
+            for optimizer, weights in ((one, a), (two, b)):
+                some = weights[:2] if by_arrays and k == 1 else weights
+                optimizer.apply(tensors(gradients(step + k)[:len(some)]), some)
+        for mine, other in zip(numpy([*a, *one.variables]), numpy([*b, *two.variables]), strict=True):
+            np.testing.assert_array_equal(mine, other)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of torch")
+def test_odd_gradients_of_torch():
+    import torch
+    results = []
+    for make in (lambda g: -g, lambda g: torch.complex(g, g).conj().imag):
+        weights, opt = variables(), optimc.keras.Adam(0.1)
+        for k in range(4):
+            some = weights[:2] if k == 2 else weights                   # by arrays
+            opt.apply([make(g) for g in tensors(gradients(k))[:len(some)]], some)
+        results.append(numpy(weights))
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, two)
+    before, gone = numpy(weights), tensors(gradients(9))
+    gone[0] = torch.ones(gone[0].shape)
+    gone[0].untyped_storage().resize_(0)
+    for n in (4, 2):
+        with pytest.raises(ValueError, match="memory"):
+            opt.apply(gone[:n], weights[:n])
+    for one, two in zip(numpy(weights), before, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
 @pytest.mark.skipif(BACKEND not in ("torch", "tensorflow"), reason="of torch and tensorflow")
 def test_devices():
     opt = optimc.keras.Adam()
