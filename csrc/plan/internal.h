@@ -54,6 +54,7 @@ struct row {
 
 struct piece { size_t weight, begin, end; };
 struct range { const char *low, *high; struct place place; };
+struct key { const char *low; size_t at; };         /* of a range, while they are sorted: where it begins; its index */
 
 struct plan {
     struct weight *weights;
@@ -67,6 +68,7 @@ struct plan {
     size_t *chunks;                         /* chunk k is pieces chunks[k] .. chunks[k + 1] - 1 */
     size_t n_chunks;
     struct range *ranges, *spare;           /* all memory a step may write, sorted; room for as many */
+    struct key *keys;                       /* room for twice as many */
     size_t n_ranges;
     int moving;                             /* whether an array has a `next` */
     double *sums[MAX_SUMS];                 /* n_sums times a number per block of SUM_BLOCK elements */
@@ -141,14 +143,11 @@ enum { MOMENT_SLOT, ROW_SLOT, COLUMN_SLOT };
 /* Adds the memory of a part of the weight that is being added, unless it is empty. */
 void optimc_range_add(struct plan *plan, const struct array *array, int part);
 
-/* Sorts the ranges; FAULT_OVERLAP and the two places if any share memory. */
+/* Sorts the ranges by where the arrays lie now.  FAULT_OVERLAP and two places if any share memory; then the ranges
+   stay as they were. */
 enum fault optimc_range_sort(struct plan *plan, struct place overlap[2]);
 
 /* The range that holds the first byte at or after `low`, as an index; n_ranges if there is none. */
 size_t optimc_range_after(const struct plan *plan, const char *low);
-
-/* Takes over the places of all arrays that have moved.  FAULT_OVERLAP and the two places if arrays would share memory
-   there; then the ranges stay as they were. */
-enum fault optimc_range_move(struct plan *plan, struct place overlap[2]);
 
 #endif

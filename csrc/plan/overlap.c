@@ -11,50 +11,49 @@ void optimc_range_add(struct plan *plan, const struct array *array, int part)
             array->data, array->data + array->n * optimc_storage[array->type].width, {plan->n_weights, part}};
 }
 
-/* Moves ranges[root] down until the n ranges are a heap again, the last by address on top. */
-static void sift(struct range *ranges, size_t root, size_t n)
+/* Merges two sorted runs, from[begin .. middle) and from[middle .. end), into to[begin .. end). */
+static void merge(const struct key *from, size_t begin, size_t middle, size_t end, struct key *to)
 {
-    const struct range moved = ranges[root];
-    for (size_t child; (child = 2 * root + 1) < n; root = child) {
-        child += child + 1 < n && ranges[child].low < ranges[child + 1].low;
-        if (ranges[child].low <= moved.low)
-            break;
-        ranges[root] = ranges[child];
-    }
-    ranges[root] = moved;
+    size_t a = begin, b = middle;
+    for (size_t i = begin; i < end; i++)
+        to[i] = a < middle && (b == end || from[a].low <= from[b].low) ? from[a++] : from[b++];
 }
 
-/* Sorts n ranges by address, in n log n steps whatever their order and in no other memory, which qsort does not
-   promise. */
-static void sort(struct range *ranges, size_t n)
+/* Sorts n keys by address, in n log n steps whatever their order, which qsort does not promise.  The result is in
+   `keys` or in `other`, which has room for as many. */
+static const struct key *sort(struct key *keys, struct key *other, size_t n)
 {
-    for (size_t i = n / 2; i-- > 0;)
-        sift(ranges, i, n);
-    for (size_t last = n; last-- > 1;) {
-        const struct range top = ranges[0];
-        ranges[0] = ranges[last];
-        ranges[last] = top;
-        sift(ranges, 0, last);
+    for (size_t run = 1; run < n; run *= 2) {
+        for (size_t i = 0; i < n; i += 2 * run)
+            merge(keys, i, i + run < n ? i + run : n, i + 2 * run < n ? i + 2 * run : n, other);
+        struct key *const sorted = other;
+        other = keys;
+        keys = sorted;
     }
-}
-
-/* Sorts n ranges; FAULT_OVERLAP and the two places if any share memory. */
-static enum fault set_apart(struct range *ranges, size_t n, struct place overlap[2])
-{
-    sort(ranges, n);
-    for (size_t i = 1; i < n; i++) {
-        if (ranges[i].low < ranges[i - 1].high) {
-            overlap[0] = ranges[i - 1].place;
-            overlap[1] = ranges[i].place;
-            return FAULT_OVERLAP;
-        }
-    }
-    return FINE;
+    return keys;
 }
 
 enum fault optimc_range_sort(struct plan *plan, struct place overlap[2])
 {
-    return set_apart(plan->ranges, plan->n_ranges, overlap);
+    struct range *const before = plan->ranges, *const after = plan->spare;
+    const size_t n = plan->n_ranges;
+    for (size_t i = 0; i < n; i++) {
+        const struct array *array = array_at(plan, before[i].place);
+        plan->keys[i] = (struct key){array->next ? array->next : array->data, i};
+    }
+    const struct key *keys = sort(plan->keys, plan->keys + n, n);
+    for (size_t i = 0; i < n; i++) {
+        const struct range *range = &before[keys[i].at];
+        after[i] = (struct range){keys[i].low, keys[i].low + (range->high - range->low), range->place};
+        if (i && after[i].low < after[i - 1].high) {
+            overlap[0] = after[i - 1].place;
+            overlap[1] = after[i].place;
+            return FAULT_OVERLAP;
+        }
+    }
+    plan->ranges = after;
+    plan->spare = before;
+    return FINE;
 }
 
 size_t optimc_range_after(const struct plan *plan, const char *low)
@@ -68,19 +67,4 @@ size_t optimc_range_after(const struct plan *plan, const char *low)
             a = middle + 1;
     }
     return a;
-}
-
-enum fault optimc_range_move(struct plan *plan, struct place overlap[2])
-{
-    struct range *const before = plan->ranges;
-    for (size_t i = 0; i < plan->n_ranges; i++) {
-        const struct array *array = array_at(plan, before[i].place);
-        const char *low = array->next ? array->next : array->data;
-        plan->spare[i] = (struct range){low, low + (before[i].high - before[i].low), before[i].place};
-    }
-    if (set_apart(plan->spare, plan->n_ranges, overlap))
-        return FAULT_OVERLAP;
-    plan->ranges = plan->spare;
-    plan->spare = before;
-    return FINE;
 }

@@ -72,6 +72,7 @@ void optimc_plan_free(struct plan *plan)
     plan->memory.give(plan->chunks);
     plan->memory.give(plan->ranges);
     plan->memory.give(plan->spare);
+    plan->memory.give(plan->keys);
     for (int k = 0; k < MAX_SUMS; k++)
         plan->memory.give(plan->sums[k]);
     plan->memory.give(plan);
@@ -334,10 +335,13 @@ static void measure(struct plan *plan)
 enum fault optimc_plan_seal(struct plan *plan, const struct isa *isa, struct place overlap[2])
 {
     plan->isa = isa;
+    plan->spare = plan->memory.take(plan->n_ranges + 1, sizeof *plan->spare);
+    plan->keys = plan->memory.take(plan->n_ranges + 1, 2 * sizeof *plan->keys);
+    if (!plan->spare || !plan->keys)
+        return FAULT_MEMORY;
     if (optimc_range_sort(plan, overlap))
         return FAULT_OVERLAP;
-    plan->spare = plan->memory.take(plan->n_ranges + 1, sizeof *plan->spare);
-    if (!plan->spare || cut(plan))
+    if (cut(plan))
         return FAULT_MEMORY;
     plan->memory.give(plan->places);
     plan->places = NULL;

@@ -67,7 +67,7 @@ enum fault optimc_plan_move(struct plan *plan, struct place overlap[2])
 {
     if (!plan->moving)
         return FINE;
-    const enum fault fault = optimc_range_move(plan, overlap);
+    const enum fault fault = optimc_range_sort(plan, overlap);
     settle(plan, fault != FINE);
     for (size_t i = 0; i < plan->n_weights && !fault; i++)      /* a gradient may overlap a new range */
         plan->weights[i].clear_low = plan->weights[i].clear_high = NULL;
