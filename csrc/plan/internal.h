@@ -54,7 +54,7 @@ struct row {
 
 struct piece { size_t weight, begin, end; };
 struct range { const char *low, *high; struct place place; };
-struct key { const char *low; size_t at; };         /* of a range, while they are sorted: where it begins; its index */
+struct key { const char *low; size_t at; };         /* where a range begins, while all are sorted; its index */
 
 struct plan {
     struct weight *weights;

@@ -113,7 +113,7 @@ typedef struct optimizer {
     int evaluating;                     /* contexts in which the weights hold their averages: no steps */
     struct evaluation *evaluations;     /* these contexts, which own their entries */
     PyObject *shown, *kept;             /* in these contexts, else NULL: the weights, and as they were trained */
-    int moved;                          /* tensors have moved since the plan was taken over: its arrays lie elsewhere */
+    int moved;                          /* tensors have moved since the plan was taken over */
     struct tensors *tensors;            /* what steps over tensors need, or NULL: see tensors.h */
     double own_scale;                   /* the loss scale to be put back after the step in progress ... */
     int scaled;                         /* ... if that step has another */
