@@ -1,10 +1,13 @@
 """A loss scale that adapts, around any optimizer."""
 
+import contextlib
+
 import numpy as np
 
 from optimc import _core, registry
 from optimc.base.optimizer import Optimizer
 from optimc.base.wrapper import WrapperOfOne
+from optimc.routing import MultiOptimizer
 
 
 @registry.wrapper
@@ -15,7 +18,8 @@ class LossScaleOptimizer(WrapperOfOne):
     nothing else.  Gradients must be of a loss multiplied by the scale (`scale_loss`).
 
     Args:
-        inner_optimizer: what steps with the unscaled gradients; its loss_scale_factor becomes the scale.
+        inner_optimizer: what steps with the unscaled gradients, an optimizer or a `MultiOptimizer`; its
+            loss_scale_factor becomes the scale.  A step of a `MultiOptimizer` is skipped as a whole.
         initial_scale: a power of two costs nothing to divide by.
         dynamic_growth_steps: good steps after which the scale is doubled.
         name: a name for people.
@@ -43,8 +47,9 @@ class LossScaleOptimizer(WrapperOfOne):
                 raise ValueError(f"set {key} on the inner_optimizer, not on LossScaleOptimizer")
         if kwargs:
             raise ValueError(f"Argument(s) not recognized: {kwargs}")
-        if not isinstance(inner_optimizer, Optimizer):
-            raise TypeError(f"inner_optimizer must be an optimizer, got {type(inner_optimizer).__name__}")
+        if not isinstance(inner_optimizer, (Optimizer, MultiOptimizer)):
+            raise TypeError(f"inner_optimizer must be an optimizer or a MultiOptimizer, got "
+                            f"{type(inner_optimizer).__name__}")
         if isinstance(dynamic_growth_steps, bool) or not isinstance(dynamic_growth_steps, int):
             raise TypeError(f"dynamic_growth_steps must be an int, got {type(dynamic_growth_steps).__name__}")
         if dynamic_growth_steps < 1:
@@ -52,6 +57,8 @@ class LossScaleOptimizer(WrapperOfOne):
         if initial_scale is None:
             raise TypeError("initial_scale must be a number, got None")
         self.inner_optimizer = inner_optimizer
+        if isinstance(inner_optimizer, MultiOptimizer):
+            inner_optimizer._scale_moves = True
         inner_optimizer.loss_scale_factor = initial_scale
         self.initial_scale = inner_optimizer.loss_scale_factor
         self.dynamic_growth_steps = dynamic_growth_steps
@@ -76,12 +83,33 @@ class LossScaleOptimizer(WrapperOfOne):
     def apply(self, grads, trainable_variables=None):
         """One step, or none if a gradient is not finite; arguments and errors are `Optimizer.apply`'s."""
         inner = self.inner_optimizer
+        if isinstance(inner, MultiOptimizer):
+            self._apply_routed(grads, trainable_variables)
+            return
         with _core.Transaction() as steps:
             finite = steps.check(inner, grads, trainable_variables, finite=True)
             if finite:
                 inner._between()
             self._adapt(steps, finite)
             steps.commit()
+
+    def _apply_routed(self, grads, weights):
+        """`apply` for a `MultiOptimizer`: the step of every mapped optimizer, or of none."""
+        inner = self.inner_optimizer
+        undo = contextlib.ExitStack()
+        with _core.Transaction() as steps:
+            try:
+                if inner._check_all(steps, grads, weights, undo, finite=True):
+                    steps.store(inner.__dict__, "iterations", inner.iterations + 1)
+                    self._adapt(steps, True)
+                    steps.commit()
+                else:
+                    with _core.Transaction() as scale:      # `steps` runs none; it locks them until the scale moved
+                        self._adapt(scale, False)
+                        scale.commit()
+            finally:
+                if not steps.committed:
+                    undo.close()
 
     def _adapt(self, steps, finite):
         """Tells a transaction how the scale moves after its step, whose gradients are, or are not, all finite."""
@@ -92,7 +120,10 @@ class LossScaleOptimizer(WrapperOfOne):
         elif counter >= self.dynamic_growth_steps:
             counter, scale = 0, min(scale * 2, 2.0 ** 127)
         steps.store(self.__dict__, "step_counter", counter)
-        steps.set_value(inner, 0, inner._index["loss_scale_factor"], scale)
+        if isinstance(inner, MultiOptimizer):
+            steps.store(inner.__dict__, "loss_scale_factor", scale)
+        else:
+            steps.set_value(inner, 0, inner._index["loss_scale_factor"], scale)
 
     def finalize_variable_values(self, params=None):
         """The inner optimizer's."""

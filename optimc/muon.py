@@ -71,6 +71,11 @@ class Muon(Optimizer):
     keras_slots = ({"m": "momentum", "v": "velocity"},)
     scratch_slots = ("update",)
 
+    def get_config(self):
+        return {**super().get_config(), "exclude_layers": list(self.exclude_layers or ())}      # as in Keras
+
+    get_config.__doc__ = Optimizer.get_config.__doc__
+
     def _kernel_of(self, name, weight):
         name = name or ""
         excluded = (self.exclude_embeddings and "embedding" in name.lower()) or any(

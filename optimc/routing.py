@@ -118,12 +118,12 @@ class MultiOptimizer(Wrapper):
         {'kernel': array([0.5], dtype=float32), 'bias': array([0.75], dtype=float32)}
     """
 
+    _scale_moves = False                    #: True within a LossScaleOptimizer: mapped optimizers keep their scales
+
     def __init__(self, optimizer_map, loss_scale_factor=None, name=None):
         if not callable(optimizer_map) or isinstance(optimizer_map, type):
             raise TypeError(f"optimizer_map must be an OptimizerMap or a function, got "
                             f"{type(optimizer_map).__name__}")
-        if loss_scale_factor is not None:
-            loss_scale_factor = _core.check_number("loss_scale_factor", loss_scale_factor, 0.0, math.inf, LOW_OPEN)
         self.optimizer_map, self.loss_scale_factor = optimizer_map, loss_scale_factor
         self.name = name or "multi_optimizer"
         self.iterations = 0                 #: calls of apply so far
@@ -139,6 +139,19 @@ class MultiOptimizer(Wrapper):
         return ("iterations",)
 
     @property
+    def loss_scale_factor(self):
+        """That of every mapped optimizer, or None if each has its own."""
+        return self.__dict__["loss_scale_factor"]
+
+    @loss_scale_factor.setter
+    def loss_scale_factor(self, value):
+        if value is not None:
+            value = _core.check_number("loss_scale_factor", value, 0.0, math.inf, LOW_OPEN)
+        for optimizer in () if self._scale_moves else self.__dict__.get("_used", {}).values():
+            optimizer.loss_scale_factor = value
+        self.__dict__["loss_scale_factor"] = value
+
+    @property
     def learning_rate(self):
         raise AttributeError("a MultiOptimizer has no learning rate: ask the optimizers it maps to")
 
@@ -148,7 +161,7 @@ class MultiOptimizer(Wrapper):
             if not isinstance(optimizer, Optimizer):
                 raise TypeError(f"optimizer_map must give an optimizer for {name!r}, got "
                                 f"{type(optimizer).__name__}")
-            if self.loss_scale_factor is not None:
+            if self.loss_scale_factor is not None and not self._scale_moves:
                 undo.callback(setattr, optimizer, "loss_scale_factor", optimizer.loss_scale_factor)
                 optimizer.loss_scale_factor = self.loss_scale_factor
             undo.callback(self._routes.pop, name, None)
@@ -190,8 +203,11 @@ class MultiOptimizer(Wrapper):
                     undo.close()
                 raise
 
-    def _check_all(self, steps, grads, trainable_variables, undo):
-        """Checks the step of every optimizer that has a gradient, in a transaction."""
+    def _check_all(self, steps, grads, trainable_variables, undo, finite=False):
+        """Checks the step of every optimizer that has a gradient, in a transaction.
+
+        finite: the caller asks whether all gradients are; False if one is not.
+        """
         parts = self._split("grads", grads, undo)
         if trainable_variables is not None:
             weights = self._split("params", trainable_variables, undo)
@@ -207,11 +223,15 @@ class MultiOptimizer(Wrapper):
         if idle:
             names = ", ".join(f"params[{name!r}]" for key in idle for name in parts[key])
             warnings.warn(f"Gradients do not exist for {names}: these weights are left as they are", stacklevel=3)
-        ready = [self._used[key] for key in sorted(parts.keys() - idle)     # in one order: threads that share
-                 if steps.check(self._used[key], parts[key],                # optimizers wait in turn
-                                None if trainable_variables is None else weights[key])]
-        for optimizer in ready:
-            optimizer._between()
+        good = {key: steps.check(self._used[key], parts[key], None if trainable_variables is None else weights[key],
+                                 finite=finite, loss_scale=self.loss_scale_factor if self._scale_moves else None)
+                for key in sorted(parts.keys() - idle)}     # in one order: threads that share optimizers wait in turn
+        if finite and not all(good.values()):
+            return False
+        for key, is_good in good.items():
+            if is_good:
+                self._used[key]._between()
+        return True
 
     def scale_loss(self, loss):
         """The loss multiplied by `loss_scale_factor`, if there is one."""

@@ -32,6 +32,12 @@ class Moment:
         self.pictures = {id(optimizer): picture(optimizer) for optimizer in optimizers}
         _moments.update(dict.fromkeys(self.pictures, self))
 
+    def add(self, wrapper, reduced):
+        """Adds a wrapped wrapper, and what its `__reduce_ex__` gives at this moment."""
+        self.kept.append(wrapper)
+        self.pictures[id(wrapper)] = reduced
+        _moments[id(wrapper)] = self
+
 
 class Alive(tuple):
     """The arguments in the result of a `__reduce_ex__`.  They live until pickle or copy is done with the state."""
@@ -45,11 +51,15 @@ class Alive(tuple):
 _moments: weakref.WeakValueDictionary[int, Moment] = weakref.WeakValueDictionary()
 
 
+def taken(part):
+    """The picture of a part of a wrapper of the moment at which the wrapper is copied, or None."""
+    moment = _moments.get(id(part))
+    return moment and moment.pictures.pop(id(part), None)
+
+
 def pictured(optimizer):
     """`picture`, of the moment at which a wrapper around the optimizer is copied, or of now."""
-    moment = _moments.get(id(optimizer))
-    kept = moment and moment.pictures.pop(id(optimizer), None)
-    return kept or optimizer._locked(picture, optimizer)
+    return taken(optimizer) or optimizer._locked(picture, optimizer)
 
 
 def duplicated(picture, duplicate):

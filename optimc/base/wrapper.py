@@ -25,6 +25,11 @@ class Wrapper:
         self.apply(*unzip(grads_and_vars))
         return self.iterations
 
+    def _leaves(self):
+        """The optimizers that step: those wrapped, or wrapped by a wrapped one."""
+        return [leaf for inner in self._inner()
+                for leaf in (inner._leaves() if isinstance(inner, Wrapper) else [inner])]
+
     def _own_variables(self):
         return []
 
@@ -37,24 +42,33 @@ class Wrapper:
         result = []
 
         def now():
-            if self._inner() == inner:                  # not if a step has routed a weight to another one meanwhile
+            if self._leaves() == leaves:                # not if a step has routed a weight to another one meanwhile
                 result.append(function(*args))
 
         while not result:
-            inner = self._inner()
-            _core.locked(inner, now)
+            leaves = self._leaves()
+            _core.locked(leaves, now)
         return result[0]
 
     def __reduce_ex__(self, protocol):
         if protocol < 2:
             return super().__reduce_ex__(protocol)
-        return self._locked(self._reduced, super().__reduce_ex__, protocol)
+        return copies.taken(self) or self._locked(self._reduced_now, protocol)
 
-    def _reduced(self, reduce, protocol):
-        """What `__reduce_ex__` gives, together with pictures of the wrapped optimizers at the same moment."""
-        made, args, state, *rest = reduce(protocol)
+    def _reduced_now(self, protocol):
+        """What `__reduce_ex__` gives, together with pictures of all wrapped optimizers at the same moment."""
+        moment = copies.Moment(self._leaves())
+        made, args, *rest = self._reduced(protocol, moment)
+        return made, copies.Alive(args, moment), *rest
+
+    def _reduced(self, protocol, moment):
+        """What `__reduce_ex__` gives; `moment` is told what that of wrapped wrappers does."""
+        for inner in self._inner():
+            if isinstance(inner, Wrapper):
+                moment.add(inner, inner._reduced(protocol, moment))
+        made, args, state, *rest = super().__reduce_ex__(protocol)
         now = dict(state) if isinstance(state, dict) else (dict(state[0]), state[1])    # a tuple with __slots__
-        return made, copies.Alive(args, copies.Moment(self._inner())), now, *rest
+        return made, args, now, *rest
 
     def _numbers(self):
         """Names of the attributes that are the wrapper's own state.  All are whole numbers."""
