@@ -12,6 +12,7 @@ What it says counts only where its owner has changed an entry (`Member.keeps`).
 does.  All of it runs in one turn, so that threads step, plan and look one after the other.
 """
 
+import re
 import sys
 
 from optimc import _core
@@ -139,6 +140,19 @@ class Cohort:
     def check(self, steps, scale):
         """Checks a step: CHECKED, NO_GRADIENTS or NOT_AS_PLANNED."""
         tensors.check_versions(self.unversioned)
+        try:
+            return self._check(steps, scale)
+        except (TypeError, ValueError) as error:        # C numbers the parameters of the cohort
+            said = re.sub(r"\b(params|grads)\[(\d+)\]", lambda found: f"{found[1]}[{self._index(int(found[2]))}]",
+                          str(error))
+            if said == str(error):
+                raise
+            raise type(error)(said) from None
+
+    def _index(self, i):
+        return self.members[i].index if i < len(self.members) else i
+
+    def _check(self, steps, scale):
         if self.exchange is not None:
             return steps.check_tensors(self.inner, self.params, self.exchange, loss_scale=scale)
         missing = [param.grad is None for param in self.params]

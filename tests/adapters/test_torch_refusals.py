@@ -141,3 +141,19 @@ def test_betas_may_be_a_list():
     ours.param_groups[0]["betas"] = [0.8]
     with pytest.raises((KeyError, ValueError, IndexError), match="beta_2"):
         ours.step()
+
+
+def test_errors_number_parameters_as_the_optimizer_does():
+    """Also those of a parameter that steps apart from the others."""
+    a = parameters()
+    ours = ot.Adam([{"params": a[:2]}, {"params": a[2:]}])
+    for late in (True, False):
+        set_grads(0, a)
+        if late:
+            a[0].grad = a[3].grad = None
+        else:
+            a[3].grad = a[3].detach()
+        if late:
+            ours.step()
+    with pytest.raises(ValueError, match=r"grads\[3\]: overlaps"):
+        ours.step()
