@@ -1,10 +1,12 @@
 """A loss scale that adapts, around any optimizer."""
 
 import contextlib
+import math
 
 import numpy as np
 
 from optimc import _core, registry
+from optimc.base.arguments import LOW_OPEN, Count
 from optimc.base.optimizer import Optimizer
 from optimc.base.wrapper import WrapperOfOne
 from optimc.routing import MultiOptimizer
@@ -36,6 +38,8 @@ class LossScaleOptimizer(WrapperOfOne):
         array([0.5], dtype=float32)
     """
 
+    step_counter = Count()              #: good steps since the scale last changed
+
     def __init__(self, inner_optimizer, initial_scale=2.0 ** 15, dynamic_growth_steps=2000, name=None, **kwargs):
         if not kwargs.pop("dynamic", True):
             raise ValueError("LossScaleOptimizer is always dynamic: use loss_scale_factor for a fixed scale")
@@ -54,16 +58,17 @@ class LossScaleOptimizer(WrapperOfOne):
             raise TypeError(f"dynamic_growth_steps must be an int, got {type(dynamic_growth_steps).__name__}")
         if dynamic_growth_steps < 1:
             raise ValueError(f"dynamic_growth_steps must be at least 1, got {dynamic_growth_steps}")
-        if initial_scale is None:
-            raise TypeError("initial_scale must be a number, got None")
+        if initial_scale is None or callable(initial_scale):
+            raise TypeError(f"initial_scale must be a number, got {initial_scale}")
         self.inner_optimizer = inner_optimizer
-        if isinstance(inner_optimizer, MultiOptimizer):
-            inner_optimizer._scale_moves = True
-        inner_optimizer.loss_scale_factor = initial_scale
-        self.initial_scale = inner_optimizer.loss_scale_factor
+        self.initial_scale = _core.check_number("loss_scale_factor", initial_scale, 0.0, math.inf, LOW_OPEN)
         self.dynamic_growth_steps = dynamic_growth_steps
         self.name = name or "loss_scale_optimizer"
-        self.step_counter = 0               #: good steps since the scale last changed
+        self.step_counter = 0
+        if isinstance(inner_optimizer, MultiOptimizer):         # at last: an interrupted call leaves it as it was
+            inner_optimizer.__dict__.update(_scale_moves=True, loss_scale_factor=self.initial_scale)
+        else:
+            inner_optimizer.loss_scale_factor = self.initial_scale
 
     def _inner(self):
         return [self.inner_optimizer]
@@ -100,7 +105,7 @@ class LossScaleOptimizer(WrapperOfOne):
         with _core.Transaction() as steps:
             try:
                 if inner._check_all(steps, grads, weights, undo, finite=True):
-                    steps.store(inner.__dict__, "iterations", inner.iterations + 1)
+                    steps.store(inner.__dict__, "iterations", min(inner.iterations + 1, _core.MOST_STEPS))
                     self._adapt(steps, True)
                     steps.commit()
                 else:
@@ -113,7 +118,7 @@ class LossScaleOptimizer(WrapperOfOne):
 
     def _adapt(self, steps, finite):
         """Tells a transaction how the scale moves after its step, whose gradients are, or are not, all finite."""
-        inner, counter = self.inner_optimizer, self.step_counter + 1 if finite else 0
+        inner, counter = self.inner_optimizer, min(self.step_counter + 1, _core.MOST_STEPS) if finite else 0
         scale = inner.loss_scale_factor
         if not finite:
             scale = max(scale / 2, 2.0 ** -126)

@@ -7,7 +7,7 @@ import warnings
 
 from optimc import _core, registry
 from optimc.base import averages
-from optimc.base.arguments import LOW_OPEN
+from optimc.base.arguments import LOW_OPEN, Count
 from optimc.base.optimizer import Optimizer
 from optimc.base.wrapper import Wrapper
 
@@ -119,6 +119,7 @@ class MultiOptimizer(Wrapper):
     """
 
     _scale_moves = False                    #: True within a LossScaleOptimizer: mapped optimizers keep their scales
+    iterations = Count()                #: calls of apply so far
 
     def __init__(self, optimizer_map, loss_scale_factor=None, name=None):
         if not callable(optimizer_map) or isinstance(optimizer_map, type):
@@ -126,7 +127,7 @@ class MultiOptimizer(Wrapper):
                             f"{type(optimizer_map).__name__}")
         self.optimizer_map, self.loss_scale_factor = optimizer_map, loss_scale_factor
         self.name = name or "multi_optimizer"
-        self.iterations = 0                 #: calls of apply so far
+        self.iterations = 0
         self._used = {}                     # id -> optimizer, in the order of their first weight
         self._routes = {}                   # name -> optimizer
 
@@ -196,7 +197,7 @@ class MultiOptimizer(Wrapper):
         with _core.Transaction() as steps:
             try:
                 self._check_all(steps, grads, trainable_variables, undo)
-                steps.store(self.__dict__, "iterations", self.iterations + 1)
+                steps.store(self.__dict__, "iterations", min(self.iterations + 1, _core.MOST_STEPS))
                 steps.commit()
             except BaseException:
                 if not steps.committed:

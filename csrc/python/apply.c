@@ -183,7 +183,7 @@ static PyObject *optimizer_apply(Optimizer *self, PyObject *const *args, Py_ssiz
     const int checked = optimc_check_step(self, given[0], given[1], self->check_finite);
     if (checked > 0)
         optimc_run_step(self);
-    self->skipped += checked == 0;
+    optimc_count_skipped(self, checked == 0);
     optimc_end_step(self, checked > 0);
     optimc_unlock(self);
     if (checked < 0)

@@ -87,6 +87,12 @@ static PyObject *take_over(Optimizer *self, PyObject *args, int is_plan)
         if (!PyArg_ParseTuple(counts, "LLO", &calls, &skipped, &given)
             || !(running = optimc_read_running(self, given)))
             return NULL;
+        if (calls < 0 || calls > MOST_STEPS || skipped < 0 || skipped > MOST_STEPS) {
+            PyErr_Format(PyExc_ValueError, "counts: expected two in [0, %lld], got %lld and %lld",
+                (long long)MOST_STEPS, calls, skipped);
+            PyMem_Free(running);
+            return NULL;
+        }
     }
     if ((self->plan && self->plan->matching != IDLE && optimc_refuse_nested(self))
         || (is_plan && optimc_check_plan(self, object))

@@ -121,6 +121,14 @@ typedef struct optimizer {
     int normed;                         /* ... if one was */
 } Optimizer;
 
+/* The most steps that are counted, of every kind: what can be counted can be set, saved and loaded. */
+static const int64_t MOST_STEPS = (INT64_C(1) << 62) - 1;
+
+static inline void optimc_count_skipped(Optimizer *self, int skipped)
+{
+    self->skipped += skipped && self->skipped < MOST_STEPS;
+}
+
 /* A row of a table of methods.  Each file has such a table, which ends with a row of NULL. */
 #define METHOD(name, function, flags, doc) {name, (PyCFunction)(void (*)(void))function, flags, doc}
 

@@ -10,6 +10,12 @@ PyDoc_STRVAR(locked_doc, "_locked($self, function, /, *args, **kwargs)\n--\n\n"
 "Waits for a step in progress and returns what the function gives, while no other can start.  The lock is\n"
 "taken and released here, in C: a signal handler that raises cannot come before a `try` and leave it taken.");
 
+/* Calls args[0] with the arguments that follow it. */
+static PyObject *call(PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+    return PyObject_Vectorcall(args[0], args + 1, (size_t)n - 1, names);
+}
+
 static PyObject *optimizer_locked(Optimizer *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
     if (!n) {
@@ -18,9 +24,17 @@ static PyObject *optimizer_locked(Optimizer *self, PyObject *const *args, Py_ssi
     }
     if (optimc_lock(self))
         return NULL;
-    PyObject *result = PyObject_Vectorcall(args[0], args + 1, (size_t)n - 1, names);
+    PyObject *result = call(args, n, names);
     optimc_unlock(self);
     return result;
+}
+
+PyDoc_STRVAR(in_turn_doc, "_in_turn($self, function, /, *args, **kwargs)\n--\n\n"
+"As `_locked`, but a step of this thread's may be in progress.  It is being checked then.");
+
+static PyObject *optimizer_in_turn(Optimizer *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+    return n && self->owner == optimc_this_thread() ? call(args, n, names) : optimizer_locked(self, args, n, names);
 }
 
 static PyObject *get_iterations(Optimizer *self, void *Py_UNUSED(closure))
@@ -44,7 +58,7 @@ static int set_iterations(Optimizer *self, PyObject *value, void *Py_UNUSED(clos
     const int mine = self->owner == optimc_this_thread();
     if (!mine && optimc_lock(self))
         return -1;
-    const long long most = (INT64_MAX - 1) / self->accumulate - 1;
+    const long long most = MOST_STEPS / self->accumulate;
     const int fits = !overflow && count >= 0 && count <= most;
     if (fits)
         self->calls = count * self->accumulate;
@@ -182,6 +196,7 @@ static int optimizer_init(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(args), 
 
 static PyMethodDef own_methods[] = {
     METHOD("_locked", optimizer_locked, METH_FASTCALL | METH_KEYWORDS, locked_doc),
+    METHOD("_in_turn", optimizer_in_turn, METH_FASTCALL | METH_KEYWORDS, in_turn_doc),
     {NULL, NULL, 0, NULL},
 };
 

@@ -11,6 +11,11 @@
 /* Fetches the values of a step: asks their sources, then copies the first group's to the groups that inherit them. */
 int optimc_ask_all(Optimizer *self)
 {
+    if (self->calls >= MOST_STEPS) {
+        PyErr_Format(PyExc_OverflowError, "the optimizer has done %lld steps, the most that it counts",
+            (long long)self->calls);
+        return -1;
+    }
     for (size_t group = 0; self->n_sources && group < self->n_groups; group++)
         for (int k = 0; k < self->n_values; k++) {
             double number;
@@ -147,6 +152,39 @@ int optimc_read_value(Optimizer *self, int k, PyObject *object, double *number)
     return real > 0 && optimc_check_bound(bound, *number, object, "") ? -1 : real;
 }
 
+/* Reads a number that a value may be set to: 1; 0 if the object is a source of numbers; -1 with an error. */
+static int read_number_or_source(Optimizer *self, int k, PyObject *object, double *number)
+{
+    const struct bound *bound = &self->bounds[k];
+    const int real = optimc_read_value(self, k, object, number);
+    if (real || (PyCallable_Check(object) && !PyType_Check(object)))
+        return real;
+    const char *none = bound->optional ? " or None" : "";
+    if (PyType_Check(object))
+        PyErr_Format(PyExc_TypeError, "%U must be a number, a schedule or a callable%s, got the class %s itself",
+            bound->name, none, ((PyTypeObject *)object)->tp_name);
+    else
+        PyErr_Format(PyExc_TypeError, "%U must be a number, a schedule or a callable%s, got %s", bound->name, none,
+            Py_TYPE(object)->tp_name);
+    return -1;
+}
+
+PyDoc_STRVAR(read_value_doc, "_read_value($self, index, value, /)\n--\n\n"
+"Returns what `_get_value` would return if the value were set to this, or raises what `_set_value` would.");
+
+static PyObject *optimizer_read_value(Optimizer *self, PyObject *args)
+{
+    PyObject *object;
+    Py_ssize_t k;
+    double number;
+    if (!PyArg_ParseTuple(args, "nO", &k, &object) || optimc_find_value(self, 0, k))
+        return NULL;
+    const int real = read_number_or_source(self, (int)k, object, &number);
+    if (real < 0)
+        return NULL;
+    return real && !isnan(number) ? PyFloat_FromDouble(number) : Py_NewRef(object);
+}
+
 PyDoc_STRVAR(set_value_doc, "_set_value($self, group, index, value, with_step, /)\n--\n\n"
 "Sets a value to a number, to None if it is optional, or to a callable.  `with_step` tells whether the\n"
 "callable is called with the step or without arguments.");
@@ -160,21 +198,10 @@ static PyObject *set_value_now(Optimizer *self, PyObject *args)
         return NULL;
     if (optimc_find_value(self, group, k))
         return NULL;
-    const struct bound *bound = &self->bounds[k];
     double number;
-    const int real = optimc_read_value(self, (int)k, object, &number);
+    const int real = read_number_or_source(self, (int)k, object, &number);
     if (real < 0 || optimc_find_value(self, group, k))
         return NULL;
-    if (!real && PyType_Check(object)) {
-        PyErr_Format(PyExc_TypeError, "%U must be a number, a schedule or a callable%s, got the class %s itself",
-            bound->name, bound->optional ? " or None" : "", ((PyTypeObject *)object)->tp_name);
-        return NULL;
-    }
-    if (!real && !PyCallable_Check(object)) {
-        PyErr_Format(PyExc_TypeError, "%U must be a number, a schedule or a callable%s, got %s",
-            bound->name, bound->optional ? " or None" : "", Py_TYPE(object)->tp_name);
-        return NULL;
-    }
     PyObject *source = real ? NULL : Py_NewRef(object);
     struct group *g = &self->groups[group];
     if (source && k >= OPTIONS)
@@ -185,6 +212,42 @@ static PyObject *set_value_now(Optimizer *self, PyObject *args)
 }
 
 BETWEEN_STEPS(set_value)
+
+PyDoc_STRVAR(set_option_doc, "_set_option($self, name, value, core, number, index, /)\n--\n\n"
+"Sets an argument that is no value, in one: the entry `name` of the object's dict; the member `core` (None: there\n"
+"is none) to a number; and the value of this index (-1: there is none) to that number too.");
+
+static PyObject *set_option_now(Optimizer *self, PyObject *args)
+{
+    PyObject *name, *value, *core, *number;
+    Py_ssize_t k;
+    double real = 0;
+    if (!PyArg_ParseTuple(args, "UOOOn", &name, &value, &core, &number, &k)
+        || (k >= 0 && (optimc_find_value(self, 0, k) || optimc_read_value(self, (int)k, number, &real) < 0)))
+        return NULL;
+    PyObject *before = core == Py_None ? Py_NewRef(Py_None) : PyObject_GetAttr((PyObject *)self, core);
+    PyObject *dict = before ? PyObject_GenericGetDict((PyObject *)self, NULL) : NULL;
+    int failed = !dict || (core != Py_None && PyObject_SetAttr((PyObject *)self, core, number));
+    if (!failed && PyDict_SetItem(dict, name, value)) {
+        PyObject *type, *error, *traceback;
+        PyErr_Fetch(&type, &error, &traceback);
+        if (core != Py_None && PyObject_SetAttr((PyObject *)self, core, before))
+            PyErr_Clear();
+        PyErr_Restore(type, error, traceback);
+        failed = 1;
+    }
+    Py_XDECREF(before);
+    Py_XDECREF(dict);
+    if (failed)
+        return NULL;
+    if (k >= 0) {
+        self->groups[0].values[k] = real;
+        put(self, 0, k, (struct setting){.own = 1});
+    }
+    Py_RETURN_NONE;
+}
+
+BETWEEN_STEPS(set_option)
 
 PyDoc_STRVAR(set_item_doc, "_set_item($self, group, index, mapping, key, item, zero_is_off, /)\n--\n\n"
 "Reads a value at every step from mapping[key], or from mapping[key][item], of a list or tuple, if item >= 0.");
@@ -280,20 +343,6 @@ static PyObject *optimizer_owners(Optimizer *self, PyObject *args)
     return owners;
 }
 
-PyDoc_STRVAR(inherit_doc, "_inherit($self, group, index, /)\n--\n\n"
-"Makes a group inherit the first group's value again.");
-
-static PyObject *inherit_now(Optimizer *self, PyObject *args)
-{
-    Py_ssize_t group, k;
-    if (!PyArg_ParseTuple(args, "nn", &group, &k) || optimc_find_value(self, group, k))
-        return NULL;
-    put(self, group, k, (struct setting){.own = group == 0});
-    Py_RETURN_NONE;
-}
-
-BETWEEN_STEPS(inherit)
-
 PyDoc_STRVAR(current_doc, "_current($self, group, index, /)\n--\n\n"
 "Returns the number that a value has in the step in progress.");
 
@@ -330,12 +379,13 @@ PyMethodDef optimc_settings_methods[] = {
     METHOD("_declare", optimizer_declare, METH_VARARGS, declare_doc),
     METHOD("_forget", optimizer_forget, METH_NOARGS, forget_doc),
     METHOD("_add_group", optimizer_add_group, METH_NOARGS, add_group_doc),
+    METHOD("_read_value", optimizer_read_value, METH_VARARGS, read_value_doc),
     METHOD("_set_value", optimizer_set_value, METH_VARARGS, set_value_doc),
+    METHOD("_set_option", optimizer_set_option, METH_VARARGS, set_option_doc),
     METHOD("_get_value", optimizer_get_value, METH_VARARGS, get_value_doc),
     METHOD("_ask_value", optimizer_ask_value, METH_VARARGS, ask_value_doc),
     METHOD("_owners", optimizer_owners, METH_VARARGS, owners_doc),
     METHOD("_is_own", optimizer_is_own, METH_VARARGS, is_own_doc),
-    METHOD("_inherit", optimizer_inherit, METH_VARARGS, inherit_doc),
     METHOD("_current", optimizer_current, METH_VARARGS, current_doc),
     METHOD("_value_of", optimizer_value_of, METH_VARARGS, value_of_doc),
     METHOD("_set_item", optimizer_set_item, METH_VARARGS, set_item_doc),

@@ -245,7 +245,7 @@ int optimc_apply_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange,
     const int found = optimc_check_tensors(self, tensors, exchange, grads, 0);
     if (found == CHECKED)
         optimc_run_step(self);
-    self->skipped += found == NOT_FINITE;
+    optimc_count_skipped(self, found == NOT_FINITE);
     optimc_end_step(self, found == CHECKED);
     optimc_unlock(self);
     return found == NOT_FINITE ? NO_GRADIENTS : found;

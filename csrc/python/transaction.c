@@ -286,7 +286,7 @@ static PyObject *transaction_commit(Transaction *self, PyObject *Py_UNUSED(ignor
         optimc_pool_enter();
     for (size_t i = 0; i < self->n_steps; i++) {
         const struct checked *step = &self->steps[i];
-        step->optimizer->skipped += step->progress == SKIPPED;
+        optimc_count_skipped(step->optimizer, step->progress == SKIPPED);
         if (step->progress != READY)
             continue;
         optimc_open_step(step->optimizer);

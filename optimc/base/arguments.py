@@ -78,11 +78,9 @@ class Option(Argument):
         value = self.check(self.name, value)
         if self.fixed and optimizer.built and value != optimizer.__dict__[self.name]:
             raise ValueError(f"{self.name} cannot change once the optimizer is built")
-        optimizer.__dict__[self.name] = value
-        if self.core:
-            setattr(optimizer, self.core, self.encode(value))
-        if self.name in optimizer._index:               # coefficients depend on it
-            optimizer._set_value(0, optimizer._index[self.name], self.encode(value), False)
+        index = optimizer._index.get(self.name, -1)     # >= 0: coefficients depend on it
+        number = self.encode(value) if self.core or index >= 0 else 0
+        optimizer._set_option(self.name, value, self.core, number, index)
 
 
 def is_switch(argument):
@@ -123,6 +121,29 @@ def count(least, optional=False):
                              f"{' and below 2**31' * (value > least)}, got {value}")
         return value
     return check
+
+
+def check_count(name, value):
+    """A count of steps: a whole number that a file can hold."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    value = value.__index__()
+    if not 0 <= value <= _core.MOST_STEPS:
+        raise ValueError(f"{name} must be in [0, {_core.MOST_STEPS}], got {value}")
+    return value
+
+
+class Count:
+    """An attribute that counts steps.  It is kept in the object's dict, where a transaction stores it."""
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, counter, owner=None):
+        return self if counter is None else counter.__dict__[self.name]
+
+    def __set__(self, counter, value):
+        counter.__dict__[self.name] = check_count(self.name, value)
 
 
 def real(name, value):

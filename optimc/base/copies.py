@@ -14,6 +14,7 @@ import numpy as np
 
 from optimc import schedules
 from optimc.base import binding
+from optimc.base.arguments import check_count
 from optimc.base.running import plain_running, running_from
 from optimc.base.selection import Selection
 from optimc.base.state import State
@@ -169,6 +170,6 @@ def _imported(optimizer, description, tensors):
 
 def _count_of(description, key):
     value = description[key]
-    if type(value) is not int or not 0 <= value < 2 ** 62:
+    if type(value) is not int:
         raise ValueError(f"{key}: expected a count, got {value!r}")
-    return value
+    return check_count(key, value)

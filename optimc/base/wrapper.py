@@ -9,7 +9,7 @@ import numpy as np
 
 from optimc import _core, checkpoint
 from optimc.base import copies
-from optimc.base.arguments import unzip
+from optimc.base.arguments import check_count, unzip
 
 
 class Wrapper:
@@ -86,8 +86,9 @@ class Wrapper:
         if description["class_name"] != type(self).__name__ or len(description["inner"]) != len(inner):
             raise ValueError(f"state of another {description['class_name']}")
         for name in self._numbers():
-            if type(description["own"][name]) is not int or description["own"][name] < 0:
+            if type(description["own"][name]) is not int:
                 raise ValueError(f"{name}: expected a count, got {description['own'][name]!r}")
+            check_count(name, description["own"][name])
         for k, (optimizer, part) in enumerate(zip(inner, description["inner"], strict=True)):
             own = {name.partition("/")[2]: array for name, array in tensors.items() if name.startswith(f"{k}/")}
             before = set(own)

@@ -115,7 +115,6 @@ def list_is_emptied_by_its_number():
 
 def dict_is_dropped_by_its_key():
     for act in (lambda optimizer: optimizer._set_value(0, RATE, 0.5, False),
-                lambda optimizer: optimizer._inherit(0, RATE),
                 lambda optimizer: [optimizer._add_group() for _ in range(1000)]):
         optimizer, key = built(), Key("lr")
         optimizer._set_item(0, RATE, {key: 0.5}, "".join(["l", "r"]), -1, False)
@@ -149,7 +148,7 @@ def old_source_sets_a_source():
 
     optimizer = built()
     optimizer._set_item(0, RATE, Source(lr=0.5), "lr", -1, False)
-    optimizer._inherit(0, RATE)
+    optimizer._set_value(0, RATE, 1.0, False)
     assert optimizer._ask_value(0, RATE) == 0.25
     step(optimizer)
 
