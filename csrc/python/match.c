@@ -62,17 +62,16 @@ static int take(Plan *self, const struct pairs *pairs, size_t index, PyObject *g
             self->gradients[self->n_gradients++] = Py_NewRef(grad);
         return 0;
     }
-    if (fault == FAULT_REPEATED)
-        return optimc_refuse(PyExc_ValueError, "%U: the same weight comes twice", optimc_pair_label(pairs, "params"),
-            NULL, NULL);
     PyArrayObject *array = (PyArrayObject *)grad;
+    /* A key may have code of its own, which may change the gradient: the label comes first. */
+    PyObject *entry = optimc_pair_label(pairs, fault == FAULT_REPEATED ? "params" : "grads");
+    if (fault == FAULT_REPEATED)
+        return optimc_refuse(PyExc_ValueError, "%U: the same weight comes twice", entry, NULL, NULL);
     if (fault == FAULT_TYPE)
-        return optimc_refuse(PyExc_TypeError, "%U: expected a gradient of floats, got %S",
-            optimc_pair_label(pairs, "grads"), (PyObject *)PyArray_DESCR(array), NULL);
+        return optimc_refuse(PyExc_TypeError, "%U: expected a gradient of floats, got %S", entry,
+            (PyObject *)PyArray_DESCR(array), NULL);
     if (fault == FAULT_NO_MEMORY)
-        return optimc_refuse(PyExc_ValueError, "%U: the array has no memory", optimc_pair_label(pairs, "grads"), NULL,
-            NULL);
-    PyObject *entry = optimc_pair_label(pairs, "grads");
+        return optimc_refuse(PyExc_ValueError, "%U: the array has no memory", entry, NULL, NULL);
     if (fault == FAULT_SHAPE)
         return optimc_refuse_shape("%U: expected shape %S, like its weight, got %S", entry,
             (PyArrayObject *)PyTuple_GET_ITEM(self->weights, (Py_ssize_t)index), array);

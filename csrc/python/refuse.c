@@ -13,13 +13,18 @@ PyObject *optimc_label(const char *argument, PyObject *keys, Py_ssize_t i)
     return PyUnicode_FromFormat("%s[%zd]", argument, i);
 }
 
-/* Raises `type` with a message made of an entry's label (%U; released here) and two more objects (%S).  An error that
+/* Raises `type` with a message made of an entry's label (%U; released here) and two more objects (%S), which it keeps
+   meanwhile: one may be the dtype of an array, which code that runs as the message is made may change.  An error that
    is already raised is kept. */
 int optimc_refuse(PyObject *type, const char *format, PyObject *entry, PyObject *a, PyObject *b)
 {
+    Py_XINCREF(a);
+    Py_XINCREF(b);
     if (!PyErr_Occurred())
         PyErr_Format(type, format, entry, a, b);
     Py_XDECREF(entry);
+    Py_XDECREF(a);
+    Py_XDECREF(b);
     return -1;
 }
 

@@ -219,6 +219,19 @@ def weight_is_reshaped_by_its_name():
     assert plan.names == ("w",)
 
 
+def dtype_is_replaced_by_a_name():
+    """An error names the entry first, then the dtype that the gradient has by then."""
+    class Name(str):
+        def __repr__(self):
+            grad.dtype = np.dtype([("another", "i4")])
+            return str.__repr__(self)
+
+        __hash__ = str.__hash__
+
+    name, grad = Name("w"), np.ones(3, np.dtype([("field" * 20, "f4")]))
+    raises(TypeError, "got [('another', '<i4')]", optimc.SGD().apply, {name: grad}, {name: np.ones(3, np.float32)})
+
+
 def loss_scale_is_replaced_by_a_number():
     class Scale(np.float32):
         def __float__(self):
@@ -236,7 +249,8 @@ CASES = [watched_flag_is_dropped_by_its_comparison, watched_items_are_replaced_b
          watched_items_are_replaced_by_a_key, value_is_replaced_by_its_number, entry_is_removed_by_its_number,
          list_is_emptied_by_its_number, dict_is_dropped_by_its_key, old_source_looks_at_the_new,
          old_source_sets_a_source, running_values_are_dropped_by_a_key, counts_are_taken_over_whole_or_not_at_all,
-         plan_is_bound_elsewhere_by_its_counts, weight_is_reshaped_by_its_name, loss_scale_is_replaced_by_a_number]
+         plan_is_bound_elsewhere_by_its_counts, weight_is_reshaped_by_its_name, dtype_is_replaced_by_a_name,
+         loss_scale_is_replaced_by_a_number]
 
 
 def test_no_case_uses_what_is_gone():
