@@ -9,7 +9,7 @@ import numpy as np
 from optimc import registry
 from optimc.base import keras_order
 from optimc.base.rules import kept_slots, used_slots
-from optimc.base.storage import Like, likes_of
+from optimc.base.storage import IN_WORDS, TYPES, Like, likes_of
 from optimc.torch_names import TORCH
 
 
@@ -17,7 +17,8 @@ def from_keras(optimizer):
     """Copies a live Keras optimizer into an optimizer of optimc, which continues from the same state.
 
     Args:
-        optimizer: a `keras.optimizers.Optimizer`, built or not, on any backend; also a LossScaleOptimizer.
+        optimizer: a `keras.optimizers.Optimizer`, built or not, on any backend; also a LossScaleOptimizer, and one of
+            `optimc.keras`.
 
     Returns:
         The optimizer of optimc, with the same configuration, step count and slots.  Its next step binds it to
@@ -38,12 +39,15 @@ def from_keras(optimizer):
     if name not in registry.classes:
         raise ValueError(f"optimc has no optimizer {name!r}, only {', '.join(sorted(registry.classes))}")
     config["name"] = optimizer.name
+    is_ours = "_ours" in dir(optimizer)             # of optimc.keras
     if isinstance(config["learning_rate"], dict):
-        config["learning_rate"] = {key: config["learning_rate"][key] for key in ("class_name", "config")}
+        rate = config["learning_rate"]
+        rate = rate["config"]["schedule"] if is_ours and rate["class_name"] == "Schedule" else rate
+        config["learning_rate"] = {key: rate[key] for key in ("class_name", "config")}
     ours = registry.classes[name].from_config(config)
-    if not optimizer.built:
+    if not optimizer.built or (ours.late_slots and not int(optimizer.iterations)):
         return ours
-    weights = [_like_of(v) for v in optimizer._trainable_variables]
+    weights = [_like_of(v.path, v) for v in optimizer._trainable_variables]
     names = [variable.path for variable in optimizer._trainable_variables]
     state = iter([np.asarray(_numpy(variable)) for variable in optimizer.variables])
     calls = int(next(state))
@@ -61,8 +65,8 @@ def from_keras(optimizer):
         if slot in kept and kept[slot][i] is not None:
             like = ours._slot_like(slot, weights[i])
             slots[slot][i] = array.astype(like.dtype).reshape(like.shape)
-    if name == "Nadam":
-        ours._set_scalars([float(next(state))])
+    if is_ours or name == "Nadam":
+        ours._set_all_scalars([float(next(state)) for _ in ours._all_scalars()])
     waiting = calls % (ours.gradient_accumulation_steps or 1) != 0
     _hold(ours, calls, names=tuple(names), likes=likes_of(weights), slots=slots, averages=averages,
           accumulators=accumulators, waiting=(waiting,) * len(weights))
@@ -102,10 +106,13 @@ def from_torch(optimizer):
     if not any(states):
         return ours
     counts = {int(state["step"]) for state in states if "step" in state}
-    if len(counts) > 1 or not all(states):
+    if not all(states):
+        raise ValueError(f"parameter {[bool(state) for state in states].index(False)} has no state, and others have: "
+                         "optimc has one step count for all")
+    if len(counts) > 1:
         raise ValueError(f"the parameters have done different numbers of steps ({sorted(counts)}): "
                          "optimc has one step count")
-    weights = [_like_of(p) for p in params]
+    weights = [_like_of(f"parameter {i}", p) for i, p in enumerate(params)]
     held = {slot: [state[counterpart.slots[slot]].detach().numpy().copy() for state in states]
             for slot in used_slots(ours)}
     steps = counts.pop() if counts else 1               # torch's SGD has no count; only its first step is special
@@ -122,15 +129,18 @@ def _hold(ours, calls, **held):
     ours._hold(ours._state.but(**held), (calls, 0, ours._get_running()))
 
 
-def _like_of(variable):
+def _like_of(label, variable):
     """The `Like` of a variable or a tensor of another library."""
-    return Like(tuple(variable.shape), np.dtype(str(variable.dtype).rpartition(".")[2]))
+    name = str(variable.dtype).rpartition(".")[2]
+    if name not in TYPES:
+        raise TypeError(f"{label}: expected {IN_WORDS}, got {name}")
+    return Like(tuple(variable.shape), TYPES[name].dtype)
 
 
 def _class_name(optimizer, library):
     """The name of the optimizer's class, or of its nearest base class that belongs to the library."""
     for cls in type(optimizer).__mro__:
-        if cls.__module__.split(".")[0] == library:
+        if cls.__module__.split(".")[0] == library or cls.__module__ == f"optimc.{library}":
             return cls.__name__
     raise TypeError(f"expected an optimizer of {library}, got {type(optimizer).__name__}")
 

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import re
-import warnings
 
 from optimc import _core, registry
 from optimc.base import averages
@@ -223,7 +222,7 @@ class MultiOptimizer(Wrapper):
             raise ValueError("No gradients provided for any variable.")
         if idle:
             names = ", ".join(f"params[{name!r}]" for key in idle for name in parts[key])
-            warnings.warn(f"Gradients do not exist for {names}: these weights are left as they are", stacklevel=3)
+            _core.warn(f"Gradients do not exist for {names}: these weights are left as they are")
         good = {key: steps.check(self._used[key], parts[key], None if trainable_variables is None else weights[key],
                                  finite=finite, loss_scale=self.loss_scale_factor if self._scale_moves else None)
                 for key in sorted(parts.keys() - idle)}     # in one order: threads that share optimizers wait in turn

@@ -226,6 +226,7 @@ struct pairs {
 };
 
 extern PyMethodDef optimc_pairs_functions[];
+extern PyMethodDef optimc_warn_functions[];
 
 /* Begins with no current pair; weights None: those of the plan.  0 or -1.  optimc_close_pairs must follow. */
 int optimc_open_pairs(const Plan *plan, PyObject *grads, PyObject *weights, struct pairs *pairs);
@@ -248,6 +249,9 @@ int optimc_refuse_shape(const char *format, PyObject *entry, PyArrayObject *a, P
 int optimc_refuse_kind(const char *format, PyObject *entry, PyObject *object);
 int optimc_refuse_weight(enum fault fault, PyObject *entry, PyArrayObject *array, PyArrayObject *like);
 int optimc_refuse_norm(void);
+
+/* warn.c: a UserWarning that points at the caller of optimc; -1 if warnings are errors. */
+int optimc_warn(PyObject *text);
 
 /* match.c: the gradients of a step, which belong to the plan. */
 /* Steps that take longer, in nanoseconds, give up the GIL.  Taking it back can cost another thread's time slice

@@ -31,6 +31,8 @@ static Py_ssize_t find(Plan *self, const struct pairs *pairs, PyObject *object)
     struct view view;
     if (!PyArray_Check(object))
         return optimc_look_writable(object, optimc_pair_label(pairs, "params"), &view);
+    if (optimc_is_masked(object))
+        return optimc_refuse_masked(optimc_pair_label(pairs, "params"));
     PyArrayObject *array = (PyArrayObject *)object;
     optimc_look(array, &view);
     const Py_ssize_t i = optimc_plan_find(self->core, &view, (size_t)pairs->i - 1);
@@ -54,6 +56,8 @@ static int take(Plan *self, const struct pairs *pairs, size_t index, PyObject *g
 {
     struct view view;
     struct place overlap;
+    if (grad != Py_None && optimc_is_masked(grad))
+        return optimc_refuse_masked(optimc_pair_label(pairs, "grads"));
     if (grad != Py_None)
         optimc_look((PyArrayObject *)grad, &view);
     const enum fault fault = optimc_plan_take(self->core, index, grad == Py_None ? NULL : &view, &overlap);
@@ -120,21 +124,24 @@ static int convert_pairs(struct pairs *pairs, PyObject **owned)
 /* One UserWarning that names the weights without a gradient; -1 if warnings are errors. */
 static int warn_missing(struct pairs pairs)
 {
-    PyObject *names = PyUnicode_FromString("");
-    int more = 0;
-    while (names && (more = optimc_next_pair(&pairs)) > 0) {
-        if (pairs.grad != Py_None)
-            continue;
-        PyObject *entry = optimc_pair_label(&pairs, "params");
-        PyObject *longer = entry ? PyUnicode_FromFormat(PyUnicode_GET_LENGTH(names) ? "%U, %U" : "%U%U",
-            names, entry) : NULL;
+    PyObject *entries = PyList_New(0), *comma = PyUnicode_FromString(", "), *names = NULL;
+    int more = entries && comma ? 1 : -1;
+    while (more > 0 && (more = optimc_next_pair(&pairs)) > 0) {
+        PyObject *entry = pairs.grad == Py_None ? optimc_pair_label(&pairs, "params") : NULL;
+        if (pairs.grad == Py_None && (!entry || PyList_Append(entries, entry)))
+            more = -1;
         Py_XDECREF(entry);
-        Py_SETREF(names, longer);
     }
-    const int result = names && !more ? PyErr_WarnFormat(PyExc_UserWarning, 1,
-        "Gradients do not exist for %U: these weights are left as they are", names) : -1;
+    if (!more)
+        names = PyUnicode_Join(comma, entries);
+    PyObject *text = names ? PyUnicode_FromFormat("Gradients do not exist for %U: these weights are left as they are",
+        names) : NULL;
+    const int result = text ? optimc_warn(text) : -1;
     optimc_close_pairs(&pairs);
+    Py_XDECREF(entries);
+    Py_XDECREF(comma);
     Py_XDECREF(names);
+    Py_XDECREF(text);
     return result;
 }
 

@@ -246,7 +246,8 @@ static int read_environment(struct state *state)
 }
 
 static PyMethodDef *const functions[] = {
-    optimc_sources_functions, optimc_pairs_functions, optimc_views_functions, optimc_xla_functions,
+    optimc_sources_functions, optimc_pairs_functions, optimc_views_functions, optimc_warn_functions,
+    optimc_xla_functions,
     optimc_several_functions,
 };
 

@@ -5,6 +5,21 @@
 #include "python/boundary.h"
 #include "python/views.h"
 
+int optimc_is_masked(PyObject *array)
+{
+    PyObject *bases = PyArray_CheckExact(array) ? NULL : Py_TYPE(array)->tp_mro;
+    for (Py_ssize_t i = 0; bases && i < PyTuple_GET_SIZE(bases); i++)
+        if (!strcmp(((PyTypeObject *)PyTuple_GET_ITEM(bases, i))->tp_name, "MaskedArray"))
+            return 1;
+    return 0;
+}
+
+int optimc_refuse_masked(PyObject *entry)
+{
+    return optimc_refuse(PyExc_TypeError, "%U: a masked array has no value where it is masked: pass x.filled(0) or "
+        "x.data", entry, NULL, NULL);
+}
+
 int optimc_look_writable(PyObject *object, PyObject *entry, struct view *view)
 {
     if (!entry)
@@ -15,6 +30,8 @@ int optimc_look_writable(PyObject *object, PyObject *entry, struct view *view)
                 entry, object);
         return optimc_refuse_kind("%U: expected a NumPy array of float32 or float64, got %S", entry, object);
     }
+    if (optimc_is_masked(object))
+        return optimc_refuse_masked(entry);
     optimc_look((PyArrayObject *)object, view);
     const enum fault fault = optimc_plan_check(view);
     if (fault)

@@ -52,4 +52,8 @@ int optimc_look_writable(PyObject *object, PyObject *entry, struct view *view);
 int optimc_look_tensor(const struct tensor_exchange *table, PyObject *object, PyObject *order,
     const char *argument, Py_ssize_t i, ptrdiff_t *room, int ndim, struct view *view);
 
+/* 1 if an array is one of numpy.ma.  It asks the type for its name: no code of the caller's runs. */
+int optimc_is_masked(PyObject *array);
+int optimc_refuse_masked(PyObject *entry);
+
 #endif

@@ -65,12 +65,14 @@ def pictured(optimizer):
 
 def duplicated(picture, duplicate):
     """The picture with copies of what it holds of the program's; its arrays are copies already."""
-    return {**picture, **{name: duplicate(picture[name]) for name in ("arguments", "groups", "attributes")}}
+    return {**picture, **{name: duplicate(picture[name]) for name in ("arguments", "groups", "attributes", "members")
+                         if name in picture}}
 
 
 def picture(optimizer):
     """The content of a copy, as plain values and arrays.  Call it through `_locked`, between two steps."""
     known = {*optimizer._arguments, "groups", "_rooms"}
+    members = _members_of(optimizer)
     state = optimizer._chosen_by_position()
     kept = state.without(optimizer.scratch_slots).copied()
     return {
@@ -79,6 +81,7 @@ def picture(optimizer):
                    for group, selection in zip(optimizer.groups, state.grouped, strict=True)],
         "excluded": (list(state.excluded.arrays), state.excluded.patterns),
         "attributes": {k: v for k, v in optimizer.__dict__.items() if k not in known},
+        **({"members": members} if members else {}),
         "calls": optimizer._calls, "skipped": optimizer.skipped_steps, "running": optimizer._get_running(),
         "names": kept.names, "waiting": kept.waiting, "slots": kept.slots,
         "shapes": tuple((like.shape, like.dtype) for like in kept.likes),
@@ -89,8 +92,23 @@ def picture(optimizer):
 def restore(optimizer, picture):
     """Gives an optimizer, constructed with the arguments and groups of a picture, the rest of it."""
     optimizer.__dict__.update(picture["attributes"])
+    for name, value in picture.get("members", {}).items():
+        setattr(optimizer, name, value)
     optimizer._hold(_state_of(picture).but(grouped=optimizer._state.grouped),
                     (picture["calls"], picture["skipped"], running_from(optimizer.rule, picture["running"])))
+
+
+def _members_of(optimizer):
+    """The attributes for which classes of a user have `__slots__`."""
+    members = [name for cls in type(optimizer).__mro__ for name in _names_of_slots(cls)]
+    return {name: getattr(optimizer, name) for name in members if hasattr(optimizer, name)}
+
+
+def _names_of_slots(cls):
+    """The names in `__slots__` of a class, private ones as Python mangles them."""
+    names, own = vars(cls).get("__slots__", ()), cls.__name__.lstrip("_")
+    return [f"_{own}{name}" if own and name.startswith("__") else name
+            for name in ((names,) if isinstance(names, str) else names) if not name.endswith("__")]
 
 
 def _state_of(picture):

@@ -1,5 +1,7 @@
 """`from_keras` and `from_torch`: a live optimizer goes on in optimc, on the same trajectory."""
 
+import importlib
+
 import numpy as np
 import pytest
 from cases import CASES, assert_same_bits
@@ -141,8 +143,37 @@ def test_what_has_no_counterpart_is_refused():
     late = torch.optim.Adam([p[0], q := torch.nn.Parameter(torch.zeros(2))])
     p[0].grad = torch.ones(2)
     late.step()
+    with pytest.raises(ValueError, match=r"^parameter 1 has no state, and others have: optimc has one step count"):
+        optimc.from_torch(late)
     q.grad = torch.ones(2)
     late.step()
     with pytest.raises(ValueError, match="different numbers of steps"):
         optimc.from_torch(late)
     assert CASES
+    half = torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+    half.grad = torch.ones_like(half)
+    narrow = torch.optim.SGD([p[0], half], momentum=0.5)
+    narrow.step()
+    with pytest.raises(TypeError, match=r"^parameter 1: expected float32 or float64, got bfloat16$"):
+        optimc.from_torch(narrow)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("make", ["Adam", "Nadam", "Yogi", "ASGD", "ScheduleFreeAdamW", "scheduled"])
+def test_an_optimizer_of_optimc_keras_is_copied_too(make):
+    keras = require("keras")
+    ok = importlib.import_module("optimc.keras")
+    rate = optimc.schedules.CosineDecay(0.5, 20)
+    theirs = ok.SGD(rate, momentum=0.5) if make == "scheduled" else getattr(ok, make)(0.25, use_ema=True)
+    rng = np.random.default_rng(0)
+    variables = [keras.Variable(rng.normal(size=shape).astype("f")) for shape in ((4, 3), (3,))]
+    grads = [[rng.normal(size=v.shape).astype("f") for v in variables] for _ in range(6)]
+    for g in grads[:3]:
+        theirs.apply([keras.ops.convert_to_tensor(one) for one in g], variables)
+    ours, weights = optimc.from_keras(theirs), [np.array(v.value) for v in variables]
+    assert type(ours) is getattr(optimc, "SGD" if make == "scheduled" else make) and ours.iterations == 3
+    for g in grads[3:]:
+        theirs.apply([keras.ops.convert_to_tensor(one) for one in g], variables)
+        ours.apply(g, weights)
+    for w, v in zip(weights, variables, strict=True):
+        np.testing.assert_array_equal(w, np.asarray(v.value))
