@@ -56,13 +56,7 @@ def write(path, tensors, metadata):
     Raises:
         OSError: of the system, unchanged; the old file is still there, and nothing else.
     """
-    path = os.path.realpath(os.fsdecode(path))
-    with contextlib.suppress(FileNotFoundError):
-        mode = os.lstat(path).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(f"{path} is a directory")
-        if not stat.S_ISREG(mode):
-            raise ValueError(f"{path} is not a regular file")
+    path = target_of(path)
     flat = {name: np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C").reshape(-1).view(np.uint8)
             for name, array in tensors.items()}
     header = _header(tensors, flat, metadata)
@@ -74,6 +68,18 @@ def write(path, tensors, metadata):
     else:
         raise OSError(errno.EAGAIN, "another program removes temporary files at every try", path)
     _sync_directory(directory)
+
+
+def target_of(path):
+    """The file that `write` would write.  Refuses what cannot be one."""
+    path = os.path.realpath(os.fsdecode(path))
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.lstat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(f"{path} is a directory")
+        if not stat.S_ISREG(mode):
+            raise ValueError(f"{path} is not a regular file")
+    return path
 
 
 def stem_of(name, added):

@@ -22,6 +22,7 @@ def save(call, path, layout, share, locked):
             `share_of` does.
         locked: calls a function under the lock of the rank's optimizer.
     """
+    checkpoint.format.target_of(path)               # raises here, before there is a file of any rank
     mark, rank = zlib.crc32(os.fsencode(path)), call.team.rank
     numbers = call.agree([Fact("has another path", mark)], tell=secrets.randbits(63))
     token = f"{numbers[0]:016x}"

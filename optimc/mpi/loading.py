@@ -3,8 +3,6 @@
 Saving is `Sharded.save`; the format of the files is checkpoint's.
 """
 
-import inspect
-
 from mpi4py import MPI
 
 from optimc import checkpoint
@@ -32,18 +30,19 @@ def load(path, comm=MPI.COMM_WORLD, *, custom_objects=None, **options):
 
 def _load(call, team, path, custom_objects, options):
     for name in options:
-        if name not in inspect.signature(Sharded).parameters:
+        if name not in Sharded.__init__.__kwdefaults__:
             raise TypeError(f"load() got an unexpected keyword argument {name!r}")
-    _, metadata = checkpoint.format.read(path, lambda name, shape: False)
     sharded = Sharded.__new__(Sharded)
+    sharded._set_options(team, **options)
+    _, metadata = checkpoint.format.read(path, lambda name, shape: False)
     if "shards" in metadata:
         def tensors_for(optimizer, description):
-            sharded._set_up(team, optimizer, **options)
+            sharded._wrap(optimizer)
             return sharded._take_shards(path, checkpoint.format.decode(path, metadata, "shards"), description)
 
         checkpoint.saving.restore(path, metadata, custom_objects, tensors_for)
     else:
-        sharded._set_up(team, checkpoint.load(path, custom_objects), **options)
+        sharded._wrap(checkpoint.load(path, custom_objects))
     call.agree([Fact.of("has another checkpoint", metadata), *sharded._facts_of_setup()[1:]])
     sharded._join()
     return sharded

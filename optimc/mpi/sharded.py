@@ -71,26 +71,30 @@ class Sharded(WrapperOfOne):
                       bucket_bytes=bucket_bytes, timeout=timeout)
 
     def _begin(self, call, team, optimizer, **options):
-        self._set_up(team, optimizer, **options)
+        self._set_options(team, **options)
+        self._wrap(optimizer)
         call.agree(self._facts_of_setup())
         self._join()
 
-    def _set_up(self, team, optimizer, average=True, deterministic=False, bucket_bytes=None, timeout=TIMEOUT):
-        """What the constructor does on this rank alone."""
-        inner = optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
-        if not isinstance(inner, Optimizer):
-            raise TypeError(f"optimizer must be an optimizer or a LossScaleOptimizer, got {type(inner).__name__}")
+    def _set_options(self, team, average=True, deterministic=False, bucket_bytes=None, timeout=TIMEOUT):
+        """What the constructor does on this rank alone, before it knows the optimizer."""
         check_bool("average", average)
         check_bool("deterministic", deterministic)
         bucket_bytes = count(1, optional=True)("bucket_bytes", bucket_bytes)
         check_timeout(timeout)
-        self.optimizer = optimizer          #: the wrapped optimizer: its values may be set
         self.average, self.deterministic = average, deterministic
         self._team, self._exchange = team, None
         self.bucket_bytes = bucket_bytes or default_bucket(self.size)
+        self._kept, self._evaluations = None, set()     # the weights outside of `averaged`, and who is within it
+
+    def _wrap(self, optimizer):
+        """The rest of what the constructor does on this rank alone."""
+        inner = optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
+        if not isinstance(inner, Optimizer):
+            raise TypeError(f"optimizer must be an optimizer or a LossScaleOptimizer, got {type(inner).__name__}")
+        self.optimizer = optimizer          #: the wrapped optimizer: its values may be set
         self._local = inner                 # steps this rank's share
         self._share = Share(inner, self.rank, self.size)
-        self._kept, self._evaluations = None, set()     # the weights outside of `averaged`, and who is within it
 
     def _facts_of_setup(self):
         """The facts that must be the same on all ranks for a new optimizer."""
@@ -299,6 +303,8 @@ class Sharded(WrapperOfOne):
 
     def _finalize(self, call, params):
         averages.bound(self._weights, params)
+        if self._evaluations:
+            raise RuntimeError("within averaged() the weights hold their averages: finalize them after it")
         self._local._locked(lambda: None)               # raises within a step of it
         call.agree([Fact.of("has another use_ema", self._local.use_ema)])
         self._local.finalize_variable_values()

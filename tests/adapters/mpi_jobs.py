@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import sys
+import threading
 import time
 import warnings
 
@@ -258,6 +259,8 @@ def broken_saves(folder):
     refused(ValueError, "rank 0: the optimizer is not built", sharded, lambda: sharded.save(path), weights)
     sharded.apply(some(1), weights)
     sharded.save(path)
+    if WORLD.rank == 0:
+        os.mkdir(f"{folder}/taken")
     WORLD.barrier()
     files = sorted(os.listdir(folder))
     sharded.apply(some(2), weights)
@@ -275,6 +278,10 @@ def broken_saves(folder):
         WORLD.barrier()
         assert sorted(os.listdir(folder)) == files
         WORLD.barrier()
+    refused(OSError, "rank 0: .*taken is a directory", sharded, lambda: sharded.save(f"{folder}/taken"), weights)
+    WORLD.barrier()
+    assert sorted(os.listdir(folder)) == files
+    refused(TypeError, "rank 0: average must be a bool", sharded, lambda: mpi.load(path, average=1), weights)
     if WORLD.size > 1:
         refused(ValueError, f"rank {last} has another path", sharded, lambda: sharded.save(
             path if WORLD.rank < last else f"{path}.other"), weights)
@@ -370,6 +377,8 @@ def features():
             check(weights, expected)
         with sharded.averaged(weights), alone.averaged(expected):
             check(weights, expected)
+            refused(RuntimeError, "rank 0: within averaged.. .*: finalize them after it", sharded,
+                    sharded.finalize_variable_values, [*weights.values()])
         check(weights, expected)
         others = {**weights, "b": weights["b"].copy()} if WORLD.rank == WORLD.size - 1 else weights
         for use in (sharded.finalize_variable_values, lambda params, use=sharded.averaged: use(params).__enter__()):
@@ -389,6 +398,20 @@ def check(weights, expected):
             assert np.allclose(w, expected[name], rtol=1e-4, atol=1e-4 * np.abs(expected[name]).max())
         else:
             assert_same_bits(w, expected[name], name)
+
+
+def crossed():
+    """Threads that make their optimizers on two communicators, in another order on each rank."""
+    comms, made = [WORLD.Dup(), WORLD.Dup()], []
+
+    def make(k):
+        made.append(mpi.Sharded(optimc.SGD(), comms[k], timeout=20.0))
+
+    first = threading.Thread(target=make, args=[WORLD.rank % 2])
+    first.start()
+    make(1 - WORLD.rank % 2)
+    first.join()
+    assert len(made) == 2
 
 
 def memory(ranks):
