@@ -20,7 +20,6 @@ calls.
 """
 
 import builtins
-import contextlib
 import sys
 import threading
 import time
@@ -66,14 +65,15 @@ class Line:
     """The duplicate of a communicator, through which all teams on that communicator talk.
 
     Attributes:
+        comm: the duplicate; None before the first meeting.
         lock: of the thread whose call is in progress.
         method: the name of that call, or None.
         meetings: so far, on this line.
         optimizers: made so far on this line; each has its number.
     """
 
-    def __init__(self, comm):
-        self.comm, self.lock = comm, threading.RLock()
+    def __init__(self):
+        self.comm, self.lock = None, threading.RLock()
         self.method, self.meetings, self.optimizers = None, 0, 0
 
 
@@ -100,7 +100,7 @@ class Team:
     def __init__(self, comm, timeout):
         if not isinstance(comm, MPI.Intracomm):
             raise TypeError(f"comm must be an intracommunicator of mpi4py, got {type(comm).__name__}")
-        self.comm, self.rank, self.size, self.optimizer = comm, comm.rank, comm.size, 0
+        self._given, self.rank, self.size, self.optimizer = comm, comm.rank, comm.size, 0
         try:
             self.timeout = check_timeout(timeout)
         except Exception:
@@ -108,12 +108,8 @@ class Team:
         with self._making:
             self.line = comm.Get_attr(self._lines)
             if self.line is None:
-                with Interrupts(), self._no_return():
-                    twin, request = comm.Idup()
-                    self.wait(request)
-                    self.line = Line(twin)
-                    comm.Set_attr(self._lines, self.line)
-        self.comm = self.line.comm
+                self.line = Line()
+                comm.Set_attr(self._lines, self.line)
 
     def wait(self, request):
         """Waits for a request; after `timeout` seconds, ends the job."""
@@ -129,17 +125,17 @@ class Team:
         print(f"optimc.mpi: rank {self.rank} {why}: the job ends", file=sys.stderr, flush=True)
         self.comm.Abort(1)
 
-    @contextlib.contextmanager
-    def _no_return(self):
-        """Ends the job if its body raises."""
-        try:
-            yield
-        except BaseException as error:
-            self.abort(f"stopped as it duplicated the communicator: {type(error).__name__}: {error}")
-            raise
+    @property
+    def comm(self):
+        """The duplicate of the communicator, once there is one."""
+        return self.line.comm or self._given
 
     def gather(self, mine):
-        """Returns the arrays of all ranks: one row each."""
+        """Returns the arrays of all ranks: one row each.  The first time, duplicates the communicator."""
+        if self.line.comm is None:
+            twin, request = self._given.Idup()
+            self.wait(request)
+            self.line.comm = twin
         rows = np.empty((self.size, *mine.shape), mine.dtype)
         self.wait(self.comm.Iallgather([mine, MPI.BYTE], [rows, MPI.BYTE]))
         return rows
@@ -218,7 +214,7 @@ class Call:
             if self.stage is OPEN:
                 self._meet(error, [0] * NUMBERS)
         finally:
-            if self.stage is BOUND:
+            if self.stage is not OVER:
                 self.team.abort(f"stopped within {self.method}: {_words(error)}".replace("\n", ": ", 1))
 
     def _meet(self, error, numbers):
@@ -260,7 +256,7 @@ def _words(error):
     """The type and the text of an error, in two lines."""
     try:
         return f"{type(error).__name__}\n{error}"
-    except Exception:                               # it cannot be written
+    except BaseException:                           # it cannot be written
         return f"{type(error).__name__}\n"
 
 

@@ -47,6 +47,13 @@ class Unsaid(Exception):
         raise ValueError("no text")
 
 
+class Unsayable(Exception):
+    """An error that ends the program where it is written."""
+
+    def __str__(self):
+        raise SystemExit("no text")
+
+
 class Subject:
     """A sharded optimizer and its weights, which are the same on all ranks."""
 
@@ -76,7 +83,7 @@ def make():
 def values(name, subject, folder, rng):
     """What a parameter is given: values that are good on all ranks, and others."""
     grads, weights = subject.grads(rng), subject.weights
-    bombs = [Bomb(error) for error in (KeyboardInterrupt, SystemExit, MemoryError, Unsaid)]
+    bombs = [Bomb(error) for error in (KeyboardInterrupt, SystemExit, MemoryError, Unsaid, Unsayable)]
     moved = [w.copy() if subject.sharded.built else w + 1 for w in weights]
     return {
         "grads": ([grads], [[*grads[:-1], None], grads[:-1], [None] * 3, None, "no", [weights[0], *grads[1:]],
@@ -362,6 +369,21 @@ def alarms(seed, rounds):
         check(subject, folder)
     if RANK == LAST:
         print("alarmed", counts)
+
+
+def first():
+    """The last rank gets SIGINT in the first meeting on a communicator: all have made the optimizer."""
+    comm, wait, sent = WORLD.Dup(), team.Team.wait, []
+
+    def interrupted(self, request):
+        if RANK == LAST and not sent:
+            sent.append(signal.raise_signal(signal.SIGINT))
+        wait(self, request)
+
+    team.Team.wait = interrupted
+    error = outcome(lambda: mpi.Sharded(make(), comm, timeout=20.0))
+    assert error == (("KeyboardInterrupt", "KeyboardInterrupt\n") if RANK == LAST else None), error
+    mpi.Sharded(make(), comm, timeout=20.0)
 
 
 def half(what):

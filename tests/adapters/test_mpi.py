@@ -83,6 +83,10 @@ def test_errors_are_agreed(ranks):
     run(ranks, "errors")
 
 
+def test_threads_make_optimizers_on_other_communicators_in_any_order():
+    run(2, "crossed")
+
+
 @pytest.mark.parametrize("saving, loading", [(2, 1), (2, 3), (2, 4), (4, 2), (1, 2)])
 def test_checkpoints_are_loaded_by_any_number_of_ranks(tmp_path, saving, loading):
     part = (saving + loading) % 4, 4
@@ -162,6 +166,10 @@ def test_ctrl_c_on_one_rank_comes_before_or_after_a_whole_call(tmp_path, soak):
 
 def test_ctrl_c_at_any_time_leaves_the_ranks_in_step(tmp_path, soak):
     assert "alarmed" in run(2, "alarms", "whole", tmp_path, 0, 4000 if soak else 40, patience=1200, script=FUZZ)
+
+
+def test_ctrl_c_in_the_first_meeting_leaves_the_ranks_in_step(tmp_path):
+    run(2, "first", "plain", tmp_path, script=FUZZ)
 
 
 @pytest.mark.parametrize("what, message", [
