@@ -130,6 +130,17 @@ static int prepare(Averaged *self, Optimizer *optimizer, int keep, struct exchan
 
 /* ------------------------------------------------------------------------- in and out - */
 
+static Optimizer *showing;              /* those whose weights hold their averages: a list of borrowed references */
+
+static void show_no_more(const Optimizer *self)
+{
+    Optimizer **place = &showing;
+    while (*place && *place != self)
+        place = &(*place)->next_shown;
+    if (*place)
+        *place = self->next_shown;
+}
+
 static void enter_one(Optimizer *optimizer, struct evaluation *evaluation)
 {
     *evaluation = (struct evaluation){optimc_this_thread(), optimizer->evaluations};
@@ -151,15 +162,17 @@ static void exchange_all(Averaged *self, struct exchange *exchanges, struct eval
             continue;
         optimizer->shown = Py_NewRef(exchanges[i].weights);
         optimizer->kept = Py_NewRef(exchanges[i].kept);
+        optimizer->next_shown = showing;
+        showing = optimizer;
         enter_one(optimizer, &evaluations[i]);
     }
     PyThreadState *thread = bytes >= LONG_COPY ? PyEval_SaveThread() : NULL;
+    for (Py_ssize_t i = 0; i < n; i++)          /* first all that is kept: optimizers may share a weight */
+        if (exchanges[i].kept)
+            copy_all(exchanges[i].kept, exchanges[i].weights);
     for (Py_ssize_t i = 0; i < n; i++)
-        if (exchanges[i].weights) {
-            if (exchanges[i].kept)
-                copy_all(exchanges[i].kept, exchanges[i].weights);
+        if (exchanges[i].weights)
             copy_all(exchanges[i].weights, exchanges[i].values);
-        }
     optimc_pool_leave();
     if (thread)
         PyEval_RestoreThread(thread);
@@ -167,6 +180,7 @@ static void exchange_all(Averaged *self, struct exchange *exchanges, struct eval
 
 void optimc_put_back(Optimizer *self)
 {
+    optimc_look_for_fork(self);             /* which may put them back too */
     PyObject *weights = self->shown, *kept = self->kept;
     if (weights) {
         /* Steps are refused until the end.  Only who has the turn may let other threads run meanwhile. */
@@ -183,6 +197,7 @@ void optimc_put_back(Optimizer *self)
             optimc_unlock(self);
         }
     }
+    show_no_more(self);
     self->evaluating = 0;
     self->shown = self->kept = NULL;
     Py_XDECREF(weights);
@@ -202,6 +217,29 @@ void optimc_leave_dead_evaluations(Optimizer *self)
     if (!self->evaluations)
         optimc_put_back(self);
 }
+
+PyDoc_STRVAR(leave_dead_doc, "leave_dead_evaluations($module, /)\n--\n\n"
+"In a child process: ends the contexts of threads that it does not have, in all optimizers.");
+
+static PyObject *core_leave_dead_evaluations(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    for (Optimizer *optimizer = showing; optimizer;) {
+        if (optimizer->forks == optimc_pool_forks()) {
+            optimizer = optimizer->next_shown;
+            continue;
+        }
+        Py_INCREF(optimizer);
+        optimc_look_for_fork(optimizer);
+        Py_DECREF(optimizer);
+        optimizer = showing;                /* any of them may be gone by now */
+    }
+    Py_RETURN_NONE;
+}
+
+PyMethodDef optimc_averages_functions[] = {
+    METHOD("leave_dead_evaluations", core_leave_dead_evaluations, METH_NOARGS, leave_dead_doc),
+    {NULL, NULL, 0, NULL},
+};
 
 /* Ends an evaluation.  In a child process it may have ended already. */
 static void leave_one(Optimizer *optimizer, const struct evaluation *evaluation)

@@ -113,6 +113,7 @@ typedef struct optimizer {
     int evaluating;                     /* contexts in which the weights hold their averages: no steps */
     struct evaluation *evaluations;     /* these contexts, which own their entries */
     PyObject *shown, *kept;             /* in these contexts, else NULL: the weights, and as they were trained */
+    struct optimizer *next_shown;       /* in these contexts: another that has some, or NULL; see averages.c */
     int moved;                          /* tensors have moved since the plan was taken over */
     struct tensors *tensors;            /* what steps over tensors need, or NULL: see tensors.h */
     double own_scale;                   /* the loss scale to be put back after the step in progress ... */
@@ -175,6 +176,7 @@ int optimc_lock_all(PyObject *optimizers);                              /* all o
 void optimc_unlock_all(PyObject *optimizers);
 
 /* averages.c: weights that hold their averages for a while.  The type is a new reference, or NULL. */
+extern PyMethodDef optimc_averages_functions[];
 PyTypeObject *optimc_averaged_type(PyObject *module);
 void optimc_put_back(Optimizer *self);              /* ends all evaluations: the weights are as they were trained */
 void optimc_leave_dead_evaluations(Optimizer *self);    /* those of threads that this child process does not have */

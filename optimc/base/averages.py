@@ -5,7 +5,12 @@
 program leaves half of them.
 """
 
+import os
+
 from optimc import _core
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_core.leave_dead_evaluations)
 
 
 def bound(known, params):

@@ -4,6 +4,8 @@ import copy
 import gc
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import warnings
 
@@ -87,6 +89,18 @@ def test_contexts_end_in_any_order(make, order):
             job.step()
         contexts[k].__exit__(None, None, None)
     job.goes_on()
+
+
+def test_optimizers_may_share_a_weight():
+    weight, make = np.ones(3, F), MAKERS["SGD"]
+    weights = {"a": weight, "b": weight}
+    optimizer = optimc.MultiOptimizer(names(make(), make()))
+    for k in range(3):
+        optimizer.apply({name: weight * 0 + k + 1 for name in weights}, weights)
+    trained = weight.copy()
+    with optimizer.averaged():
+        assert (weight != trained).all()
+    assert_same_bits(weight, trained, "the shared weight")
 
 
 def test_threads_evaluate_side_by_side():
@@ -235,7 +249,7 @@ def test_a_child_has_the_trained_weights_back(by, size):
         thread = threading.Thread(target=evaluate)
         thread.start()
         inside.wait()
-        code = child(lambda: (job.optimizer.build(job.weights), job.goes_on()))
+        code = child(lambda: (job.are(job.trained), job.goes_on()))
         go.set()
         thread.join()
     else:
@@ -244,3 +258,41 @@ def test_a_child_has_the_trained_weights_back(by, size):
             code = child(lambda: (context.__exit__(None, None, None), job.goes_on()))
     assert code == 0
     job.goes_on()
+
+
+GARBAGE = """if True:
+    import ctypes, gc, os, threading
+    import numpy as np
+    import optimc
+
+    class Source:
+        def __call__(self):
+            return 0.5
+
+    def make(weight):
+        optimizer, source = optimc.SGD(0.5, use_ema=True), Source()
+        optimizer.learning_rate = source
+        for k in (1, 2):
+            optimizer.apply([np.full_like(weight, k)], [weight])
+        trained, source.context = weight.copy(), optimizer.averaged()
+        thread = threading.Thread(target=source.context.__enter__)
+        thread.start()
+        thread.join()
+        return trained
+
+    gc.disable()
+    weight = np.ones(1 << 18, np.float32)
+    trained = make(weight)
+    pid = ctypes.PyDLL(None).fork()
+    if not pid:
+        gc.collect()
+        os._exit(not (weight == trained).all())
+    assert os.waitpid(pid, 0)[1] == 0"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_an_optimizer_that_is_garbage_in_a_child_puts_its_weights_back():
+    """It is cleared before its context, whose thread is gone there.  A C library forks: Python's hooks do not run."""
+    run = subprocess.run([sys.executable, "-c", GARBAGE], env={**os.environ, "PYTHONMALLOC": "debug"},
+                         capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stderr
