@@ -1,6 +1,5 @@
 """A loss scale that adapts, around any optimizer."""
 
-import contextlib
 import math
 
 import numpy as np
@@ -101,20 +100,15 @@ class LossScaleOptimizer(WrapperOfOne):
     def _apply_routed(self, grads, weights):
         """`apply` for a `MultiOptimizer`: the step of every mapped optimizer, or of none."""
         inner = self.inner_optimizer
-        undo = contextlib.ExitStack()
         with _core.Transaction() as steps:
-            try:
-                if inner._check_all(steps, grads, weights, undo, finite=True):
-                    steps.store(inner.__dict__, "iterations", min(inner.iterations + 1, _core.MOST_STEPS))
-                    self._adapt(steps, True)
-                    steps.commit()
-                else:
-                    with _core.Transaction() as scale:      # `steps` runs none; it locks them until the scale moved
-                        self._adapt(scale, False)
-                        scale.commit()
-            finally:
-                if not steps.committed:
-                    undo.close()
+            if inner._check_all(steps, grads, weights, finite=True):
+                steps.store(inner.__dict__, "iterations", min(inner.iterations + 1, _core.MOST_STEPS))
+                self._adapt(steps, True)
+                steps.commit()
+            else:
+                with _core.Transaction() as scale:          # `steps` runs none; it locks them until the scale moved
+                    self._adapt(scale, False)
+                    scale.commit()
 
     def _adapt(self, steps, finite):
         """Tells a transaction how the scale moves after its step, whose gradients are, or are not, all finite."""

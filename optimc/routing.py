@@ -1,6 +1,5 @@
 """Routing: each weight steps with the optimizer that its name is mapped to."""
 
-import contextlib
 import math
 import re
 
@@ -127,13 +126,12 @@ class MultiOptimizer(Wrapper):
         self.optimizer_map, self.loss_scale_factor = optimizer_map, loss_scale_factor
         self.name = name or "multi_optimizer"
         self.iterations = 0
-        self._used = {}                     # id -> optimizer, in the order of their first weight
         self._routes = {}                   # name -> optimizer
 
     def _inner(self):
         if isinstance(self.optimizer_map, OptimizerMap):
             return self.optimizer_map.optimizers()
-        return list(self._used.values())
+        return list({id(optimizer): optimizer for optimizer in self._routes.values()}.values())
 
     def _numbers(self):
         return ("iterations",)
@@ -147,90 +145,116 @@ class MultiOptimizer(Wrapper):
     def loss_scale_factor(self, value):
         if value is not None:
             value = _core.check_number("loss_scale_factor", value, 0.0, math.inf, LOW_OPEN)
-        for optimizer in () if self._scale_moves else self.__dict__.get("_used", {}).values():
-            optimizer.loss_scale_factor = value
-        self.__dict__["loss_scale_factor"] = value
+        used = {id(one): one for one in self.__dict__.get("_routes", {}).values()}
+        with _core.Transaction() as steps:
+            for _, optimizer in () if self._scale_moves else sorted(used.items()):
+                steps.lock(optimizer)
+                steps.set_value(optimizer, 0, optimizer._index["loss_scale_factor"], value)
+            steps.store(self.__dict__, "loss_scale_factor", value, True)
+            steps.commit()
 
     @property
     def learning_rate(self):
         raise AttributeError("a MultiOptimizer has no learning rate: ask the optimizers it maps to")
 
-    def _route(self, name, undo):
-        if name not in self._routes:
+    def _route(self, name, new):
+        """The optimizer of a name; `new` gets it if the name has none yet."""
+        optimizer = self._routes.get(name) or new.get(name)
+        if optimizer is None:
             optimizer = self.optimizer_map(name)
             if not isinstance(optimizer, Optimizer):
                 raise TypeError(f"optimizer_map must give an optimizer for {name!r}, got "
                                 f"{type(optimizer).__name__}")
-            if self.loss_scale_factor is not None and not self._scale_moves:
-                undo.callback(setattr, optimizer, "loss_scale_factor", optimizer.loss_scale_factor)
-                optimizer.loss_scale_factor = self.loss_scale_factor
-            undo.callback(self._routes.pop, name, None)
-            self._routes[name] = optimizer
-            if id(optimizer) not in self._used:
-                undo.callback(self._used.pop, id(optimizer), None)
-                self._used[id(optimizer)] = optimizer
-        return self._routes[name]
+            new[name] = optimizer
+        return optimizer
 
-    def _split(self, what, entries, undo):
-        """Entries by optimizer: id -> dict; `undo` is told how to undo what this changes."""
+    def _split(self, what, entries, new):
+        """Entries by optimizer: id -> (optimizer, dict).  `new` gets the routes of names that have none yet."""
         if not isinstance(entries, dict):
             raise TypeError(f"{what} must be a dict, whose keys are the names, got {type(entries).__name__}")
         parts = {}
         for name, entry in entries.items():
             if not isinstance(name, str):
                 raise TypeError(f"{what}: keys must be str, got {type(name).__name__}")
-            parts.setdefault(id(self._route(name, undo)), {})[name] = entry
+            optimizer = self._route(name, new)
+            parts.setdefault(id(optimizer), (optimizer, {}))[1][name] = entry
         return parts
 
+    def _scale_of(self, optimizer):
+        """The loss scale that an optimizer gets with its first weight here, or None: it has it, or keeps its own."""
+        gives_none = self.loss_scale_factor is None or self._scale_moves
+        if gives_none or any(optimizer is one for one in self._routes.values()):
+            return None
+        if callable(optimizer._get_value(0, optimizer._index["loss_scale_factor"])):
+            optimizer.loss_scale_factor = self.loss_scale_factor    # a step takes no number in place of a schedule
+            return None
+        return self.loss_scale_factor
+
+    def _keep(self, steps, new, scales):
+        """Tells a transaction of new routes, and of the loss scales that optimizers get with them."""
+        for name, optimizer in new.items():
+            steps.store(self._routes, name, optimizer, True)
+        for optimizer, scale in scales:
+            steps.set_value(optimizer, 0, optimizer._index["loss_scale_factor"], scale)
+
     def build(self, params):
-        """Builds every optimizer for the weights that are mapped to it."""
-        with contextlib.ExitStack() as undo:
-            for key, part in self._split("params", params, undo).items():
-                optimizer = self._used[key]
-                undo.callback(optimizer._come_back, optimizer._locked(optimizer._move, part, may_add=True))
-            undo.pop_all()
+        """Builds every optimizer for the weights that are mapped to it; all of them, or none if one is refused."""
+        new, scales = {}, []
+        with _core.Transaction() as steps:
+            for _, (optimizer, part) in sorted(self._split("params", params, new).items()):     # as steps are locked
+                steps.lock(optimizer)
+                steps.bind(optimizer, optimizer._build(part, may_add=True))
+                if (scale := self._scale_of(optimizer)) is not None:
+                    scales.append((optimizer, scale))
+            self._keep(steps, new, scales)
+            steps.commit()
 
     def apply(self, grads, trainable_variables=None):
         """One step of every optimizer; arguments and errors are `Optimizer.apply`'s, with dicts."""
-        undo = contextlib.ExitStack()
         with _core.Transaction() as steps:
-            try:
-                self._check_all(steps, grads, trainable_variables, undo)
-                steps.store(self.__dict__, "iterations", min(self.iterations + 1, _core.MOST_STEPS))
-                steps.commit()
-            except BaseException:
-                if not steps.committed:
-                    undo.close()
-                raise
+            self._check_all(steps, grads, trainable_variables)
+            steps.store(self.__dict__, "iterations", min(self.iterations + 1, _core.MOST_STEPS))
+            steps.commit()
 
-    def _check_all(self, steps, grads, trainable_variables, undo, finite=False):
+    def _check_all(self, steps, grads, trainable_variables, finite=False):
         """Checks the step of every optimizer that has a gradient, in a transaction.
 
         finite: the caller asks whether all gradients are; False if one is not.
         """
-        parts = self._split("grads", grads, undo)
+        new, scales, ready, good = {}, [], [], True
+        parts, weights = self._split("grads", grads, new), {}
         if trainable_variables is not None:
-            weights = self._split("params", trainable_variables, undo)
+            weights = self._split("params", trainable_variables, new)
             for name in trainable_variables:
                 if name not in grads:
                     raise ValueError(f"grads has no entry for params[{name!r}]")
             for name in grads:
                 if name not in trainable_variables:
                     raise ValueError(f"params has no entry for grads[{name!r}]")
-        idle = {key for key, part in parts.items() if all(grad is None for grad in part.values())}
+        idle = {key for key, (_, part) in parts.items() if all(grad is None for grad in part.values())}
         if len(idle) == len(parts):
             raise ValueError("No gradients provided for any variable.")
         if idle:
-            names = ", ".join(f"params[{name!r}]" for key in idle for name in parts[key])
+            names = ", ".join(f"params[{name!r}]" for key in idle for name in parts[key][1])
             _core.warn(f"Gradients do not exist for {names}: these weights are left as they are")
-        good = {key: steps.check(self._used[key], parts[key], None if trainable_variables is None else weights[key],
-                                 finite=finite, loss_scale=self.loss_scale_factor if self._scale_moves else None)
-                for key in sorted(parts.keys() - idle)}     # in one order: threads that share optimizers wait in turn
-        if finite and not all(good.values()):
+        for key in sorted(parts):           # in one order: threads that share optimizers wait in turn
+            optimizer, part = parts[key]
+            scale = self._scale_of(optimizer) if new else None
+            if scale is not None:
+                scales.append((optimizer, scale))
+            if key in idle:
+                if scale is not None:
+                    steps.lock(optimizer)
+            elif steps.check(optimizer, part, weights[key][1] if weights else None, finite=finite,
+                             loss_scale=self.loss_scale_factor if self._scale_moves else scale):
+                ready.append(optimizer)
+            else:
+                good = False
+        if finite and not good:
             return False
-        for key, is_good in good.items():
-            if is_good:
-                self._used[key]._between()
+        self._keep(steps, new, scales)
+        for optimizer in ready:
+            optimizer._between()
         return True
 
     def scale_loss(self, loss):
@@ -265,8 +289,8 @@ class MultiOptimizer(Wrapper):
         return f"<MultiOptimizer({', '.join(map(repr, self._inner()))})>"
 
     def __getstate__(self):
-        return {**self.__dict__, "_used": list(self._used.values())}
+        return {**self.__dict__, "_used": list({id(one): one for one in self._routes.values()}.values())}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self._used = {id(optimizer): optimizer for optimizer in state["_used"]}
+        del self._used                      # only what reads older pickles knows it

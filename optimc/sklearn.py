@@ -20,7 +20,9 @@ every other argument are scikit-learn's.  Its loop calls an optimizer after each
 import contextlib
 import copy
 import inspect
+import sys
 import warnings
+import weakref
 
 try:
     from sklearn import neural_network
@@ -80,24 +82,54 @@ class _Solver(SGDOptimizer):
         return self.optimizer._inner() if isinstance(self.optimizer, MultiOptimizer) else [self.optimizer]
 
 
+class _Fitting:
+    """A call of `_fit`: what it calls sees another `solver` than the program gave, and nothing else does.
+
+    So whatever interrupts the call leaves the model its solver.
+    """
+
+    calls: weakref.WeakValueDictionary[int, "_Fitting"] = weakref.WeakValueDictionary()      # by the id of the model
+
+    def __init__(self, model, frame):
+        self.frame = frame
+        self.shown = "sgd"                              # scikit-learn asks whether it knows this name
+        self.calls[id(model)] = self
+
+    def called(self, frame):
+        """True if a frame was called by this call, in whatever way."""
+        while frame is not None and frame is not self.frame:
+            frame = frame.f_back
+        return frame is not None
+
+
 class _Fits:
     """Gives scikit-learn's class an optimizer of optimc, keeps its state between fits, and scores its averages."""
+
+    @property
+    def solver(self):
+        call = _Fitting.calls.get(id(self))
+        return call.shown if call and call.called(sys._getframe()) else self._solver
+
+    @solver.setter
+    def solver(self, solver):
+        self.__dict__["solver"] = solver
+
+    @property
+    def _solver(self):
+        return self.__dict__["solver"]
 
     def _check_solver(self):
         return super()._check_solver() if self.solver == "lbfgs" else True
 
     def _fit(self, *args, **kwargs):
-        solver = self.solver
-        if solver == "lbfgs":
+        if self._solver == "lbfgs":
             self.__dict__.pop("_optimizer", None)       # lbfgs moves the weights, so the state no longer fits them
             return super()._fit(*args, **kwargs)
-        # scikit-learn asks whether it knows the solver's name before it calls _fit_stochastic
-        self._solver, self.solver = solver, "sgd"
+        call = _Fitting(self, sys._getframe())
         try:
             return super()._fit(*args, **kwargs)
         finally:
-            self.solver = solver
-            del self._solver
+            call.frame = None
 
     def _fit_stochastic(self, *args):
         goes_on, made_from = self.warm_start or args[-1], self._made_from()
@@ -110,7 +142,7 @@ class _Fits:
         steps.bind({f"{name}_{i}": weight for name, weights in
                     (("coefs", self.coefs_), ("intercepts", self.intercepts_)) for i, weight in enumerate(weights)})
         self._optimizer, self.optimizer_ = steps, steps.optimizer
-        self.solver = ""                                # the loop makes an optimizer for the names it knows only
+        _Fitting.calls[id(self)].shown = ""             # the loop makes an optimizer for the names it knows only
         super()._fit_stochastic(*args)
         if steps.keeps_averages and not self.early_stopping:
             with steps.averaged():

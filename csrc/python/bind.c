@@ -70,6 +70,11 @@ static int refuse_evaluating(const Optimizer *self, const Plan *plan)
     return -1;
 }
 
+int optimc_check_bind(Optimizer *self, PyObject *plan)
+{
+    return optimc_check_plan(self, plan) || refuse_evaluating(self, (Plan *)plan) ? -1 : 0;
+}
+
 /* `_bind` and `_hold`: takes over a plan or a state, and sets counts with it.  Changes nothing on an error.  Code of
    the caller's runs first, as the counts are read; all checks of what it may have changed follow it. */
 static PyObject *take_over(Optimizer *self, PyObject *args, int is_plan)
@@ -95,8 +100,7 @@ static PyObject *take_over(Optimizer *self, PyObject *args, int is_plan)
         }
     }
     if ((self->plan && self->plan->matching != IDLE && optimc_refuse_nested(self))
-        || (is_plan && optimc_check_plan(self, object))
-        || refuse_evaluating(self, is_plan ? (Plan *)object : NULL)) {
+        || (is_plan ? optimc_check_bind(self, object) : refuse_evaluating(self, NULL))) {
         PyMem_Free(running);
         return NULL;
     }

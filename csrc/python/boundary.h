@@ -139,6 +139,7 @@ PyTypeObject *optimc_plan_type(PyObject *module);
 /* bind.c: the plan and the state that an optimizer holds. */
 extern PyMethodDef optimc_bind_methods[];
 int optimc_check_plan(Optimizer *self, PyObject *plan);     /* whether it can hold it: 0, or -1 with an error */
+int optimc_check_bind(Optimizer *self, PyObject *plan);     /* the same, and whether its weights may be others now */
 /* Holds a checked plan, or NULL, and a state.  Nothing here takes memory, and no Python code runs in between. */
 void optimc_hold(Optimizer *self, Plan *plan, PyObject *state);
 void optimc_leave_step(Optimizer *self);                    /* forgets the gradients of the step */

@@ -19,7 +19,7 @@ static struct change *add_change(Transaction *self)
 }
 
 PyDoc_STRVAR(set_value_doc, "set_value($self, optimizer, group, index, value, /)\n--\n\n"
-"Tells what a value of an optimizer with a step here becomes with the commit: a number, or None if it may be.\n"
+"Tells what a value of an optimizer that is locked here becomes with the commit: a number, or None if it may be.\n"
 "The step itself still runs with the value as it is.");
 
 static PyObject *transaction_set_value(Transaction *self, PyObject *args)
@@ -29,7 +29,7 @@ static PyObject *transaction_set_value(Transaction *self, PyObject *args)
     double number;
     if (!PyArg_ParseTuple(args, "OnnO:set_value", &object, &group, &k, &value))
         return NULL;
-    struct checked *step = optimc_step_of(self, object);
+    struct checked *step = optimc_locked_step(self, object);
     if (!step || optimc_find_value(step->optimizer, group, k))
         return NULL;
     Optimizer *optimizer = step->optimizer;
@@ -52,18 +52,48 @@ static PyObject *transaction_set_value(Transaction *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(store_doc, "store($self, mapping, key, value, /)\n--\n\n"
-"Tells what an entry of a dict, which is there already, becomes with the commit.");
+PyDoc_STRVAR(bind_doc, "bind($self, optimizer, plan, /)\n--\n\n"
+"Tells which plan an optimizer that is locked here takes over with the commit.");
+
+static PyObject *transaction_bind(Transaction *self, PyObject *args)
+{
+    PyObject *object, *plan;
+    if (!PyArg_ParseTuple(args, "OO:bind", &object, &plan))
+        return NULL;
+    struct checked *step = optimc_locked_step(self, object);
+    if (!step)
+        return NULL;
+    if (step->progress != ENTERED) {
+        PyErr_SetString(PyExc_ValueError, "optimizer: it has a step in this transaction");
+        return NULL;
+    }
+    for (size_t i = 0; i < self->n_changes; i++)
+        if ((PyObject *)self->changes[i].plan == plan) {
+            PyErr_SetString(PyExc_ValueError, "the plan is bound in this transaction already");
+            return NULL;
+        }
+    struct change *change = optimc_check_bind(step->optimizer, plan) ? NULL : add_change(self);
+    if (!change)
+        return NULL;
+    *change = (struct change){.optimizer = step->optimizer, .plan = (Plan *)Py_NewRef(plan)};
+    Py_INCREF(step->optimizer);
+    self->n_changes++;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(store_doc, "store($self, mapping, key, value, new=False, /)\n--\n\n"
+"Tells what an entry of a dict, which is there already unless it is new, becomes with the commit.");
 
 static PyObject *transaction_store(Transaction *self, PyObject *args)
 {
     PyObject *dict, *key, *value;
-    if (!PyArg_ParseTuple(args, "O!UO:store", &PyDict_Type, &dict, &key, &value) || optimc_refuse_use(self))
+    int new = 0;
+    if (!PyArg_ParseTuple(args, "O!UO|p:store", &PyDict_Type, &dict, &key, &value, &new) || optimc_refuse_use(self))
         return NULL;
     self->busy = CHECKING;              /* so may keys */
     const int there = PyDict_Contains(dict, key);
     self->busy = 0;
-    if (there <= 0) {
+    if (there < 0 || (!there && !new)) {
         if (!there)
             PyErr_SetObject(PyExc_KeyError, key);
         return NULL;
@@ -71,7 +101,7 @@ static PyObject *transaction_store(Transaction *self, PyObject *args)
     struct change *change = add_change(self);
     if (!change)
         return NULL;
-    *change = (struct change){.dict = Py_NewRef(dict), .key = Py_NewRef(key), .value = Py_NewRef(value)};
+    *change = (struct change){.dict = Py_NewRef(dict), .key = Py_NewRef(key), .value = Py_NewRef(value), .new = new};
     self->n_changes++;
     Py_RETURN_NONE;
 }
@@ -80,11 +110,19 @@ static PyObject *transaction_store(Transaction *self, PyObject *args)
 static int store_entry(struct change *change)
 {
     change->before[0] = Py_XNewRef(PyDict_GetItemWithError(change->dict, change->key));
-    if (change->before[0])
+    if (change->before[0] || (change->new && !PyErr_Occurred()))
         return PyDict_SetItem(change->dict, change->key, change->value);
     if (!PyErr_Occurred())
         PyErr_SetObject(PyExc_KeyError, change->key);
     return -1;
+}
+
+int optimc_check_plans(const Transaction *self)
+{
+    for (size_t i = 0; i < self->n_changes; i++)
+        if (self->changes[i].plan && optimc_check_bind(self->changes[i].optimizer, (PyObject *)self->changes[i].plan))
+            return -1;
+    return 0;
 }
 
 int optimc_store_entries(Transaction *self)
@@ -98,7 +136,8 @@ int optimc_store_entries(Transaction *self)
     PyErr_Fetch(&type, &value, &traceback);
     for (size_t i = n + 1; i-- > 0;) {
         struct change *change = &self->changes[i];
-        if (i < n && change->dict && PyDict_SetItem(change->dict, change->key, change->before[0]))
+        if (i < n && change->dict && (change->before[0] ? PyDict_SetItem(change->dict, change->key, change->before[0])
+                : PyDict_DelItem(change->dict, change->key)))
             PyErr_Clear();
         if (change->dict)
             Py_CLEAR(change->before[0]);
@@ -114,6 +153,12 @@ void optimc_set_values(Transaction *self)
         Optimizer *optimizer = change->optimizer;
         if (!optimizer)
             continue;
+        if (change->plan) {
+            change->before[0] = Py_XNewRef((PyObject *)optimizer->plan);
+            change->before[1] = Py_XNewRef(optimizer->state);
+            optimc_hold(optimizer, change->plan, change->plan->state);
+            continue;
+        }
         struct setting *setting = &optimizer->settings[change->group][change->k];
         optimizer->n_sources -= setting->source != NULL;
         change->before[0] = setting->source;
@@ -127,6 +172,7 @@ void optimc_set_values(Transaction *self)
 
 PyMethodDef optimc_changes_methods[] = {
     METHOD("set_value", transaction_set_value, METH_VARARGS, set_value_doc),
+    METHOD("bind", transaction_bind, METH_VARARGS, bind_doc),
     METHOD("store", transaction_store, METH_VARARGS, store_doc),
     {NULL, NULL, 0, NULL},
 };

@@ -53,13 +53,22 @@ static Optimizer *as_optimizer(Transaction *self, PyObject *object)
     return NULL;
 }
 
-struct checked *optimc_step_of(Transaction *self, PyObject *optimizer)
+struct checked *optimc_locked_step(Transaction *self, PyObject *optimizer)
 {
     if (optimc_refuse_use(self))
         return NULL;
     for (size_t i = 0; i < self->n_steps; i++)
-        if ((PyObject *)self->steps[i].optimizer == optimizer && self->steps[i].progress != ENTERED)
+        if ((PyObject *)self->steps[i].optimizer == optimizer)
             return refuse_lost(&self->steps[i]) ? NULL : &self->steps[i];
+    PyErr_SetString(PyExc_ValueError, "optimizer: it has no step in this transaction");
+    return NULL;
+}
+
+struct checked *optimc_step_of(Transaction *self, PyObject *optimizer)
+{
+    struct checked *step = optimc_locked_step(self, optimizer);
+    if (!step || step->progress != ENTERED)
+        return step;
     PyErr_SetString(PyExc_ValueError, "optimizer: it has no step in this transaction");
     return NULL;
 }
@@ -169,6 +178,16 @@ static struct checked *begin_check(Transaction *self, PyObject *object, PyObject
     return NULL;
 }
 
+PyDoc_STRVAR(lock_doc, "lock($self, optimizer, /)\n--\n\n"
+"Locks an optimizer that gets another plan or another value with the commit, and has no step.");
+
+static PyObject *transaction_lock(Transaction *self, PyObject *optimizer)
+{
+    if (!optimc_add_step(self, optimizer))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(check_doc, "check($self, optimizer, grads, trainable_variables=None, finite=False, loss_scale=None)\n"
 "--\n\n"
 "Checks everything of a step and locks the optimizer.  True if the step will run; False if a gradient is not\n"
@@ -251,6 +270,7 @@ static void end_all(Transaction *self, int ran)
     while (self->n_changes) {
         struct change change = self->changes[--self->n_changes];
         Py_XDECREF(change.optimizer);
+        Py_XDECREF(change.plan);
         Py_XDECREF(change.dict);
         Py_XDECREF(change.key);
         Py_XDECREF(change.value);
@@ -275,7 +295,7 @@ static PyObject *transaction_commit(Transaction *self, PyObject *Py_UNUSED(ignor
         if (refuse_lost(&self->steps[i]))
             return NULL;
     self->busy = COMMITTING;
-    if (optimc_store_entries(self)) {
+    if (optimc_check_plans(self) || optimc_store_entries(self)) {
         self->busy = 0;
         return NULL;
     }
@@ -367,6 +387,7 @@ static void transaction_dealloc(Transaction *self)
 }
 
 static PyMethodDef own_methods[] = {
+    METHOD("lock", transaction_lock, METH_O, lock_doc),
     METHOD("check", transaction_check, METH_VARARGS | METH_KEYWORDS, check_doc),
     METHOD("check_tensors", transaction_check_tensors, METH_VARARGS | METH_KEYWORDS, check_tensors_doc),
     METHOD("commit", transaction_commit, METH_NOARGS, commit_doc),

@@ -29,12 +29,14 @@ struct checked {
     struct group *groups;               /* room for the groups as they were checked, if values change; or NULL */
 };
 
-/* A change that belongs to the commit: a value of an optimizer, or an entry of a dict. */
+/* A change that belongs to the commit: a value or the plan of an optimizer, or an entry of a dict. */
 struct change {
     Optimizer *optimizer;               /* NULL for an entry of a dict */
+    Plan *plan;                         /* NULL for a value */
     Py_ssize_t group, k;
     double number;
     PyObject *dict, *key, *value;
+    int new;                            /* the entry may be missing so far */
     PyObject *before[2];                /* what the change replaced, kept so that no code runs during a commit */
 };
 
@@ -57,6 +59,7 @@ int optimc_refuse_use(const Transaction *self);
 
 /* The step of an optimizer in a transaction, not only ENTERED, or NULL with an error. */
 struct checked *optimc_step_of(Transaction *self, PyObject *optimizer);
+struct checked *optimc_locked_step(Transaction *self, PyObject *optimizer);     /* the same, or only ENTERED */
 
 /* Locks an optimizer and adds a step that is ENTERED, or NULL with an error.  optimc_drop_step takes it out again,
    given up and unlocked: it is the last. */
@@ -66,6 +69,9 @@ void optimc_drop_step(Transaction *self);
 /* Notes what a look into the gradients said: 1 they are good, 0 they are not, -1 an error; `finite`: the caller asks.
    A bool, or NULL. */
 PyObject *optimc_note_look(struct checked *step, int good, int finite);
+
+/* Looks whether the optimizers can still take over their plans: 0, or -1 with an error. */
+int optimc_check_plans(const Transaction *self);
 
 /* Stores the entries of dicts: 0, or -1 with an error, and then all is as it was. */
 int optimc_store_entries(Transaction *self);

@@ -1,15 +1,18 @@
 """optimc.sklearn beside scikit-learn: the same estimators, the same loss curves, and state that is kept."""
 
+import contextlib
 import copy
 import doctest
 import pickle
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 from cases import assert_same_bits
 from conftest import require
+from interrupting import every_interruption
 from places import ROOT
 
 import optimc
@@ -336,3 +339,25 @@ def test_it_is_imported_only_when_asked_for():
 def test_no_convergence_is_still_told(tables):
     with pytest.warns(sklearn.exceptions.ConvergenceWarning):
         make("MLPRegressor", solver=optimc.SGD()).fit(*tables["MLPRegressor"])
+
+
+@pytest.mark.parametrize("solver", ["sgd", "lion", optimc.ScheduleFreeAdamW(0.1)], ids=str)
+@pytest.mark.parametrize("error", [False, True], ids=["ends", "raises"])
+def test_an_interrupted_fit_leaves_the_solver_as_it_was_given(solver, error):
+    X, y = np.linspace(-1, 1, 40).reshape(20, 2), np.linspace(0, 1, 20)
+    y = np.full(20, "x") if error else y
+    models = []
+
+    def prepare():
+        models.append(MLPRegressor(solver=solver, hidden_layer_sizes=2, max_iter=2, random_state=0))
+
+        def fit():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with contextlib.suppress(ValueError, TypeError):
+                    models[-1].fit(X, y)
+        return fit
+
+    for _ in every_interruption(prepare=prepare, opcodes=True, within=adapter.__file__, most=60):
+        assert models[-1].solver is solver and models[-1].get_params()["solver"] is solver
+    assert (getattr(models[-1], "n_iter_", 0) == 2) != error

@@ -311,3 +311,59 @@ def test_a_step_that_has_begun_is_collected_with_its_optimizer():
     del cycle, optimizer, steps                 # the optimizer, which is older, is cleared first
     gc.collect()
     assert alive() is None and w.tolist() == [0.5, 1, 1]
+
+
+def test_plans_are_bound_with_the_commit_alone():
+    one, two = optimc.SGD(0.5), optimc.SGD(0.5)
+    weights = [ones()]
+    plan = one._locked(one._build, weights)
+    with _core.Transaction() as steps:
+        with pytest.raises(ValueError, match="no step in this transaction"):
+            steps.bind(one, plan)
+        for optimizer in (one, two):
+            steps.lock(optimizer)
+        with pytest.raises(TypeError, match="expected a plan"):
+            steps.bind(one, None)
+        steps.bind(one, plan)
+        with pytest.raises(ValueError, match="bound in this transaction already"):
+            steps.bind(two, plan)
+        steps.set_value(one, 0, one._index["learning_rate"], 0.25)
+        assert not one.built and one.learning_rate == 0.5
+        steps.commit()
+    assert one.built and not two.built and one.learning_rate == 0.25
+    one.apply([ones()])
+    assert (weights[0] == 0.75).all()
+
+
+def test_a_plan_that_was_taken_meanwhile_is_not_bound():
+    one, two = optimc.SGD(0.5), optimc.SGD(0.5)
+    plan, entries = one._locked(one._build, [ones()]), {}
+    with _core.Transaction() as steps:
+        steps.lock(one)
+        steps.bind(one, plan)
+        steps.store(entries, "new", 1, True)
+        two._bind(plan)
+        with pytest.raises(ValueError, match="belongs to another optimizer"):
+            steps.commit()
+        assert not steps.committed
+    assert not one.built and two.built and entries == {}
+
+
+def test_a_new_entry_goes_when_another_cannot_be_stored():
+    class Refused(str):
+        armed = False
+
+        def __hash__(self):
+            if self.armed:
+                raise ValueError("no hash")
+            return 7
+
+    entries, key = {"old": 1}, Refused("key")
+    with _core.Transaction() as steps:
+        steps.store(entries, "old", 2)
+        steps.store(entries, "new", 3, True)
+        steps.store(entries, key, 4, True)
+        Refused.armed = True
+        with pytest.raises(ValueError, match="no hash"):
+            steps.commit()
+    assert entries == {"old": 1}

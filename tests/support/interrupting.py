@@ -1,5 +1,6 @@
 """Interrupts a call at each of its points in turn, as Ctrl-C or a signal handler that raises can."""
 
+import contextlib
 import sys
 
 
@@ -7,44 +8,51 @@ class Interruption(KeyboardInterrupt):
     """The exception that is raised, so that no other is taken for it."""
 
 
-def every_interruption(call=None, *, prepare=None, opcodes=False, stride=1):
-    """Yields the number of each interrupted run of a call, after the run; the last run is not interrupted.
+def every_interruption(call=None, *, prepare=None, opcodes=False, within="", most=None):
+    """Yields the number of the point after each interrupted run of a call; the last run is not interrupted.
 
     Args:
         call: a function without arguments.
         prepare: instead, a function that gives such a function before every run.
-        opcodes: interrupt before every bytecode, where Python hears of signals or not; else before every line.
-        stride: interrupt at every n-th point only.
+        opcodes: the points are before every bytecode, where Python hears of signals or not; else before every line.
+        within: only points in files whose path begins so.
+        most: at most so many points, evenly spread; default: all.
     """
-    k, over = 0, False
-    while not over:
-        function = prepare() if prepare else call
-        over = not _interrupted(function, k, "opcode" if opcodes else "line")
+    kind = "opcode" if opcodes else "line"
+
+    def run(k):
+        return _interrupted(prepare() if prepare else call, k, kind, within)
+
+    points = range(run(sys.maxsize)) if most else range(sys.maxsize)
+    for k in points[::-(-len(points) // most)] if most and points else points:
+        if run(k) <= k:
+            break
         yield k
-        k += stride
+    run(sys.maxsize)
+    yield -1
 
 
-def _interrupted(function, k, kind):
-    """Runs a function and raises before its k-th point; False if it had fewer points."""
-    left, raised = k, False
+def _interrupted(function, k, kind, within):
+    """Runs a function and raises before its k-th point.  Gives the number of points up to there, or of all."""
+    passed = 0
 
     def trace(frame, event, _):
-        nonlocal left, raised
+        nonlocal passed
+        if not frame.f_code.co_filename.startswith(within):
+            return None
         frame.f_trace_opcodes = kind == "opcode"
-        if event == kind and not raised:
-            left -= 1
-            if left < 0:
-                raised = True
+        if event == kind and passed <= k:
+            passed += 1
+            if passed > k:
                 sys.settrace(None)
                 raise Interruption
         return trace
 
     before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        function()
-    except Interruption:
-        pass
-    finally:
-        sys.settrace(before)
-    return raised
+    with contextlib.suppress(Interruption):
+        sys.settrace(trace)
+        try:
+            function()
+        finally:
+            sys.settrace(before)
+    return passed
