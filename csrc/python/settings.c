@@ -206,7 +206,8 @@ static PyObject *set_value_now(Optimizer *self, PyObject *args)
     struct group *g = &self->groups[group];
     if (source && k >= OPTIONS)
         optimc_group_vary(g, (int)k - OPTIONS, self->calls / self->accumulate);
-    g->values[k] = number;
+    /* A step in progress has asked already, maybe: it goes on with the number that it has. */
+    g->values[k] = real ? number : self->groups[self->settings[group][k].own ? group : 0].values[k];
     put(self, group, k, (struct setting){.source = source, .with_step = with_step, .own = 1});
     Py_RETURN_NONE;
 }

@@ -138,3 +138,25 @@ def test_a_schedule_may_still_set_values_of_its_own_step():
     optimizer.apply([ONE], [w])
     optimizer.apply([ONE], [w])
     assert (w == -0.5).all()                    # the first step is clipped already
+
+
+def test_a_schedule_that_is_set_within_a_step_counts_from_the_next():
+    """By a schedule that is asked later, for all weights and for a group, and by a gradient."""
+    def later():
+        optimizer.learning_rate = lambda: 0.25
+        optimizer.groups[0]["learning_rate"] = lambda: 0.125
+        return 0.0
+
+    class Gradient:
+        def __array__(self, *args, **kwargs):
+            later()
+            return ONE
+
+    for momentum, gradient in ((later, ONE), (0.0, Gradient())):
+        weights = [np.zeros(3, np.float32), np.zeros(3, np.float32)]
+        optimizer = optimc.SGD(0.5, momentum=0.0, groups=[{"params": [1], "momentum": momentum}])
+        optimizer.apply([gradient, ONE], weights)
+        assert [float(w[0]) for w in weights] == [-0.5, -0.5]
+        optimizer.groups[0]["momentum"] = 0.0
+        optimizer.apply([ONE, ONE], weights)
+        assert [float(w[0]) for w in weights] == [-0.75, -0.625]
