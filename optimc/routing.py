@@ -131,7 +131,12 @@ class MultiOptimizer(Wrapper):
     def _inner(self):
         if isinstance(self.optimizer_map, OptimizerMap):
             return self.optimizer_map.optimizers()
-        return list({id(optimizer): optimizer for optimizer in self._routes.values()}.values())
+        return self._routed()
+
+    def _routed(self):
+        """The optimizers that weights are routed to, once each."""
+        routed = list(self._routes.values())            # a copy: another thread may add routes
+        return list({id(optimizer): optimizer for optimizer in routed}.values())
 
     def _numbers(self):
         return ("iterations",)
@@ -145,7 +150,7 @@ class MultiOptimizer(Wrapper):
     def loss_scale_factor(self, value):
         if value is not None:
             value = _core.check_number("loss_scale_factor", value, 0.0, math.inf, LOW_OPEN)
-        used = {id(one): one for one in self.__dict__.get("_routes", {}).values()}
+        used = {id(one): one for one in self._routed()} if "_routes" in self.__dict__ else {}
         with _core.Transaction() as steps:
             for _, optimizer in () if self._scale_moves else sorted(used.items()):
                 steps.lock(optimizer)
@@ -183,7 +188,7 @@ class MultiOptimizer(Wrapper):
     def _scale_of(self, optimizer):
         """The loss scale that an optimizer gets with its first weight here, or None: it has it, or keeps its own."""
         gives_none = self.loss_scale_factor is None or self._scale_moves
-        if gives_none or any(optimizer is one for one in self._routes.values()):
+        if gives_none or any(optimizer is one for one in self._routed()):
             return None
         if callable(optimizer._get_value(0, optimizer._index["loss_scale_factor"])):
             optimizer.loss_scale_factor = self.loss_scale_factor    # a step takes no number in place of a schedule
@@ -289,7 +294,9 @@ class MultiOptimizer(Wrapper):
         return f"<MultiOptimizer({', '.join(map(repr, self._inner()))})>"
 
     def __getstate__(self):
-        return {**self.__dict__, "_used": list({id(one): one for one in self._routes.values()}.values())}
+        routes = dict(self._routes)                     # a step may add some while they are copied
+        used = list({id(one): one for one in routes.values()}.values())
+        return {**self.__dict__, "_routes": routes, "_used": used}
 
     def __setstate__(self, state):
         self.__dict__.update(state)

@@ -235,6 +235,20 @@ def test_a_copy_of_a_wrapper_is_of_one_moment(make, copied, place):
         assert_same_bits(weights[name], moved[name])
 
 
+def test_a_copy_of_a_wrapper_has_the_routes_of_its_moment():
+    optimizers = {name: optimc.SGD(0.5) for name in "ab"}
+    weights = {name: np.ones(2, np.float32) for name in "ab"}
+    wrapper = optimc.MultiOptimizer(lambda name: optimizers[name])
+    wrapper.build({"a": weights["a"]})
+    state = dict(wrapper.__dict__)
+    wrapper.__dict__.clear()
+    wrapper.__dict__.update({"note": Steps(lambda: wrapper.build(weights)), **state})
+    again = copy.deepcopy(wrapper)
+    assert list(wrapper._routes) == ["a", "b"] and list(again._routes) == ["a"]
+    again.apply({name: weight * 1 for name, weight in weights.items()}, weights)
+    assert all((weight == 0.5).all() for weight in weights.values())
+
+
 def test_copies_of_a_wrapper_and_of_its_parts_stay_together():
     wrapper = optimc.LossScaleOptimizer(optimc.SGD(0.5))
     for copied in (copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))):
