@@ -98,8 +98,9 @@ class State(NamedTuple):
         """
         likes = tuple(like_from(*entry) for entry in description["shapes"])
         names, waiting = description["names"], tuple(map(bool, description["waiting"]))
-        if names is not None and (len(names) != len(likes) or not all(isinstance(name, str) for name in names)):
-            raise ValueError("names: expected one per weight")
+        if names is not None and (len(names) != len(likes) or not all(isinstance(name, str) for name in names)
+                                  or len(set(names)) != len(names)):
+            raise ValueError("names: expected one per weight, each another")
         if len(waiting) not in (0, len(likes)):
             raise ValueError("waiting: expected one per weight")
         slots = description["slots"]

@@ -126,6 +126,7 @@ HOSTILE = {
     "sizes that are none": set_optimizer(shapes=[[[-4, 3], "float32"]] * 5),
     "an object dtype": set_optimizer(shapes=[[[4, 3], "object"]] * 5),
     "names that do not fit": set_optimizer(names=["a"]),
+    "names that are equal": set_optimizer(names=["a", "b", "c", "d", "a"]),
     "running of text": set_optimizer(running=[["x"] * 11]),
     "no running": set_optimizer(running=[]),
     "running without names": set_optimizer(running=[[0.0] * 10]),
