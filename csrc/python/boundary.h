@@ -199,7 +199,7 @@ extern PyMethodDef optimc_sources_functions[];
 /* Reads a real number, also of an array of no axes if `array_too`: 1; 0 if it is none; -1 with an error. */
 int optimc_read_number(PyObject *object, int array_too, double *number);
 
-/* Whether a number is in its range: 0, or -1 with an error that says it came `from` somewhere, or "". */
+/* Checks that a number is in its range: 0, or -1 with an error that says it came `from` somewhere, or "". */
 int optimc_check_bound(const struct bound *bound, double number, PyObject *object, const char *from);
 
 /* The number in an item of a dict; the setting must own its references.  0 or -1. */
@@ -212,11 +212,12 @@ int optimc_ask(Optimizer *self, size_t group, int k, double *number);
 extern PyMethodDef optimc_running_methods[];
 void optimc_settle_groups(Optimizer *self);         /* counts this update in the products of values that vary */
 
-/* What `_get_running` gave, read: an entry per group, to be freed by PyMem_Free; or NULL with an error.  It may run
-   code of the caller's, but adds no group while the optimizer is locked. */
-struct running {
+struct running {                        /* of one group */
     double products[MAX_HYPERS], scalars[MAX_SCALARS + 1];
 };
+
+/* Reads the result of `_get_running`: an entry per group, to be freed by PyMem_Free; or NULL with an error.  It may
+   run code of the caller's, but adds no group while the optimizer is locked. */
 struct running *optimc_read_running(Optimizer *self, PyObject *given);
 void optimc_set_running(Optimizer *self, const struct running *running);    /* runs no code and takes no memory */
 

@@ -127,7 +127,7 @@ static int collect(struct look *look)
 
 /* --------------------------------------------------------------------------- holding - */
 
-/* Whether calling a method of a tensor may run Python code. */
+/* 1 if calling a method of a tensor may run Python code, else 0. */
 static int is_foreign(const struct tensors *tensors, PyObject *tensor)
 {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tensors->types); i++)
@@ -179,7 +179,7 @@ static int refuse_hold(const struct look *look, PyObject *tensor, const char *ar
     return -1;
 }
 
-/* Whether a method of any of the tensors may run Python code. */
+/* 1 if a method of any of the tensors may run Python code, else 0. */
 static int is_any_foreign(const struct look *look)
 {
     const struct tensors *tensors = look->tensors;
@@ -246,8 +246,8 @@ void optimc_release_tensors(struct tensors *tensors)
 
 /* --------------------------------------------------------------------------- looking - */
 
-/* Whether the values of a tensor are those in its memory, and may be written: 1, or 0 and -1 with an error.  It runs
-   foreign code. */
+/* 1 if the values of a tensor are those in its memory, and may be written; 0, or -1 with an error.  It runs foreign
+   code. */
 static int is_plain(struct look *look, PyObject *tensor)
 {
     look->again = 1;
@@ -307,9 +307,9 @@ static int place_all(struct look *look)
     return CHECKED;
 }
 
-/* Whether a gradient may have torch's negative bit: its values are then those in memory, negated.  Imaginary parts
-   of conjugates have it.  They lie between the real parts, so that they are contiguous only if they are one number,
-   which does not begin a piece of torch's memory.  To ask the tensor would give up the GIL. */
+/* 1 if a gradient may have torch's negative bit, else 0.  Its values are then those in memory, negated.  Imaginary
+   parts of conjugates have it.  They lie between the real parts, so that they are contiguous only if they are one
+   number, which does not begin a piece of torch's memory.  To ask the tensor would give up the GIL. */
 static int may_be_negative(const struct view *view)
 {
     return !view->c_order || (optimc_view_size(view) == 1 && (uintptr_t)view->data % 64);
@@ -353,7 +353,7 @@ static int take_all(struct look *look)
     return CHECKED;
 }
 
-/* Whether a step is to give up the GIL: whether it takes much longer than holding what it touches. */
+/* 1 if a step is to give up the GIL, because it takes much longer than holding what it touches; else 0. */
 static int is_worth_holding(const struct tensors *tensors, const Plan *plan)
 {
     const double cost = optimc_plan_whole_cost(plan->core);

@@ -84,7 +84,7 @@ struct given {
     Py_ssize_t index;
 };
 
-/* What errors call a part of the weight. */
+/* The name that errors give a part of the weight. */
 static PyObject *label_of(const struct given *given, int part)
 {
     PyObject *weight = given->name == Py_None ? PyUnicode_FromFormat("params[%zd]", given->index)
@@ -265,7 +265,7 @@ static void note_user(Plan *self)
     self->forks = optimc_pool_forks();
 }
 
-/* Whether a method may be called: 0, or -1 with an error.  alone: no optimizer may hold the plan.
+/* Refuses a method that may not be called now: 0, or -1 with an error.  alone: no optimizer may hold the plan.
    matched: gradients must have been matched. */
 static int refuse_call(Plan *self, int alone, int matched)
 {

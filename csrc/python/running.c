@@ -52,7 +52,7 @@ static int set_number(PyObject *dict, PyObject *name, double value)
     return failed;
 }
 
-/* What runs along in one group, by name.  `names`: the rule's scalars, or NULL. */
+/* The running values of one group, by name.  `names`: the rule's scalars, or NULL. */
 static PyObject *running_of(const Optimizer *self, const struct group *group, PyObject *names)
 {
     PyObject *products = PyDict_New(), *scalars = PyDict_New();
@@ -97,7 +97,7 @@ static PyObject *numbers_of(PyObject *one, const char *key, size_t group)
     return NULL;
 }
 
-/* Whether a dict has a number of that name: then it is given, and counted in `found`.  -1 with an error. */
+/* 1 if a dict has a number of that name, which is given, and counted in `found`; else 0.  -1 with an error. */
 static int find_number(PyObject *numbers, PyObject *name, double *number, Py_ssize_t *found)
 {
     PyObject *object = PyDict_GetItemWithError(numbers, name);

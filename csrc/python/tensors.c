@@ -105,7 +105,7 @@ static struct tensors *make_tensors(const Plan *plan, PyObject *orders, PyObject
     return NULL;
 }
 
-/* Whether an order names every axis once. */
+/* 1 if an order names every axis once, else 0. */
 static int is_order(PyObject *order, int ndim)
 {
     uint64_t missing = ndim ? ~(uint64_t)0 >> (64 - ndim) : 0;

@@ -38,7 +38,7 @@ void optimc_free_tensors(struct tensors *tensors);
 /* Lets go of what the step in progress holds. */
 void optimc_release_tensors(struct tensors *tensors);
 
-/* Whether all watched items are unchanged, or -1 with an error. */
+/* 1 if all watched items are unchanged, else 0; -1 with an error. */
 int optimc_is_as_watched(const Optimizer *self);
 
 /* The part of optimc_check_tensors that reads no element of a gradient. */

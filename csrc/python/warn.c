@@ -2,7 +2,7 @@
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 
-/* Whether a frame runs code of optimc: 1, 0, or -1 with an error. */
+/* 1 if a frame runs code of optimc, else 0; -1 with an error. */
 static int is_own(PyFrameObject *frame)
 {
     PyObject *globals = PyFrame_GetGlobals(frame);
