@@ -164,7 +164,10 @@ class Turn:
 @final
 class Averaged:
     def __new__(
-        cls, optimizers: Iterable[Optimizer], averages_of: Callable[[Any], Iterable[_Array] | None]
+        cls,
+        optimizers: Iterable[Optimizer],
+        averages_of: Callable[[Any], Iterable[_Array] | None],
+        whole: tuple[_Array, ...] = ...,
     ) -> Self: ...
     def __enter__(self) -> None: ...
     def __exit__(self, *args: object) -> Literal[False]: ...

@@ -21,14 +21,14 @@ typedef struct {
     PyObject_HEAD
     PyObject *optimizers;               /* a tuple, in the order of their turns */
     PyObject *averages_of;              /* a function of an optimizer */
+    PyObject *whole;                    /* a tuple of arrays that hold the weights and more, or NULL: the weights */
     struct evaluation *entered;         /* one for each optimizer, or NULL */
     int busy;
 } Averaged;
 
 /* The arrays that change places in an optimizer, tuples of one length. */
 struct exchange {
-    PyObject *weights, *values;
-    PyObject *kept;                     /* memory for the trained weights, or NULL: they are lost */
+    PyObject *weights, *values, *shown, *kept;  /* shown holds the weights; kept is memory for it, or NULL */
 };
 
 /* ------------------------------------------------------------------------------ copies - */
@@ -79,32 +79,40 @@ static void drop(struct exchange *exchange)
 {
     Py_CLEAR(exchange->weights);
     Py_CLEAR(exchange->values);
+    Py_CLEAR(exchange->shown);
     Py_CLEAR(exchange->kept);
 }
 
+/* A tuple with memory for each of some arrays. */
+static PyObject *new_like_all(PyObject *arrays)
+{
+    PyObject *made = PyTuple_New(PyTuple_GET_SIZE(arrays));
+    for (Py_ssize_t i = 0; made && i < PyTuple_GET_SIZE(arrays); i++) {
+        PyTuple_SET_ITEM(made, i, new_like((PyArrayObject *)PyTuple_GET_ITEM(arrays, i)));
+        if (!PyTuple_GET_ITEM(made, i))
+            Py_CLEAR(made);
+    }
+    return made;
+}
+
 /* Makes the tuples of an exchange: 0 or -1. */
-static int lay_out(Optimizer *optimizer, PyObject *averages, int keep, struct exchange *exchange)
+static int lay_out(Averaged *self, Optimizer *optimizer, PyObject *averages, int keep, struct exchange *exchange)
 {
     PyObject *weights = exchange->weights = Py_NewRef(optimizer->plan->weights);
-    const Py_ssize_t n = PyTuple_GET_SIZE(weights);
-    if (PyTuple_GET_SIZE(averages) != n) {
-        PyErr_Format(PyExc_ValueError, "averages: expected %zd arrays, one per weight, got %zd", n,
-            PyTuple_GET_SIZE(averages));
+    const Py_ssize_t n = PyTuple_GET_SIZE(weights), given = PyTuple_GET_SIZE(averages);
+    if (given != n) {
+        PyErr_Format(PyExc_ValueError, "averages: expected %zd arrays, one per weight, got %zd", n, given);
         return -1;
     }
+    exchange->shown = keep ? Py_NewRef(self->whole ? self->whole : weights) : NULL;
+    exchange->kept = keep ? new_like_all(exchange->shown) : NULL;
     exchange->values = PyTuple_New(n);
-    exchange->kept = keep ? PyTuple_New(n) : NULL;
     if (!exchange->values || (keep && !exchange->kept))
         return -1;
     for (Py_ssize_t i = 0; i < n; i++) {
         PyArrayObject *weight = (PyArrayObject *)PyTuple_GET_ITEM(weights, i);
-        PyObject *value = laid_out_like(PyTuple_GET_ITEM(averages, i), weight);
-        PyObject *copy = value && keep ? new_like(weight) : NULL;
-        if (value)
-            PyTuple_SET_ITEM(exchange->values, i, value);
-        if (copy)
-            PyTuple_SET_ITEM(exchange->kept, i, copy);
-        if (!value || (keep && !copy))
+        PyTuple_SET_ITEM(exchange->values, i, laid_out_like(PyTuple_GET_ITEM(averages, i), weight));
+        if (!PyTuple_GET_ITEM(exchange->values, i))
             return -1;
     }
     return 0;
@@ -123,7 +131,7 @@ static int prepare(Averaged *self, Optimizer *optimizer, int keep, struct exchan
         return 0;
     if (!optimizer->plan)
         PyErr_SetString(PyExc_ValueError, "the optimizer is not built: it has no weights yet");
-    const int failed = !optimizer->plan || lay_out(optimizer, averages, keep, exchange);
+    const int failed = !optimizer->plan || lay_out(self, optimizer, averages, keep, exchange);
     Py_DECREF(averages);
     return failed ? -1 : 0;
 }
@@ -154,13 +162,13 @@ static void exchange_all(Averaged *self, struct exchange *exchanges, struct eval
     const Py_ssize_t n = PyTuple_GET_SIZE(self->optimizers);
     npy_intp bytes = 0;
     for (Py_ssize_t i = 0; i < n; i++)
-        bytes += bytes_of(exchanges[i].weights);
+        bytes += bytes_of(exchanges[i].weights) + bytes_of(exchanges[i].shown);
     optimc_pool_enter();
     for (Py_ssize_t i = 0; evaluations && i < n; i++) {
         Optimizer *optimizer = (Optimizer *)PyTuple_GET_ITEM(self->optimizers, i);
         if (!exchanges[i].weights)
             continue;
-        optimizer->shown = Py_NewRef(exchanges[i].weights);
+        optimizer->shown = Py_NewRef(exchanges[i].shown);
         optimizer->kept = Py_NewRef(exchanges[i].kept);
         optimizer->next_shown = showing;
         showing = optimizer;
@@ -169,7 +177,7 @@ static void exchange_all(Averaged *self, struct exchange *exchanges, struct eval
     PyThreadState *thread = bytes >= LONG_COPY ? PyEval_SaveThread() : NULL;
     for (Py_ssize_t i = 0; i < n; i++)          /* first all that is kept: optimizers may share a weight */
         if (exchanges[i].kept)
-            copy_all(exchanges[i].kept, exchanges[i].weights);
+            copy_all(exchanges[i].kept, exchanges[i].shown);
     for (Py_ssize_t i = 0; i < n; i++)
         if (exchanges[i].weights)
             copy_all(exchanges[i].weights, exchanges[i].values);
@@ -181,16 +189,16 @@ static void exchange_all(Averaged *self, struct exchange *exchanges, struct eval
 void optimc_put_back(Optimizer *self)
 {
     optimc_look_for_fork(self);             /* which may put them back too */
-    PyObject *weights = self->shown, *kept = self->kept;
-    if (weights) {
+    PyObject *shown = self->shown, *kept = self->kept;
+    if (shown) {
         /* Steps are refused until the end.  Only who has the turn may let other threads run meanwhile. */
         PyThreadState *thread = NULL;
-        const int locked = !self->owner && bytes_of(weights) >= LONG_COPY && !optimc_take_turn(self);
+        const int locked = !self->owner && bytes_of(shown) >= LONG_COPY && !optimc_take_turn(self);
         if (locked) {
             optimc_pool_enter();
             thread = PyEval_SaveThread();
         }
-        copy_all(weights, kept);
+        copy_all(shown, kept);
         if (locked) {
             optimc_pool_leave();
             PyEval_RestoreThread(thread);
@@ -200,7 +208,7 @@ void optimc_put_back(Optimizer *self)
     show_no_more(self);
     self->evaluating = 0;
     self->shown = self->kept = NULL;
-    Py_XDECREF(weights);
+    Py_XDECREF(shown);
     Py_XDECREF(kept);
 }
 
@@ -364,9 +372,9 @@ static PyObject *averaged_finalize(Averaged *self, PyObject *Py_UNUSED(ignored))
 
 static PyObject *averaged_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"optimizers", "averages_of", NULL};
-    PyObject *given, *averages_of;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO:Averaged", names, &given, &averages_of))
+    static char *names[] = {"optimizers", "averages_of", "whole", NULL};
+    PyObject *given, *averages_of, *whole = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O!", names, &given, &averages_of, &PyTuple_Type, &whole))
         return NULL;
     PyObject *optimizers = optimc_in_order(((struct state *)PyType_GetModuleState(type))->type, given);
     Averaged *self = optimizers ? (Averaged *)type->tp_alloc(type, 0) : NULL;
@@ -376,6 +384,7 @@ static PyObject *averaged_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     }
     self->optimizers = optimizers;
     self->averages_of = Py_NewRef(averages_of);
+    self->whole = Py_XNewRef(whole);
     return (PyObject *)self;
 }
 
@@ -384,6 +393,7 @@ static int averaged_traverse(Averaged *self, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->optimizers);
     Py_VISIT(self->averages_of);
+    Py_VISIT(self->whole);
     return 0;
 }
 
@@ -391,6 +401,7 @@ static int averaged_clear(Averaged *self)
 {
     leave(self);
     Py_CLEAR(self->averages_of);
+    Py_CLEAR(self->whole);
     return 0;
 }
 
@@ -414,9 +425,10 @@ static PyMethodDef averaged_methods[] = {
 };
 
 static PyType_Slot averaged_slots[] = {
-    {Py_tp_doc, "Averaged(optimizers, averages_of)\n--\n\n"
+    {Py_tp_doc, "Averaged(optimizers, averages_of, whole=...)\n--\n\n"
         "A context in which weights hold their averages.  averages_of: a function of an optimizer that gives an\n"
-        "array per weight.  It is called for an optimizer within another context too, but then not used."},
+        "array per weight.  It is called for an optimizer within another context too, but then not used.\n"
+        "whole: contiguous arrays that hold the weights; they are kept and put back instead."},
     {Py_tp_new, averaged_new},
     {Py_tp_dealloc, averaged_dealloc},
     {Py_tp_traverse, averaged_traverse},

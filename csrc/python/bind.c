@@ -60,9 +60,10 @@ static int refuse_evaluating(const Optimizer *self, const Plan *plan)
 {
     if (!self->shown)
         return 0;
-    const Py_ssize_t n = PyTuple_GET_SIZE(self->shown);
+    PyObject *weights = self->plan->weights;
+    const Py_ssize_t n = PyTuple_GET_SIZE(weights);
     Py_ssize_t i = plan && PyTuple_GET_SIZE(plan->weights) == n ? 0 : n + 1;
-    while (i < n && PyTuple_GET_ITEM(plan->weights, i) == PyTuple_GET_ITEM(self->shown, i))
+    while (i < n && PyTuple_GET_ITEM(plan->weights, i) == PyTuple_GET_ITEM(weights, i))
         i++;
     if (i == n)
         return 0;

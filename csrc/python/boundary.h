@@ -112,7 +112,7 @@ typedef struct optimizer {
     int check_finite;
     int evaluating;                     /* contexts in which the weights hold their averages: no steps */
     struct evaluation *evaluations;     /* these contexts, which own their entries */
-    PyObject *shown, *kept;             /* in these contexts, else NULL: the weights, and as they were trained */
+    PyObject *shown, *kept;             /* in these contexts, else NULL: what holds the weights, and as it was */
     struct optimizer *next_shown;       /* in these contexts: another that has some, or NULL; see averages.c */
     int moved;                          /* tensors have moved since the plan was taken over */
     struct tensors *tensors;            /* what steps over tensors need, or NULL: see tensors.h */

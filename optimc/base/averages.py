@@ -41,13 +41,14 @@ def finalize(optimizers, params_of=_everything):
                    lambda optimizer: optimizer._averages).finalize()
 
 
-def averaged(optimizers, params_of=_everything):
+def averaged(optimizers, params_of=_everything, whole=None):
     """A context in which the weights of these optimizers hold their averages, and steps are refused.
 
     params_of: a function of an optimizer that gives the weights that it must have, or None.
+    whole: arrays that are put back instead of the weights, which are parts of them.
     """
     def averages_of(optimizer):
         weights = bound(optimizer._weights, params_of(optimizer))
         return None if optimizer._evaluating else optimizer._evaluation_weights(weights)
 
-    return _core.Averaged(optimizers, averages_of)
+    return _core.Averaged(optimizers, averages_of, *[whole] * bool(whole))

@@ -85,7 +85,6 @@ class Sharded(WrapperOfOne):
         self.average, self.deterministic = average, deterministic
         self._team, self._exchange = team, None
         self.bucket_bytes = bucket_bytes or default_bucket(self.size)
-        self._kept, self._evaluations = None, set()     # the weights outside of `averaged`, and who is within it
 
     def _wrap(self, optimizer):
         """The rest of what the constructor does on this rank alone."""
@@ -303,7 +302,7 @@ class Sharded(WrapperOfOne):
 
     def _finalize(self, call, params):
         averages.bound(self._weights, params)
-        if self._evaluations:
+        if self._local._evaluating:
             raise RuntimeError("within averaged() the weights hold their averages: finalize them after it")
         self._local._locked(lambda: None)               # raises within a step of it
         call.agree([Fact.of("has another use_ema", self._local.use_ema)])
@@ -324,29 +323,15 @@ class Sharded(WrapperOfOne):
             finally:
                 interrupts.hold()                       # Ctrl-C that comes right here must not keep the averages
         finally:
-            self._leave_averaged(stack)
+            stack.close()
             interrupts.release()
 
     def _enter_averaged(self, call, stack, params):
         weights = averages.bound(self._weights, params)
-        with Interrupts():
-            if not self._evaluations:
-                self._kept = [(weight, weight.copy()) for weight in weights]
-            self._evaluations.add(stack)
-            stack.enter_context(self._local.averaged())
+        with Interrupts():                              # the stack has what it has entered
+            stack.enter_context(averages.averaged([self._local], whole=weights))
         call.agree()
         self._exchange.spread(self._exchange.buckets)
-
-    def _leave_averaged(self, stack):
-        """Gives the weights their values back, if nobody is within `averaged` any more."""
-        try:
-            stack.close()
-        finally:
-            self._evaluations.discard(stack)
-            if not self._evaluations and self._kept is not None:
-                for weight, values in self._kept:
-                    weight[...] = values
-                self._kept = None
 
     # ------------------------------------------------------------------------------- state
 

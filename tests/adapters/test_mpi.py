@@ -1,5 +1,6 @@
 """optimc.mpi, in jobs of 1 to 4 ranks under mpiexec; what the ranks do is in mpi_jobs.py."""
 
+import contextlib
 import os
 import runpy
 import shutil
@@ -275,6 +276,24 @@ def test_averages_that_end_in_another_order_leave_the_weights():
     one.__exit__(None, None, None)
     two.__exit__(None, None, None)
     assert weights[0].tolist() == [0.5] * 3
+
+
+def test_a_step_beside_averages_that_end_is_whole():
+    sharded, weights = stepped(0.25)
+    context = sharded.averaged()
+    context.__enter__()
+
+    def trace(frame, event, argument):
+        with contextlib.suppress(RuntimeError):         # refused within averaged
+            sharded.apply([np.ones(3)])
+        return trace
+
+    sys.settrace(trace)
+    try:
+        context.__exit__(None, None, None)
+    finally:
+        sys.settrace(None)
+    assert sharded.iterations > 1 and weights[0].tolist() == [1 - 0.25 * sharded.iterations] * 3
 
 
 RECKONING = runpy.run_path(str(ROOT / "benchmarks" / "mpi_reckoning.py"))
