@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from conftest import require
+from forks import fork
 from torch_cases import parameters, set_grads
 
 torch = require("torch")
@@ -144,7 +145,7 @@ def test_a_child_takes_over_the_turn_of_a_thread_it_does_not_have():
     thread = threading.Thread(target=hold)
     thread.start()
     inside.wait()
-    child = os.fork()
+    child = fork()
     if not child:
         ours.step()
         os._exit(int(float(ours.state[p]["step"]) != 2))

@@ -7,11 +7,11 @@ import pickle
 import subprocess
 import sys
 import threading
-import warnings
 
 import numpy as np
 import pytest
 from cases import assert_same_bits
+from forks import fork
 from interrupting import every_interruption
 from jobs import same
 
@@ -234,9 +234,7 @@ def test_a_child_has_the_trained_weights_back(by, size):
             go.wait()
 
     def child(whole):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")             # of a fork beside threads
-            pid = os.fork()
+        pid = fork()
         if not pid:
             try:
                 whole()

@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 import threading
-import warnings
 
+import forks
 import numpy as np
 import pytest
 from cases import assert_same_bits
@@ -325,9 +325,7 @@ def test_signals_and_forks_find_whole_commits_only():
             armed[0] = False
 
     def fork(_):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")                 # of threads and fork
-            child = os.fork()
+        child = forks.fork()
         if not child:
             os._exit(0 if whole() else 1)
         children.append(child)

@@ -5,9 +5,9 @@ import gc
 import os
 import sys
 import threading
-import warnings
 import weakref
 
+import forks
 import numpy as np
 import pytest
 
@@ -39,9 +39,7 @@ def ones(n=3):
 
 def fork(child):
     """The exit code of a child process that runs a function."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                     # of threads and fork
-        process = os.fork()
+    process = forks.fork()
     if not process:
         code = 1
         try:

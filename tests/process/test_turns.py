@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+from forks import fork
 from places import search_path
 
 import optimc
@@ -135,7 +136,7 @@ def test_a_child_of_a_signal_handler_has_the_turn_that_is_waited_for(on_signal):
     def handler(*_):
         if not children:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-            children.append(os.fork())
+            children.append(fork())
             held.go.set()
 
     with Held() as held:
