@@ -102,7 +102,7 @@ class LossScaleOptimizer(WrapperOfOne):
         inner = self.inner_optimizer
         with _core.Transaction() as steps:
             if inner._check_all(steps, grads, weights, finite=True):
-                steps.store(inner.__dict__, "iterations", min(inner.iterations + 1, _core.MOST_STEPS))
+                steps.count(inner.__dict__, "iterations")
                 self._adapt(steps, True)
                 steps.commit()
             else:

@@ -218,7 +218,7 @@ class MultiOptimizer(Wrapper):
         """One step of every optimizer; arguments and errors are `Optimizer.apply`'s, with dicts."""
         with _core.Transaction() as steps:
             self._check_all(steps, grads, trainable_variables)
-            steps.store(self.__dict__, "iterations", min(self.iterations + 1, _core.MOST_STEPS))
+            steps.count(self.__dict__, "iterations")
             steps.commit()
 
     def _check_all(self, steps, grads, trainable_variables, finite=False):

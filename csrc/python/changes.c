@@ -106,10 +106,38 @@ static PyObject *transaction_store(Transaction *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(count_doc, "count($self, mapping, key, /)\n--\n\n"
+"Tells that an entry of a dict, a count of steps, grows by one with the commit, up to MOST_STEPS.  Other threads\n"
+"may count in it until then.");
+
+static PyObject *transaction_count(Transaction *self, PyObject *args)
+{
+    PyObject *dict, *key;
+    if (!PyArg_ParseTuple(args, "O!U:count", &PyDict_Type, &dict, &key) || optimc_refuse_use(self))
+        return NULL;
+    struct change *change = add_change(self);
+    if (!change)
+        return NULL;
+    *change = (struct change){.dict = Py_NewRef(dict), .key = Py_NewRef(key), .counts = 1};
+    self->n_changes++;
+    Py_RETURN_NONE;
+}
+
+/* A count after one more step, or NULL with an error. */
+static PyObject *next_count(PyObject *count)
+{
+    const long long number = PyLong_AsLongLong(count);
+    if (number == -1 && PyErr_Occurred())
+        return NULL;
+    return PyLong_FromLongLong(number < MOST_STEPS ? number + 1 : MOST_STEPS);
+}
+
 /* Stores an entry and keeps what it replaces. */
 static int store_entry(struct change *change)
 {
     change->before[0] = Py_XNewRef(PyDict_GetItemWithError(change->dict, change->key));
+    if (change->before[0] && change->counts && !(change->value = next_count(change->before[0])))
+        return -1;
     if (change->before[0] || (change->new && !PyErr_Occurred()))
         return PyDict_SetItem(change->dict, change->key, change->value);
     if (!PyErr_Occurred())
@@ -141,6 +169,8 @@ int optimc_store_entries(Transaction *self)
             PyErr_Clear();
         if (change->dict)
             Py_CLEAR(change->before[0]);
+        if (change->counts)
+            Py_CLEAR(change->value);
     }
     PyErr_Restore(type, value, traceback);
     return -1;
@@ -174,5 +204,6 @@ PyMethodDef optimc_changes_methods[] = {
     METHOD("set_value", transaction_set_value, METH_VARARGS, set_value_doc),
     METHOD("bind", transaction_bind, METH_VARARGS, bind_doc),
     METHOD("store", transaction_store, METH_VARARGS, store_doc),
+    METHOD("count", transaction_count, METH_VARARGS, count_doc),
     {NULL, NULL, 0, NULL},
 };

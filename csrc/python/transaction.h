@@ -36,6 +36,7 @@ struct change {
     Py_ssize_t group, k;
     double number;
     PyObject *dict, *key, *value;
+    int counts;                         /* the entry is a count, and grows by one: its value is found last */
     int new;                            /* the entry may be missing so far */
     PyObject *before[2];                /* what the change replaced, kept so that no code runs during a commit */
 };

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -233,6 +235,32 @@ def test_a_copy_of_a_wrapper_is_of_one_moment(make, copied, place):
     again.apply(grads, moved)                           # as the second copy did
     for name in weights:
         assert_same_bits(weights[name], moved[name])
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_steps_of_two_threads_count_both(wrapped):
+    """Another thread steps other weights just before this one's commit."""
+    weights = {name: np.ones(2, np.float32) for name in "ab"}
+    routed = optimizer = optimc.MultiOptimizer(optimc.OptimizerMap(optimc.SGD(0.5), {"b": optimc.SGD(0.5)}))
+    if wrapped:
+        optimizer = optimc.LossScaleOptimizer(routed)
+    optimizer.build(weights)
+
+    def step(name):
+        optimizer.apply({name: np.ones(2, np.float32)}, {name: weights[name]})
+
+    def meanwhile(frame, event, function):
+        if event == "c_call" and function.__name__ == "commit" and not other.ident:
+            other.start()
+            other.join()
+
+    other, before = threading.Thread(target=step, args=("b",)), sys.getprofile()
+    sys.setprofile(meanwhile)
+    try:
+        step("a")
+    finally:
+        sys.setprofile(before)
+    assert routed.iterations == 2
 
 
 def test_a_copy_of_a_wrapper_has_the_routes_of_its_moment():
