@@ -96,6 +96,14 @@ def _parts_of(params):
     return part
 
 
+def _of_parts(name):
+    """A property that mapped optimizers have, each its own: here it is an error that says so."""
+    def refuse(self, *value):
+        raise AttributeError(f"a MultiOptimizer has no {name} of its own: ask the optimizers it maps to")
+
+    return property(refuse, refuse)
+
+
 @registry.wrapper
 class MultiOptimizer(Wrapper):
     """Steps each weight with the optimizer its name is mapped to; all of them are checked before any steps.
@@ -158,9 +166,8 @@ class MultiOptimizer(Wrapper):
             steps.store(self.__dict__, "loss_scale_factor", value, True)
             steps.commit()
 
-    @property
-    def learning_rate(self):
-        raise AttributeError("a MultiOptimizer has no learning rate: ask the optimizers it maps to")
+    learning_rate, skipped_steps, last_global_norm = map(_of_parts, ("learning_rate", "skipped_steps",
+                                                                     "last_global_norm"))
 
     def _route(self, name, new):
         """The optimizer of a name; `new` gets it if the name has none yet."""

@@ -105,8 +105,17 @@ def test_what_it_cannot_wrap():
             optimc.LossScaleOptimizer(wrong)
     with pytest.raises(ValueError, match="loss_scale_factor must be"):
         make(initial_scale=-1.0)
-    with pytest.raises(AttributeError, match="no learning rate"):
+    with pytest.raises(AttributeError, match="no learning_rate of its own"):
         _ = make().learning_rate
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "skipped_steps", "last_global_norm"])
+def test_what_mapped_optimizers_have_each_is_asked_of_them(name):
+    for optimizer in make(), make_multi():
+        with pytest.raises(AttributeError, match=f"no {name} of its own: ask the optimizers"):
+            getattr(optimizer, name)
+    with pytest.raises(AttributeError, match="no learning_rate of its own"):
+        optimizer.learning_rate = 0.1
 
 
 def test_a_scale_that_is_set_holds_for_optimizers_that_are_mapped_already():

@@ -189,7 +189,7 @@ def test_multi_refuses_what_it_cannot_route():
         multi.apply({k: g for k, g in grads.items() if k != "out/kernel"}, weights)
     with pytest.raises(ValueError, match=r"matches '.*' and"):
         optimc.OptimizerMap(optimc.SGD(), {"a.*": optimc.SGD(), ".*b": optimc.SGD()})["ab"]
-    with pytest.raises(AttributeError, match="no learning rate"):
+    with pytest.raises(AttributeError, match="no learning_rate of its own"):
         _ = multi.learning_rate
     with pytest.raises(TypeError, match="must give an optimizer"):
         optimc.MultiOptimizer(lambda name: None).apply(grads, weights)
