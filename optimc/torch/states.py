@@ -10,6 +10,8 @@ catches the moment when somebody looks:
 - It may hold other tensors of the state too, so from then on every step asks where these are, as it does with
   parameters.
 
+A count that is written through an alias (`.data`, `.numpy()`), kept while the tensor itself was let go, is not seen.
+
 A program that never looks pays nothing.  The step itself goes round these methods (`dict.get(states, ...)`).  Copies
 and pickles of the dict are plain, and so is the dict of each parameter.
 
