@@ -381,9 +381,9 @@ def first():
         wait(self, request)
 
     team.Team.wait = interrupted
-    error = outcome(lambda: mpi.Sharded(make(), comm, timeout=20.0))
+    error = outcome(lambda: mpi.Sharded(make(), comm, timeout=100.0))
     assert error == (("KeyboardInterrupt", "KeyboardInterrupt\n") if RANK == LAST else None), error
-    mpi.Sharded(make(), comm, timeout=20.0)
+    mpi.Sharded(make(), comm, timeout=100.0)
 
 
 def half(what):

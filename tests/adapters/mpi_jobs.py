@@ -405,7 +405,7 @@ def crossed():
     comms, made = [WORLD.Dup(), WORLD.Dup()], []
 
     def make(k):
-        made.append(mpi.Sharded(optimc.SGD(), comms[k], timeout=20.0))
+        made.append(mpi.Sharded(optimc.SGD(), comms[k], timeout=100.0))
 
     first = threading.Thread(target=make, args=[WORLD.rank % 2])
     first.start()
