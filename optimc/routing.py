@@ -5,7 +5,7 @@ import re
 
 from optimc import _core, registry
 from optimc.base import averages
-from optimc.base.arguments import LOW_OPEN, Count
+from optimc.base.arguments import LOW_OPEN, Count, kept
 from optimc.base.optimizer import Optimizer
 from optimc.base.wrapper import Wrapper
 
@@ -152,7 +152,7 @@ class MultiOptimizer(Wrapper):
     @property
     def loss_scale_factor(self):
         """That of every mapped optimizer, or None if each has its own."""
-        return self.__dict__["loss_scale_factor"]
+        return kept(self, "loss_scale_factor")
 
     @loss_scale_factor.setter
     def loss_scale_factor(self, value):
@@ -249,7 +249,11 @@ class MultiOptimizer(Wrapper):
         if idle:
             names = ", ".join(f"params[{name!r}]" for key in idle for name in parts[key][1])
             _core.warn(f"Gradients do not exist for {names}: these weights are left as they are")
-        for key in sorted(parts):           # in one order: threads that share optimizers wait in turn
+        resting = {id(one): one for one in self._inner() if id(one) not in parts} if self._scale_moves else {}
+        for key in sorted([*parts, *resting]):          # in one order: threads that share optimizers wait in turn
+            if key in resting:
+                steps.lock(resting[key])                # one step at a time moves the scale that all share
+                continue
             optimizer, part = parts[key]
             scale = self._scale_of(optimizer) if new else None
             if scale is not None:

@@ -53,6 +53,14 @@ def cautious():
     return Option(False, core="_cautious", fixed=False, keyword_only=True)
 
 
+def kept(owner, name):
+    """The attribute that an optimizer or wrapper keeps in its dict; a RuntimeError if it was never constructed."""
+    try:
+        return owner.__dict__[name]
+    except KeyError:
+        raise RuntimeError(f"{type(owner).__name__}: __init__ was not called, or failed") from None
+
+
 class Option(Argument):
     """An argument that is no `Value`: a flag, a name, a count.
 
@@ -67,12 +75,7 @@ class Option(Argument):
         self.check, self.core, self.encode, self.fixed = check or check_bool, core, encode, fixed
 
     def __get__(self, optimizer, owner=None):
-        if optimizer is None:
-            return self
-        try:
-            return optimizer.__dict__[self.name]
-        except KeyError:
-            raise RuntimeError(f"{type(optimizer).__name__}: __init__ was not called, or failed") from None
+        return self if optimizer is None else kept(optimizer, self.name)
 
     def __set__(self, optimizer, value):
         value = self.check(self.name, value)
@@ -140,7 +143,7 @@ class Count:
         self.name = name
 
     def __get__(self, counter, owner=None):
-        return self if counter is None else counter.__dict__[self.name]
+        return self if counter is None else kept(counter, self.name)
 
     def __set__(self, counter, value):
         counter.__dict__[self.name] = check_count(self.name, value)

@@ -146,7 +146,7 @@ def exported(optimizer):
     description, tensors = described(optimizer)
     excluded = optimizer._chosen_by_position().excluded
     return {**description, "config": optimizer.get_config(),
-            "excluded": [list(excluded.arrays), list(excluded.patterns)]}, tensors
+            "excluded": [excluded.positions(), list(excluded.patterns)]}, tensors
 
 
 def load(optimizer, description):

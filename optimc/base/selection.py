@@ -107,6 +107,12 @@ class Selection(NamedTuple):
         """The same selection with positions for arrays."""
         return self._replace(arrays=tuple(sorted(self._listed(places)))) if self.arrays else self
 
+    def positions(self):
+        """The positions of the weights that are not chosen by a pattern.  Arrays have none yet: a ValueError."""
+        if any(isinstance(entry, np.ndarray) for entry in self.arrays):
+            raise ValueError(f"{self.label}: a list of weights can be stored only once the optimizer is built")
+        return list(self.arrays)
+
     def without_memory(self):
         """The selection as plain values that are the same in another process, which has other arrays alike."""
         return self.label, [entry if isinstance(entry, int) else (entry.shape, entry.dtype.str)
@@ -181,10 +187,8 @@ class Group:
         Args:
             selection: of the group, in which weights are given by their positions; default: found now.
         """
-        positions = (selection or self._optimizer._chosen_by_position().grouped[self._k - 1]).arrays
-        if any(isinstance(entry, np.ndarray) for entry in positions):
-            raise ValueError(f"{self.label}: a list of weights can be stored only once the optimizer is built")
-        return {name: plain(value) for name, value in self.given(positions).items()}
+        selection = selection or self._optimizer._chosen_by_position().grouped[self._k - 1]
+        return {name: plain(value) for name, value in self.given(selection.positions()).items()}
 
     def __repr__(self):
         values = ", ".join(f"{name}={self[name]!r}" for name in self._own)

@@ -192,3 +192,11 @@ def test_places(tmp_path):
     optimizer.save(str(tmp_path / "näme with spaces").encode())
     assert optimc.load(os.fsencode(tmp_path / "näme with spaces")).name == "sgd"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fifo", "folder", "link", "näme with spaces"]
+
+
+def test_weights_that_have_no_position_yet_cannot_be_saved(tmp_path):
+    optimizer = optimc.AdamW()
+    optimizer.exclude_from_weight_decay([np.ones(3, np.float32)])
+    with pytest.raises(ValueError, match="a list of weights can be stored only once the optimizer is built"):
+        optimizer.save(tmp_path / "unbuilt")
+    assert not list(tmp_path.iterdir())

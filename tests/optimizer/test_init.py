@@ -134,3 +134,11 @@ def test_a_number_may_take_back_the_constructor():
         repr(optimizer)
     optimizer.__init__(0.5)
     assert optimizer.learning_rate == 0.5
+
+
+@pytest.mark.parametrize("kind, name", [("MultiOptimizer", "iterations"), ("MultiOptimizer", "loss_scale_factor"),
+                                        ("LossScaleOptimizer", "step_counter")])
+def test_nor_do_counts_of_a_wrapper(kind, name):
+    cls = getattr(optimc, kind)
+    with pytest.raises(RuntimeError, match=f"^{kind}: __init__ was not called, or failed$"):
+        getattr(cls.__new__(cls), name)

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -67,6 +69,27 @@ def test_a_refused_step_changes_nothing():
                 optimizer.apply(also, weights)
     assert (optimizer.dynamic_scale, optimizer.step_counter, optimizer.iterations) == (8.0, 0, 0)
     assert all((weights[k] == before[k]).all() for k in weights) and not optimizer.built
+
+
+def test_threads_that_step_different_weights_count_for_one_scale():
+    optimizer, interval = make(dynamic_growth_steps=10 ** 6), sys.getswitchinterval()
+    weights, grads = weights_and_grads()
+    optimizer.build(weights)
+
+    def steps(name):
+        for _ in range(3000):
+            optimizer.apply({name: grads[name]})
+
+    threads = [threading.Thread(target=steps, args=[name]) for name in weights]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert optimizer.step_counter == 3000 * len(weights)
 
 
 @pytest.mark.parametrize("again", [
