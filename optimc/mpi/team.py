@@ -36,6 +36,7 @@ from optimc.mpi.interrupts import Interrupts
 TIMEOUT = 300.0                     # seconds
 TESTS = 20                          # times a wait asks, and the library moves data, between two naps
 SPIN, NAP = 1e-3, 1e-4              # seconds: naps have no length for so long; their length then
+PRINTING = 0.1                      # seconds; mpiexec loses what a rank says in the moment in which it ends the job
 MESSAGE = 1000                      # bytes of an error that other ranks are told
 NUMBERS = 4                         # that a rank can tell the others in one meeting
 
@@ -123,6 +124,7 @@ class Team:
     def abort(self, why):
         """Ends the job: the other ranks cannot go on without this one."""
         print(f"optimc.mpi: rank {self.rank} {why}: the job ends", file=sys.stderr, flush=True)
+        time.sleep(PRINTING)
         self.comm.Abort(1)
 
     @property
