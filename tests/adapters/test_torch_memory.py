@@ -321,10 +321,12 @@ def test_a_step_that_cannot_hold_what_it_touches_does_nothing():
             p.data, p.grad = torch.ones(p.shape), torch.ones(p.shape)
         with _core.Transaction() as steps:
             found = None
-            with contextlib.suppress(MemoryError, RuntimeError), contextlib.ExitStack() as stack:
-                stack.callback(hooks.remove_mem_hooks)
+            with contextlib.suppress(MemoryError, RuntimeError):
                 hooks.set_nomemory(n, n + 1)
-                found = steps.check_tensors(core, params, tensors.EXCHANGE)
+                try:                        # within it no function is made, of which CPython 3.12 and 3.13 may die
+                    found = steps.check_tensors(core, params, tensors.EXCHANGE)
+                finally:
+                    hooks.remove_mem_hooks()
             if found is not None:
                 steps.commit()
         assert all((p != 1).all() if found == CHECKED else (p == 1).all() for p in params)
