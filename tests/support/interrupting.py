@@ -1,6 +1,7 @@
 """Interrupts a call at each of its points in turn, as Ctrl-C or a signal handler that raises can."""
 
 import contextlib
+import gc
 import sys
 
 
@@ -48,11 +49,14 @@ def _interrupted(function, k, kind, within):
                 raise Interruption
         return trace
 
-    before = sys.gettrace()
+    before, collecting = sys.gettrace(), gc.isenabled()
+    gc.disable()                        # it calls functions of jax and others, and swallows what is raised in them
     with contextlib.suppress(Interruption):
         sys.settrace(trace)
         try:
             function()
         finally:
             sys.settrace(before)
+            if collecting:
+                gc.enable()
     return passed
