@@ -131,7 +131,7 @@ class Optimizer(_core.Optimizer):
             raise
 
     def _initialize(self, groups=None, **given):
-        """What `__init__` does with the arguments that were given."""
+        """Sets what `__init__` was given."""
         signature.declare_values(self)
         self._name_scalars(scalars_of(self.rule))
         self._hold(State())

@@ -56,13 +56,13 @@ class Wrapper:
         return copies.taken(self) or self._locked(self._reduced_now, protocol)
 
     def _reduced_now(self, protocol):
-        """What `__reduce_ex__` gives, together with pictures of all wrapped optimizers at the same moment."""
+        """The result of `__reduce_ex__`, with pictures of all wrapped optimizers at the same moment."""
         moment = copies.Moment(self._leaves())
         made, args, *rest = self._reduced(protocol, moment)
         return made, copies.Alive(args, moment), *rest
 
     def _reduced(self, protocol, moment):
-        """What `__reduce_ex__` gives; `moment` is told what that of wrapped wrappers does."""
+        """The result of `__reduce_ex__`; tells `moment` of those of wrapped wrappers."""
         for inner in self._inner():
             if isinstance(inner, Wrapper):
                 moment.add(inner, inner._reduced(protocol, moment))

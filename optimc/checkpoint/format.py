@@ -83,7 +83,7 @@ def target_of(path):
 
 
 def stem_of(name, added):
-    """What a name that adds bytes to a file name begins with: the file name, or its digest if it is too long."""
+    """The begin of a name that adds bytes to a file name: the file name, or its digest if it is too long."""
     data = os.fsencode(name)
     return name if len(data) + added <= MOST_NAME else hashlib.blake2b(data, digest_size=16).hexdigest()
 

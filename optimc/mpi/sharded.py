@@ -77,7 +77,7 @@ class Sharded(WrapperOfOne):
         self._join()
 
     def _set_options(self, team, average=True, deterministic=False, bucket_bytes=None, timeout=TIMEOUT):
-        """What the constructor does on this rank alone, before it knows the optimizer."""
+        """Takes the constructor's options, on this rank alone, before it knows the optimizer."""
         check_bool("average", average)
         check_bool("deterministic", deterministic)
         bucket_bytes = count(1, optional=True)("bucket_bytes", bucket_bytes)
