@@ -51,9 +51,11 @@ static npy_intp bytes_of(PyObject *arrays)
 }
 
 /* An array whose memory is laid out like a weight's. */
-static PyObject *new_like(PyArrayObject *weight)
+static PyObject *new_like(PyObject *weight)
 {
-    return PyArray_NewLikeArray(weight, NPY_KEEPORDER, NULL, 0);
+    if (PyArray_Check(weight))
+        return PyArray_NewLikeArray((PyArrayObject *)weight, NPY_KEEPORDER, NULL, 0);
+    return PyErr_Format(PyExc_TypeError, "whole: expected arrays, got %s", Py_TYPE(weight)->tp_name);
 }
 
 static int lies_like(PyObject *object, PyArrayObject *weight)
@@ -69,7 +71,7 @@ static PyObject *laid_out_like(PyObject *average, PyArrayObject *weight)
 {
     if (lies_like(average, weight))
         return Py_NewRef(average);
-    PyObject *copy = new_like(weight);
+    PyObject *copy = new_like((PyObject *)weight);
     if (copy && PyArray_CopyObject((PyArrayObject *)copy, average))
         Py_CLEAR(copy);
     return copy;
@@ -88,7 +90,7 @@ static PyObject *new_like_all(PyObject *arrays)
 {
     PyObject *made = PyTuple_New(PyTuple_GET_SIZE(arrays));
     for (Py_ssize_t i = 0; made && i < PyTuple_GET_SIZE(arrays); i++) {
-        PyTuple_SET_ITEM(made, i, new_like((PyArrayObject *)PyTuple_GET_ITEM(arrays, i)));
+        PyTuple_SET_ITEM(made, i, new_like(PyTuple_GET_ITEM(arrays, i)));
         if (!PyTuple_GET_ITEM(made, i))
             Py_CLEAR(made);
     }
@@ -345,9 +347,7 @@ static void leave(Averaged *self)
 
 static PyObject *averaged_enter(Averaged *self, PyObject *Py_UNUSED(ignored))
 {
-    if (begin(self, 1))
-        return NULL;
-    Py_RETURN_NONE;
+    return begin(self, 1) ? NULL : Py_NewRef(Py_None);
 }
 
 static PyObject *averaged_exit(Averaged *self, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(n))
@@ -365,9 +365,7 @@ PyDoc_STRVAR(finalize_doc, "finalize($self, /)\n--\n\n"
 
 static PyObject *averaged_finalize(Averaged *self, PyObject *Py_UNUSED(ignored))
 {
-    if (begin(self, 0))
-        return NULL;
-    Py_RETURN_NONE;
+    return begin(self, 0) ? NULL : Py_NewRef(Py_None);
 }
 
 static PyObject *averaged_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)

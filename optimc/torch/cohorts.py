@@ -247,7 +247,7 @@ class Cohorts:
                 cohort.watch_slots()
 
     def finish(self):
-        """What is to be done after a step, so that the next one can go the short way."""
+        """Ends a step, so that the next one can go the short way if it may."""
         self.settle()
         if self._seen and any(member.is_held() for cohort in self.all for member in cohort.members):
             self.write()

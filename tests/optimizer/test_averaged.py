@@ -16,6 +16,7 @@ from interrupting import every_interruption
 from jobs import same
 
 import optimc
+from optimc import _core
 
 F = np.float32
 
@@ -294,3 +295,14 @@ def test_an_optimizer_that_is_garbage_in_a_child_puts_its_weights_back():
     run = subprocess.run([sys.executable, "-c", GARBAGE], env={**os.environ, "PYTHONMALLOC": "debug"},
                          capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("whole", [(None,), ([1.0, 2.0],), [np.ones(2, np.float32)]])
+def test_only_arrays_are_kept(whole):
+    weights = [np.ones(2, np.float32)]
+    optimizer = optimc.SGD(0.5, use_ema=True)
+    optimizer.apply([np.ones(2)], weights)
+    with pytest.raises(TypeError), _core.Averaged([optimizer], lambda one: one._averages, whole):
+        raise AssertionError("entered")
+    optimizer.apply([np.ones(2)], weights)
+    assert optimizer.iterations == 2
