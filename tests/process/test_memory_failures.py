@@ -18,6 +18,7 @@ hooks = pytest.importorskip("_testcapi", reason="this interpreter cannot make al
 
 OPTIONS = {"plain": {}, "options": {"weight_decay": 0.1, "global_clipnorm": 1.0, "use_ema": True,
                                     "gradient_accumulation_steps": 2}}
+MOST = 20_000               # allocations of a call: no call of these tests makes a tenth of that
 
 
 def loss_scaled(**options):
@@ -111,6 +112,7 @@ def failing(action, fresh, judge):
                 hooks.remove_mem_hooks()
             failed = error is not None
             assert not failed or is_of_memory(error), repr(error)
+            assert n < MOST, f"it never comes through again: {error!r}"
             judge(failed, *subject)
             failures, through, n = failures + failed, 0 if failed else through + 1, n + 1
     finally:

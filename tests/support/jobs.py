@@ -1,6 +1,7 @@
 """The jobs that the process tests run in other processes; a module, so that each process can import it."""
 
 import signal
+import time
 
 import numpy as np
 
@@ -70,13 +71,16 @@ SUBJECTS = {
 
 
 def interrupt(name):
-    """Steps until SIGINT, again and again; says after each whether it left whole steps."""
+    """Steps until SIGINT, again and again.  Says the seconds of a step before it, and if steps are whole after it."""
     subject, caught = SUBJECTS[name](), False
     subject.step()
+    start = time.monotonic()
+    subject.step()
+    seconds = time.monotonic() - start
     while True:
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            print("stepping", flush=True)
+            print("stepping", seconds, flush=True)
             while True:
                 subject.step()
         except KeyboardInterrupt:
