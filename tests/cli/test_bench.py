@@ -384,9 +384,29 @@ def test_the_share_of_the_limit_is_one_within_a_process():
     assert words.share(words.merged(sets)) == 0.9           # the medians themselves would say 0.5
 
 
+@pytest.mark.parametrize("ours, least, said", [
+    (10.0, 9.04, "90%"), (10.0, 9.94, "99%"), (10.0, 9.96, "at the limit"), (10.0, 10.4, "at the limit"),
+    (10.0, 10.6, words.NOISY), (10.0, 17.9, words.NOISY)])
+def test_nothing_above_the_limit_is_a_share_of_it(ours, least, said):
+    figures = {"optimc": figure(ours), "limit: memory": figure(least)}
+    assert words.share_of_limit(figures) == words.share_of_limit(words.merged({"numpy": figures})) == said
+    assert words.share_of_limit({"optimc": figure(ours)}) == ""
+
+
+@pytest.mark.parametrize("name", ["optimc", "limit: memory", "limit: divider"])
+def test_a_busy_machine_is_too_noisy_to_judge_but_one_of_three_processes_may_be_disturbed(name):
+    calm = {"optimc": figure(10.0), "limit: memory": figure(9.0), "limit: divider": figure(3.0)}
+    busy = {**calm, name: {**calm[name], "max": 3.1 * calm[name]["min"]}}
+    assert words.share_of_limit(calm) == "90%"
+    assert words.share_of_limit(busy) == words.NOISY
+    assert words.share_of_limit(words.merged({"a": calm, "b": busy, "c": calm})) == "90%"
+    assert words.share_of_limit(words.merged({"a": busy, "b": busy, "c": calm})) == words.NOISY
+
+
 def test_what_every_process_times_is_the_median_of_them():
     ours = words.merged(SETS)["optimc"]
-    assert ours == {**figure(105.0), "min": 90.0, "max": 132.0, "repeats": 10, "ratio": 1.0}
+    assert ours == {**figure(105.0), "min": 90.0, "max": 132.0, "repeats": 10, "ratio": 1.0,
+                    "swing": pytest.approx(1.2 / 0.9)}
     assert words.merged(SETS)["torch default"] == {"error": "ValueError: a | b"}
 
 

@@ -13,6 +13,9 @@ from optimc.cli.bench.peers import Work
 from optimc.cli.bench.processes import DIVIDER, OURS, PASSES, STREAM, with_threads
 
 EVEN = 1.05             # smaller ratios are called equal
+BEYOND = 1.05           # nobody is faster than the limit: a larger share of it shows that the limit was disturbed
+SWING = 3.0             # a larger ratio of the slowest to the fastest repeat shows that the machine was busy
+NOISY = "too noisy to judge"
 
 
 def duration(nanoseconds: float) -> str:
@@ -45,6 +48,48 @@ def share(figures: dict[str, dict[str, Any]], threads: int = 1) -> float | None:
     return least / ours if least and ours else None
 
 
+def swing(figures: dict[str, dict[str, Any]], *names: str) -> float:
+    """Returns the largest ratio of the slowest to the fastest repeat of these contestants; 1 if none was timed."""
+    return max((_swing(figures[name]) for name in names if "median" in figures.get(name, {})), default=1.0)
+
+
+def _swing(entry):
+    return entry.get("swing", entry["max"] / entry["min"])
+
+
+def too_noisy(figures: dict[str, dict[str, Any]], threads: int = 1) -> bool:
+    """Whether a busy machine spoilt the times of optimc or of the limit on so many threads."""
+    reached = share(figures, threads)
+    return ((reached or 0) > BEYOND
+            or swing(figures, with_threads(OURS, threads), with_threads(STREAM, threads), DIVIDER, PASSES) > SWING)
+
+
+def share_of_limit(figures: dict[str, dict[str, Any]], threads: int = 1) -> str:
+    """Writes the share of the machine's limit that optimc reaches; never above 100 %, and empty if not measured.
+
+    Tables, notebooks and `bench` all write it with this function.
+
+    Example:
+        >>> from optimc.cli.bench.words import share_of_limit
+        >>> def times(median, slowest=1.2):
+        ...     return {"min": median * 0.9, "median": median, "max": median * slowest}
+        >>> share_of_limit({"optimc": times(10.0), "limit: memory": times(9.0)})
+        '90%'
+        >>> share_of_limit({"optimc": times(10.0), "limit: memory": times(10.3)})
+        'at the limit'
+        >>> share_of_limit({"optimc": times(10.0), "limit: memory": times(12.0)})
+        'too noisy to judge'
+        >>> share_of_limit({"optimc": times(10.0, slowest=5), "limit: memory": times(9.0)})
+        'too noisy to judge'
+    """
+    reached = share(figures, threads)
+    if reached is None:
+        return ""
+    if too_noisy(figures, threads):
+        return NOISY
+    return f"{reached:.0%}" if reached < 0.995 else "at the limit"
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in plain text, the first column to the left, the others to the right."""
     lines = [list(header), *map(list, rows)]
@@ -58,14 +103,16 @@ def merged(sets: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, An
     """Merges the figures of all processes: one entry per contestant, with its "ratio" to optimc's median there.
 
     Every process times optimc and the limits; their entries are the medians over the processes.  A machine places
-    the memory and threads of a process by luck, and the luck lasts as long as the process.
+    the memory and threads of a process by luck, and the luck lasts as long as the process.  "swing" is the ratio of
+    the slowest to the fastest repeat of a process, and also a median: one disturbed process of several does no harm.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for figures in sets.values():
         ours = figures.get(OURS, {}).get("median")
         for name, entry in figures.items():
-            timed = "median" in entry
-            found.setdefault(name, []).append(dict(entry, ratio=entry["median"] / ours) if ours and timed else entry)
+            if ours and "median" in entry:
+                entry = {**entry, "ratio": entry["median"] / ours, "swing": entry["max"] / entry["min"]}
+            found.setdefault(name, []).append(entry)
     return {name: _pooled(entries) for name, entries in found.items()}
 
 
