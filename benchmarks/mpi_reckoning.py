@@ -157,7 +157,7 @@ def default(ranks):
 
 def size_table():
     """Memory and bytes."""
-    yield "| ranks | slots of a rank | memory of a rank | of that not divided | sent by a rank in a step |"
+    yield "| ranks | slots of a rank | memory of a rank | of that, weights and gradients | sent by a rank in a step |"
     yield "| --- | --- | --- | --- | --- |"
     for ranks in (1, *RANKS):
         total = memory(WEIGHTS, ranks, SLOTS, default(ranks)) if ranks > 1 else WIDTH * WEIGHTS * (2 + SLOTS)
@@ -179,8 +179,8 @@ def time_table():
 
 def check_table():
     """Formulas beside the simulation, for 16 buckets."""
-    yield ("| ranks | algorithm | sent, reckoned | sent, simulated | step, reckoned | step, simulated "
-           "| all a mean of 1 ms late |")
+    yield ("| ranks | algorithm | sent, estimated | sent, simulated | step, estimated | step, simulated "
+           "| step, ranks 1 ms late on average |")
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     network, weights = NETWORKS[2], 16 * BUCKET // WIDTH
     for ranks in RANKS:
