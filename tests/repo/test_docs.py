@@ -1,4 +1,4 @@
-"""Every public name has a docstring, and every example in a docstring runs and prints what it says."""
+"""Every public name has a docstring, and every example in a docstring or a page runs and prints what it says."""
 
 import doctest
 import importlib
@@ -27,6 +27,7 @@ def modules(package):
 
 
 MODULES = list(modules(optimc))
+PAGES = [page for page in sorted(ROOT.glob("docs/*.md")) if ">>> " in page.read_text("utf-8")]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
@@ -40,6 +41,11 @@ def test_examples_of_the_core_run():
     assert tests[0].examples
     for test in tests:
         assert runner.run(test).failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_examples_of_pages_run(page):
+    assert doctest.testfile(str(page), module_relative=False, encoding="utf-8").failed == 0
 
 
 def test_public_names_are_documented():
