@@ -2,12 +2,12 @@
 
     python examples/federated_server.py
 
-Clients train on data that never leaves them and send weights.  The server takes the mean of what they changed for a
-gradient, pointing the other way, and lets an optimizer act on it (Reddi et al., 2020, arXiv 2003.00295): FedAvgM,
-FedAdagrad, FedAdam, FedYogi, or any other.  `Server.aggregate` has the shape of the function that federated
-frameworks call after each round: results of clients in, weights of the next round out, as lists of NumPy arrays.
+Clients train on data that never leaves them, and send weights.  The server takes the mean change, negated, as a
+gradient, and an optimizer steps with it (Reddi et al., 2020, arXiv 2003.00295): FedAvgM, FedAdagrad, FedAdam,
+FedYogi, or any other.  `Server.aggregate` has the signature that federated frameworks call after each round: results
+of clients in, weights of the next round out, as lists of NumPy arrays.
 
-Here ten clients share scikit-learn's digits very unevenly, each with two or three of the ten classes.
+Here ten clients share scikit-learn's digits very unevenly: each has two or three of the ten classes.
 """
 
 import numpy as np
@@ -18,9 +18,9 @@ import optimc
 
 TAU = 1e-3          # the paper's degree of adaptivity
 
-#: the paper's server optimizers: FedAdam and FedAdagrad without bias correction, as in its algorithm 2 (but FedAdam's
-#: v starts at 0, not TAU^2, and FedAdagrad is without momentum); optimc's Yogi corrects.  Each rate is the one of
-#: 0.03, 0.1, 0.3 and 1 that reads most of these digits, so the table compares best with best, not generalisation.
+#: the paper's server optimizers.  FedAdam and FedAdagrad have no bias correction, as in its algorithm 2 (but v of
+#: FedAdam starts at 0, not TAU^2, and FedAdagrad has no momentum); optimc's Yogi corrects.  Each rate is the best of
+#: 0.03, 0.1, 0.3 and 1 on the test digits, so the table compares best with best, not generalisation.
 SERVERS = {
     "FedAvg": optimc.SGD(1.0),
     "FedAvgM": optimc.SGD(1.0, momentum=0.9),
@@ -69,7 +69,7 @@ def main(rounds=30, clients=10):
     x, x_test, labels, labels_test = train_test_split((x / 16).astype(np.float32), labels, random_state=0)
     parts = np.array_split(np.argsort(labels, kind="stable"), 2 * clients)      # each client gets two
     owned = [np.concatenate(parts[k::clients]) for k in range(clients)]
-    print(f"share of {len(x_test)} new digits read right, mean of the last 5 of {rounds} rounds, 3 of {clients} "
+    print(f"share of {len(x_test)} new digits recognised, mean of the last 5 of {rounds} rounds, 3 of {clients} "
           "clients in each")
     for name, optimizer in SERVERS.items():
         rng = np.random.default_rng(0)

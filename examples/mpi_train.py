@@ -1,10 +1,10 @@
-"""The lesson's network, trained by several processes on the diabetes data: the same loss curve for any number.
+"""Several processes train a small network on the diabetes data.  The losses are the same for any number of them.
 
     pip install 'optimc[mpi,compare]'
     mpiexec -n 4 python -m mpi4py examples/mpi_train.py
 
-Every rank takes a part of each batch of 32 rows, and its gradients are those of its part of the mean: their sum over
-the ranks is the gradient of the batch.  In float64 the order of that sum does not show in the digits printed.
+Every rank takes a part of each batch of 32 rows, and weights its gradients by the size of the part.  Their sum over
+the ranks is the gradient of the batch.  In float64 the order of the sum does not change the printed digits.
 """
 
 import argparse

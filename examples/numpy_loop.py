@@ -2,8 +2,8 @@
 
     python examples/numpy_loop.py [optimizer, by default adamw]
 
-It shows the parts of a real loop: weights by name, a group of them with a value of its own, a schedule, averages of
-the weights for evaluation, and a checkpoint from which training goes on bit for bit.  scikit-learn gives the data.
+It shows the parts of a real loop: weights by name, a group of weights with its own weight decay, a schedule, averages
+of the weights for evaluation, and a checkpoint from which training continues bit for bit.  Data: scikit-learn's.
 """
 
 import sys
@@ -61,7 +61,7 @@ def main(name="adamw"):
     for k in range(5):
         print(f"epoch {k + 1}: loss {epoch(optimizer, weights, x, labels, seed=k):.4f}")
 
-    with tempfile.TemporaryDirectory() as folder:       # stop here, and go on as if nothing had happened
+    with tempfile.TemporaryDirectory() as folder:       # stop here, and continue as if nothing had happened
         optimizer.save(Path(folder, "digits.optimc"))
         resumed = optimc.load(Path(folder, "digits.optimc"))
     copies = {key: weight.copy() for key, weight in weights.items()}
@@ -72,7 +72,7 @@ def main(name="adamw"):
 
     with optimizer.averaged(weights):
         right = (forward(weights, x_test)[1].argmax(1) == labels_test).mean()
-    print(f"{optimizer!r}: {right:.1%} of {len(x_test)} new digits read right")
+    print(f"{optimizer!r}: {right:.1%} of {len(x_test)} new digits recognised")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python examples/spacy_thinc.py                  (needs thinc, on the CPU)
 
 Thinc calls its optimizer once for each weight, `optimizer(key, weights, gradient)`, and expects the new weights and
-a gradient of zeros.  `Optimc` below is such a callable: a copy of an optimizer of optimc for each key, the weights
-changed in place.  A spaCy config could name it after one line, `@thinc.registry.optimizers("Optimc.v1")`.
+a gradient of zeros.  `Optimc` below is such a callable.  It keeps a copy of an optimizer for each key and changes the
+weights in place.  To name it in a spaCy config, register it by `@thinc.registry.optimizers("Optimc.v1")`.
 
-Here a small Thinc model learns scikit-learn's digits, with Thinc's Adam and with this.
+Here a small Thinc model learns scikit-learn's digits, with Thinc's Adam and with optimc's optimizers.
 """
 
 import copy
@@ -21,7 +21,7 @@ import optimc
 
 
 class Optimc:
-    """Thinc's calling convention over copies of one optimizer; clip, decay and averages are the optimizer's own."""
+    """Calls copies of one optimizer as Thinc does.  The optimizer clips, decays and averages, not Thinc."""
 
     def __init__(self, optimizer):
         self.optimizer, self.steppers, self.weights = optimizer, {}, {}
@@ -54,7 +54,7 @@ class Optimc:
 
 
 def train(optimizer, x, labels, x_test, labels_test):
-    """Seconds in the optimizer over ten epochs, and the share of new digits read right with the averages."""
+    """Seconds in the optimizer over ten epochs, and the share of new digits recognised with the averages."""
     fix_random_seed(0)
     model = chain(Relu(256), Relu(256), Softmax())
     model.initialize(X=x[:5], Y=np.eye(10, dtype=np.float32))
@@ -79,7 +79,7 @@ def main():
             "optimc.Adam": Optimc(optimc.Adam(0.001, epsilon=1e-8, clipnorm=1.0, use_ema=True)),
             "optimc.Lion": Optimc(optimc.Lion(0.001, clipnorm=1.0, use_ema=True))}.items():
         seconds, right = train(optimizer, x, labels, x_test, labels_test)
-        print(f"{name}: {right:.1%} of {len(x_test)} new digits read right, {1000 * seconds:.0f} ms in the optimizer")
+        print(f"{name}: {right:.1%} of {len(x_test)} new digits recognised, {1000 * seconds:.0f} ms in the optimizer")
 
 
 if __name__ == "__main__":
