@@ -4,10 +4,21 @@ Any real hyperparameter takes a schedule, not only the learning rate.  Formulas 
 They are computed in double precision; Keras rounds every operation to float32.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from optimc import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Self, TypeAlias, TypeGuard
+
+    from optimc._types import Classes, Config
 
 
 class LearningRateSchedule:
@@ -19,70 +30,72 @@ class LearningRateSchedule:
     Example:
         >>> import optimc
         >>> class Halve(optimc.schedules.LearningRateSchedule):
-        ...     def __call__(self, step):
+        ...     def __call__(self, step: float) -> float:
         ...         return 0.1 * 0.5 ** step
         >>> optimc.SGD(learning_rate=Halve()).learning_rate
         0.1
     """
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(step)")
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The constructor's arguments, as a dict of plain values."""
         raise NotImplementedError(f"{type(self).__name__} must define get_config() to be saved")
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         return cls(**config)
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
         return self is other or self._plain() == other._plain()
 
     __hash__ = object.__hash__
 
-    def _plain(self):
+    def _plain(self) -> Config | int:
         try:
             return self.get_config()
         except NotImplementedError:
             return id(self)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         config = self._plain()
         if not isinstance(config, dict):
             return f"{type(self).__name__}()"
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in config.items())})"
 
 
-#: the type of a hyperparameter, for annotations
-Rate = float | LearningRateSchedule | Callable[[], float]
+#: the types of a number and of a hyperparameter, for annotations
+Number: TypeAlias = float | np.floating[Any] | np.integer[Any]
+Rate: TypeAlias = Number | LearningRateSchedule | Callable[[], Number]
 
 
 class _Schedule(LearningRateSchedule):
     """Base class of the schedules of this module.  Their arguments are attributes, checked once."""
 
     _names: tuple[str, ...] = ()
+    name: str
 
-    def _set(self, **values):
+    def _set(self, **values: object) -> None:
         for name, value in values.items():
             setattr(self, name, value)
         self._names = tuple(values)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {name: getattr(self, name) for name in self._names}
 
 
-def _number(name, value, low=-math.inf, high=math.inf, open=0):
+def _number(name: str, value: object, low: float = -math.inf, high: float = math.inf, open: int = 0) -> float:
     return _core.check_number(name, value, low, high, open)
 
 
-def _steps(name, value):
+def _steps(name: str, value: object) -> float:
     return _number(name, value, 0.0, math.inf, 1)
 
 
-def _flag(name, value):
+def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
     return value
@@ -99,13 +112,19 @@ class ExponentialDecay(_Schedule):
         0.25
     """
 
-    def __init__(self, initial_learning_rate, decay_steps, decay_rate, staircase=False, name="ExponentialDecay"):
+    initial_learning_rate: float
+    decay_steps: float
+    decay_rate: float
+    staircase: bool
+
+    def __init__(self, initial_learning_rate: Number, decay_steps: Number, decay_rate: Number,
+                 staircase: bool = False, name: str = "ExponentialDecay") -> None:
         self._set(initial_learning_rate=_number("initial_learning_rate", initial_learning_rate),
                   decay_steps=_steps("decay_steps", decay_steps),
                   decay_rate=_number("decay_rate", decay_rate, 0.0), staircase=_flag("staircase", staircase),
                   name=name)
 
-    def __call__(self, step):
+    def __call__(self, step: float) -> float:
         power = step / self.decay_steps
         return self.initial_learning_rate * self.decay_rate ** (math.floor(power) if self.staircase else power)
 
@@ -121,12 +140,18 @@ class InverseTimeDecay(_Schedule):
         0.25
     """
 
-    def __init__(self, initial_learning_rate, decay_steps, decay_rate, staircase=False, name="InverseTimeDecay"):
+    initial_learning_rate: float
+    decay_steps: float
+    decay_rate: float
+    staircase: bool
+
+    def __init__(self, initial_learning_rate: Number, decay_steps: Number, decay_rate: Number,
+                 staircase: bool = False, name: str = "InverseTimeDecay") -> None:
         self._set(initial_learning_rate=_number("initial_learning_rate", initial_learning_rate),
                   decay_steps=_steps("decay_steps", decay_steps),
                   decay_rate=_number("decay_rate", decay_rate), staircase=_flag("staircase", staircase), name=name)
 
-    def __call__(self, step):
+    def __call__(self, step: float) -> float:
         periods = step / self.decay_steps
         return self.initial_learning_rate / (
             1 + self.decay_rate * (math.floor(periods) if self.staircase else periods))
@@ -143,21 +168,27 @@ class PolynomialDecay(_Schedule):
         0.75
     """
 
-    def __init__(self, initial_learning_rate, decay_steps, end_learning_rate=0.0001, power=1.0, cycle=False,
-                 name="PolynomialDecay"):
+    initial_learning_rate: float
+    decay_steps: float
+    end_learning_rate: float
+    power: float
+    cycle: bool
+
+    def __init__(self, initial_learning_rate: Number, decay_steps: Number, end_learning_rate: Number = 0.0001,
+                 power: Number = 1.0, cycle: bool = False, name: str = "PolynomialDecay") -> None:
         self._set(initial_learning_rate=_number("initial_learning_rate", initial_learning_rate),
                   decay_steps=_steps("decay_steps", decay_steps),
                   end_learning_rate=_number("end_learning_rate", end_learning_rate),
                   power=_number("power", power, 0.0), cycle=_flag("cycle", cycle), name=name)
 
-    def __call__(self, step):
+    def __call__(self, step: float) -> float:
         steps = self.decay_steps
         if self.cycle:
             steps *= math.ceil(step / steps) if step else 1
         else:
             step = min(step, steps)
-        return (self.initial_learning_rate - self.end_learning_rate) * (1 - step / steps) ** self.power \
-            + self.end_learning_rate
+        remaining: float = (1 - step / steps) ** self.power
+        return (self.initial_learning_rate - self.end_learning_rate) * remaining + self.end_learning_rate
 
 
 class PiecewiseConstantDecay(_Schedule):
@@ -172,7 +203,11 @@ class PiecewiseConstantDecay(_Schedule):
         (1.0, 0.5, 0.1)
     """
 
-    def __init__(self, boundaries, values, name="PiecewiseConstant"):
+    boundaries: list[float]
+    values: list[float]
+
+    def __init__(self, boundaries: Sequence[Number], values: Sequence[Number],
+                 name: str = "PiecewiseConstant") -> None:
         if not isinstance(boundaries, (list, tuple)) or not isinstance(values, (list, tuple)):
             raise TypeError("boundaries and values must be lists")
         if len(values) != len(boundaries) + 1:
@@ -184,7 +219,7 @@ class PiecewiseConstantDecay(_Schedule):
         self._set(boundaries=boundaries,
                   values=[_number(f"values[{i}]", value) for i, value in enumerate(values)], name=name)
 
-    def __call__(self, step):
+    def __call__(self, step: float) -> float:
         for boundary, value in zip(self.boundaries, self.values, strict=False):
             if step <= boundary:
                 return value
@@ -202,14 +237,20 @@ class CosineDecay(_Schedule):
         0.0
     """
 
-    def __init__(self, initial_learning_rate, decay_steps, alpha=0.0, name="CosineDecay", warmup_target=None,
-                 warmup_steps=0):
+    initial_learning_rate: float
+    decay_steps: float
+    alpha: float
+    warmup_target: float | None
+    warmup_steps: float
+
+    def __init__(self, initial_learning_rate: Number, decay_steps: Number, alpha: Number = 0.0,
+                 name: str = "CosineDecay", warmup_target: Number | None = None, warmup_steps: Number = 0) -> None:
         self._set(initial_learning_rate=_number("initial_learning_rate", initial_learning_rate),
                   decay_steps=_steps("decay_steps", decay_steps), alpha=_number("alpha", alpha), name=name,
                   warmup_target=None if warmup_target is None else _number("warmup_target", warmup_target),
                   warmup_steps=_number("warmup_steps", warmup_steps, 0.0))
 
-    def __call__(self, step):
+    def __call__(self, step: float) -> float:
         start = self.initial_learning_rate
         if self.warmup_target is not None:
             if step < self.warmup_steps:
@@ -232,14 +273,20 @@ class CosineDecayRestarts(_Schedule):
         (1.0, 0.5)
     """
 
-    def __init__(self, initial_learning_rate, first_decay_steps, t_mul=2.0, m_mul=1.0, alpha=0.0,
-                 name="SGDRDecay"):
+    initial_learning_rate: float
+    first_decay_steps: float
+    t_mul: float
+    m_mul: float
+    alpha: float
+
+    def __init__(self, initial_learning_rate: Number, first_decay_steps: Number, t_mul: Number = 2.0,
+                 m_mul: Number = 1.0, alpha: Number = 0.0, name: str = "SGDRDecay") -> None:
         self._set(initial_learning_rate=_number("initial_learning_rate", initial_learning_rate),
                   first_decay_steps=_steps("first_decay_steps", first_decay_steps),
                   t_mul=_number("t_mul", t_mul, 1.0), m_mul=_number("m_mul", m_mul, 0.0),
                   alpha=_number("alpha", alpha), name=name)
 
-    def __call__(self, step):
+    def __call__(self, step: float) -> float:
         position, t_mul = step / self.first_decay_steps, self.t_mul
         if t_mul == 1:
             restart = math.floor(position)
@@ -270,14 +317,20 @@ class OneCycle(_Schedule):
         (0.04, 1.0)
     """
 
-    def __init__(self, maximum, total_steps, pct_start=0.3, div_factor=25.0, final_div_factor=1e4,
-                 name="OneCycle"):
+    maximum: float
+    total_steps: float
+    pct_start: float
+    div_factor: float
+    final_div_factor: float
+
+    def __init__(self, maximum: Number, total_steps: Number, pct_start: Number = 0.3, div_factor: Number = 25.0,
+                 final_div_factor: Number = 1e4, name: str = "OneCycle") -> None:
         self._set(maximum=_number("maximum", maximum), total_steps=_number("total_steps", total_steps, 2.0),
                   pct_start=_number("pct_start", pct_start, 0.0, 1.0),
                   div_factor=_number("div_factor", div_factor, 0.0, math.inf, 1),
                   final_div_factor=_number("final_div_factor", final_div_factor, 0.0, math.inf, 1), name=name)
 
-    def __call__(self, step):
+    def __call__(self, step: float) -> float:
         start, last = self.maximum / self.div_factor, self.total_steps - 1
         top = self.pct_start * self.total_steps - 1
         if step < top:
@@ -291,13 +344,17 @@ class OneCycle(_Schedule):
 class Join(_Schedule):
     """Several schedules one after another.  See `join`."""
 
-    def __init__(self, schedules, boundaries, name="Join"):
+    schedules: list[LearningRateSchedule | float]
+    boundaries: list[float]
+
+    def __init__(self, schedules: Sequence[LearningRateSchedule | Number | Config], boundaries: Sequence[Number],
+                 name: str = "Join") -> None:
         if not isinstance(schedules, (list, tuple)) or not isinstance(boundaries, (list, tuple)):
             raise TypeError("schedules and boundaries must be lists")
         if not schedules or len(schedules) != len(boundaries) + 1:
             raise ValueError(f"schedules must have one entry more than boundaries, got {len(schedules)} and "
                              f"{len(boundaries)}")
-        parts = []
+        parts: list[LearningRateSchedule | float] = []
         for i, part in enumerate(schedules):
             if isinstance(part, dict):
                 part = deserialize(part)
@@ -307,20 +364,20 @@ class Join(_Schedule):
             raise ValueError(f"boundaries must not decrease, got {boundaries}")
         self._set(schedules=parts, boundaries=boundaries, name=name)
 
-    def __call__(self, step):
-        start = 0
+    def __call__(self, step: int) -> float:
+        start = 0.0
         for part, end in zip(self.schedules, [*self.boundaries, math.inf], strict=True):
             if step < end:
-                return part(step - start) if callable(part) else part
+                return part if isinstance(part, float) else part(step - math.ceil(start))
             start = end
         raise AssertionError("the last part has no end")
 
-    def get_config(self):
+    def get_config(self) -> Config:
         parts = [serialize(part) if is_schedule(part) else part for part in self.schedules]
         return {**super().get_config(), "schedules": parts}
 
 
-def join(schedules, boundaries):
+def join(schedules: Sequence[LearningRateSchedule | Number], boundaries: Sequence[Number]) -> Join:
     """Schedules (or constants) one after another: schedule i is used before step boundaries[i].
 
     Each schedule counts its steps from its own start.
@@ -335,17 +392,17 @@ def join(schedules, boundaries):
     return Join(schedules, boundaries)
 
 
-def is_schedule(value):
+def is_schedule(value: object) -> TypeGuard[LearningRateSchedule]:
     """True if a value is a schedule, of optimc or of Keras, which is called with the step."""
     return any(base.__name__ == "LearningRateSchedule" for base in type(value).__mro__)
 
 
-def serialize(schedule):
+def serialize(schedule: LearningRateSchedule) -> Config:
     """The class and configuration of a schedule as a dict of plain values, for `deserialize`."""
     return {"class_name": type(schedule).__name__, "config": schedule.get_config()}
 
 
-def deserialize(config, custom_objects=None):
+def deserialize(config: Mapping[str, Any], custom_objects: Classes | None = None) -> LearningRateSchedule:
     """A schedule from the result of `serialize`; `custom_objects` names further classes."""
     known = {**{name: value for name, value in globals().items() if isinstance(value, type)
                 and issubclass(value, LearningRateSchedule) and not name.startswith("_")},
@@ -353,4 +410,5 @@ def deserialize(config, custom_objects=None):
     if config["class_name"] not in known:
         raise ValueError(f"Could not interpret schedule {config['class_name']!r}: pass its class in "
                          "custom_objects")
-    return known[config["class_name"]].from_config(config["config"])
+    schedule: LearningRateSchedule = known[config["class_name"]].from_config(config["config"])
+    return schedule

@@ -36,7 +36,8 @@ BREACHES = {
                                     ("tests/files/cases.py", '"""A second one."""')],
     walls.modules_import_in_one_direction: [
         ("optimc/schedules.py", "def planted():\n    from optimc import optimizers\n    return optimizers"),
-        ("optimc/schedules.py", "from . import optimizers")],
+        ("optimc/schedules.py", "from . import optimizers"),
+        ("optimc/schedules.py", "if TYPE_CHECKING:\n    x = 1\nelse:\n    from . import optimizers")],
     walls.only_adapters_import_frameworks: [("optimc/optimizers.py", "def planted():\n    import torch"),
                                             ("optimc/sklearn.py", "from keras.src import optimizers")],
     walls.modules_have_a_docstring: [("optimc/planted.py", "x = 1")],
@@ -75,6 +76,11 @@ def test_a_breach_would_be_found(tmp_path, rule, name, text):
     with path.open("a") as file:
         file.write(f"\n{text}\n" if path.stat().st_size else f"{text}\n")
     assert len(rule(tmp_path)) > len(before) or rule(tmp_path) != before
+
+
+def test_imports_for_type_checkers_alone_are_none():
+    tree = ast.parse("if TYPE_CHECKING:\n    import torch\nif not TYPE_CHECKING:\n    import keras")
+    assert [name for _, (name,) in walls.imports(tree, "optimc.planted", False)] == ["keras"]
 
 
 def test_every_rule_has_a_breach():

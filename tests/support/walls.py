@@ -185,9 +185,18 @@ def modules(root):
     return found
 
 
+def run_nodes(tree):
+    """The nodes of a module that can run: all but the bodies of `if TYPE_CHECKING:`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node = ast.Module(node.orelse, [])
+        yield node
+        yield from run_nodes(node)
+
+
 def imports(tree, name, package):
     """The imports of a module, those inside functions included: line number and candidates, the longest first."""
-    for node in ast.walk(tree):
+    for node in run_nodes(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, [alias.name]
