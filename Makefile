@@ -21,7 +21,7 @@ lint:            ## check style and types
 	$(PYTHON) -m mypy optimc
 	$(PYTHON) -m mypy.stubtest optimc._core
 
-record: build    ## write every generated file that is stale: stubs, tables, costs, hashes, golden files
+record: build    ## write every generated file that is stale: stubs, tables, costs, hashes, golden files, speed
 	$(PYTHON) tools/record.py
 
 check-record: build    ## name the generated files that are stale

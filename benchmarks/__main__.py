@@ -1,9 +1,8 @@
 """The benchmark: python -m benchmarks
 
 Times optimc beside the installed peers and the machine's own limit.  Writes FILE.json, FILE.md with all tables, and
-plots, beside one another.  `python -m benchmarks.report` makes the README's table of such a file.  Figures are right
-on a quiet machine only; `spread` in the tables shows how quiet it was.  On a machine that others use, too,
-`--patience` measures disturbed cases again.
+plots, beside one another.  Figures are right on a quiet machine only; `spread` in the tables shows how quiet it was.
+On a machine that others use, too, `--patience` measures disturbed cases again.
 """
 
 import argparse
@@ -151,8 +150,8 @@ def main(argv=None):
     add("--cpu", help="what the CPU is called in the tables (default: found out)")
     add("--out", metavar="FILE.json", type=pathlib.Path, default=pathlib.Path("build/speed.json"),
         help="default: %(default)s")
-    add("--readme", action="store_true", help="write to benchmarks/results/speed.json, and the README's table and "
-        "plot from it")
+    add("--readme", action="store_true", help="write to benchmarks/results/speed.json, and from it the README's "
+        "table and picture, and docs/speed.md")
     add("--list", action="store_true", help="print the names of the cases and stop")
     args = parser.parse_args(argv)
     try:

@@ -1,6 +1,7 @@
-"""Tables of a file of results; the README's table and plot: python -m benchmarks.report [FILE.json]
+"""What is written of a file of results: all tables beside it, and the parts of README.md and docs/speed.md.
 
-FILE.json is what `python -m benchmarks` wrote; default: benchmarks/results/speed.json, the one in the tree.
+The file is what `python -m benchmarks` wrote.  `make record` writes what shows benchmarks/results/speed.json, the one
+in the tree, whenever it is stale; nothing is timed for that.  Next: plots.py, which draws the pictures.
 """
 
 import json
@@ -8,16 +9,17 @@ import pathlib
 import re
 import sys
 
+from benchmarks.libraries import multiple, race
 from optimc.cli.bench.processes import OURS, STREAM, with_threads
-from optimc.cli.bench.words import duration, is_peer, merged, share
+from optimc.cli.bench.words import duration, is_peer, merged, share, share_of_limit, too_noisy
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
 MARKED = re.compile(r"(<!-- speed -->\n).*?(\n<!-- end -->)", re.S)
 #: a larger spread of a case's times shows that something else kept the machine busy
 CALM = 0.05
-#: columns of the README's table
-COLUMNS = ("NumPy out=", "torch fused", "torch foreach", "optax jit", "Keras on NumPy", "thinc", "scikit-learn")
+#: columns of the table in docs/speed.md
+COLUMNS = ("NumPy out=", "torch fused", "torch foreach", "optax jit", "Keras on torch", "thinc", "scikit-learn")
 #: its rows: the case and its name there
 ROWS = {
     "lists/lesson": "10 → 64 → 1 network: 4 arrays, 769 weights", "lists/50 x 100": "50 arrays of 100",
@@ -29,6 +31,9 @@ ROWS = {
     "options/clip, AdamW, EMA": "25 million: global clip, AdamW, EMA of weights",
     "options/modern step": "25 million: unscaling, finite check, global clip, AdamW, EMA",
 }
+#: what of it the README shows
+README_COLUMNS = ("NumPy out=", "torch fused", "optax jit")
+README_ROWS = ("lists/lesson", "lists/100 x 10 000", "lists/GPT-2 small")
 
 
 def load(path):
@@ -37,19 +42,31 @@ def load(path):
 
 
 def write(path, results):
-    """Writes results, their tables and plots beside one another."""
+    """Writes results, and beside them their tables and pictures."""
     path, results = pathlib.Path(path), rounded(results)
     head = json.dumps({key: value for key, value in results.items() if key != "cases"}, indent=1)
     lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in results["cases"])
     path.write_text(f'{head[:-2]},\n "cases": [\n{lines}\n]}}\n', "utf-8")
-    path.with_suffix(".md").write_text(whole(results) + "\n", "utf-8")
+    for other, content in files_beside(path, results).items():
+        other.write_bytes(content)
+
+
+def files_beside(path, results):
+    """Returns path -> content of the tables and pictures that lie beside a file of results."""
+    files = {path.with_suffix(".md"): (whole(results) + "\n").encode()}
+    return files | pictures({path.with_suffix(".png"): "overview",
+                             path.with_name(f"{path.stem}-optimizers.png"): "optimizers"}, results)
+
+
+def pictures(names, results):
+    """Returns path -> content of pictures, by path -> name of what plots.py draws; nothing without matplotlib."""
     try:
         from benchmarks import plots
     except ImportError:
-        print("no plots: matplotlib is not installed: pip install 'optimc[compare]'", file=sys.stderr)
-        return
-    plots.draw(path.with_suffix(".png"), results)
-    plots.draw_optimizers(path.with_name(f"{path.stem}-optimizers.png"), results)
+        print("no pictures: matplotlib is not installed: pip install matplotlib", file=sys.stderr)
+        return {}
+    drawn = {path: plots.drawn(path, getattr(plots, name), results) for path, name in names.items()}
+    return {path: content for path, content in drawn.items() if content}
 
 
 def rounded(value):
@@ -69,27 +86,32 @@ def markdown(header, rows):
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
 
 
-def headline(results):
-    """The README's table: medians on one thread, optimc's share of the limit, each peer and its multiple."""
+def headline(results, rows=tuple(ROWS), columns=COLUMNS, times=True):
+    """A table of medians on one thread: optimc, its share of the limit, each peer's multiple of optimc's time.
+
+    Args:
+        results: what `load` returns.
+        rows: names of cases.
+        columns: names of peers.
+        times: whether peers' times are there beside the multiples.
+    """
     found = {case["name"]: merged(case["sets"]) for case in results["cases"]}
-    found = {name: found[name] for name in ROWS if "median" in found.get(name, {}).get(OURS, {})}
-    columns = [name for name in COLUMNS if any("ratio" in entries.get(name, {}) for entries in found.values())]
-    rows = []
+    found = {name: found[name] for name in rows if "median" in found.get(name, {}).get(OURS, {})}
+    columns = [name for name in columns if any("ratio" in entries.get(name, {}) for entries in found.values())]
+    lines = []
     for name, entries in found.items():
         least = min((entries[peer]["ratio"] for peer in columns if "ratio" in entries.get(peer, {})), default=2)
         ours = duration(entries[OURS]["median"])
-        reached = share(entries)
-        rows.append([ROWS[name], f"**{ours}**" if least > 1 else ours, f"{reached:.0%}" if reached else "",
-                     *(_cell(entries.get(peer, {})) for peer in columns)])
-    return markdown(["one step on one thread (Adam, float32 unless noted)", OURS, "of the hardware limit", *columns],
-                    rows)
+        lines.append([ROWS[name], f"**{ours}**" if least > 1 else ours, share_of_limit(entries) or "-",
+                      *(_cell(entries.get(peer, {}), times) for peer in columns)])
+    return markdown(["one step of Adam, one thread", OURS, "of the hardware limit", *columns], lines)
 
 
-def _cell(entry):
+def _cell(entry, times):
     if "ratio" not in entry:
-        return "failed" if "error" in entry else ""
-    multiple = f"{entry['ratio']:,.0f}" if entry["ratio"] >= 100 else f"{entry['ratio']:.3g}"
-    cell = f"{duration(entry['median'])} ({multiple}x)"
+        return "failed" if "error" in entry else "-"
+    cell = f"{multiple(entry['ratio'])}x"
+    cell = f"{duration(entry['median'])} ({cell})" if times else cell
     return f"**{cell}**" if entry["ratio"] < 1 else cell
 
 
@@ -97,12 +119,12 @@ def source(results):
     """Tells in a paragraph where the figures come from."""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     absent = "".join(f" Without {peer}: {module} was not installed." for peer, module in results["missing"].items())
-    return (f"{results['cpu']}; {versions}; {results['date']}; `{results['command']}`. Times are medians of "
-            "steps timed in turn; in brackets is the multiple of optimc's time in the same process. "
-            "The hardware limit is the least time in which the machine can read and write the arrays of the step and "
-            f"do its roots and divisions.{absent}"
-            + f" Cases whose repeats varied by more than {CALM:.0%} were re-measured for "
-            f"{results.get('patience', 0):g} min, and the less noisy result was kept."
+    return (f"Measured on {results['date']} on {results['cpu']}, with {versions}, by `{results['command']}`. Times "
+            "are medians. The libraries of one process step in turn, and the multiple of optimc's time there is in "
+            "brackets. The hardware limit is the least time in which the machine can read and write the arrays of "
+            f"the step and do its roots and divisions.{absent}"
+            + f" Cases whose repeats varied by more than {CALM:.0%} were measured again, for up to "
+            f"{results.get('patience', 0):g} min in all, and the less noisy result was kept."
             * bool(results.get("patience"))
             + " Interrupted: not all cases were measured." * results["interrupted"])
 
@@ -131,13 +153,13 @@ def spread(entry):
 def _figures(case, name, entry, entries):
     if "error" in entry:
         return [entry["error"].replace("|", "/"), *[""] * 8]
-    reached = next((share(entries, n) for n in case["threads"] if name == with_threads(OURS, n)), None)
+    reached = next((share_of_limit(entries, n) for n in case["threads"] if name == with_threads(OURS, n)), "")
     moved = entries.get(STREAM, {}).get("bytes") if name.startswith((OURS, STREAM)) else None
     return [*(duration(entry[key]) for key in ("min", "median", "max")),
             f"{spread(entry):.0%}", str(entry["repeats"]),
             f"{entry['median'] / case['weights']:.3g}", f"{moved / entry['median']:.3g}" if moved else "",
             f"{entry['ratio']:.3g}" if "ratio" in entry else "",
-            f"{reached:.0%}" if reached else ""]
+            reached]
 
 
 # ------------------------------------------------------------------------------------------ targets
@@ -150,7 +172,8 @@ def targets(results):
     if "import_ms" in results:
         judged.append(("import optimc", "at most 30 ms more than NumPy's", f"{results['import_ms']:.1f} ms",
                        results["import_ms"] <= 30))
-    return markdown(["target", "here", ""], [[f"{name}: {target}", value, "met" if good else "not met"]
+    verdicts = {True: "met", False: "not met", None: "not judged"}
+    return markdown(["target", "here", ""], [[f"{name}: {target}", value, verdicts[good]]
                                              for name, target, value, good in judged])
 
 
@@ -166,7 +189,7 @@ def _found(results):
 
 
 def _speeds(found, entries):
-    """Yields (case, target, figure, whether it is met) for each target of one thread, if its case was timed."""
+    """Yields (case, target, figure, whether it is met or None) for the targets of one thread that were timed."""
 
     def times(name, least, peers=None):
         ratios = {peer: entry["ratio"] for peer, entry in entries.get(name, {}).items()
@@ -182,9 +205,10 @@ def _speeds(found, entries):
             yield name, f"at most {duration(limit)}", duration(ours), ours <= limit
 
     def near(name, least):
-        reached = share(entries.get(name, {}))
-        if reached:
-            yield name, f"{least:.0%} of the limit", f"{reached:.1%}", reached >= least
+        figures = entries.get(name, {})
+        if share(figures):
+            good = None if too_noisy(figures) else share(figures) >= least
+            yield name, f"{least:.0%} of the limit", share_of_limit(figures), good
 
     yield from most("lists/lesson", 600)
     yield from times("lists/lesson", 33)
@@ -219,31 +243,47 @@ def _threads(found, entries):
                    many["low"] <= one["high"])
 
 
-# ------------------------------------------------------------------------------------------- README
+# ----------------------------------------------------------------------------------------- documents
 
 
-def section(results):
+def in_readme(results):
     """Returns the text between the README's markers."""
-    return (f"{headline(results)}\n\n{source(results)} All cases: "
-            "[benchmarks/results/speed.md](benchmarks/results/speed.md).\n\n"
-            "![Time of a step beside peers, and per weight by size](docs/speed.png)")
+    return (f"![{message(results)}](docs/speed.png)\n\n"
+            f"Each library by its fastest way, on {results['cpu']}, {results['date']}: "
+            "[method and all figures](docs/speed.md).\n\n"
+            + headline(results, README_ROWS, README_COLUMNS, times=False))
 
 
-def filled(text, results):
-    """The text of the README with its section on speed as it should be."""
-    text, n = MARKED.subn(lambda m: m[1] + section(results) + m[2], text)
+def message(results):
+    """Says in a sentence what the README's picture shows."""
+    ours, others, weights = race(results)
+    words = ", ".join(f"{library} {multiple(entry['ratio'])}" for library, (entry, _) in others.items())
+    return (f"A step of Adam for {weights} weights takes {duration(ours['median'])} in optimc; other libraries take "
+            f"this many times as long: {words}")
+
+
+def in_page(results):
+    """Returns the text between the markers of docs/speed.md."""
+    return f"{headline(results)}\n\n{source(results)}"
+
+
+def filled(text, section):
+    """Returns the text of a document with its section on speed replaced."""
+    text, n = MARKED.subn(lambda m: m[1] + section + m[2], text)
     if n != 1:
-        raise ValueError(f"the README has {n} sections between <!-- speed --> and <!-- end -->, expected one")
+        raise ValueError(f"the document has {n} sections between <!-- speed --> and <!-- end -->, expected one")
     return text
 
 
+def files(results, root=ROOT):
+    """Returns path -> content of every file in the tree that shows the results."""
+    documents = {root / "README.md": in_readme, root / "docs" / "speed.md": in_page}
+    return ({path: filled(path.read_text("utf-8"), section(results)).encode() for path, section in documents.items()}
+            | pictures({root / "docs" / "speed.png": "lesson"}, results)
+            | files_beside(root / RESULTS.relative_to(ROOT), results))
+
+
 def publish(results):
-    """Fills README.md and draws docs/speed.png."""
-    from benchmarks import plots
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text("utf-8"), results), "utf-8")
-    plots.draw(ROOT / "docs" / "speed.png", results)
-
-
-if __name__ == "__main__":
-    publish(load(sys.argv[1] if len(sys.argv) > 1 else RESULTS))
+    """Writes every file in the tree that shows the results."""
+    for path, content in files(results).items():
+        path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Writes every tracked file that is generated: stubs, tables, costs of kernels, hashes, golden files.
+"""Writes every tracked file that is generated: stubs, tables, costs of kernels, hashes, golden files, speed.
 
     python tools/record.py                  writes what is stale and names it; `make record` builds first
     python tools/record.py --check          writes nothing, names what is stale, and fails if anything is
@@ -71,8 +71,14 @@ def make_golden():
     return golden.missing()
 
 
+def make_speed():
+    """What shows the results of the benchmark: parts of README.md and docs/speed.md, tables, pictures."""
+    from benchmarks import report
+    return report.files(report.load(report.RESULTS), ROOT)
+
+
 PARTS = {"stubs": make_stubs, "tables": make_tables, "costs": make_costs, "hashes": make_hashes,
-         "kernels": make_kernels, "golden": make_golden}
+         "kernels": make_kernels, "golden": make_golden, "speed": make_speed}
 
 
 def stale(part):

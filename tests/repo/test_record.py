@@ -25,10 +25,10 @@ def test_generated_files_are_up_to_date(part):
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """A copy of what the stubs and tables are written to, in place of the tree."""
-    for path in [*record.make_stubs(), *record.make_tables()]:
+    """A copy of what the stubs, tables and figures are written to, in place of the tree."""
+    for path in [*record.make_stubs(), *record.make_tables(), *record.make_speed()]:
         copy = tmp_path / path.relative_to(ROOT)
-        copy.parent.mkdir(exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
     monkeypatch.setattr(record, "ROOT", tmp_path)
     return tmp_path
@@ -37,6 +37,8 @@ def tree(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("part", "name", "line"), [
     ("stubs", "optimc/optimizers.pyi", "    def nesterov(self) -> bool: ...\n"),
     ("tables", "README.md", "| `Nadam` |"),
+    ("speed", "README.md", "| GPT-2 small"),
+    ("speed", "docs/speed.md", "| 50 arrays of 100 |"),
 ])
 def test_a_stale_file_is_named_and_written_again(tree, capsys, part, name, line):
     path = tree / name
