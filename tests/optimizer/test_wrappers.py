@@ -239,7 +239,7 @@ def test_a_copy_of_a_wrapper_is_of_one_moment(make, copied, place):
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_steps_of_two_threads_count_both(wrapped):
-    """Another thread steps other weights just before this one's commit."""
+    """Another thread steps other weights just before this one commits.  It waits if they share a scale."""
     weights = {name: np.ones(2, np.float32) for name in "ab"}
     routed = optimizer = optimc.MultiOptimizer(optimc.OptimizerMap(optimc.SGD(0.5), {"b": optimc.SGD(0.5)}))
     if wrapped:
@@ -252,15 +252,17 @@ def test_steps_of_two_threads_count_both(wrapped):
     def meanwhile(frame, event, function):
         if event == "c_call" and function.__name__ == "commit" and not other.ident:
             other.start()
-            other.join()
+            other.join(0.2 if wrapped else None)
+            waited.append(other.is_alive())
 
-    other, before = threading.Thread(target=step, args=("b",)), sys.getprofile()
+    other, before, waited = threading.Thread(target=step, args=("b",)), sys.getprofile(), []
     sys.setprofile(meanwhile)
     try:
         step("a")
     finally:
         sys.setprofile(before)
-    assert routed.iterations == 2
+    other.join()
+    assert routed.iterations == 2 and waited == [wrapped]
 
 
 def test_a_copy_of_a_wrapper_has_the_routes_of_its_moment():
