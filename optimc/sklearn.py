@@ -3,18 +3,18 @@
     from optimc.sklearn import MLPClassifier
     clf = MLPClassifier(solver=optimc.AdamW(1e-3), warm_start=True)
 
-Each class here is a subclass of scikit-learn's class of that name: network, loss, batches, early stopping and
-every other argument are scikit-learn's.  Its loop calls an optimizer after each batch; here it calls optimc's.
+Each class here is a subclass of scikit-learn's class of the same name.  Network, loss, batches, early stopping and
+the other arguments are scikit-learn's.  After each batch its loop calls optimc's optimizer instead of its own.
 
 `solver` may be:
 
-- An optimizer: `fit` steps a copy of it.  scikit-learn's arguments for its own solvers (`GOVERNED`) have no effect;
-  a warning names those that are not at their default.
+- An optimizer: `fit` steps a copy of it.  scikit-learn's arguments for its own solvers (`GOVERNED`) have no effect.
+  A warning names those that are not at their default.
 - "sgd" or "adam": scikit-learn's solvers, made from scikit-learn's arguments, with the same formulas.
 - The name of another optimizer, in lower case ("adamw"): that optimizer, with `learning_rate_init` as its rate.
 - "lbfgs": scikit-learn's own.
 
-`alpha` stays scikit-learn's: an L2 term of the loss.  The optimizer's weight decay comes on top of it.
+`alpha` stays an L2 term of the loss, as in scikit-learn.  The optimizer's weight decay is added to it.
 """
 
 import contextlib
@@ -162,8 +162,8 @@ class _Fits:
         for name in GOVERNED:
             value = getattr(self, name)
             if name not in governed and value != parameters[name].default:
-                warnings.warn(f"{name}={value!r} has no effect with solver={self._solver!r}: give the optimizer "
-                              "its values where it is made", stacklevel=2)
+                warnings.warn(f"{name}={value!r} has no effect with solver={self._solver!r}: set the value "
+                              "in the optimizer's constructor", stacklevel=2)
         return self._solver, tuple(getattr(self, name) for name in governed)
 
     def _new_steps(self, made_from):
@@ -176,7 +176,7 @@ class _Fits:
         optimizer = registry.get({"class_name": solver, "config": config} if isinstance(solver, str)
                                  else copy.deepcopy(solver))
         if optimizer.loss_scale_factor is not None:
-            raise ValueError(f"solver: expected one without loss_scale_factor, since the loss is not scaled, got "
+            raise ValueError(f"solver: expected one without loss_scale_factor, as the loss is not scaled, got "
                              f"{optimizer.loss_scale_factor}")
         schedule = self.learning_rate if solver == "sgd" else "constant"
         return _Solver(optimizer, made_from, rate, schedule, self.power_t)
@@ -189,23 +189,23 @@ def _is_same(a, b):
 
 DOC = """scikit-learn's {name}, with any optimizer of optimc as its solver.
 
-    Arguments, methods and attributes are scikit-learn's, but for:
+    Arguments, methods and attributes are scikit-learn's, except:
 
     Args:
-        solver: an optimizer (`optimc.AdamW(1e-3)`; a `MultiOptimizer` too), of which `fit` uses a copy; or a name:
-            "sgd" and "adam" with scikit-learn's arguments for them, "lbfgs", or another optimizer's in lower case,
-            which takes `learning_rate_init` as its rate.  With an optimizer, `learning_rate_init` and the other
-            arguments of scikit-learn's solvers have no effect.
+        solver: an optimizer (`optimc.AdamW(1e-3)` or a `MultiOptimizer`), of which `fit` uses a copy, or a name.
+            "sgd" and "adam" use scikit-learn's arguments for them.  "lbfgs" is scikit-learn's.  The name of another
+            optimizer, in lower case, uses `learning_rate_init` as its rate.  With an optimizer,
+            `learning_rate_init` and the other arguments of scikit-learn's solvers have no effect.
 
-    `optimizer_` is the optimizer that stepped, with its state.  `partial_fit`, and `fit` with warm_start=True, go on
-    with it, as long as `solver` and the arguments it is made of stay the same.  The weights have the names
-    "coefs_0", ..., "intercepts_0", ..., which the optimizer's groups and exclusions can match.  If it keeps averages
-    (use_ema, ScheduleFreeAdamW, ASGD), `coefs_` and `intercepts_` are these; training goes on from what it left.
+    `optimizer_` is the optimizer that steps, with its state.  `partial_fit`, and `fit` with warm_start=True, continue
+    with it, as long as `solver` and the arguments that make it stay the same.  The weights have the names "coefs_0",
+    ..., "intercepts_0", ..., which the optimizer's groups and exclusions can match.  If the optimizer keeps averages
+    (use_ema, ScheduleFreeAdamW, ASGD), `coefs_` and `intercepts_` hold them; training continues from the weights.
 
     X and weights are float64, or float32 if X is.
 
     Raises:
-        ValueError: the solver is unknown or has a loss_scale_factor; and as scikit-learn says.
+        ValueError: the solver is unknown or has a loss_scale_factor, or scikit-learn refuses an argument.
         FloatingPointError: a gradient is not finite, with check_finite="raise".
 
     Example:

@@ -1,10 +1,10 @@
-"""Lets threadpoolctl limit optimc's threads: import this module once, then its limits hold here too.
+"""Lets threadpoolctl limit optimc's threads.  Import this module once; then its limits apply to optimc too.
 
     import optimc.threadpoolctl
     with threadpoolctl.threadpool_limits(1):
-        ...                                     # steps in here use one thread, as the BLAS does
+        ...                                     # steps use one thread here, and so does the BLAS
 
-A limit holds for the whole process, as with `optimc.set_num_threads`; at its end the former number comes back.
+A limit applies to the whole process, like `optimc.set_num_threads`.  At its end the former number is restored.
 """
 
 import os
@@ -19,7 +19,7 @@ from optimc import _core
 
 
 class Controller(threadpoolctl.LibController):
-    """Shows threadpoolctl the threads of optimc and lets it set them; see `threadpoolctl.LibController`.
+    """Lets threadpoolctl read and set the number of optimc's threads; see `threadpoolctl.LibController`.
 
     Example:
         >>> import optimc.threadpoolctl, threadpoolctl

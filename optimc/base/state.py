@@ -100,7 +100,7 @@ class State(NamedTuple):
         names, waiting = description["names"], tuple(map(bool, description["waiting"]))
         if names is not None and (len(names) != len(likes) or not all(isinstance(name, str) for name in names)
                                   or len(set(names)) != len(names)):
-            raise ValueError("names: expected one per weight, each another")
+            raise ValueError("names: expected a different one for each weight")
         if len(waiting) not in (0, len(likes)):
             raise ValueError("waiting: expected one per weight")
         slots = description["slots"]
@@ -139,7 +139,7 @@ def _check_part(name, array, like, expected, is_slot):
             raise ValueError(f"tensor '{name}' is missing")
         return
     if not expected:
-        raise ValueError(f"tensor '{name}' belongs to nothing")
+        raise ValueError(f"unexpected tensor '{name}'")
     if not like.fits(array):
         raise ValueError(f"tensor '{name}': expected shape {like.shape} and dtype {like.dtype}, got {array.shape} "
                          f"and {array.dtype}")

@@ -84,7 +84,8 @@ class Wrapper:
     def _import(self, description, tensors):
         inner = self._inner()
         if description["class_name"] != type(self).__name__ or len(description["inner"]) != len(inner):
-            raise ValueError(f"state of another {description['class_name']}")
+            raise ValueError(f"expected the state of a {type(self).__name__} of {len(inner)} optimizers, got that of "
+                             f"a {description['class_name']} of {len(description['inner'])}")
         for name in self._numbers():
             if type(description["own"][name]) is not int:
                 raise ValueError(f"{name}: expected a count, got {description['own'][name]!r}")

@@ -297,7 +297,7 @@ def read_json(path, file, size):
         raise CheckpointError(f"{path}: not a checkpoint, or cut short: a header of {length} bytes in {size}")
     text = file.read(length)
     if len(text) != length or not text.startswith(b"{"):
-        raise CheckpointError(f"{path}: not a checkpoint: its header is no JSON object")
+        raise CheckpointError(f"{path}: not a checkpoint: its header is not a JSON object")
     try:
         return json.loads(text, object_pairs_hook=_no_duplicates), text
     except (ValueError, RecursionError) as error:
@@ -307,7 +307,7 @@ def read_json(path, file, size):
 def _no_duplicates(pairs):
     names = dict(pairs)
     if len(names) != len(pairs):
-        raise ValueError("a name comes twice")
+        raise ValueError("a name occurs twice")
     return names
 
 
@@ -325,7 +325,7 @@ def _check_entries(path, header, size):
         entries[name] = dtype, tuple(shape), begin, stop
         end = stop
     if end != size:
-        raise CheckpointError(f"{path}: its tensors take {end} bytes, but {size} are there")
+        raise CheckpointError(f"{path}: its tensors need {end} bytes, but the file has {size}")
     return entries
 
 

@@ -82,4 +82,4 @@ def import_all(optimizer, description, tensors):
 def refuse_left(tensors):
     """Refuses tensors that no state has taken."""
     if tensors:
-        raise ValueError(f"tensor {next(iter(tensors))!r} belongs to nothing")
+        raise ValueError(f"unexpected tensor {next(iter(tensors))!r}")

@@ -77,7 +77,7 @@ def read_shards(path, shards, description, pieces=None):
     sizes = [like.size for like in likes]
     _check_cover(path, shards["files"], sizes)
     if not re.fullmatch("[0-9a-f]{16}", shards["token"]):
-        raise CheckpointError(f"{path}: its shards have a token that is none: {shards['token']!r}")
+        raise CheckpointError(f"{path}: invalid shard token {shards['token']!r}")
     pieces = [(0, size) for size in sizes] if pieces is None else pieces
     files, filled = [], {}
     for rank, segments in enumerate(shards["files"]):       # headers alone: no memory before all is known to fit
@@ -124,7 +124,7 @@ def _place_of(name):
     """A tensor's name without its first element, the number of its weight, and the first element or None."""
     match = re.fullmatch("(.+/(0|[1-9][0-9]{0,18}))(?:@(0|[1-9][0-9]{0,18}))?", name)
     if not match:
-        raise ValueError(f"tensor {name!r:.80} is not named as a shard names its own")
+        raise ValueError(f"tensor {name!r:.80} has an unexpected name")
     return match[1], int(match[2]), match[3] and int(match[3])
 
 
@@ -140,7 +140,7 @@ def _blocks(file, found, segments, sizes):
         else:
             good, end = len(shape) == 1 and start == before, start + math.prod(shape)
         if not good or not before < end <= high:
-            raise CheckpointError(f"{file}: tensor {name!r} is not where the index has one")
+            raise CheckpointError(f"{file}: tensor {name!r} is not at its place in the index")
         reached[base] = end
         blocks.append((base, i, start, (name, shape)))
     for base, end in reached.items():
@@ -155,10 +155,10 @@ def _check_cover(path, files, sizes):
     for i, low, high in sorted(segment for segments in files for segment in segments):
         if not all(type(n) is int for n in (i, low, high)) or not 0 <= i < len(sizes) or low != reached[i] \
                 or high <= low:
-            raise CheckpointError(f"{path}: its shards overlap or leave something out")
+            raise CheckpointError(f"{path}: its shards overlap or do not cover all weights")
         reached[i] = high
     if reached != sizes:
-        raise CheckpointError(f"{path}: its shards leave something out")
+        raise CheckpointError(f"{path}: its shards do not cover all weights")
 
 
 def with_empty(tensors, description):

@@ -1,16 +1,16 @@
-"""Keras optimizers with the step in C: change the name, keep the program.
+"""Keras optimizers with the step in C: change one name and keep your program.
 
     import optimc.keras
     model.compile(optimizer=optimc.keras.Adam(1e-3), loss="mse")
 
-For each optimizer of optimc there is a class here, a `keras.optimizers.Optimizer` with Keras's arguments, for the
-torch, tensorflow, jax and numpy backends.  Clipping, decay, the update, EMA and accumulation are one pass in C.
-What Keras owns stays Keras's: the iterations, the learning rate and every slot are variables of the optimizer, so
-callbacks, schedules, `model.save` and `load_model` find them where they look.
+Every optimizer of optimc has a class here: a `keras.optimizers.Optimizer` with Keras's arguments, for the torch,
+tensorflow, jax and numpy backends.  Clipping, decay, the update, EMA and accumulation are one pass in C.  The
+iterations, the learning rate and every slot are Keras variables of the optimizer, so callbacks, schedules,
+`model.save` and `load_model` find them as usual.
 
 A step takes one of two routes.  *In place*, on torch and numpy: the plan lies over the memory of the variables.  *By
-values*, on tensorflow and jax, and in `stateless_apply` anywhere: the framework calls back with the values of all
-variables and gets new ones; nothing is remembered from step to step.  docs/keras.md says what each costs.
+values*, on tensorflow and jax, and in `stateless_apply` on every backend: the framework calls back with the values of
+all variables and gets new ones.  Nothing is remembered from step to step.  docs/keras.md says what each costs.
 
 Next: optimizer.py (the class), layout.py (the order of the variables), stepper.py (the step over arrays), backends.py
 (what differs between frameworks).

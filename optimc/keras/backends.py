@@ -239,7 +239,7 @@ def make_backend(name):
         ImportError: there is none.
     """
     if name not in BACKENDS:
-        raise ImportError(f"optimc.keras knows no step on Keras's backend {name!r}: set KERAS_BACKEND to torch, "
+        raise ImportError(f"optimc.keras does not support Keras's backend {name!r}: set KERAS_BACKEND to torch, "
                           "tensorflow, jax or numpy")
     return BACKENDS[name]()
 

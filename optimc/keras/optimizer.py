@@ -72,7 +72,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         return None if isinstance(self._learning_rate, Schedule) else self._get_current_learning_rate()
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
-        """Exempts variables from weight decay, by identity or by regular expressions for their names; see Keras."""
+        """Exempts variables from weight decay, as Keras does: the variables given, or those whose names match."""
         super().exclude_from_weight_decay(var_list, var_names)
         if self._stepper is not None:
             self._stepper.forget()
@@ -83,7 +83,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
                 if not self._use_weight_decay(backend.known_to_keras(variable))]
 
     def get_config(self):
-        """Keras's configuration of this optimizer, and whatever else was given."""
+        """Keras's configuration of this optimizer, and optimc's arguments that were given."""
         own = {}
         for name, value in self._inner.get_config().items():
             argument = self._inner._arguments.get(name)         # groups are none
@@ -96,7 +96,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
 
     @keras.src.utils.tracking.no_automatic_dependency_tracking
     def build(self, variables):
-        """Makes the variables of the state, for the model's; once.
+        """Makes the variables of the state for the variables of a model.  A second call has no effect.
 
         Raises:
             TypeError: a variable is neither float32 nor float64, or, on torch, not on the CPU.
@@ -148,7 +148,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         """One step; arguments, warnings and errors are Keras's.
 
         Raises:
-            TypeError, ValueError: beside Keras's, those of `optimc.Optimizer.apply`; nothing has changed.
+            TypeError, ValueError: as Keras, and as `optimc.Optimizer.apply`.  Nothing has changed.
         """
         if backend.is_compiling():
             backend.uncompiled(self.apply, grads, trainable_variables)
@@ -239,7 +239,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         self.__dict__["_counted"] = count
 
     def finalize_variable_values(self, var_list):
-        """With `use_ema`, puts the averages into the variables, as `fit` does at its end."""
+        """With `use_ema`, copies the averages into the variables, as `fit` does at its end."""
         super().finalize_variable_values(var_list)
         if self.use_ema:
             backend.averages_are_put_in(var_list)
@@ -271,10 +271,10 @@ def make_class(name):
     """The class for optimc's of that name."""
     ours = registry.classes[name]
     cls = type(name, (KerasOptimizer,), {
-        "__doc__": f"""optimc.{name} as an optimizer of Keras; what it does and its arguments are there.
+        "__doc__": f"""A Keras optimizer that runs `optimc.{name}`, which explains the algorithm and the arguments.
 
-        The learning rate may be a number, a schedule of Keras's or optimc's, or a callable; all else is numbers.
-        Weights must be float32 or float64 and lie on the CPU.
+        The learning rate may be a number, a schedule of Keras or optimc, or a callable.  All other values are
+        numbers.  Weights must be float32 or float64.  On the torch backend they must lie on the CPU.
 
         Example:
             >>> import keras, numpy as np, optimc.keras

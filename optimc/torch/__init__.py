@@ -1,17 +1,17 @@
-"""torch's optimizers with the step in C: change the name, keep the program.
+"""torch's optimizers with the step in C: change one name and keep your program.
 
     import optimc.torch
     opt = optimc.torch.AdamW(model.parameters(), lr=1e-3)
 
-Each class here is a subclass of torch's own class of that name, so arguments, defaults, checks, parameter
-groups, hooks, schedulers and `state_dict` are torch's.  The step is optimc's: one call into C for all parameters,
-in place, with torch's formula (`style="torch"`).  Parameters, gradients and state stay torch tensors.  Every step
-asks where they are, so `p.data = ...`, `model.double().float()` and `optimizer.state[p]["exp_avg"] = ...` just work.
+Each class here is a subclass of torch's class of the same name, so arguments, defaults, checks, parameter groups,
+hooks, schedulers and `state_dict` are torch's.  The step is optimc's: one call into C for all parameters, in place,
+with torch's formula (`style="torch"`).  Parameters, gradients and state stay torch tensors.  Every step looks up
+where they are, so `p.data = ...`, `model.double().float()` and `optimizer.state[p]["exp_avg"] = ...` work.
 
-State lives in `optimizer.state` as torch keeps it; the scalars of NAdam and ASGD are float64 in it.  Parameters must
-be dense CPU tensors of float32 or float64 that do not overlap; any other is an error.
+The state is in `optimizer.state`, as in torch; the scalars of NAdam and ASGD are float64.  Parameters must be dense
+CPU tensors of float32 or float64 that do not overlap.  All others are refused.
 
-Threads may share an optimizer: they step, look at the state and save one after the other.
+Threads may share an optimizer.  Their steps, reads of the state and saves run one after the other.
 
 Next: step.py (the step), cohorts.py (which parameters step together), states.py (`optimizer.state`), inner.py (the
 optimizer of optimc behind a cohort), tensors.py (memory), and optimc/torch_names.py (torch's words and optimc's).
@@ -32,9 +32,9 @@ def _make(name):
     """The class of that name: torch's, with `TorchOptimizer` before it."""
     theirs = getattr(torch.optim, name)
     return type(name, (TorchOptimizer, theirs), {
-        "__doc__": f"""torch.optim.{name} with the step in C; arguments, formula and state are torch's.
+        "__doc__": f"""torch.optim.{name} with the step in C.  Arguments, formula and state are torch's.
 
-        The arguments that choose among torch's implementations (foreach, fused) have no effect.
+        The arguments that choose one of torch's implementations (foreach, fused) have no effect.
 
         Example:
             >>> import torch, optimc.torch

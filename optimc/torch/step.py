@@ -62,7 +62,7 @@ class TorchOptimizer:
     # ----------------------------------------------------------------------------- the step
 
     def step(self, closure=None):
-        """One step; see torch.  With a closure, its loss is returned."""
+        """One step, as in torch.  Returns the loss of the closure, if there is one."""
         if (self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
                 or _torch._global_optimizer_pre_hooks or _torch._global_optimizer_post_hooks
                 or torch.autograd.profiler._is_profiler_enabled):
@@ -138,16 +138,16 @@ class TorchOptimizer:
     # ------------------------------------------------------------------------------- state
 
     def state_dict(self):
-        """The state as torch's class of this name has it; either loads the other's.
+        """The state, in the format of torch's class of the same name.  Each class loads the other's.
 
-        Its tensors are those of the optimizer and go on with it: save it, or copy it, before the next step.
+        It holds the live tensors of the optimizer: save or copy it before the next step.
         """
         with self._cohorts.turn:
             self._cohorts.watch_state()
             return super().state_dict()
 
     def load_state_dict(self, state_dict):
-        """Takes over a copy of the state of this class or torch's; shapes are checked before anything changes."""
+        """Takes over a copy of a state of this class or torch's.  Shapes are checked before anything changes."""
         slots = list(self._counterpart.slots.values())
 
         def check(_, loaded):                       # the last hook, which sees what those of the program made

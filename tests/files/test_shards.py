@@ -91,11 +91,11 @@ def test_later_saves_replace_shards(stepped, tmp_path):
 def test_shards_that_do_not_fit_are_refused(stepped, tmp_path):
     optimizer, _ = stepped
     path, changes = tmp_path / "x", {
-        "leave something out": lambda shards: shards["files"].pop(),
-        "overlap or leave": lambda shards: shards["files"][1].append(shards["files"][0][0]),
+        "do not cover all weights": lambda shards: shards["files"].pop(),
+        "overlap or do not": lambda shards: shards["files"][1].append(shards["files"][0][0]),
         "overlap": lambda shards: shards["files"][0].append([9, 0, 1]),
-        "leave something": lambda shards: shards["files"][0].__setitem__(0, [0, 0, 6.0]),
-        "a token that is none": lambda shards: shards.__setitem__("token", "../../../etc/pass"),
+        "or do not cover": lambda shards: shards["files"][0].__setitem__(0, [0, 0, 6.0]),
+        "invalid shard token": lambda shards: shards.__setitem__("token", "../../../etc/pass"),
         "x: ": lambda shards: shards.pop("files"),
         "index": lambda shards: shards.__setitem__("orders", "C"),
         "order": lambda shards: shards.__setitem__("orders", "CCXXX"),
