@@ -249,8 +249,8 @@ def _threads(found, entries):
 def in_readme(results):
     """Returns the text between the README's markers."""
     return (f"![{message(results)}](docs/speed.png)\n\n"
-            f"Each library by its fastest way, on {results['cpu']}, {results['date']}: "
-            "[method and all figures](docs/speed.md).\n\n"
+            f"Median times on {results['cpu']}, {results['date']}; each library in its fastest mode\n"
+            "([method](docs/speed.md)). The last columns of the table are multiples of optimc's time.\n\n"
             + headline(results, README_ROWS, README_COLUMNS, times=False))
 
 
