@@ -104,7 +104,7 @@ def headline(results, rows=tuple(ROWS), columns=COLUMNS, times=True):
         ours = duration(entries[OURS]["median"])
         lines.append([ROWS[name], f"**{ours}**" if least > 1 else ours, share_of_limit(entries) or "-",
                       *(_cell(entries.get(peer, {}), times) for peer in columns)])
-    return markdown(["one step of Adam, one thread", OURS, "of the hardware limit", *columns], lines)
+    return markdown(["one step of Adam, one thread", OURS, "share of hardware limit", *columns], lines)
 
 
 def _cell(entry, times):

@@ -56,7 +56,7 @@ def results():
 
 def test_the_table_shows_where_we_do_not_win(results):
     lines = report.headline(results).splitlines()
-    assert lines[0].endswith(" | optimc | of the hardware limit | NumPy out= | torch fused |")
+    assert lines[0].endswith(" | optimc | share of hardware limit | NumPy out= | torch fused |")
     assert "| 700 ns | - | - | **350 ns (0.50x)** |" in lines[2]
     assert "| **105 ns** | 95% | 500 ns (5.00x) | 121 ns (1.10x) |" in lines[3]
     brief = report.headline(results, ["sizes/25 000 000"], ["torch fused"], times=False).splitlines()
