@@ -1,5 +1,30 @@
 """Errors of the commands, all of one kind: what the user can put right."""
 
+from collections.abc import Collection
+
+MOST = 25               # names that an error lists
+
 
 class InputError(ValueError):
     """Something the user can put right, said in one line."""
+
+
+def no_such(kind: str, name: str, known: Collection[str]) -> str:
+    """Says that a name is not known, and suggests the known one that was probably meant, or lists them.
+
+    Example:
+        >>> from optimc.cli.errors import no_such
+        >>> no_such("optimizer", "adamx", ["adam", "sgd"])
+        "there is no optimizer 'adamx' (did you mean adam?)"
+        >>> no_such("optimizer", "newton", ["adam", "sgd"])
+        "there is no optimizer 'newton'; there are adam, sgd"
+    """
+    meant = likely(name, known)
+    listed = ", ".join([*list(known)[:MOST], *["..."] * (len(known) > MOST)])
+    return f"there is no {kind} {name!r}" + (f" (did you mean {meant}?)" if meant else f"; there are {listed}")
+
+
+def likely(name: str, known: Collection[str]) -> str | None:
+    """The known name that a wrong one is most like, or None."""
+    import difflib  # only on the way to an error
+    return next(iter(difflib.get_close_matches(name, known, 1, 0.7)), None)

@@ -1,5 +1,6 @@
 """The benchmark: what it times, what it says, what it does with peers that fail.  Nothing here is timed."""
 
+import importlib.util
 import json
 import os
 import re
@@ -288,8 +289,9 @@ def test_without_a_compiler_there_is_no_limit(monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     limit.compiled.cache_clear()
     work = Work([(processes.LIMITED,)])
-    built, failed = processes.contestants(Job("", work, peers=()), "numpy", Ours(work))
-    assert list(built) == ["optimc"] and failed == {processes.STREAM: "no C compiler 'no-such-compiler'"}
+    built, others = processes.contestants(Job("", work, peers=()), "numpy", Ours(work))
+    assert list(built) == ["optimc"]
+    assert others == {processes.STREAM: {"error": "no C compiler 'no-such-compiler'"}}
 
 
 # ------------------------------------------------------------------------------------------ the command
@@ -302,7 +304,9 @@ def test_the_command_times_and_recommends(tmp_path):
     assert re.search(r"^Adam, float32, 2 arrays, 15 weights; ", done.stdout)
     assert re.search(r"^optimc +\S+ [nµm]s .* 1\.00$", done.stdout, re.M)
     assert re.search(r"^NumPy out= ", done.stdout, re.M)
-    assert "times as fast as the fastest peer here, NumPy out=." in done.stdout
+    assert done.stdout.splitlines()[3].endswith("relative time (optimc = 1)")
+    assert re.search("times as fast as the fastest peer here, NumPy out=.|^Too noisy to judge: ", done.stdout, re.M)
+    assert done.stderr.startswith("timing 1 of 1: NumPy out= (about 0.01 s, and the time to load it)\n")
     assert "torch" not in done.stdout.split("\n\n", 1)[1]
     figures = json.loads((tmp_path / "b.json").read_text())
     assert figures["sets"]["numpy"]["NumPy out="]["min"] > 0 and figures["versions"]["optimc"] == optimc.__version__
@@ -324,7 +328,7 @@ def test_shapes_come_from_files_too(tmp_path):
     (["--shapes", "bad.npz"], "not a .npz file"), (["--shapes", "bad.safetensors"], "not a .safetensors file"),
     (["--shapes", "text.npz"], "not a .npz file"), (["--shapes", "list.safetensors"], "not a .safetensors file"),
     (["--shapes", "empty.npz"], "there are no weights in it"),
-    (["--optimizer", "adamm"], "there is no 'adamm'; there are adabelief"),
+    (["--optimizer", "adamm"], "--optimizer: there is no optimizer 'adamm' (did you mean adam?)"),
     (["--peers", "zz"], "there is no peer 'zz'"),
     (["--peers", ","], "expected names"), (["--seconds", "0"], "expected a number above 0"),
     (["--seconds", "nan"], "expected a number above 0"), (["--threads", "-1"], "--threads: expected"),
@@ -345,9 +349,59 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, argv, said):
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(processes, "run", lambda jobs, name: [(job, {}) for job in jobs])
+    answering(monkeypatch, SETS["numpy"])
     assert call("--json", str(tmp_path), "--peers", "numpy") == 2
     assert "Is a directory" in capsys.readouterr().err
+
+
+def answering(monkeypatch, figures, *missing):
+    """Has the processes answer with these figures at once, without these modules."""
+    monkeypatch.setattr(processes, "run", lambda jobs, name: [(job, figures) for job in jobs])
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(processes.importlib.util, "find_spec",
+                        lambda name: None if name in missing else find_spec(name))
+
+
+def test_nothing_to_time_is_an_error(monkeypatch, capsys):
+    answering(monkeypatch, SETS["torch"], "torch")
+    assert call("--peers", "torch fused") == 2
+    out, err = capsys.readouterr()
+    assert not out and err == (
+        "optimc bench: error: --peers: nothing to time: torch fused (torch is not installed)\n")
+
+
+@pytest.mark.parametrize("figures, said", [
+    ({}, "nothing was timed: no process answered"),
+    ({"NumPy out=": {"error": "the process died of SIGKILL"}},
+     "nothing was timed: NumPy out=: the process died of SIGKILL")])
+def test_an_empty_result_is_an_error(figures, said, monkeypatch, capsys):
+    answering(monkeypatch, figures)
+    assert call("--peers", "numpy out") == 2
+    assert capsys.readouterr().err.endswith(f"\noptimc bench: error: {said}\n")
+
+
+def test_what_was_skipped_is_named_with_the_reason(monkeypatch, capsys):
+    answering(monkeypatch, {**SETS["numpy"], "NumPy plain": {"skipped": "timed for Adam only"}}, "torch")
+    assert call("--peers", "numpy out,numpy plain,torch default") == 0
+    out = capsys.readouterr().out
+    assert "\nskipped: torch default (torch is not installed), NumPy plain (timed for Adam only)\n" in out
+    assert "\noptimc: its Adam is 5 times as fast as the fastest peer here, NumPy out=.\n" in out
+
+
+@pytest.mark.parametrize("name, build, optimizer, why", [
+    ("NumPy out=", peers.numpy_out, "SGD", "timed for Adam only"),
+    ("scikit-learn", peers.sklearn_adam, "SGD", "timed for Adam and SGD with momentum only"),
+    ("torch", peers.torch_step(), "Lion", "has no Lion"), ("optax", peers.optax_jit, "Ftrl", "has no Ftrl")])
+def test_a_peer_says_why_it_is_skipped(name, build, optimizer, why):
+    require({"scikit-learn": "sklearn", "NumPy out=": "numpy"}.get(name, name))
+    with pytest.raises(Unsupported, match=f"^{why}$"):
+        build(Work(SHAPES, optimizer=optimizer))
+
+
+def test_a_job_tells_who_was_skipped():
+    figures = processes.measure(Job("", Work(SHAPES, optimizer="SGD"), repeats=5, seconds=0, budget=0), "numpy")
+    assert figures["NumPy out="] == figures["NumPy plain"] == {"skipped": "timed for Adam only"}
+    assert figures["optimc"]["repeats"] == 5 and words.merged({"numpy": figures}).keys() == {"optimc"}
 
 
 @pytest.mark.parametrize("ns, text", [(0.5, "0.500 ns"), (999.4, "999 ns"), (999.9, "1.00 µs"), (1234, "1.23 µs"),
@@ -403,7 +457,41 @@ def test_recommendations_follow_the_figures(peer, said):
     first, second, third = words.recommendation(Work([(100,)]), (1, 2), {"numpy": figures})
     assert first.startswith(said)
     assert second == "2 threads are 1.7 times as fast as one."
-    assert third.startswith("optimc takes 95% of the speed that memory allows on one thread: only")
+    assert third.startswith("optimc runs at 95% of memory bandwidth on one thread: only")
+
+
+def test_a_recommendation_names_what_bounds_the_step():
+    figures = {"optimc": figure(100.0), "limit: memory": figure(60.0), "limit: divider": figure(80.0)}
+    assert words.recommendation(Work([(100,)]), (1,), {"numpy": figures}) == [
+        "optimc runs at 80% of divide throughput on one thread."]
+    figures["limit: memory"] = figure(102.0)
+    assert words.recommendation(Work([(100,)]), (1,), {"numpy": figures}) == [
+        "optimc runs at the limit of memory bandwidth on one thread: only an optimizer with fewer slots, or more "
+        "threads, would be faster."]
+
+
+CALM = {"optimc": figure(100.0), "optimc, 2 threads": figure(60.0), "limit: memory": figure(90.0), "p": figure(300.0)}
+
+
+@pytest.mark.parametrize("name", CALM)
+def test_of_a_busy_machine_it_gives_no_advice(name):
+    assert len(words.recommendation(Work([(100,)]), (1, 2), {"numpy": CALM})) == 3
+    busy = {**CALM, name: {**CALM[name], "max": 6.2 * CALM[name]["min"]}}
+    assert words.recommendation(Work([(100,)]), (1, 2), {"numpy": busy}) == [
+        "Too noisy to judge: the slowest repeat took 6.2 times as long as the fastest. Run it again on a quieter "
+        "machine, or with more --seconds."]
+
+
+def test_who_beats_the_limit_is_too_noisy_to_judge():
+    said, = words.recommendation(Work([(100,)]), (1, 2), {"numpy": {**CALM, "limit: memory": figure(179.0)}})
+    assert said.startswith("Too noisy to judge: optimc came out faster than the machine's limit. ")
+    assert "%" not in said
+
+
+def test_a_slow_peer_may_vary():
+    figures = {**CALM, "q": {**figure(900.0), "max": 9000.0}}
+    first, *_ = words.recommendation(Work([(100,)]), (1, 2), {"numpy": figures})
+    assert first == "optimc: its Adam is 3 times as fast as the fastest peer here, p."
 
 
 def test_threads_are_praised_beyond_the_spread_only():

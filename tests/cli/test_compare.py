@@ -1,5 +1,6 @@
-"""`python -m optimc compare`: what it measures, what it writes, and what it says to bad input."""
+"""`optimc compare`: what it measures, what it writes, and what it says to bad input."""
 
+import io
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from optimc.cli import compare
 from optimc.cli.compare import command, training, words
 from optimc.cli.compare.data import load_data, standardise
 from optimc.cli.compare.numbers import is_adaptive
+from optimc.cli.errors import InputError
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
@@ -27,6 +29,7 @@ pytest.importorskip("sklearn")
 FILES = {"compare.json", "losses.png", "paths.png"}
 COMMAND = [sys.executable, "-m", "optimc"]
 TINY = ["--epochs", "2", "--seeds", "2", "--hidden", "8"]
+TEN = "1,2\n" * 10
 SETTINGS = compare.Settings(epochs=2, batch_size=32, hidden=8, seeds=2)
 
 
@@ -114,15 +117,15 @@ def test_training_lowers_the_loss_and_stops_when_it_diverges(data):
     good = compare.train(optimc.Adam(0.01), data, SETTINGS, 0)
     assert good.training[-1] < good.training[0] and not good.diverged
     bad = compare.train(optimc.SGD(1e20), data, SETTINGS, 0)
-    assert bad.diverged and bad.training[1] == bad.test == math.inf
+    assert bad.diverged and bad.training[1] == bad.test[-1] == math.inf
     assert len(bad.training) == len(good.training) == SETTINGS.epochs + 1
 
 
 # -------------------------------------------------------------------------------- the measurements
 
 
-def run_of(training, validation=(1.0, 1.0), test=0.5):
-    return compare.Run(np.array(training), np.array(validation), test, 1000.0, {}, 10)
+def run_of(training, validation=(1.0, 1.0), test=(0.8, 0.5)):
+    return compare.Run(np.array(training), np.array(validation), np.array(test), 1000.0, {}, 10)
 
 
 def test_best_rate_is_the_lowest_score_and_of_equals_the_smallest():
@@ -147,12 +150,21 @@ def test_speed_is_the_first_epoch_within_five_percent_of_the_best():
     assert [row["epochs_to_target"] for row in rows] == [2, 1, math.inf]
 
 
-@pytest.mark.parametrize("epochs, said", [
-    ([3, 3], "3"), ([2, 5, 9], "5 (2-9)"), ([2, 5, math.inf], "5 (2+)"),
-    ([2, math.inf, math.inf], "never (2+)"), ([math.inf], "never")])
-def test_speed_is_shown_with_its_range(epochs, said):
-    row = {"epochs_by_seed": epochs, "epochs_to_target": sorted(epochs)[len(epochs) // 2]}
-    assert words.COLUMNS["speed\nepochs"](row) == said
+def test_a_run_that_diverges_sets_no_target_and_reaches_none():
+    lost, good = run_of((2.0, 3.0), (2.0, 0.1)), run_of((2.0, 1.0), (2.0, 1.0))
+    target, rows = compare.summarise({"lost": compare.Result(1.0, {}, [lost] * 2),
+                                      "half": compare.Result(0.1, {}, [lost, good]),
+                                      "good": compare.Result(0.1, {}, [good] * 2)})
+    assert target == pytest.approx(1.05)
+    assert [row["epochs_by_seed"] for row in rows] == [[math.inf] * 2, [math.inf, 1], [1, 1]]
+    target, (row,) = compare.summarise({"lost": compare.Result(1.0, {}, [lost] * 2)})
+    assert math.isnan(target) and row["epochs_to_target"] == math.inf
+
+
+def test_the_best_test_loss_is_the_lowest_mean():
+    runs = [run_of((2.0, 1.0, 0.5), (1.0, 1.0, 1.0), test) for test in ((2.0, 1.0, 2.0), (2.0, 1.5, 1.0))]
+    _, (row,) = compare.summarise({"a": compare.Result(0.1, {}, runs)})
+    assert (row["test_loss"], row["best_test_loss"], row["best_epoch"]) == (1.5, 1.25, 1)
 
 
 def test_losses_and_spread_leave_diverged_runs_out():
@@ -172,7 +184,7 @@ def done(tmp_path_factory):
     process = subprocess.run([*COMMAND, "compare", *TINY, "--out", "out"], cwd=folder, check=False,
                              capture_output=True, encoding="utf-8",
                              env={**os.environ, "PYTHONIOENCODING": "utf-8"})
-    assert (process.returncode, process.stderr) == (0, "")
+    assert process.returncode == 0 and process.stderr.startswith("training 8 optimizers: 224 runs of 2 epochs\n")
     return folder / "out", process.stdout
 
 
@@ -198,7 +210,7 @@ def test_table_shows_the_numbers_of_the_json(done):
     shown = {line.split()[0]: line.split() for line in body}
     results = read(folder)["results"]
     assert [row["optimizer"] for row in results] == list(compare.CONTESTANTS)
-    assert max(len(line) for line in printed.splitlines() if line.startswith(("─", "adam"))) <= 80
+    assert max(len(line) for line in body) <= 80
     for row in results:
         row = restored(row)
         cells = " ".join(text(row) for text in words.COLUMNS.values())
@@ -245,37 +257,6 @@ def test_a_slot_that_is_not_known_is_an_error_that_names_it():
         is_adaptive(["m", "curvature"])
 
 
-def test_sentences_compare_with_the_lesson(done):
-    said = " ".join(done[1].split())
-    assert "Fastest, in epochs: " in said and "Most stable: " in said
-    assert said.count("The lesson's order: adam, rmsprop, momentum, sgd; measured: ") == 2
-    assert "Adaptive rates and the order of memory are as the lesson says." in said
-
-
-def test_sentences_say_where_the_lesson_is_wrong():
-    rows = [{"optimizer": name, "epochs_to_target": 3, "epochs_by_seed": [3, 3], "diverged": 0,
-             "loss_spread": 0.1, "adaptive": True, "slot_bytes_per_weight": 4.0}
-            for name in ("sgd", "adam")]
-    assert words.sentences(rows)[-1].endswith(", but not for sgd, sgd against adam.")
-
-
-def test_sentences_say_which_pairs_agree_with_the_lesson():
-    def row(name, epochs, spread):
-        return {"optimizer": name, "epochs_to_target": epochs, "epochs_by_seed": [epochs], "diverged": 0,
-                "loss_spread": spread, "adaptive": True, "slot_bytes_per_weight": 4.0}
-
-    speed, stability, _ = words.sentences([row("adam", 3, 0.1), row("rmsprop", 3, 0.2), row("sgd", 2, 0.3)])
-    assert speed.endswith(" They agree on 0 of 3 pairs; the other way round: sgd before adam, sgd before "
-                          "rmsprop; equal: adam and rmsprop.")
-    assert stability.endswith(" They agree on 3 of 3 pairs.")
-
-
-def test_spreads_that_are_shown_alike_are_equal():
-    row = {"diverged": 0, "loss_spread": 0.00864}
-    assert words._instability(row) == words._instability({**row, "loss_spread": 0.00858})
-    assert words._instability(row) < words._instability({**row, "loss_spread": math.nan})
-
-
 def test_pipe_gets_no_control_codes(done):
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", done[1])
 
@@ -302,8 +283,17 @@ def test_diverged_everywhere_is_a_result_too(out, capsys):
     assert call([*TINY, "--learning-rate", "1e30", "--optimizers", "sgd", "--out", out]) == 0
     for row in read(out)["results"]:
         assert (row["diverged"], row["training_loss"], row["epochs_to_target"]) == (2, None, None)
+    assert read(out)["target_validation_loss"] is None
     printed = capsys.readouterr().out
-    assert "never" in printed and "2 diverged" in printed
+    assert printed.startswith("Nothing was learnt: all runs diverged; try a smaller --learning-rate.\n")
+    assert "never" in printed and "2 diverged" in printed and "Fastest, in epochs" not in printed
+
+
+def test_a_column_that_is_nearly_there_is_suggested(tmp_path, out, capsys):
+    path = tmp_path / "own.csv"
+    path.write_text(f"size,price\n{TEN}")
+    assert f"{path}: there is no column 'prize' (did you mean price?)" in refused(
+        ["--data", path, "--target", "prize"], out, capsys)
 
 
 @pytest.mark.parametrize("constant", ["a", "y", "aby"])
@@ -313,7 +303,11 @@ def test_own_table_with_constant_columns(constant, tmp_path, out, capsys):
     result = read(out)
     assert result["data"] == {"name": "[red]own.csv", "features": ["a", "b"], "target": "y",
                               "rows": {"training": 12, "validation": 4, "test": 4}}
-    assert "[red]own.csv: 20 rows" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "[red]own.csv: 20 rows" in printed.out
+    warning = ("optimc compare: warning: the target 'y' is constant in the training rows, so there is nothing to "
+               "learn\n")
+    assert printed.err.count("warning") == printed.err.count(warning) == ("y" in constant)
 
 
 def test_own_table_as_excel_writes_it(tmp_path, out, capsys):
@@ -337,7 +331,8 @@ def test_terminal_gets_a_progress_display(tmp_path):
         shown += chunk
     os.close(primary)
     assert process.wait() == 0
-    assert b"\x1b[" in shown and re.search(rb"adam: (trying|training at) rate", shown)
+    assert b"\x1b[" in shown and str(tmp_path / "compare").encode() in shown.replace(b"\r\n", b"")
+    assert re.search(rb"adam: (trying|training at) rate", shown)
     assert {path.name for path in (tmp_path / "compare").iterdir()} == FILES
 
 
@@ -348,15 +343,39 @@ def _read(descriptor):
         return b""
 
 
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
 def test_progress_counts_only_the_runs_that_are_over(monkeypatch):
     from rich import progress
-    from rich.console import Console
     shown = []
     monkeypatch.setattr(progress.Progress, "update", lambda bar, task, **fields: shown.append(fields))
-    with command._progress(Console(quiet=True), 1, SETTINGS._replace(learning_rate=0.1)) as tick:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with command._progress(1, SETTINGS._replace(learning_rate=0.1)) as tick:
         tick("first")
         tick("second")
     assert shown == [{"description": "first", "completed": 0}, {"description": "second", "completed": 1}]
+
+
+def test_a_pipe_gets_a_line_at_once_and_then_now_and_again(monkeypatch, capsys):
+    monkeypatch.setattr("optimc.cli.progress.EVERY", 0.01)
+    with command._progress(2, SETTINGS._replace(learning_rate=0.1)) as tick:
+        first = capsys.readouterr().err
+        for name in ("first", "second", "third"):
+            tick(name)
+        said = ""
+        while "third" not in said:
+            time.sleep(0.01)
+            said += capsys.readouterr().err
+    assert first == "training 2 optimizers: 4 runs of 2 epochs\n"
+    assert re.search(r"^training 2 optimizers: 2 of 4 runs in \d+ s, about \d+ s left; third$", said, re.M)
+    capsys.readouterr()
+    time.sleep(0.05)
+    assert capsys.readouterr().err == ""                # nothing is said after the end
 
 
 # ------------------------------------------------------------------------------------------ Ctrl-C
@@ -379,7 +398,7 @@ def test_ctrl_c_keeps_the_optimizers_that_are_done(out, monkeypatch, capsys):
     assert {path.name for path in out.iterdir()} == FILES
     printed = capsys.readouterr()
     assert "sgd" in printed.out
-    assert printed.err == "interrupted: 1 of 2 optimizers are done\n"
+    assert printed.err.endswith("\ninterrupted: 1 of 2 optimizers are done\n")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
@@ -396,7 +415,7 @@ def test_ctrl_c_before_the_first_is_done_ends_quietly(tmp_path):
     finally:
         process.kill()
     assert (process.returncode, printed) == (130, b"")
-    assert said == b"python -m optimc compare: interrupted\n"
+    assert said.endswith(b"\noptimc compare: interrupted\n") and b"Traceback" not in said
     assert not list((tmp_path / "compare").iterdir())
 
 
@@ -408,7 +427,7 @@ def refused(argv, out, capsys):
     assert call([*argv, "--out", out]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.endswith("\n")
-    assert printed.err.startswith("python -m optimc")
+    assert printed.err.startswith("optimc compare: error: ")
     assert not out.exists()
     return printed.err
 
@@ -424,17 +443,17 @@ def refused(argv, out, capsys):
     (["--learning-rate", "nan"], "expected a finite number above 0, got 'nan'"),
     (["--learning-rate", "inf"], "expected a finite number above 0, got 'inf'"),
     (["--optimizers", "adam,newton"], "there is no optimizer 'newton'; there are adabelief, ada"),
-    (["--optimizers", ","], "there is no optimizer ''"),
+    (["--optimizers", "adamx"], "there is no optimizer 'adamx' (did you mean adamax?)"),
+    (["--optimizers", "Adamm"], "there is no optimizer 'adamm' (did you mean adam?)"),
+    (["--optimizers", ","], "--optimizers: expected names, got ','"),
+    (["--optimizers", ""], "--optimizers: expected names, got ''"),
     (["--optimizers"], "--optimizers: expected at least one argument"),
-    (["--target", "y"], "--data FILE.csv and --target COLUMN belong together"),
-    (["--data", "own.csv"], "--data FILE.csv and --target COLUMN belong together"),
-    (["--colour", "red"], "unrecognized arguments: --colour red"),
+    (["--target", "y"], "--data FILE.csv and --target COLUMN must be used together"),
+    (["--data", "own.csv"], "--data FILE.csv and --target COLUMN must be used together"),
+    (["--colour", "red"], "there is no option --colour (--help shows the options)"),
 ])
 def test_bad_options_are_refused_in_one_line(argv, said, out, capsys):
     assert said in refused(argv, out, capsys)
-
-
-TEN = "1,2\n" * 10
 
 
 @pytest.mark.parametrize("content, said", [
@@ -442,7 +461,11 @@ TEN = "1,2\n" * 10
     ("x,y\n", "expected 10 rows of numbers or more, got 0"),
     ("x,y\n1,2\n", "expected 10 rows of numbers or more, got 1"),
     (f"x,z\n{TEN}", "there is no column 'y'; there are x, z"),
-    ("y\n" + "1\n" * 10, "there is no column beside the target 'y'"),
+    ("y\n" + "1\n" * 10, "the file has no feature columns, only the target 'y'"),
+    (f"price,z\n{TEN}", "there is no column 'y'; there are price, z"),
+    (f"x;y\n{TEN}".replace(",", ";"), "expected commas between the columns; is the separator ';'? got 'x;y'"),
+    ("x;y\n" + "1,5;2,5\n" * 10, "expected commas between the columns; is the separator ';'?"),
+    (f"x\ty\n{TEN}".replace(",", "\t"), "expected commas between the columns; is the separator '\\t'?"),
     (f"x,y\n{TEN}tall,2\n", "row 12, column 'x': expected a finite number, got 'tall'"),
     (f"x,y\n1,\n{TEN}", "row 2, column 'y': expected a finite number, got ''"),
     (f"x,y\nnan,2\n{TEN}", "row 2, column 'x': expected a finite number, got 'nan'"),
@@ -492,30 +515,38 @@ def test_own_data_needs_no_scikit_learn(tmp_path, out, capsys, monkeypatch):
     assert call([*TINY, "--data", path, "--target", "y", "--optimizers", "sgd", "--out", out]) == 0
 
 
-# -------------------------------------------------------------------------- python -m optimc itself
+# --------------------------------------------------------------------------------- an earlier run's results
 
 
-def test_without_a_command_it_prints_help(capsys):
-    assert main([]) == 0
-    assert "compare" in capsys.readouterr().out
+QUICK = ["--epochs", "1", "--seeds", "1", "--hidden", "4", "--learning-rate", "0.01", "--optimizers", "sgd"]
 
 
-@pytest.mark.parametrize("argv, said", [
-    (["--version"], f"optimc {optimc.__version__}"), (["compare", "--help"], "--optimizers NAME"),
-    (["--help"], "compare")])
-def test_version_and_help(argv, said):
-    process = subprocess.run([*COMMAND, *argv], capture_output=True, text=True, check=True)
-    assert said in process.stdout and process.stderr == ""
+def test_results_are_not_overwritten_where_nobody_can_answer(tmp_path, capsys):
+    (tmp_path / "losses.png").write_text("mine")
+    assert call([*QUICK, "--out", tmp_path]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err == (
+        f"optimc compare: error: --out {tmp_path}: holds losses.png of an earlier run; --force overwrites them, "
+        "--out DIR takes another folder\n")
+    assert (tmp_path / "losses.png").read_text() == "mine"
+    assert call([*QUICK, "--out", tmp_path, "--force"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+    assert (tmp_path / "losses.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_an_unknown_command_is_refused_in_one_line():
-    process = subprocess.run([*COMMAND, "contrast"], capture_output=True, text=True, check=False)
-    assert process.returncode == 2 and process.stdout == "" and process.stderr.count("\n") == 1
+def test_other_files_in_the_folder_are_no_results(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert call([*QUICK, "--out", tmp_path]) == 0
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_importing_the_command_imports_no_extra():
-    code = ("import sys, optimc.__main__; "
-            "print({'matplotlib', 'rich', 'sklearn'} & set(sys.modules))")
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                             check=True)
-    assert process.stdout == "set()\n"
+@pytest.mark.parametrize("answer, overwrites", [("y", True), ("Yes", True), ("", False), ("n", False), (None, False)])
+def test_a_terminal_is_asked(answer, overwrites, tmp_path, monkeypatch, capsys):
+    (tmp_path / "compare.json").write_text("mine")
+    monkeypatch.setattr(sys, "stdin", Terminal("" if answer is None else f"{answer}\n"))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with command._writing(tmp_path) if overwrites else pytest.raises(InputError, match="nothing was overwritten"):
+        command._may_overwrite(tmp_path, False)
+    assert capsys.readouterr().err == f"--out {tmp_path}: holds compare.json of an earlier run. Overwrite? [y/N] "
+    command._may_overwrite(tmp_path, True)
+    assert capsys.readouterr().err == ""

@@ -1,1 +1,1 @@
-"""`python -m optimc bench`.  Begin with command.py."""
+"""`optimc bench`.  Begin with command.py."""

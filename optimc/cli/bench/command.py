@@ -1,13 +1,14 @@
-"""`python -m optimc bench`: how long a step takes on this machine, beside the installed peers.
+"""`optimc bench`: how long a step takes on this machine, beside the installed peers.
 
 The options are here, and what is printed and written.  Next: processes.py times the jobs, peers.py has the peers,
 limit.py the machine's own limit, words.py says what the figures mean.  Only NumPy is needed: peers that are not
-installed are named and left out.
+installed are named and skipped.
 """
 
 import argparse
+import functools
 import json
-import sys
+import time
 from pathlib import Path
 
 import optimc
@@ -18,25 +19,39 @@ from optimc.cli.bench.peers import SETS, Work
 from optimc.cli.bench.processes import Job
 from optimc.cli.bench.shapes import LESSON, in_words, read_shapes
 from optimc.cli.bench.words import duration, merged, recommendation, table
-from optimc.cli.errors import InputError
+from optimc.cli.errors import InputError, no_such
+from optimc.cli.progress import spoken
+
+EXAMPLES = f"""\
+examples:
+  optimc bench
+      times Adam for a small network ({LESSON}) beside every installed library
+  optimc bench --shapes model.safetensors --optimizer sgd
+      times SGD for the shapes of the arrays in a file
+  optimc bench --shapes 1000x1000,1000 --threads 4 --peers torch
+      times Adam beside torch only, on one thread and on four
+
+exit codes: 0 done, 2 an error that you can put right, 130 after Ctrl-C
+"""
 
 
 def add_command(subparsers) -> None:
-    """Adds `bench` and its options to the commands of `python -m optimc`."""
+    """Adds `bench` and its options to the commands of `optimc`."""
     parser = subparsers.add_parser(
         "bench", help="time a step on this machine, beside installed peers",
-        description="Times one step of an optimizer for your shapes: optimc, NumPy and the installed peers in turn, "
-        "beside what the machine's memory and divider allow (which needs a C compiler). Prints a table per peer "
-        "process and a recommendation.",
-        epilog=f"example: python -m optimc bench --shapes {LESSON} --optimizer adam")
+        description="Times one step of an optimizer for your shapes: optimc, NumPy and other installed\n"
+        "libraries in turn, compared with the hardware limits (memory bandwidth, divide\n"
+        "throughput; measuring them needs a C compiler). Prints a table and a recommendation.",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
     add("--shapes", metavar="SHAPES", default=LESSON,
         help="shapes of the weights, or a .npz or .safetensors file whose arrays have them (default: %(default)s)")
     add("--optimizer", metavar="NAME", default="adam", help="a class of optimc (default: %(default)s)")
     add("--dtype", choices=("float32", "float64"), default="float32", help="of the weights (default: %(default)s)")
-    add("--threads", metavar="N", type=int, help="also time a step on N threads (default: all)")
-    add("--peers", metavar="NAMES", help="only peers whose name contains one of these, separated by commas")
-    add("--seconds", metavar="S", type=float, default=3.0, help="per peer process, about (default: %(default)s)")
+    add("--threads", metavar="N", type=int, help="number of threads to time besides 1 (default: all CPUs)")
+    add("--peers", metavar="NAMES", help="only libraries whose name contains one of these, separated by commas")
+    add("--seconds", metavar="S", type=float, default=3.0,
+        help="approximate seconds per library (default: %(default)s)")
     add("--json", metavar="FILE", type=Path, help="write the figures to FILE")
     parser.set_defaults(run=run)
 
@@ -51,7 +66,7 @@ def peers_named(words: str | None) -> list[str]:
         raise InputError(f"--peers: expected names, got {words!r}")
     for word in wanted:
         if not any(word in name.lower() for name in known):
-            raise InputError(f"--peers: there is no peer {word!r}; there are {', '.join(known)}")
+            raise InputError(f"--peers: {no_such('peer', word, known)}")
     return [name for name in known if any(word in name.lower() for word in wanted)]
 
 
@@ -66,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command with its options and returns the exit code."""
     names = {name.lower(): name for name in registry.classes}
     if args.optimizer.lower() not in names:
-        raise InputError(f"--optimizer: there is no {args.optimizer!r}; there are {', '.join(sorted(names))}")
+        raise InputError(f"--optimizer: {no_such('optimizer', args.optimizer.lower(), sorted(names))}")
     if not 0 < args.seconds <= 3600:
         raise InputError(f"--seconds: expected a number above 0, at most 3600, got {args.seconds}")
     most = threads_named(args.threads)
@@ -77,31 +92,57 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--shapes: {work.weights:,} weights need about {needed(work) / 1e9:.3g} GB with all "
                          f"copies, there are {memory() / 1e9:.3g}")
     chosen = peers_named(args.peers)
+    there, absent = installed(chosen)
+    if not there:
+        raise InputError(f"--peers: nothing to time: {', '.join(absent)}")
     threads = (1, most) if most > 1 else (1,)
     job = Job("bench", work, threads, peers=tuple(chosen), budget=args.seconds)
     print(f"{work.optimizer}, {work.dtype}, {in_words(work.shapes)}; {cpu()}\n"
-          f"{', '.join(f'{name} {version}' for name, version in versions().items())}\n")
-    sets, absent = {}, []
+          f"{', '.join(f'{name} {version}' for name, version in versions().items())}\n", flush=True)
+    sets = _timed(job, there)
+    figures = merged(sets)
+    failed = [f"{name}: {entry['error']}" for name, entry in figures.items() if "error" in entry]
+    rows = [[name, *(duration(entry[key]) for key in ("min", "median", "max")), f"{entry['ratio']:.2f}"]
+            for name, entry in figures.items() if "ratio" in entry]
+    if not rows:
+        raise InputError(f"nothing was timed: {'; '.join(failed) or 'no process answered'}")
+    print(table(("one step", "min", "median", "max", "relative time (optimc = 1)"), rows))
+    absent += [f"{name} ({entry['skipped']})" for entries in sets.values() for name, entry in entries.items()
+               if "skipped" in entry]
+    print(*failed, *([f"skipped: {', '.join(absent)}"] if absent else []), "", *recommendation(work, threads, sets),
+          sep="\n")
+    if args.json:
+        _write(args.json, {**about(), "job": job._asdict() | {"work": work._asdict()}, "sets": sets})
+    return 0
+
+
+def installed(chosen: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Returns the sets of these peers that can be timed, with the peers' names, and the others with the reason."""
+    there, absent = {}, []
     for name, (_, peers) in SETS.items():
         asked = [peer for peer in peers if peer in chosen]
         gone = asked and processes.missing(name)
         if gone:
             absent += [f"{peer} ({gone} is not installed)" for peer in asked]
         elif asked:
-            print(f"timing {', '.join(asked)} ...", file=sys.stderr, flush=True)
+            there[name] = asked
+    return there, absent
+
+
+def _timed(job, there):
+    """The figures of each set; says on standard error which one is being timed."""
+    sets = {}
+    for k, (name, peers) in enumerate(there.items()):
+        head = f"timing {k + 1} of {len(there)}: {', '.join(peers)}"
+        with spoken(functools.partial(_line, head, job.budget, time.monotonic())):
             for _, figures in processes.run([job], name):
                 sets[name] = figures
-                absent += [f"{peer} (no such {work.optimizer})" for peer in asked if peer not in figures]
-    print(table(("one step", "min", "median", "max", "times optimc's"), [
-        [name, *(duration(entry[key]) for key in ("min", "median", "max")), f"{entry['ratio']:.2f}"]
-        for name, entry in merged(sets).items() if "ratio" in entry]))
-    for name, entry in merged(sets).items():
-        if "error" in entry:
-            print(f"{name}: {entry['error']}")
-    print(*([f"left out: {', '.join(absent)}"] if absent else []), "", *recommendation(work, threads, sets), sep="\n")
-    if args.json:
-        _write(args.json, {**about(), "job": job._asdict() | {"work": work._asdict()}, "sets": sets})
-    return 0
+    return sets
+
+
+def _line(head, budget, start):
+    passed = time.monotonic() - start
+    return f"{head}; {passed:.0f} s" if passed > 1 else f"{head} (about {budget:.3g} s, and the time to load it)"
 
 
 def _write(path, values):

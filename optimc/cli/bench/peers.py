@@ -16,7 +16,7 @@ from optimc import registry
 
 
 class Unsupported(Exception):
-    """This library has no such optimizer or option."""
+    """This library has no such optimizer or option, or it is not timed; says which."""
 
 
 class Work(NamedTuple):
@@ -45,13 +45,13 @@ class Work(NamedTuple):
         """Returns the arguments; raises if the library knows only some of them."""
         unknown = [name for name in self.arguments if name not in known]
         if unknown:
-            raise Unsupported(", ".join(unknown))
+            raise Unsupported(f"has no {', '.join(unknown)}")
         return self.arguments
 
     def plain_adam(self) -> None:
         """Raises for all but Adam without options."""
         if self.optimizer != "Adam" or self.arguments:
-            raise Unsupported(self.optimizer)
+            raise Unsupported("timed for Adam only")
 
 
 class Peer(NamedTuple):
@@ -140,14 +140,14 @@ def torch_step(**implementation):
         arguments = work.only(*own, *TORCH_CALLS)
         cls = getattr(torch.optim, TORCH.get(work.optimizer, ""), None)
         if cls is None:
-            raise Unsupported(work.optimizer)
+            raise Unsupported(f"has no {work.optimizer}")
         params = [torch.nn.Parameter(torch.from_numpy(w)) for w in work.arrays(0)]
         for param, grad in zip(params, work.arrays(1), strict=True):
             param.grad = torch.from_numpy(grad)
         try:
             optimizer = cls(params, lr=1e-3, **{k: v for k, v in arguments.items() if k in own}, **implementation)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise Unsupported(str(error)) from None         # no fused= here, or no vectors
+            raise Unsupported(str(error).splitlines()[0]) from None         # no fused= here, or no vectors
         return composed(torch, optimizer, params, arguments)
     return build
 
@@ -159,7 +159,7 @@ def composed(torch, optimizer, params, arguments):
         grads, found, one = [p.grad for p in params], torch.zeros(1), torch.ones(1)
         calls.append(lambda: torch._amp_foreach_non_finite_check_and_unscale_(grads, found, one))
     elif "check_finite" in arguments:
-        raise Unsupported("check_finite")
+        raise Unsupported("has no check_finite without a loss scale")
     if "global_clipnorm" in arguments:
         norm = arguments["global_clipnorm"]
         calls.append(lambda: torch.nn.utils.clip_grad_norm_(params, norm))
@@ -197,7 +197,7 @@ def optax_jit(work):
     jax.config.update("jax_enable_x64", True)
     arguments = work.only("momentum", "nesterov", "global_clipnorm", "use_ema")
     if work.optimizer not in OPTAX:
-        raise Unsupported(work.optimizer)
+        raise Unsupported(f"has no {work.optimizer}")
     own = {name: arguments[name] for name in ("momentum", "nesterov") if name in arguments}
     optimizer = getattr(optax, OPTAX[work.optimizer])(1e-3, **own)
     if "global_clipnorm" in arguments:
@@ -228,7 +228,7 @@ def keras_apply(work):
                           "global_clipnorm", "use_ema", "loss_scale_factor", "gradient_accumulation_steps")
     cls = getattr(keras.optimizers, work.optimizer, None)
     if cls is None:
-        raise Unsupported(work.optimizer)
+        raise Unsupported(f"has no {work.optimizer}")
     optimizer = cls(**arguments)
     weights = [keras.Variable(w, dtype=work.dtype) for w in work.arrays(0)]
     grads = [keras.ops.convert_to_tensor(g) for g in work.arrays(1)]
@@ -252,7 +252,7 @@ class ThincAdam:
         from thinc.optimizers import Optimizer
         work.plain_adam()
         if work.dtype != "float32":
-            raise Unsupported(work.dtype)
+            raise Unsupported(f"has no {work.dtype}")
         self.weights, self.grads, self.kept = work.arrays(0), work.arrays(1), work.arrays(1)
         self.optimizer = Optimizer(1e-3, L2=0, grad_clip=0, use_averages=False)
         self.keys = [(i, "W") for i in range(len(self.weights))]
@@ -277,7 +277,7 @@ def sklearn_adam(work):
         given = work.only("momentum", "nesterov")
         optimizer = SGDOptimizer(weights, 1e-3, momentum=given["momentum"], nesterov=given.get("nesterov", False))
     else:
-        raise Unsupported(work.optimizer)
+        raise Unsupported("timed for Adam and SGD with momentum only")
     return lambda: optimizer.update_params(weights, grads)
 
 

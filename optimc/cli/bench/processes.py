@@ -70,9 +70,13 @@ def with_threads(name: str, threads: int) -> str:
 # --------------------------------------------------------------------------------------- the child
 
 
-def contestants(job: Job, set_name: str, ours: Ours) -> tuple[dict[str, Contestant], dict[str, str]]:
-    """Builds the contestants of a set that can do the job; returns them, and the errors of those that failed."""
-    built, failed = {}, {}
+def contestants(job: Job, set_name: str, ours: Ours) -> tuple[dict[str, Contestant], dict[str, dict[str, str]]]:
+    """Builds the contestants of a set that can do the job.
+
+    Returns:
+        The contestants, and of the others {"error": why} or, if they have no such step, {"skipped": why}.
+    """
+    built, others = {}, {}
     for threads in job.threads:
         built[with_threads(OURS, threads)] = Contestant(ours.step, _setter(optimc.set_num_threads, threads))
     for name, peer in SETS[set_name][1].items():
@@ -80,10 +84,11 @@ def contestants(job: Job, set_name: str, ours: Ours) -> tuple[dict[str, Contesta
             continue
         try:
             step = peer.build(job.work)
-        except Unsupported:
+        except Unsupported as why:
+            others[name] = {"skipped": str(why)}
             continue
         except Exception as error:
-            failed[name] = said(error)
+            others[name] = {"error": said(error)}
             continue
         for threads in job.threads if peer.threads else job.threads[:1]:
             before = _setter(peer.threads, threads) if peer.threads else getattr(step, "before", None)
@@ -98,8 +103,8 @@ def contestants(job: Job, set_name: str, ours: Ours) -> tuple[dict[str, Contesta
             for k, bounds in enumerate(limit.pass_by_pass(job.work, ours)):
                 built.update({f"{PASSES} {k} {i}": Contestant(step) for i, step in enumerate(bounds)})
         except limit.NoLimit as error:
-            failed[STREAM] = str(error)
-    return built, failed
+            others[STREAM] = {"error": str(error)}
+    return built, others
 
 
 def _setter(function, threads):
@@ -107,9 +112,9 @@ def _setter(function, threads):
 
 
 def measure(job: Job, set_name: str) -> dict[str, dict[str, Any]]:
-    """The figures of a job, by contestant; {"error": why} for one that failed."""
+    """The figures of a job, by contestant; {"error": why} for one that failed, {"skipped": why} for one not timed."""
     ours = Ours(job.work)
-    built, failed = contestants(job, set_name, ours)
+    built, others = contestants(job, set_name, ours)
     rival = subprocess.Popen([sys.executable, "-c", RIVAL]) if job.rival else None
     try:
         times = interleaved(built, job.repeats, job.seconds, job.budget, job.pause)
@@ -120,7 +125,7 @@ def measure(job: Job, set_name: str) -> dict[str, dict[str, Any]]:
     results: dict[str, dict[str, Any]] = {
         name: {"error": measured} if isinstance(measured, str) else summary(measured)
         for name, measured in times.items()}
-    results |= {name: {"error": why} for name, why in failed.items()}
+    results |= others
     _add_passes(results)
     if "median" in results.get(STREAM, {}):
         results[STREAM]["bytes"] = job.work.weights * limit.bytes_per_weight(job.work, ours)

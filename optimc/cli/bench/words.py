@@ -16,6 +16,7 @@ EVEN = 1.05             # smaller ratios are called equal
 BEYOND = 1.05           # nobody is faster than the limit: a larger share of it shows that the limit was disturbed
 SWING = 3.0             # a larger ratio of the slowest to the fastest repeat shows that the machine was busy
 NOISY = "too noisy to judge"
+AGAIN = "Run it again on a quieter machine, or with more --seconds."
 
 
 def duration(nanoseconds: float) -> str:
@@ -102,14 +103,17 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def merged(sets: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     """Merges the figures of all processes: one entry per contestant, with its "ratio" to optimc's median there.
 
-    Every process times optimc and the limits; their entries are the medians over the processes.  A machine places
-    the memory and threads of a process by luck, and the luck lasts as long as the process.  "swing" is the ratio of
-    the slowest to the fastest repeat of a process, and also a median: one disturbed process of several does no harm.
+    Peers that were skipped are left out.  Every process times optimc and the limits; their entries are the medians
+    over the processes.  A machine places the memory and threads of a process by luck, and the luck lasts as long as
+    the process.  "swing" is the ratio of the slowest to the fastest repeat of a process, and also a median: one
+    disturbed process of several does no harm.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for figures in sets.values():
         ours = figures.get(OURS, {}).get("median")
         for name, entry in figures.items():
+            if "skipped" in entry:
+                continue
             if ours and "median" in entry:
                 entry = {**entry, "ratio": entry["median"] / ours, "swing": entry["max"] / entry["min"]}
             found.setdefault(name, []).append(entry)
@@ -131,33 +135,42 @@ def is_peer(name: str) -> bool:
 
 
 def recommendation(work: Work, threads: Sequence[int], sets: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
-    """Recommends, in sentences, what to do by the figures."""
-    said = []
-    ratios = {name: entry["ratio"] for name, entry in merged(sets).items() if is_peer(name) and "ratio" in entry}
-    if ratios:
-        best = min(ratios, key=ratios.__getitem__)
-        if ratios[best] >= EVEN:
-            said.append(f"optimc: its {work.optimizer} is {ratios[best]:.3g} times as fast as the fastest peer here, "
-                        f"{best}.")
-        elif ratios[best] > 1 / EVEN:
-            said.append(f"optimc or {best}: within {EVEN - 1:.0%} of each other, so take what suits the rest of your "
-                        "program.")
-        else:
-            said.append(f"{best}: it is {1 / ratios[best]:.3g} times as fast as optimc here.")
+    """Recommends, in sentences, what to do by the figures; nothing if the machine was too busy."""
     figures = merged(sets)
+    ratios = {name: entry["ratio"] for name, entry in figures.items() if is_peer(name) and "ratio" in entry}
+    best = min(ratios, key=ratios.__getitem__, default=OURS)
+    timed = [OURS, best, *(with_threads(OURS, n) for n in threads)]
+    slowest = swing(figures, *timed, with_threads(STREAM, 1), DIVIDER, PASSES)
+    if slowest > SWING:
+        return [f"{NOISY.capitalize()}: the slowest repeat took {slowest:.2g} times as long as the fastest. {AGAIN}"]
+    if too_noisy(figures):
+        return [f"{NOISY.capitalize()}: optimc came out faster than the machine's limit. {AGAIN}"]
+    said = []
+    if ratios:
+        said.append(_choice(work, best, ratios[best]))
     one, many = figures.get(OURS, {}), figures.get(with_threads(OURS, threads[-1]), {})
     if len(threads) > 1 and "median" in one and "median" in many:
         gain = 1 / many["ratio"]
         real = gain >= EVEN and many["high"] < one["low"]       # beyond the spread
         said.append(f"{threads[-1]} threads are " + (f"{gain:.2g} times as fast as one." if real else
                                                      "no faster than one for these shapes: one is enough."))
-    reached = share(figures)
-    if reached is not None:
+    reached, of_limit = share(figures), share_of_limit(figures)
+    if reached:
         divided = figures.get(DIVIDER, {}).get("median", 0) > figures[STREAM]["median"]
-        what = ("the CPU's square roots and divisions allow" if divided else "memory allows")
-        said.append(f"optimc takes {reached:.0%} of the speed that {what} on one thread"
+        bounds = "divide throughput" if divided else "memory bandwidth"
+        said.append(f"optimc runs at {of_limit.replace('at the', 'the')} of {bounds} on one thread"
                     + (": only an optimizer with fewer slots, or more threads, would be faster."
                        if reached > 0.9 and not divided else "."))
     elif "median" in one:
         said.append(f"A step takes {duration(one['median'])}, {one['median'] / work.weights:.2g} ns per weight.")
     return said
+
+
+def _choice(work, best, ratio):
+    """The sentence that names what to take: optimc or its fastest peer."""
+    if ratio >= EVEN:
+        return f"optimc: its {work.optimizer} is {ratio:.3g} times as fast as the fastest peer here, {best}."
+    if ratio > 1 / EVEN:
+        return (f"optimc or {best}: within {EVEN - 1:.0%} of each other, so take what suits the rest of your "
+                "program.")
+    return f"{best}: it is {1 / ratio:.3g} times as fast as optimc here."

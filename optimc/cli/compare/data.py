@@ -1,4 +1,4 @@
-"""The data of `python -m optimc compare`: a table of numbers, cut in three parts and standardised."""
+"""The data of `optimc compare`: a table of numbers, cut in three parts and standardised."""
 
 import csv
 import math
@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optimc.cli.errors import InputError
+from optimc.cli.errors import InputError, no_such
 
 MIN_ROWS = 10
+OTHERS = ";\t|"         # separators of tables that are not separated by commas
 
 
 class Data(NamedTuple):
@@ -27,10 +28,9 @@ def load_data(path: str | None, target: str | None) -> Data:
         return prepare("diabetes", bunch.feature_names, "progression", bunch.data, bunch.target)
     names, table = read_table(path)
     if target not in names:
-        listed = ", ".join(names[:20]) + ", ..." * (len(names) > 20)
-        raise InputError(f"{path}: there is no column {target!r}; there are {listed}")
+        raise InputError(f"{path}: {no_such('column', str(target), names)}")
     if len(names) < 2:
-        raise InputError(f"{path}: there is no column beside the target {target!r}")
+        raise InputError(f"{path}: the file has no feature columns, only the target {target!r}")
     k = names.index(target)
     return prepare(Path(path).name, names[:k] + names[k + 1:], target, np.delete(table, k, axis=1),
                    table[:, k])
@@ -49,6 +49,9 @@ def read_table(path: str) -> tuple[list[str], np.ndarray]:
         raise InputError(f"{path}: not a comma-separated text in UTF-8: {error}") from None
     if not names:
         raise InputError(f"{path}: the file is empty; expected a header row, then rows of numbers")
+    other = next((mark for mark in OTHERS if len(names) == 1 and mark in names[0]), None)
+    if other:
+        raise InputError(f"{path}: expected commas between the columns; is the separator {other!r}? got {names[0]!r}")
     for k, name in enumerate(names):
         if not name or name in names[:k]:
             raise InputError(f"{path}: column {k + 1} of the header has "

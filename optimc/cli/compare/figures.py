@@ -1,6 +1,7 @@
-"""The figures of `python -m optimc compare`: loss curves, and paths on a curved ravine."""
+"""The figures of `optimc compare`: loss curves, and paths on a curved ravine."""
 
 import math
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ FLOOR = 1e-15           # where a loss of 0 is drawn on a logarithmic scale
 
 
 def _panels(names, x, y, title):
-    """A figure with one panel per optimizer on common axes, and the panels."""
+    """A figure with one panel per optimizer on common axes, under a title of several parts, and the panels."""
     from matplotlib.figure import Figure
     rows = -(-len(names) // 4)
     columns = -(-len(names) // rows)
@@ -27,26 +28,34 @@ def _panels(names, x, y, title):
         axes.set_xlabel(x)
     for axes in grid[:len(names):columns]:
         axes.set_ylabel(y)
-    figure.suptitle(title)
+    figure.suptitle("\n".join(line for part in title for line in _lines(part, 12 * figure.get_figwidth())))
     return figure, grid[:len(names)]
 
 
-def draw_losses(path: Path, results: dict[str, Result], target: float) -> None:
-    """The loss by epoch: mean over seeds, and one standard deviation around it."""
+def _lines(text, most):
+    """Cuts a text into lines of about the same length."""
+    count = math.ceil(len(text) / most)
+    return textwrap.wrap(text, int(min(most, len(text) / count + 10)))
+
+
+def draw_losses(path: Path, results: dict[str, Result], target: float, message: str = "") -> None:
+    """The loss by epoch: mean over seeds, and one standard deviation around it; the message is the title."""
     from matplotlib import ticker
-    figure, panels = _panels(list(results), "epoch", "mean squared error",
-                             "Loss in training: mean over seeds, band of one standard deviation")
+    figure, panels = _panels(list(results), "epoch (linear to 1, then logarithmic)", "mean squared error", [
+        *[message] * bool(message), "Loss by epoch: mean over seeds, band of one standard deviation"])
     for axes, (name, result) in zip(panels, results.items(), strict=True):
         for other in results.values() if len(results) > 1 else ():
-            axes.plot(mean_curve(other, "training")[0] + FLOOR, color=GREY, linewidth=1,
+            axes.plot(mean_curve(other, "training")[0] + FLOOR, color=GREY, linewidth=1, zorder=2,
                       label="training, the other optimizers")
         for part, color, line in (("training", BLUE, "-"), ("validation", ORANGE, "--")):
             mean, spread = mean_curve(result, part)
-            axes.plot(mean + FLOOR, line, color=color, linewidth=1.8, label=part)
+            axes.plot(mean + FLOOR, line, color=color, linewidth=1.8, label=part, zorder=3)
             axes.fill_between(range(len(mean)), np.maximum(mean - spread, mean / 10) + FLOOR,
-                              mean + spread + FLOOR, color=color, alpha=0.2, linewidth=0)
-        axes.axhline(target + FLOOR, color="black", linestyle=":", linewidth=1,
-                     label="to reach (speed)")
+                              mean + spread + FLOOR, color=color, alpha=0.15, linewidth=0, zorder=1)
+        if math.isfinite(target):
+            axes.axhline(target + FLOOR, color="black", linestyle=":", linewidth=1.2, label="target loss", zorder=4)
+        else:
+            axes.set_ylim(0.1, 10)                      # all runs diverged: there is nothing to draw
         axes.set_title(f"{name}, rate {result.learning_rate:g}")
         axes.set_xscale("symlog", linthresh=1, linscale=0.4)
         axes.set_yscale("log")
@@ -85,19 +94,34 @@ def descend(optimizer: optimc.Optimizer, steps: int = 100) -> tuple[np.ndarray, 
     return np.array(points), loss if math.isfinite(loss) else math.inf
 
 
+def _best_descent(name):
+    """The rate that the sweep's rule chooses in the ravine, and the points visited with it."""
+    paths = {rate: descend(constructor(name)(rate)) for rate in RATES}
+    rate = best_rate({rate: loss for rate, (_, loss) in paths.items()})
+    return rate, paths[rate][0]
+
+
+def _closest(ends):
+    best, worst = min(ends, key=ends.__getitem__), max(ends, key=ends.__getitem__)
+    if len(ends) == 1:
+        return f"{best} ends at a loss of {ends[best]:.2g}"
+    return (f"{best} comes closest to the minimum (loss {ends[best]:.2g}), {worst} stays farthest from it "
+            f"({ends[worst]:.2g})")
+
+
 def draw_paths(path: Path, names: list[str]) -> None:
     """The way of each optimizer down the ravine, at the rate that the sweep's rule chooses."""
-    figure, panels = _panels(names, "weight 1", "weight 2",
-                             "100 steps in a curved ravine, from the square towards the star")
+    paths = {name: _best_descent(name) for name in names}
+    ends = {name: float(np.nan_to_num(ravine(*points[-1]), nan=math.inf)) for name, (_, points) in paths.items()}
+    figure, panels = _panels(names, "weight 1", "weight 2", [_closest(ends), (
+        "100 steps from the square towards the star in Rosenbrock's curved ravine (walls lowered from 100 to 20), "
+        f"each optimizer at the best of {len(RATES)} rates")])
     x, y = np.meshgrid(np.linspace(-1.7, 1.7, 200), np.linspace(-0.6, 2.3, 200))
-    for axes, name in zip(panels, names, strict=True):
-        paths = {rate: descend(constructor(name)(rate)) for rate in RATES}
-        rate = best_rate({rate: loss for rate, (_, loss) in paths.items()})
-        points = paths[rate][0]
+    for axes, (name, (rate, points)) in zip(panels, paths.items(), strict=True):
         axes.contourf(x, y, np.log10(ravine(x, y) + 0.03), levels=12, cmap="Greys", vmax=5.5)
         axes.plot(*points.T, "o-", color=ORANGE, markersize=2.5, linewidth=1)
         axes.plot(*points[0], "s", color=BLUE, markersize=6, markeredgecolor="white")
         axes.plot(1, 1, "*", color=BLUE, markersize=12, markeredgecolor="white")
         axes.set(xlim=(-1.7, 1.7), ylim=(-0.6, 2.3))
-        axes.set_title(f"{name}, rate {rate:g}\nloss at the end {ravine(*points[-1]):.2g}")
+        axes.set_title(f"{name}, rate {rate:g}\nloss at the end {ends[name]:.2g}")
     figure.savefig(path)

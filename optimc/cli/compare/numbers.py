@@ -1,4 +1,4 @@
-"""The numbers of `python -m optimc compare`, made once for the table, the JSON and the sentences.
+"""The numbers of `optimc compare`, made once for the table, the JSON and the sentences.
 
 `summarise` makes a row per optimizer from the results of training.py.  Next: words.py, which shows the rows.
 """
@@ -22,9 +22,12 @@ ADAPTS = {**dict.fromkeys(("v", "u", "n", "s", "accumulator", "row", "size"), Tr
 
 
 def summarise(results: dict[str, Result]) -> tuple[float, list[dict]]:
-    """The loss to reach in the speed column, and the numbers of each optimizer: a row each."""
-    target = WITHIN * min(np.mean([run.validation for run in result.runs], axis=0).min()
-                          for result in results.values())
+    """The target loss of the speed column, and the numbers of each optimizer: a row each.
+
+    Runs that diverged set no target and reach none; if all did, the target is NaN.
+    """
+    lowest = [mean_curve(result, "validation")[0].min() for result in results.values()]
+    target = WITHIN * min((float(loss) for loss in lowest if math.isfinite(loss)), default=math.nan)
     return target, [_row(name, result, target) for name, result in results.items()]
 
 
@@ -32,6 +35,7 @@ def _row(name, result, target):
     good = [run for run in result.runs if not run.diverged]
     final = [float(run.training[-1]) for run in good]
     epochs = [_epochs_to(target, run) for run in result.runs]
+    test = mean_curve(result, "test")[0]
     slots = result.runs[0].slots
     return {
         "optimizer": name,
@@ -44,7 +48,9 @@ def _row(name, result, target):
                                      if array is not None) / result.runs[0].n_weights,
         "learning_rate": result.learning_rate,
         "training_loss": statistics.fmean(final) if final else math.inf,
-        "test_loss": statistics.fmean(run.test for run in good) if good else math.inf,
+        "test_loss": float(test[-1]) if good else math.inf,
+        "best_test_loss": float(test.min()) if good else math.inf,
+        "best_epoch": int(test.argmin()) if good else math.inf,
         "microseconds_per_step": statistics.median(run.step_ns for run in result.runs) / 1e3,
     }
 
@@ -59,8 +65,8 @@ def is_adaptive(slots: Iterable[str]) -> bool:
 
 
 def _epochs_to(target, run):
-    reached = (run.validation <= target) & np.isfinite(run.validation)
-    return int(reached.argmax()) if reached.any() else math.inf
+    reached = run.validation <= target
+    return int(reached.argmax()) if reached.any() and not run.diverged else math.inf
 
 
 def mean_curve(result, part):

@@ -1,4 +1,4 @@
-"""The training of `python -m optimc compare`: the lesson's network, its contestants, the sweep of learning rates.
+"""The training of `optimc compare`: the lesson's network, its contestants, the sweep of learning rates.
 
     network   inputs -> Dense 64 relu -> Dense 1, mean squared error, in NumPy and float32.
     sweep     every optimizer gets the rate of `RATES` with the lowest validation loss, averaged
@@ -22,7 +22,7 @@ import numpy as np
 import optimc
 from optimc import registry
 from optimc.cli.compare.data import Data
-from optimc.cli.errors import InputError
+from optimc.cli.errors import InputError, no_such
 
 #: name -> constructor, called with the learning rate; any class of optimc may be named besides
 CONTESTANTS: dict[str, Callable[[float], optimc.Optimizer]] = {
@@ -80,7 +80,7 @@ class Settings(NamedTuple):
 class Run(NamedTuple):
     training: np.ndarray        # loss before training and after each epoch
     validation: np.ndarray
-    test: float                 # loss at the end
+    test: np.ndarray
     step_ns: float              # median
     slots: dict[str, list[np.ndarray | None]]
     n_weights: int
@@ -96,7 +96,7 @@ def train(optimizer: optimc.Optimizer, data: Data, settings: Settings, seed: int
     x, y = data.parts["training"]
     rng = np.random.default_rng(seed)
     weights = new_weights(x.shape[1], settings.hidden, rng)
-    losses = np.full((2, settings.epochs + 1), math.inf)
+    losses = np.full((3, settings.epochs + 1), math.inf)
     times = []
     with np.errstate(over="ignore", invalid="ignore"):
         for epoch in range(settings.epochs + 1):
@@ -108,11 +108,10 @@ def train(optimizer: optimc.Optimizer, data: Data, settings: Settings, seed: int
                 optimizer.apply(grads, weights)
                 times.append(time.perf_counter_ns() - before)
             losses[:, epoch] = [mean_squared_error(*data.parts[part], weights)
-                                for part in ("training", "validation")]
+                                for part in ("training", "validation", "test")]
             if not np.isfinite(losses[0, epoch]):
                 break
-        test = mean_squared_error(*data.parts["test"], weights)
-    return Run(losses[0], losses[1], test, statistics.median(times), optimizer._slots,
+    return Run(losses[0], losses[1], losses[2], statistics.median(times), optimizer._slots,
                sum(weight.size for weight in weights))
 
 
@@ -160,5 +159,5 @@ def constructor(name: str) -> Callable[[float], optimc.Optimizer]:
         key.lower(): value for key, value in registry.classes.items()}
     known |= CONTESTANTS
     if name not in known:
-        raise InputError(f"there is no optimizer {name!r}; there are {', '.join(sorted(known))}")
+        raise InputError(no_such("optimizer", name, sorted(known)))
     return known[name]
