@@ -15,13 +15,13 @@ def no_such(kind: str, name: str, known: Collection[str]) -> str:
     Example:
         >>> from optimc.cli.errors import no_such
         >>> no_such("optimizer", "adamx", ["adam", "sgd"])
-        "there is no optimizer 'adamx' (did you mean adam?)"
+        "there is no optimizer 'adamx': did you mean adam?"
         >>> no_such("optimizer", "newton", ["adam", "sgd"])
         "there is no optimizer 'newton'; there are adam, sgd"
     """
     meant = likely(name, known)
     listed = ", ".join([*list(known)[:MOST], *["..."] * (len(known) > MOST)])
-    return f"there is no {kind} {name!r}" + (f" (did you mean {meant}?)" if meant else f"; there are {listed}")
+    return f"there is no {kind} {name!r}" + (f": did you mean {meant}?" if meant else f"; there are {listed}")
 
 
 def likely(name: str, known: Collection[str]) -> str | None:

@@ -328,7 +328,7 @@ def test_shapes_come_from_files_too(tmp_path):
     (["--shapes", "bad.npz"], "not a .npz file"), (["--shapes", "bad.safetensors"], "not a .safetensors file"),
     (["--shapes", "text.npz"], "not a .npz file"), (["--shapes", "list.safetensors"], "not a .safetensors file"),
     (["--shapes", "empty.npz"], "there are no weights in it"),
-    (["--optimizer", "adamm"], "--optimizer: there is no optimizer 'adamm' (did you mean adam?)"),
+    (["--optimizer", "adamm"], "--optimizer: there is no optimizer 'adamm': did you mean adam?"),
     (["--peers", "zz"], "there is no peer 'zz'"),
     (["--peers", ","], "expected names"), (["--seconds", "0"], "expected a number above 0"),
     (["--seconds", "nan"], "expected a number above 0"), (["--threads", "-1"], "--threads: expected"),

@@ -292,7 +292,7 @@ def test_diverged_everywhere_is_a_result_too(out, capsys):
 def test_a_column_that_is_nearly_there_is_suggested(tmp_path, out, capsys):
     path = tmp_path / "own.csv"
     path.write_text(f"size,price\n{TEN}")
-    assert f"{path}: there is no column 'prize' (did you mean price?)" in refused(
+    assert f"{path}: there is no column 'prize': did you mean price?" in refused(
         ["--data", path, "--target", "prize"], out, capsys)
 
 
@@ -443,8 +443,8 @@ def refused(argv, out, capsys):
     (["--learning-rate", "nan"], "expected a finite number above 0, got 'nan'"),
     (["--learning-rate", "inf"], "expected a finite number above 0, got 'inf'"),
     (["--optimizers", "adam,newton"], "there is no optimizer 'newton'; there are adabelief, ada"),
-    (["--optimizers", "adamx"], "there is no optimizer 'adamx' (did you mean adamax?)"),
-    (["--optimizers", "Adamm"], "there is no optimizer 'adamm' (did you mean adam?)"),
+    (["--optimizers", "adamx"], "there is no optimizer 'adamx': did you mean adamax?"),
+    (["--optimizers", "Adamm"], "there is no optimizer 'adamm': did you mean adam?"),
     (["--optimizers", ","], "--optimizers: expected names, got ','"),
     (["--optimizers", ""], "--optimizers: expected names, got ''"),
     (["--optimizers"], "--optimizers: expected at least one argument"),

@@ -16,7 +16,7 @@ from optimc.cli.compare.training import RATES, Settings
 TEXTBOOK = {"adam": (True, 2), "rmsprop": (True, 1), "momentum": (False, 1), "sgd": (False, 0)}
 OVERFIT = 1.02          # a test loss that ends so far above its best shows overfitting
 NOTES = {"adam-textbook": "Adam without its bias correction, as textbooks often print it",
-         "momentum": "SGD with momentum 0.9", "nesterov": "the same with Nesterov's look-ahead"}
+         "momentum": "SGD with momentum 0.9", "nesterov": "SGD with momentum 0.9 and Nesterov's look-ahead"}
 
 
 def joined(names: Iterable[str]) -> str:
