@@ -13,17 +13,17 @@ from optimc.routing import MultiOptimizer
 
 @registry.wrapper
 class LossScaleOptimizer(WrapperOfOne):
-    """Steps with a loss scale that adapts: halved when a gradient is not finite, doubled after good steps.
+    """Wraps an optimizer with a loss scale that halves when a gradient is not finite, and doubles after good steps.
 
-    A step whose gradients are not all finite is skipped: it changes `dynamic_scale` and `step_counter` and
-    nothing else.  Gradients must be of a loss multiplied by the scale (`scale_loss`).
+    A step whose gradients are not all finite is skipped: it changes only `dynamic_scale` and `step_counter`.
+    Multiply the loss by the scale (`scale_loss`) before you compute gradients.
 
     Args:
-        inner_optimizer: what steps with the unscaled gradients, an optimizer or a `MultiOptimizer`; its
+        inner_optimizer: the optimizer or `MultiOptimizer` that steps with the unscaled gradients.  Its
             loss_scale_factor becomes the scale.  A step of a `MultiOptimizer` is skipped as a whole.
-        initial_scale: a power of two costs nothing to divide by.
-        dynamic_growth_steps: good steps after which the scale is doubled.
-        name: a name for people.
+        initial_scale: > 0.  Division by a power of two costs nothing.
+        dynamic_growth_steps: number of good steps after which the scale doubles.
+        name: display name.
 
     Example:
         >>> import numpy as np, optimc
@@ -85,7 +85,7 @@ class LossScaleOptimizer(WrapperOfOne):
         self.inner_optimizer.build(params)
 
     def apply(self, grads, trainable_variables=None):
-        """One step, or none if a gradient is not finite; arguments and errors are `Optimizer.apply`'s."""
+        """Steps, unless a gradient is not finite.  Arguments and errors are those of `Optimizer.apply`."""
         inner = self.inner_optimizer
         if isinstance(inner, MultiOptimizer):
             self._apply_routed(grads, trainable_variables)

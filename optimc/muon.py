@@ -20,25 +20,25 @@ GRAM_FROM = 2.0
 
 
 class Muon(Optimizer):
-    """Muon (Jordan et al., 2024): momentum, orthogonalised, for matrices; Adam for all other weights.
+    """Muon (Jordan et al., 2024): orthogonalised momentum for matrices, Adam for all other weights.
 
     m <- m + (g + m (momentum - 1));  y = g + momentum m (nesterov) or m;  update = the orthogonal matrix
     nearest to y, by `ns_steps` Newton-Schulz steps y <- a y + (b A + c A A) y, A = y y';
     w <- w - learning_rate update sqrt(longer side) rms_rate.  The matrix products are NumPy's, so the last
-    bits are its BLAS's.  Slots: `m`; `v` for Adam's weights; `update`, scratch.
+    bits depend on its BLAS.  Slots: `m`; `v` for Adam's weights; `update`, scratch.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
         adam_beta_1, adam_beta_2, epsilon: Adam's, in [0, 1), [0, 1) and >= 0.
-        adam_weight_decay: weight decay of Adam's weights; `weight_decay` is that of Muon's.
-        exclude_layers: regular expressions; weights whose name matches one are Adam's.
-        exclude_embeddings: weights with "embedding" in their name are Adam's.
+        adam_weight_decay: weight decay of Adam's weights; `weight_decay` is for the matrices.
+        exclude_layers: regular expressions; Adam steps weights whose name matches one.
+        exclude_embeddings: Adam steps weights with "embedding" in their name.
         muon_a, muon_b, muon_c: coefficients of a Newton-Schulz step.
-        adam_lr_ratio: Adam's learning rate over Muon's.
+        adam_lr_ratio: Adam's learning rate divided by Muon's.
         momentum: in [0, 1].
         ns_steps: Newton-Schulz steps, >= 1.
         nesterov: look ahead along the momentum.
-        rms_rate: the root mean square of an update over the learning rate; None: update is not scaled.
+        rms_rate: root mean square of an update, divided by the learning rate; None: do not scale the update.
 
     Example:
         >>> import numpy as np, optimc

@@ -11,7 +11,7 @@ from optimc.base.optimizer import Optimizer
 
 
 class SGD(Optimizer):
-    """Gradient descent; with momentum (Polyak, 1964) or Nesterov momentum (Sutskever et al., 2013).
+    """Gradient descent, optionally with momentum (Polyak, 1964) or Nesterov momentum (Sutskever et al., 2013).
 
     velocity <- momentum velocity - learning_rate g;  w <- w + velocity.  The learning rate is inside the
     velocity, as in Keras.  Slots: `velocity`, only with momentum.
@@ -65,7 +65,7 @@ class RMSprop(Optimizer):
         momentum: in [0, 1].
         epsilon: >= 0.
         centered: divide by the estimated variance instead of the second moment.
-        epsilon_outside: epsilon is added to the root instead.
+        epsilon_outside: add epsilon to the root instead.
         rate_in_velocity: False applies the learning rate to the weight, not inside the velocity.
 
     Example:
@@ -106,10 +106,10 @@ class Adam(Optimizer):
     Args:
         learning_rate: >= 0; a number, schedule or callable.
         beta_1, beta_2: decay of the two moments, in [0, 1).
-        epsilon: >= 0, the paper's "epsilon hat": added to the uncorrected root.
+        epsilon: >= 0, added to the uncorrected root (the paper's "epsilon hat").
         amsgrad: divide by the largest second moment so far.
-        bias_correction: False leaves the corrections out: alpha = learning_rate.
-        corrected_epsilon: epsilon is added to the root of v / (1 - beta_2^t), as in the paper's algorithm 1.
+        bias_correction: False leaves out the corrections: alpha = learning_rate.
+        corrected_epsilon: add epsilon to the root of v / (1 - beta_2^t) instead, as in the paper's algorithm 1.
 
     Example:
         >>> import numpy as np, optimc
@@ -141,7 +141,7 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov & Hutter, 2017, arXiv 1711.05101).
 
-    Before Adam's update, w <- w - w weight_decay learning_rate.  Arguments and slots are Adam's, but
+    Before Adam's update, w <- w - w weight_decay learning_rate.  Slots and arguments are Adam's, except that
     `weight_decay` is the second argument and must be a number.
 
     Example:
@@ -170,8 +170,8 @@ class Adagrad(Optimizer):
         learning_rate: >= 0; a number, schedule or callable.
         initial_accumulator_value: initial value of the accumulator, >= 0.
         epsilon: >= 0.
-        epsilon_outside: epsilon is added to the root instead.
-        learning_rate_decay: the learning rate is divided by 1 + (t - 1) learning_rate_decay; >= 0.
+        epsilon_outside: add epsilon to the root instead.
+        learning_rate_decay: divide the learning rate by 1 + (t - 1) learning_rate_decay; >= 0.
 
     Example:
         >>> import numpy as np, optimc
@@ -239,7 +239,7 @@ class Adamax(Optimizer):
         beta_1: decay of the mean, in [0, 1).
         beta_2: decay of the norm, in [0, 1].
         epsilon: >= 0.
-        epsilon_in_norm: epsilon is added to |g| in the norm instead.
+        epsilon_in_norm: add epsilon to |g| in the norm instead.
 
     Example:
         >>> import numpy as np, optimc
@@ -266,7 +266,7 @@ class Adamax(Optimizer):
 class Nadam(Optimizer):
     """Nadam (Dozat, 2016, ICLR workshop): Adam with Nesterov momentum.
 
-    u_t = beta_1 (1 - 0.96^(t momentum_decay) / 2) and U_t = u_1 ... u_t; m and v as Adam's;
+    u_t = beta_1 (1 - 0.96^(t momentum_decay) / 2) and U_t = u_1 ... u_t; m and v as in Adam;
     m_hat = u_(t+1) m / (1 - U_(t+1)) + (1 - u_t) g / (1 - U_t);
     w <- w - learning_rate m_hat / (sqrt(v / (1 - beta_2^t)) + epsilon).  Slots: `m`, `v`.
 
@@ -342,7 +342,7 @@ class Ftrl(Optimizer):
 
 
 class Lion(Optimizer):
-    """Lion (Chen et al., 2023, arXiv 2302.06675): every weight moves by learning_rate, or not at all.
+    """Lion (Chen et al., 2023, arXiv 2302.06675): each element moves by learning_rate or not at all.
 
     w <- w - learning_rate sign(beta_1 m + (1 - beta_1) g);  m <- beta_2 m + (1 - beta_2) g.  Slots: `m`.
 
@@ -369,10 +369,10 @@ class Lion(Optimizer):
 
 
 class ScheduleFreeAdamW(Optimizer):
-    """Schedule-free AdamW (Defazio et al., 2024, arXiv 2405.15682): no schedule, but an average of weights.
+    """Schedule-free AdamW (Defazio et al., 2024, arXiv 2405.15682): an average of weights replaces the schedule.
 
     z <- z - learning_rate g / (sqrt(v / (1 - beta_2^t)) + epsilon);  x <- (1 - 1/t) x + z / t;
-    the weight holds y = (1 - beta_1) z + beta_1 x: compute gradients there.  Evaluate with x:
+    the weight holds y = (1 - beta_1) z + beta_1 x.  Compute gradients at y.  Evaluate with x:
     `with opt.averaged(): ...`.  Slots: `z`, which starts as the weight, and `v`.
 
     Args:
@@ -414,17 +414,17 @@ class ScheduleFreeAdamW(Optimizer):
 
 
 class RAdam(Optimizer):
-    """Rectified Adam (Liu et al., 2019, arXiv 1908.03265): momentum until the second moment can be trusted.
+    """Rectified Adam (Liu et al., 2019, arXiv 1908.03265): momentum alone until the second moment is reliable.
 
-    rho = 2 / (1 - beta_2) - 1, rho_t = rho - 2 t beta_2^t / (1 - beta_2^t); m and v as Adam's.  Once
-    rho_t > 5, Adam's update with alpha times the paper's r_t; before that w <- w - learning_rate m / (1 -
+    rho = 2 / (1 - beta_2) - 1, rho_t = rho - 2 t beta_2^t / (1 - beta_2^t); m and v as in Adam.  Once
+    rho_t > 5, Adam's update with alpha times the paper's r_t; before, w <- w - learning_rate m / (1 -
     beta_1^t).  Slots: `m`, `v`.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
         beta_1, beta_2: decay of the two moments, in [0, 1).
         epsilon: >= 0, added to the uncorrected root.
-        corrected_epsilon: epsilon is added to the root of v / (1 - beta_2^t) instead.
+        corrected_epsilon: add epsilon to the root of v / (1 - beta_2^t) instead.
 
     Example:
         >>> import numpy as np, optimc
@@ -448,9 +448,9 @@ class RAdam(Optimizer):
 
 
 class Yogi(Optimizer):
-    """Yogi (Zaheer et al., 2018, NeurIPS): Adam whose second moment grows slowly.
+    """Yogi (Zaheer et al., 2018, NeurIPS): Adam with a second moment that grows slowly.
 
-    v <- v - (1 - beta_2) sign(v - g^2) g^2; m and the update as Adam's.  Slots: `m`, `v`.
+    v <- v - (1 - beta_2) sign(v - g^2) g^2; m and the update as in Adam.  Slots: `m`, `v`.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
@@ -458,7 +458,7 @@ class Yogi(Optimizer):
         epsilon: >= 0, added to the uncorrected root.
         initial_accumulator_value: initial value of v, >= 0.
         initial_mean: initial value of m.
-        corrected_epsilon: epsilon is added to the root of v / (1 - beta_2^t) instead.
+        corrected_epsilon: add epsilon to the root of v / (1 - beta_2^t) instead.
 
     Example:
         >>> import numpy as np, optimc
@@ -486,7 +486,7 @@ class Yogi(Optimizer):
 class AdaBelief(Optimizer):
     """AdaBelief (Zhuang et al., 2020, arXiv 2010.07468): longer steps where gradients are close to their mean.
 
-    m as Adam's;  s <- s + ((g - m)^2 - s)(1 - beta_2) + epsilon;
+    m as in Adam;  s <- s + ((g - m)^2 - s)(1 - beta_2) + epsilon;
     w <- w - learning_rate m / (1 - beta_1^t) / (sqrt(s / (1 - beta_2^t)) + epsilon).  Slots: `m`, `s`.
 
     Args:
@@ -512,13 +512,13 @@ class AdaBelief(Optimizer):
 
 
 class Rprop(Optimizer):
-    """iRprop- (Igel & Huesken, 2003): a step size per element, from the signs of gradients; for full batches.
+    """iRprop- (Igel & Huesken, 2003), for full batches: a step size per element, from the signs of gradients.
 
     Where the gradient keeps its sign, the size is multiplied by eta_plus.  Where the sign changes, the size is
     multiplied by eta_minus and the element stays.  w <- w - sign(g) size.  Slots: `previous` gradient and `size`.
 
     Args:
-        learning_rate: the first size, finite and >= 0; later changes have no effect.
+        learning_rate: the initial size, finite and >= 0; later changes have no effect.
         eta_minus, eta_plus: factors, eta_minus in (0, 1), eta_plus > 1.
         min_step, max_step: bounds of the size, >= 0.
 
@@ -610,9 +610,9 @@ class Adan(Optimizer):
 
 
 class Lamb(Optimizer):
-    """LAMB (You et al., 2019, arXiv 1904.00962): Adam with steps scaled to the weight's norm, for large batches.
+    """LAMB (You et al., 2019, arXiv 1904.00962), for large batches: Adam with steps scaled to the weight's norm.
 
-    m and v as Adam's;  u = m / (1 - beta_1^t) / (sqrt(v / (1 - beta_2^t)) + epsilon);
+    m and v as in Adam;  u = m / (1 - beta_1^t) / (sqrt(v / (1 - beta_2^t)) + epsilon);
     w <- w - |w| / |u| learning_rate u, with the norms of the whole weight, the ratio 1 if either is 0.
     Two passes: over w, g, m, v, u and over w, u.  Slots: `m`, `v`; `update`, scratch for u.
 
@@ -640,23 +640,23 @@ class Lamb(Optimizer):
 
 
 class LARS(Optimizer):
-    """LARS (You et al., 2017, arXiv 1708.03888): momentum with a rate for each weight, for large batches.
+    """LARS (You et al., 2017, arXiv 1708.03888), for large batches: momentum with a rate for each weight.
 
     rate = learning_rate trust_coefficient |w| / (|g| + weight_decay |w| + epsilon), with the norms of the whole
     weight, or learning_rate if one of them is 0; velocity <- momentum velocity - rate (g + weight_decay w);
     w <- w + velocity.  Weight decay is in the gradient and in the norm.  Two passes: over w, g and over w, g,
-    velocity.  Slots: `velocity`.  Biases and scales are often excluded from the rate and the decay: give them a
-    group with trust_coefficient=0 and weight_decay=0, which is plain momentum.
+    velocity.  Slots: `velocity`.  To exclude biases and scales from rate and decay, as is usual, give them a group
+    with trust_coefficient=0 and weight_decay=0, which is plain momentum.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
         momentum: in [0, 1].
         nesterov: look ahead along the velocity.
-        trust_coefficient: length of a step at learning_rate 1, as a share of the weight's; 0 leaves the rate at
+        trust_coefficient: length of a step at learning_rate 1, as a share of the weight's length; 0 makes the rate
             learning_rate.
         epsilon: >= 0.
-        joint_norm: the norm of g + weight_decay w instead of the sum of the two norms, as in optax.
-        coupled_weight_decay: False takes weight decay out of the gradient and of the norm, and decays the weight as
+        joint_norm: use the norm of g + weight_decay w instead of the sum of the two norms, as optax does.
+        coupled_weight_decay: False keeps weight decay out of the gradient and the norm, and decays the weight as
             the other optimizers do.
 
     Example:
@@ -686,18 +686,18 @@ class LARS(Optimizer):
 class Adafactor(Optimizer):
     """Adafactor (Shazeer & Stern, 2018, arXiv 1804.04235): a second moment from its row and column means.
 
-    For matrices (the last two axes) row and column are averages of g^2 + epsilon_1 over the other axis, with
-    decay 1 - t^beta_2_decay, and velocity = row / mean(row) column; else velocity is such an average itself.
+    For matrices (the last two axes), row and column are averages of g^2 + epsilon_1 over the other axis, with
+    decay 1 - t^beta_2_decay, and velocity = row / mean(row) column.  Otherwise velocity is such an average.
     u = g / sqrt(velocity);  w <- w - max(epsilon_2, RMS(w)) min(learning_rate, 1 / sqrt(t)) u / max(1,
     RMS(u) / clip_threshold).  Three passes over g and velocity, two over w.  Slots: `velocity`; for matrices
-    `row` and `column`.  Weights of two axes or more must lie in C order.
+    `row` and `column`.  Weights with two or more axes must be in C order.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
         beta_2_decay: power of the decay, <= 0.
         epsilon_1: added to squared gradients, >= 0.
-        epsilon_2: least RMS of a weight, >= 0.
-        clip_threshold: largest RMS of u, > 0.
+        epsilon_2: lower bound of RMS(w), >= 0.
+        clip_threshold: upper bound of RMS(u), > 0.
         relative_step: has no effect, as in Keras.
 
     Example:

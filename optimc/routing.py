@@ -11,10 +11,10 @@ from optimc.base.wrapper import Wrapper
 
 
 class OptimizerMap:
-    """Which optimizer steps which weight, by its name: an exact key, else the one pattern that matches.
+    """Maps names of weights to optimizers: by an exact key, otherwise by the one pattern that matches.
 
     Args:
-        default_optimizer: for names that nothing matches.
+        default_optimizer: the optimizer for all other names.
         optimizer_map: dict of names or regular expressions (matched against the whole name) to optimizers.
 
     Example:
@@ -106,14 +106,14 @@ def _of_parts(name):
 
 @registry.wrapper
 class MultiOptimizer(Wrapper):
-    """Steps each weight with the optimizer its name is mapped to; all of them are checked before any steps.
+    """Steps each weight with the optimizer for its name.  All optimizers are checked before any of them steps.
 
     Weights and gradients must be dicts, whose keys are the names.
 
     Args:
         optimizer_map: an `OptimizerMap`, or a function from a name to an optimizer.
-        loss_scale_factor: replaces that of every mapped optimizer.
-        name: a name for people.
+        loss_scale_factor: replaces the loss_scale_factor of every mapped optimizer.
+        name: display name.
 
     Example:
         >>> import numpy as np, optimc

@@ -1,13 +1,13 @@
-"""Optimizers over the processes of an MPI job: each rank keeps the slots of a share of the weights.
+"""Optimizers for MPI jobs: each rank keeps the optimizer's arrays for a share of the weights.
 
     # mpiexec -n 4 python -m mpi4py train.py
     import optimc, optimc.mpi
     opt = optimc.mpi.Sharded(optimc.AdamW(1e-3))
     opt.apply(local_grads, weights)         # the same weights on every rank, before and after
 
-A step: gradients are reduced so that each rank has the sums for its share, each rank steps its share with the
-kernels of optimc, and the new weights go to all (ZeRO, stage 1: Rajbhandari et al., 2019, arXiv 1910.02054).
-Communication is mpi4py's and the MPI library's; docs/mpi.md reckons what it costs.
+In a step the ranks reduce the gradients, so that each rank has the sums for its share.  Each rank steps its share
+with the kernels of optimc.  Then all ranks get the new weights (ZeRO, stage 1: Rajbhandari et al., 2019, arXiv
+1910.02054).  mpi4py and the MPI library communicate; docs/mpi.md estimates the cost.
 
     layout.py       which elements are whose.  Weights of one type are one vector, cut once per rank.
     exchange.py     a share is reduced, stepped and sent on in buckets, so that one waits for the network while

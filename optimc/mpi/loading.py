@@ -11,10 +11,10 @@ from optimc.mpi.team import TIMEOUT, Fact, Team
 
 
 def load(path, comm=MPI.COMM_WORLD, *, custom_objects=None, **options):
-    """A `Sharded` optimizer from a checkpoint that one of any number of ranks wrote, or `Optimizer.save`.
+    """Loads a `Sharded` optimizer from a checkpoint of a job of any size, or of `Optimizer.save`.
 
-    Each rank reads what its share needs.  It binds to the weights of its next step, whose shapes and dtypes must
-    match.  All ranks call it with the same arguments.
+    Each rank reads what its share needs.  The next step binds the optimizer to weights, whose shapes and dtypes must
+    match.  All ranks must call it with the same arguments.
 
     Args:
         path: the file.
