@@ -15,8 +15,8 @@ import typing as _typing
 
 try:
     from optimc import _core
-except ModuleNotFoundError as error:
-    if error.name != "optimc._core":
+except ModuleNotFoundError as _error:
+    if _error.name != "optimc._core":
         raise
     raise ImportError("optimc's C extension is not built here: run `pip install -e .` in the "
                       "source tree, or leave the tree to import an installed optimc") from None
@@ -35,7 +35,7 @@ from optimc.routing import MultiOptimizer, OptimizerMap
 __version__: str
 
 
-def _version():
+def _version() -> str:
     """The version, looked up when asked for: importing importlib.metadata takes longer than all of optimc."""
     from importlib.metadata import version
     return version("optimc")
@@ -51,7 +51,7 @@ if not _typing.TYPE_CHECKING:       # a checker would take it to mean that every
         return _version()
 
 
-def show_config():
+def show_config() -> None:
     """Prints what a bug report or a benchmark needs: version, compiler, ISA, threads."""
     print(f"optimc {_version()}, built with {_core.compiler}\n"
           f"ISA: {isa} of {', '.join(_core.isas)} (force one with OPTIMC_ISA)\n"

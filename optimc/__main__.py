@@ -9,6 +9,7 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import optimc
 from optimc.cli.bench import command as bench
@@ -27,7 +28,7 @@ EXIT_CODES = "exit codes: 0 done, 2 an error that you can put right (standard er
 class Parser(argparse.ArgumentParser):
     """Reports errors in one line, without argparse's usage above it."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (--help shows the options)\n")
 
     def refuse(self, words: list[str]) -> None:

@@ -2,23 +2,37 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from optimc.base.optimizer import Optimizer
+from optimc.base.wrapper import Wrapper
+
 #: a weight, a slot, an average
 Array: TypeAlias = NDArray[Any]
+Shape: TypeAlias = tuple[int, ...]
+#: the names of weights
+Names: TypeAlias = tuple[str, ...] | None
+#: arrays by name
+Tensors: TypeAlias = dict[str, Array]
 #: a configuration as a dict of plain values
 Config: TypeAlias = dict[str, Any]
 #: classes of the program's own, by name
 Classes: TypeAlias = Mapping[str, type[Any]]
 #: the name of a file
 Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+#: the running values of each group: "products" and "scalars" by name
+Running: TypeAlias = tuple[dict[str, dict[str, float]], ...]
+#: the counts of a state: calls, skipped steps, running values
+Counts: TypeAlias = tuple[int, int, Running]
+#: an optimizer, or one made of optimizers
+AnyOptimizer: TypeAlias = Optimizer | Wrapper
 
 
 class OffersArray(Protocol):
-    """What NumPy can take as an array, such as an array of jax."""
+    """An object that NumPy can take as an array, such as an array of jax."""
 
     def __array__(self) -> np.ndarray[Any, Any]: ...
 
@@ -28,3 +42,5 @@ Gradient: TypeAlias = Array | OffersArray | None
 #: weights, and their gradients
 Weights: TypeAlias = Sequence[Array] | Mapping[str, Array]
 Gradients: TypeAlias = Sequence[Gradient] | Mapping[str, Gradient]
+CheckFinite: TypeAlias = Literal["propagate", "raise", "skip"]
+Style: TypeAlias = Literal["keras", "torch", "optax"]

@@ -52,7 +52,8 @@ class LearningRateSchedule:
             return NotImplemented
         return self is other or self._plain() == other._plain()
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:
+        return object.__hash__(self)
 
     def _plain(self) -> Config | int:
         try:

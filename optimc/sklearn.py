@@ -17,17 +17,20 @@ the other arguments are scikit-learn's.  After each batch its loop calls optimc'
 `alpha` stays an L2 term of the loss, as in scikit-learn.  The optimizer's weight decay is added to it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import inspect
 import sys
 import warnings
 import weakref
+from typing import TYPE_CHECKING
 
 try:
     from sklearn import neural_network
-except ImportError as error:
-    raise ImportError("optimc.sklearn needs scikit-learn: pip install 'optimc[sklearn]'") from error
+except ImportError as _error:
+    raise ImportError("optimc.sklearn needs scikit-learn: pip install 'optimc[sklearn]'") from _error
 
 from sklearn.neural_network._stochastic_optimizers import SGDOptimizer
 from sklearn.utils._param_validation import StrOptions
@@ -37,28 +40,43 @@ from optimc.base import averages
 from optimc.base.optimizer import Optimizer
 from optimc.routing import MultiOptimizer
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+    from typing import Any
+
+    from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron as Base
+
+    from optimc._types import Array
+else:
+    Base = object
+
 #: the arguments that make up scikit-learn's own solvers
 GOVERNED = ("learning_rate", "learning_rate_init", "power_t", "momentum", "nesterovs_momentum", "beta_1", "beta_2",
             "epsilon")
-SOLVERS = {"solver": [StrOptions({"lbfgs", *(name.lower() for name in registry.classes)}), Optimizer, MultiOptimizer]}
+SOLVERS: dict[str, list[Any]] = {
+    "solver": [StrOptions({"lbfgs", *(name.lower() for name in registry.classes)}), Optimizer, MultiOptimizer]}
 
 
 class _Solver(SGDOptimizer):
     """The optimizer as scikit-learn's loop calls it: rates over epochs are scikit-learn's, the step is optimc's."""
 
-    def __init__(self, optimizer, made_from, learning_rate_init, lr_schedule, power_t):
-        self.optimizer, self.made_from, self.weights = optimizer, made_from, {}
+    def __init__(self, optimizer: Any, made_from: tuple[Any, ...], learning_rate_init: float, lr_schedule: str,
+                 power_t: float) -> None:
+        self.optimizer, self.made_from = optimizer, made_from
+        self.weights: dict[str, Array] = {}
         self.learning_rate_init, self.lr_schedule, self.power_t = learning_rate_init, lr_schedule, power_t
 
     @property
-    def learning_rate(self):
-        return self.optimizer.learning_rate
+    def learning_rate(self) -> float:
+        rate: float = self.optimizer.learning_rate
+        return rate
 
     @learning_rate.setter
-    def learning_rate(self, value):
+    def learning_rate(self, value: float) -> None:
         self.optimizer.learning_rate = value
 
-    def bind(self, weights):
+    def bind(self, weights: dict[str, Array]) -> None:
         """Builds the optimizer for these weights, unless it is bound to the very same."""
         known = self.optimizer.built and weights.keys() == self.weights.keys() and all(
             weights[name] is weight for name, weight in self.weights.items())
@@ -66,19 +84,19 @@ class _Solver(SGDOptimizer):
             self.optimizer.build(weights)
         self.weights = weights
 
-    def update_params(self, params, grads):
+    def update_params(self, params: Sequence[Array], grads: Sequence[Array]) -> None:
         self.optimizer.apply(dict(zip(self.weights, grads, strict=True)), self.weights)
 
     @property
-    def keeps_averages(self):
+    def keeps_averages(self) -> bool:
         return any(optimizer.keeps_averages for optimizer in self._parts())
 
-    def averaged(self):
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
         """A context in which the weights hold their averages, if the optimizer keeps some."""
         return averages.averaged([optimizer for optimizer in self._parts()
                                   if optimizer.built and optimizer.keeps_averages])
 
-    def _parts(self):
+    def _parts(self) -> list[Optimizer]:
         return self.optimizer._inner() if isinstance(self.optimizer, MultiOptimizer) else [self.optimizer]
 
 
@@ -88,40 +106,44 @@ class _Fitting:
     So whatever interrupts the call leaves the model its solver.
     """
 
-    calls: weakref.WeakValueDictionary[int, "_Fitting"] = weakref.WeakValueDictionary()      # by the id of the model
+    calls: weakref.WeakValueDictionary[int, _Fitting] = weakref.WeakValueDictionary()      # by the id of the model
 
-    def __init__(self, model, frame):
+    def __init__(self, model: object, frame: FrameType | None) -> None:
         self.frame = frame
         self.shown = "sgd"                              # scikit-learn asks whether it knows this name
         self.calls[id(model)] = self
 
-    def called(self, frame):
+    def called(self, frame: FrameType | None) -> bool:
         """True if a frame was called by this call, in whatever way."""
         while frame is not None and frame is not self.frame:
             frame = frame.f_back
         return frame is not None
 
 
-class _Fits:
+class _Fits(Base):
     """Gives scikit-learn's class an optimizer of optimc, keeps its state between fits, and scores its averages."""
 
+    coefs_: list[Array]
+    intercepts_: list[Array]
+    optimizer_: Any
+
     @property
-    def solver(self):
+    def solver(self) -> Any:
         call = _Fitting.calls.get(id(self))
         return call.shown if call and call.called(sys._getframe()) else self._solver
 
     @solver.setter
-    def solver(self, solver):
+    def solver(self, solver: Any) -> None:
         self.__dict__["solver"] = solver
 
     @property
-    def _solver(self):
+    def _solver(self) -> Any:
         return self.__dict__["solver"]
 
-    def _check_solver(self):
+    def _check_solver(self) -> bool:
         return super()._check_solver() if self.solver == "lbfgs" else True
 
-    def _fit(self, *args, **kwargs):
+    def _fit(self, *args: Any, **kwargs: Any) -> Any:
         if self._solver == "lbfgs":
             self.__dict__.pop("_optimizer", None)       # lbfgs moves the weights, so the state no longer fits them
             return super()._fit(*args, **kwargs)
@@ -131,7 +153,7 @@ class _Fits:
         finally:
             call.frame = None
 
-    def _fit_stochastic(self, *args):
+    def _fit_stochastic(self, *args: Any) -> None:
         goes_on, made_from = self.warm_start or args[-1], self._made_from()
         steps = getattr(self, "_optimizer", None)
         if not goes_on or steps is None or not _is_same(steps.made_from, made_from):
@@ -149,12 +171,12 @@ class _Fits:
                 self.coefs_, self.intercepts_ = ([weight.copy() for weight in weights]
                                                  for weights in (self.coefs_, self.intercepts_))
 
-    def _update_no_improvement_count(self, early_stopping, *args):
+    def _update_no_improvement_count(self, early_stopping: bool, *args: Any) -> None:
         # scikit-learn scores the averages, and keeps them if they are the best
         with self._optimizer.averaged() if early_stopping else contextlib.nullcontext():
             super()._update_no_improvement_count(early_stopping, *args)
 
-    def _made_from(self):
+    def _made_from(self) -> tuple[Any, ...]:
         """The solver and the arguments it depends on; the optimizer is kept as long as these stay the same."""
         named = isinstance(self._solver, str)
         governed = GOVERNED if self._solver in ("sgd", "adam") else ("learning_rate_init",) if named else ()
@@ -166,7 +188,7 @@ class _Fits:
                               "in the optimizer's constructor", stacklevel=2)
         return self._solver, tuple(getattr(self, name) for name in governed)
 
-    def _new_steps(self, made_from):
+    def _new_steps(self, made_from: tuple[Any, ...]) -> _Solver:
         solver, rate = self._solver, self.learning_rate_init
         config = {"learning_rate": rate}
         if solver == "sgd":
@@ -182,7 +204,7 @@ class _Fits:
         return _Solver(optimizer, made_from, rate, schedule, self.power_t)
 
 
-def _is_same(a, b):
+def _is_same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     """Whether two results of `_made_from` mean one solver: an equal name or the same object, and equal arguments."""
     return (a[0] is b[0] or (isinstance(a[0], str) and a[0] == b[0])) and a[1] == b[1]
 

@@ -11,8 +11,8 @@ import os
 
 try:
     import threadpoolctl
-except ImportError as error:
-    raise ImportError("optimc.threadpoolctl needs threadpoolctl: pip install 'optimc[threadpoolctl]'") from error
+except ImportError as _error:
+    raise ImportError("optimc.threadpoolctl needs threadpoolctl: pip install 'optimc[threadpoolctl]'") from _error
 
 import optimc
 from optimc import _core
@@ -30,17 +30,17 @@ class Controller(threadpoolctl.LibController):
 
     user_api = "optimc"
     internal_api = "optimc"
-    filename_prefixes = (os.path.basename(os.path.realpath(_core.__file__)).lower(),)
+    filename_prefixes: tuple[str, ...] = (os.path.basename(os.path.realpath(_core.__file__)).lower(),)
 
-    def get_num_threads(self):
+    def get_num_threads(self) -> int:
         """The number of threads that a large step may use."""
         return optimc.get_num_threads()
 
-    def set_num_threads(self, num_threads):
+    def set_num_threads(self, num_threads: int) -> None:
         """Sets this number; see `optimc.set_num_threads`."""
         optimc.set_num_threads(num_threads)
 
-    def get_version(self):
+    def get_version(self) -> str:
         """The version of optimc.  Raises an OSError, as threadpoolctl expects, for another library of that name."""
         if os.path.realpath(self.filepath) != os.path.realpath(_core.__file__):
             raise OSError(f"{self.filepath} is not optimc's")

@@ -7,8 +7,13 @@ the table lies outside it.
 Next: optimc/torch/inner.py and optimc/migrate.py.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Source(NamedTuple):
@@ -26,11 +31,11 @@ class Source(NamedTuple):
     item: int = -1
     negated: bool = False
 
-    def is_flag(self, group):
+    def is_flag(self, group: Mapping[str, Any]) -> bool:
         """Whether the group has a flag here, not a number."""
         return isinstance(group[self.key], bool)
 
-    def read(self, group):
+    def read(self, group: Mapping[str, Any]) -> bool | float:
         """The value that the group has, as optimc's constructor takes it."""
         value = group[self.key]
         if isinstance(value, bool):
@@ -69,7 +74,7 @@ class Counterpart(NamedTuple):
                 found.append(Source(argument.removeprefix("not "), key, negated=argument.startswith("not ")))
         return found
 
-    def initial_value(self, key, group):
+    def initial_value(self, key: str, group: Mapping[str, Any]) -> float:
         """The number that a slot or scalar, by torch's key, starts from in a parameter group."""
         value = self.initial.get(key, 0.0)
         return float(group[value] if isinstance(value, str) else value)

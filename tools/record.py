@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def make_stubs():
-    """The types of the optimizer classes."""
+    """The types of the classes that are made at run time."""
     from tools import stubs
-    return {ROOT / "optimc" / f"{module}.pyi": stubs.text(module).encode() for module in stubs.modules()}
+    return {ROOT / "optimc" / path: text.encode() for path, text in stubs.texts().items()}
 
 
 def make_tables():

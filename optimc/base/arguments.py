@@ -174,6 +174,7 @@ def one_of(*choices):
         if not isinstance(value, str) or value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
         return value
+    check.choices = choices                 # type: ignore[attr-defined]    # for stubs
     return check
 
 

@@ -4,10 +4,20 @@ Keras creates slots in blocks: within a block, all slots of the first weight com
 says in `keras_slots` which slots are a block and how Keras calls them; without it, all slots are one block.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
-def variables_of(optimizer):
+    from optimc._types import Array
+    from optimc.base.optimizer import Optimizer
+
+
+def variables_of(optimizer: Optimizer) -> list[Array]:
     """What `Optimizer.variables` gives."""
     rate = [] if callable(optimizer._get_value(0, 0)) else [np.array(optimizer.learning_rate)]
     slots = optimizer._slots
@@ -15,7 +25,8 @@ def variables_of(optimizer):
             *(slots[slot][i] for slot, _, i in slots_in_order(optimizer.keras_slots, slots))]
 
 
-def slots_in_order(blocks, kept):
+def slots_in_order(blocks: Sequence[dict[str, str]],
+                   kept: Mapping[str, Sequence[object]]) -> Iterator[tuple[str, str, int]]:
     """Yields (slot, Keras's name, position of the weight) in the order of Keras's variables.
 
     Args:

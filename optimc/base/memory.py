@@ -7,10 +7,20 @@ also shifted by a multiple of 128 KiB, because the same happens within huge page
 like its weight, so that both reach the next line together.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from optimc._core import address
 from optimc.base.storage import like_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from optimc._types import Array
+    from optimc.base.storage import Like
 
 LINE = 64                   # a cache line, and the widest register
 SHIFT = 9 * LINE            # from slot to slot within a page
@@ -20,7 +30,7 @@ HUGE = 2 << 20              # one of them
 LARGE_SHIFT = 128 << 10     # from slot to slot within huge pages
 
 
-def like(weights, k, likes=None):
+def like(weights: Sequence[Array], k: int, likes: Sequence[Like] | None = None) -> list[Array]:
     """Zeroed arrays like the weights (or like `likes`, one `Like` per weight), to be their slots number `k`.
 
     All arrays are in one block, in the order of their weights.  Small arrays share lines and pages.  A large block

@@ -15,8 +15,11 @@ Next: signature.py makes the signature of a class, setting.py sets values, bindi
 state down and takes it over, keras_order.py lists it as Keras does.
 """
 
+from __future__ import annotations
+
 import copy
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -38,6 +41,12 @@ from optimc.base.rules import OPTIONS, POLICIES, factors_of, hyperparameters_of,
 from optimc.base.selection import Group, Selection, entries_of
 from optimc.base.state import State
 from optimc.base.storage import like_of
+
+if TYPE_CHECKING:
+    import inspect
+    from typing import ClassVar
+
+    from optimc.base.arguments import Argument
 
 
 @registry.base
@@ -85,7 +94,12 @@ class Optimizer(_core.Optimizer):
     #: slots that start from a weight or the learning rate at the first step
     late_slots: tuple[str, ...] = ()
     #: True if each element can be stepped without the rest of its weight
-    elementwise = True
+    elementwise: bool = True
+
+    learning_rate: float                    # of each optimizer, which declares its default
+    _arguments: ClassVar[dict[str, Argument]]
+    _signature: ClassVar[inspect.Signature]
+    _index: ClassVar[dict[str, int]]        # of each value in C
 
     weight_decay = Value(None)
     clipnorm = Value(None, -math.inf)

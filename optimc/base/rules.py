@@ -1,8 +1,17 @@
 """The rules and kernels of csrc/optimizers.def for Python: the values that they read and the slots that they keep."""
 
+from __future__ import annotations
+
 import functools
+from typing import TYPE_CHECKING
 
 from optimc import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from optimc._types import Shape
+    from optimc.base.optimizer import Optimizer
 
 OPTIONS = _core.options             # the values of every rule, in their order; a rule's hyperparameters follow
 CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
@@ -10,21 +19,21 @@ WHOLE = ("global_clipnorm", "ema_momentum", "loss_scale_factor")    # no group c
 POLICIES = _core.policies
 
 
-def slots_of_rule(rule):
+def slots_of_rule(rule: str) -> tuple[str, ...]:
     """The names of all slots that kernels of a rule may keep, in the order of its row."""
     return _core.rules[rule][0]
 
 
-def hyperparameters_of(rule):
+def hyperparameters_of(rule: str) -> tuple[str, ...]:
     return _core.rules[rule][1]
 
 
-def scalars_of(rule):
+def scalars_of(rule: str) -> tuple[str, ...]:
     """The names of the numbers that a rule keeps from update to update, in the order of its row."""
     return _core.rules[rule][3]
 
 
-def factors_of(rule):
+def factors_of(rule: str) -> dict[str, int]:
     """The slots of a rule that lack an axis of their weight: name -> the axis, counted from the last."""
     return _core.factors.get(rule, {})
 
@@ -33,29 +42,29 @@ def factors_of(rule):
 FACTORS = {slot for slots in _core.factors.values() for slot in slots}
 
 
-def without_axis(shape, axis):
+def without_axis(shape: Shape, axis: int) -> Shape:
     """A shape without one axis, counted from the last."""
     return shape[:-axis] + shape[len(shape) - axis + 1:]
 
 
-def rule_of(kernel):
+def rule_of(kernel: str) -> str:
     return _core.kernels[kernel][1]
 
 
 @functools.cache
-def slots_of(kernel):
+def slots_of(kernel: str) -> dict[str, int]:
     """The slots that a kernel keeps: name -> number.  Do not change the dict: it is kept."""
     _, rule, mask = _core.kernels[kernel]
     return {name: k for k, name in enumerate(slots_of_rule(rule)) if mask >> k & 1}
 
 
-def kept_slots(kernels):
+def kept_slots(kernels: Iterable[str]) -> dict[str, list[int | None]]:
     """The slots that weights with these kernels keep, by number: name -> for each weight its number, or None."""
     of_each = [slots_of(kernel) for kernel in kernels]
     numbers = {name: k for slots in of_each for name, k in slots.items()}
-    return {name: [slots.get(name) for slots in of_each] for name in sorted(numbers, key=numbers.get)}
+    return {name: [slots.get(name) for slots in of_each] for name in sorted(numbers, key=lambda name: numbers[name])}
 
 
-def used_slots(optimizer):
+def used_slots(optimizer: Optimizer) -> dict[str, int]:
     """The slots of an optimizer whose kernel does not depend on the weight: name -> number."""
     return slots_of(optimizer._kernel())

@@ -4,10 +4,17 @@ A new storage type is a row of TYPES, and one of `optimc_storage` in csrc/plan/p
 MPI take their tables of types from here.
 """
 
+from __future__ import annotations
+
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from optimc._types import Array
 
 
 class StorageType(NamedTuple):
@@ -19,7 +26,7 @@ class StorageType(NamedTuple):
         mpi: its name in MPI.
     """
 
-    dtype: Any
+    dtype: np.dtype[Any]
     file: str
     mpi: str
 
@@ -39,40 +46,40 @@ class Like(NamedTuple):
     """
 
     shape: tuple[int, ...]
-    dtype: Any
-    order: str = "C"
+    dtype: np.dtype[Any]
+    order: Literal["C", "F"] = "C"
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"shape {self.shape}, dtype {self.dtype} and {self.order} order"
 
     @property
-    def ndim(self):
+    def ndim(self) -> int:
         return len(self.shape)
 
     @property
-    def size(self):
+    def size(self) -> int:
         return math.prod(self.shape)
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         return self.size * self.dtype.itemsize
 
     @property
-    def c_contiguous(self):
+    def c_contiguous(self) -> bool:
         return self.order == "C"
 
     @property
-    def flags(self):
+    def flags(self) -> Like:
         return self                         # like an array's: kernels are chosen by flags.c_contiguous
 
-    def fits(self, other):
+    def fits(self, other: Array | Like) -> bool:
         """True if an array has this shape and dtype."""
         return self.shape == tuple(other.shape) and self.dtype == other.dtype
 
 
-def like_of(array):
+def like_of(array: Array | Like) -> Like:
     return Like(tuple(array.shape), array.dtype, "C" if array.flags.c_contiguous else "F")
 
 
-def likes_of(arrays):
+def likes_of(arrays: Iterable[Array | Like]) -> tuple[Like, ...]:
     return tuple(map(like_of, arrays))

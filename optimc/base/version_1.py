@@ -10,11 +10,17 @@ had in memory:
 No other module knows this layout.  The tables are of the rules of 0.1 and never change.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PRODUCTS, SCALARS = slice(0, 8), slice(9, 11)
 LENGTH = 11
-HYPERPARAMETERS = {
+HYPERPARAMETERS: dict[str, tuple[str, ...]] = {
     "sgd": ("momentum", "dampening", "rate_in_velocity"),
     "rmsprop": ("rho", "momentum", "epsilon", "epsilon_outside", "rate_in_velocity"),
     "adam": ("beta_1", "beta_2", "epsilon", "bias_correction", "corrected_epsilon"),
@@ -36,14 +42,14 @@ HYPERPARAMETERS = {
     "adafactor": ("beta_2_decay", "epsilon_1", "epsilon_2", "clip_threshold"),
     "muon": ("momentum", "adam_beta_1", "adam_beta_2", "epsilon", "adam_lr_ratio", "rms_rate", "adam_weight_decay"),
 }
-SCALAR_NAMES = {"nadam": ("u_product",), "asgd": ("eta", "mu")}
+SCALAR_NAMES: dict[str, tuple[str, ...]] = {"nadam": ("u_product",), "asgd": ("eta", "mu")}
 
 
-def running_by_name(rule, numbers):
+def running_by_name(rule: str | None, numbers: Sequence[float | None]) -> dict[str, dict[str, float]]:
     """The running values of a group by name, from the eleven numbers that version 1 stored for it."""
     if len(numbers) != LENGTH or rule not in HYPERPARAMETERS:
         raise ValueError(f"running: expected products and scalars by name, or {LENGTH} numbers of version 1")
-    numbers = [math.nan if number is None else float(number) for number in numbers]
-    products = zip(HYPERPARAMETERS[rule], numbers[PRODUCTS], strict=False)
+    values = [math.nan if number is None else float(number) for number in numbers]
+    products = zip(HYPERPARAMETERS[rule], values[PRODUCTS], strict=False)
     return {"products": {name: product for name, product in products if not math.isnan(product)},
-            "scalars": dict(zip(SCALAR_NAMES.get(rule, ()), numbers[SCALARS], strict=False))}
+            "scalars": dict(zip(SCALAR_NAMES.get(rule, ()), values[SCALARS], strict=False))}

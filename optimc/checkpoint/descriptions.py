@@ -1,26 +1,35 @@
 """The description of an optimizer in a checkpoint, as JSON: everything but its tensors."""
 
+from __future__ import annotations
+
 import json
+from typing import TYPE_CHECKING
 
 from optimc.base import storage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Literal
+
+    from optimc._types import Config
 
 #: the names of averages and accumulators, which stand beside the names of slots
 AVERAGE, ACCUMULATOR = "ema_average", "gradient_accumulator"
 
 
-def encode(description):
+def encode(description: Config) -> str:
     try:
         return json.dumps(description, allow_nan=False, separators=(",", ":"))
     except TypeError as error:
         raise ValueError(f"the configuration cannot be stored in a checkpoint: {error}") from None
 
 
-def weights_part(description):
+def weights_part(description: Config) -> Config:
     """The part of a description that concerns weights: that of the optimizer, or of the one in a wrapper."""
     return description["inner"][0] if "inner" in description else description
 
 
-def like_from(shape, dtype, order="C"):
+def like_from(shape: Iterable[int], dtype: str, order: Literal["C", "F"] = "C") -> storage.Like:
     """The `Like` of a weight from a description.  The text of the dtype never reaches NumPy's parser."""
     if dtype not in storage.TYPES or not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError(f"shapes: expected sizes and {storage.IN_WORDS}, got {shape!r:.80} and {dtype!r:.80}")

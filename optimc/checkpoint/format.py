@@ -3,6 +3,8 @@
 This module knows named tensors and metadata of strings, and no optimizer.  `optimc.checkpoint` describes the layout.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import hashlib
@@ -17,6 +19,7 @@ import struct
 import sys
 import threading
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +29,17 @@ try:
     import fcntl
 except ImportError:                         # Windows: leftovers are not swept there
     fcntl = None                            # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from optimc._types import Array, Path, Shape, Tensors
+
+    Bytes = NDArray[np.uint8]
+    Entries = dict[str, tuple[np.dtype[Any], Shape, int, int]]
 
 VERSION = 2
 MOST_HEADER = 100 << 20                     # bytes; the limit of the safetensors format
@@ -45,7 +59,7 @@ class CheckpointError(ValueError):
 # ------------------------------------------------------------------------------------------- writing
 
 
-def write(path, tensors, metadata):
+def write(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
     """Writes a file of tensors, whole or not at all.
 
     Args:
@@ -70,7 +84,7 @@ def write(path, tensors, metadata):
     _sync_directory(directory)
 
 
-def target_of(path):
+def target_of(path: Path) -> str:
     """The file that `write` would write.  Refuses what cannot be one."""
     path = os.path.realpath(os.fsdecode(path))
     with contextlib.suppress(FileNotFoundError):
@@ -82,13 +96,13 @@ def target_of(path):
     return path
 
 
-def stem_of(name, added):
+def stem_of(name: str, added: int) -> str:
     """The begin of a name that adds bytes to a file name: the file name, or its digest if it is too long."""
     data = os.fsencode(name)
     return name if len(data) + added <= MOST_NAME else hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def _write_beside(path, directory, name, header, flat):
+def _write_beside(path: str, directory: str, name: str, header: bytes, flat: dict[str, Bytes]) -> bool:
     """Writes the new file and renames it to `path`; False if another saver swept it before it was locked."""
     temporary = os.path.join(directory, f".{stem_of(name, TEMPORARY)}.{secrets.token_hex(8)}.tmp")
     try:
@@ -100,8 +114,9 @@ def _write_beside(path, directory, name, header, flat):
             if os.path.exists(path):
                 os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
             with _progress(f"saving {name}", len(header) + sum(map(len, flat.values()))) as advance:
-                for part in (header, *flat.values()):
-                    _write_all(file, part, advance)
+                _write_all(file, header, advance)
+                for array in flat.values():
+                    _write_all(file, array.data, advance)
             os.fsync(file.fileno())
             if fcntl:
                 os.replace(temporary, path)             # while it is locked, so that no sweep takes it for stale
@@ -114,13 +129,13 @@ def _write_beside(path, directory, name, header, flat):
     return True
 
 
-def _checksums(parts):
+def _checksums(parts: Sequence[Bytes]) -> list[int]:
     """The CRC of each array of bytes.  Two threads compute those of large arrays: zlib runs without the GIL."""
-    sums, numbers = [None] * len(parts), iter(range(len(parts)))
+    sums, numbers = [0] * len(parts), iter(range(len(parts)))
 
-    def work():
+    def work() -> None:
         for k in numbers:                               # both threads take from it, one number at a time
-            sums[k] = zlib.crc32(parts[k])
+            sums[k] = zlib.crc32(parts[k].data)
 
     helper = None
     if sum(map(len, parts)) >= 4 << 20 and not sys.is_finalizing():     # a thread could not begin then
@@ -135,7 +150,7 @@ def _checksums(parts):
     return sums
 
 
-def _header(tensors, flat, metadata):
+def _header(tensors: Mapping[str, Array], flat: dict[str, Bytes], metadata: Mapping[str, str]) -> bytes:
     entries, start = {}, 0
     for name, array in tensors.items():
         end = start + len(flat[name])
@@ -153,7 +168,7 @@ def _header(tensors, flat, metadata):
     return struct.pack("<Q", len(text)) + text.replace(f'"header_checksum":"{NO_CHECKSUM}"'.encode(), own)
 
 
-def _write_all(file, data, advance):
+def _write_all(file: io.FileIO, data: bytes | memoryview, advance: Callable[[int], object]) -> None:
     view = memoryview(data)
     while view:
         written = file.write(view[:BLOCK])
@@ -161,7 +176,7 @@ def _write_all(file, data, advance):
         advance(written)
 
 
-def _sync_directory(directory):
+def _sync_directory(directory: str) -> None:
     """Makes a rename permanent.  Systems that cannot sync a directory do not need this."""
     if not hasattr(os, "O_DIRECTORY"):
         return
@@ -175,7 +190,7 @@ def _sync_directory(directory):
         os.close(descriptor)
 
 
-def _sweep(directory, name):
+def _sweep(directory: str, name: str) -> None:
     """Removes the temporary files of this file that killed savers left, which no process has locked."""
     if not fcntl:
         return
@@ -190,7 +205,7 @@ def _sweep(directory, name):
 
 
 @contextlib.contextmanager
-def _progress(what, total):
+def _progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
     """Yields a function that reports bytes.  Shows a bar for a large file on a terminal, if rich is installed."""
     if total < WORTH_WATCHING or not sys.stderr.isatty():
         yield lambda n: None
@@ -209,7 +224,7 @@ def _progress(what, total):
 # ------------------------------------------------------------------------------------------- reading
 
 
-def read(path, wanted=None):
+def read(path: Path, wanted: Callable[[str, Shape], object] | None = None) -> tuple[Tensors, dict[str, str]]:
     """The tensors and the metadata of a file that `write` wrote, with every checksum verified.
 
     Args:
@@ -232,7 +247,7 @@ def read(path, wanted=None):
                 file.seek(start + begin)
                 array = np.empty(end - begin, np.uint8)
                 _read_all(path, file, array, advance)
-                if f"{zlib.crc32(array):08x}" != checksums[name]:
+                if f"{zlib.crc32(array.data):08x}" != checksums[name]:
                     raise CheckpointError(f"{path}: tensor {name!r} is damaged: its checksum does not match")
                 try:
                     array = array.view(dtype).reshape(shape)
@@ -243,7 +258,7 @@ def read(path, wanted=None):
 
 
 @contextlib.contextmanager
-def _open_regular(path):
+def _open_regular(path: str) -> Iterator[io.BufferedReader[io.FileIO]]:
     """Opens a regular file to read.  Refuses a pipe at once, even one that no process writes to."""
     with io.BufferedReader(io.FileIO(path, opener=lambda path, flags: os.open(
             path, flags | getattr(os, "O_NONBLOCK", 0)))) as file:      # `open` is gone late at exit
@@ -252,8 +267,8 @@ def _open_regular(path):
         yield file
 
 
-def _read_all(path, file, array, advance):
-    view = memoryview(array)
+def _read_all(path: str, file: io.BufferedReader[Any], array: Bytes, advance: Callable[[int], object]) -> None:
+    view = array.data
     while view:
         n = file.readinto(view[:BLOCK])
         if not n:
@@ -262,7 +277,8 @@ def _read_all(path, file, array, advance):
         advance(n)
 
 
-def _read_header(path, file, size):
+def _read_header(path: str, file: io.BufferedReader[Any],
+                 size: int) -> tuple[Entries, dict[str, str], dict[str, str], int]:
     """The entries (dtype, shape, begin, end), metadata and checksums of a file, and the offset of its data."""
     header, text = read_json(path, file, size)
     length = len(text)
@@ -288,7 +304,7 @@ def _read_header(path, file, size):
     return entries, metadata, checksums, 8 + length
 
 
-def read_json(path, file, size):
+def read_json(path: str, file: io.BufferedReader[Any], size: int) -> tuple[Any, bytes]:
     """The header of a safetensors file of `size` bytes, as JSON and as text."""
     if size < 8:
         raise CheckpointError(f"{path}: not a checkpoint: {size} bytes")
@@ -304,14 +320,14 @@ def read_json(path, file, size):
         raise CheckpointError(f"{path}: its header is damaged: {error}") from None
 
 
-def _no_duplicates(pairs):
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = dict(pairs)
     if len(names) != len(pairs):
         raise ValueError("a name occurs twice")
     return names
 
 
-def _check_entries(path, header, size):
+def _check_entries(path: str, header: dict[str, Any], size: int) -> Entries:
     entries, end = {}, 0
     for name, entry in header.items():
         try:
@@ -329,9 +345,9 @@ def _check_entries(path, header, size):
     return entries
 
 
-def decode(path, metadata, key):
+def decode(path: Path, metadata: Mapping[str, str], key: str) -> Any:
     """The JSON in a metadata entry."""
     try:
         return json.loads(metadata[key], object_pairs_hook=_no_duplicates)
     except (KeyError, ValueError, RecursionError):
-        raise CheckpointError(f"{path}: its metadata entry {key!r} is damaged or missing") from None
+        raise CheckpointError(f"{os.fsdecode(path)}: its metadata entry {key!r} is damaged or missing") from None

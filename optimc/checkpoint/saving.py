@@ -1,21 +1,30 @@
 """Optimizers in checkpoints: `save` and `load`, and the refusal of damaged states."""
 
+from __future__ import annotations
+
 import contextlib
 import os
+from typing import TYPE_CHECKING
 
 from optimc import registry
 from optimc.checkpoint.descriptions import encode
 from optimc.checkpoint.format import CheckpointError, decode, read, write
 from optimc.checkpoint.shards import join
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
-def save(path, optimizer):
+    from optimc._types import AnyOptimizer, Classes, Config, Path, Tensors
+
+
+def save(path: Path, optimizer: AnyOptimizer) -> None:
     """Writes an optimizer or wrapper.  Its method `save` calls this, and no step runs meanwhile."""
     description, tensors = optimizer._export()
     write(path, tensors, {"optimizer": encode(description)})
 
 
-def load(path, custom_objects=None):
+def load(path: Path, custom_objects: Classes | None = None) -> Any:
     """Loads an optimizer or wrapper from a file that `save` wrote.  It continues bit for bit.
 
     Its next step binds it to weights, whose shapes and dtypes must match the slots of the file.
@@ -47,7 +56,8 @@ def load(path, custom_objects=None):
         path, decode(path, metadata, "shards"), description))
 
 
-def restore(path, metadata, custom_objects, tensors_for):
+def restore(path: Path, metadata: dict[str, str], custom_objects: Classes | None,
+            tensors_for: Callable[[Any, Config], Tensors]) -> Any:
     """An optimizer from the metadata of a file.
 
     tensors_for: a function of the optimizer and its description that returns the tensors.
@@ -62,7 +72,7 @@ def restore(path, metadata, custom_objects, tensors_for):
 
 
 @contextlib.contextmanager
-def taking_over(what):
+def taking_over(what: str) -> Iterator[None]:
     """Turns the errors of a damaged state into a `CheckpointError` that names `what`: the file or argument."""
     try:
         yield
@@ -73,13 +83,13 @@ def taking_over(what):
         raise CheckpointError(f"{what}: {'no ' * isinstance(error, KeyError)}{said}") from None
 
 
-def import_all(optimizer, description, tensors):
+def import_all(optimizer: AnyOptimizer, description: Config, tensors: Tensors) -> None:
     """Makes an optimizer take over a state.  Refuses tensors that it does not use."""
     optimizer._import(description, tensors)
     refuse_left(tensors)
 
 
-def refuse_left(tensors):
+def refuse_left(tensors: Tensors) -> None:
     """Refuses tensors that no state has taken."""
     if tensors:
         raise ValueError(f"unexpected tensor {next(iter(tensors))!r}")

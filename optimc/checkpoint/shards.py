@@ -3,11 +3,14 @@
 `optimc.checkpoint` describes their layout.  This module knows neither processes nor MPI: a shard holds elements.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import math
 import os
 import re
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,17 +18,26 @@ from optimc.base.rules import FACTORS
 from optimc.checkpoint.descriptions import ACCUMULATOR, AVERAGE, encode, like_from, weights_part
 from optimc.checkpoint.format import TEMPORARY, CheckpointError, read, stem_of, write
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
+
+    from optimc._types import Array, Config, Path, Shape, Tensors
+
+    Segments = Sequence[tuple[int, int, int]]
+    Block = tuple[str, int, int | None, tuple[str, Shape]]
+
 SHARD_NAME = TEMPORARY + len(".0123456789abcdef.0")    # bytes that its temporary file's name adds to the index's
 SHARD_BLOCK = 1 << 20                       # elements of a tensor of a shard, at most
 
 
-def shard_path(path, token, rank):
+def shard_path(path: Path, token: str, rank: int) -> str:
     """The path of a rank's shard, for the save to `path` with this token (16 hexadecimal digits)."""
     directory, name = os.path.split(os.path.realpath(os.fsdecode(path)))
     return os.path.join(directory, f"{stem_of(name, SHARD_NAME)}.{token}.{rank}")
 
 
-def write_shard(path, token, rank, tensors):
+def write_shard(path: Path, token: str, rank: int, tensors: Mapping[str, tuple[Array, int | None]]) -> None:
     """Writes a rank's file of a save to `path`.
 
     Args:
@@ -42,7 +54,7 @@ def write_shard(path, token, rank, tensors):
     write(shard_path(path, token, rank), blocks, {"shard": token})
 
 
-def write_index(path, description, shards):
+def write_index(path: Path, description: Config, shards: dict[str, Any]) -> None:
     """Ends a save of shards: writes the file that joins them, then removes those of earlier saves.
 
     Args:
@@ -61,7 +73,8 @@ def write_index(path, description, shards):
                 os.unlink(os.path.join(directory, entry))
 
 
-def read_shards(path, shards, description, pieces=None):
+def read_shards(path: Path, shards: dict[str, Any], description: Config,
+                pieces: Sequence[tuple[int, int]] | None = None) -> tuple[Tensors, Tensors]:
     """Reads some elements from the shards of a save.  Blocks without any of these elements are not read.
 
     Args:
@@ -79,11 +92,13 @@ def read_shards(path, shards, description, pieces=None):
     if not re.fullmatch("[0-9a-f]{16}", shards["token"]):
         raise CheckpointError(f"{path}: invalid shard token {shards['token']!r}")
     pieces = [(0, size) for size in sizes] if pieces is None else pieces
-    files, filled = [], {}
+    files: list[tuple[str, dict[tuple[str, Shape], tuple[str, int, int | None]]]] = []
+    filled: dict[str, int] = {}
     for rank, segments in enumerate(shards["files"]):       # headers alone: no memory before all is known to fit
         if not any(_common(pieces[i], low, high) for i, low, high in segments):
             continue
-        file, found, wanted = shard_path(path, shards["token"], rank), [], {}
+        file, wanted = shard_path(path, shards["token"], rank), {}
+        found: list[tuple[str, Shape]] = []
         _, metadata = read(file, lambda *entry, found=found: found.append(entry))
         if metadata.get("shard") != shards["token"]:
             raise CheckpointError(f"{file}: not a shard of {path}")
@@ -115,22 +130,24 @@ def read_shards(path, shards, description, pieces=None):
     return vectors, whole
 
 
-def _common(piece, low, high):
+def _common(piece: tuple[int, int], low: int, high: int) -> int:
     """The number of elements that a piece shares with low .. high - 1."""
     return max(min(piece[1], high) - max(piece[0], low), 0)
 
 
-def _place_of(name):
+def _place_of(name: str) -> tuple[str, int, int | None]:
     """A tensor's name without its first element, the number of its weight, and the first element or None."""
     match = re.fullmatch("(.+/(0|[1-9][0-9]{0,18}))(?:@(0|[1-9][0-9]{0,18}))?", name)
     if not match:
         raise ValueError(f"tensor {name!r:.80} has an unexpected name")
-    return match[1], int(match[2]), match[3] and int(match[3])
+    return match[1], int(match[2]), int(match[3]) if match[3] else None
 
 
-def _blocks(file, found, segments, sizes):
+def _blocks(file: str, found: Iterable[tuple[str, Shape]], segments: dict[int, tuple[int, int]],
+            sizes: Sequence[int]) -> list[Block]:
     """The name, weight, first element and entry (name and shape) of each tensor of a shard, without gaps."""
-    reached, blocks = {}, []
+    reached: dict[str, int] = {}
+    blocks = []
     for name, shape in found:
         base, i, start = _place_of(name)
         low, high = segments.get(i, (0, 0))
@@ -149,7 +166,7 @@ def _blocks(file, found, segments, sizes):
     return blocks
 
 
-def _check_cover(path, files, sizes):
+def _check_cover(path: str, files: Sequence[Segments], sizes: Sequence[int]) -> None:
     """Refuses files whose segments do not cover every element of every weight once."""
     reached = [0] * len(sizes)
     for i, low, high in sorted(segment for segments in files for segment in segments):
@@ -161,7 +178,7 @@ def _check_cover(path, files, sizes):
         raise CheckpointError(f"{path}: its shards do not cover all weights")
 
 
-def with_empty(tensors, description):
+def with_empty(tensors: Tensors, description: Config) -> Tensors:
     """Adds the tensors that no shard holds: the slots, averages and accumulators of weights without elements."""
     part = weights_part(description)
     prefix = "0/" if part is not description else ""
@@ -174,7 +191,7 @@ def with_empty(tensors, description):
     return tensors
 
 
-def join(path, shards, description):
+def join(path: Path, shards: dict[str, Any], description: Config) -> Tensors:
     """The tensors of all shards, in the shape of their weights."""
     vectors, whole = read_shards(path, shards, description)
     shapes = weights_part(description)["shapes"]

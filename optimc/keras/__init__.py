@@ -18,8 +18,8 @@ Next: optimizer.py (the class), layout.py (the order of the variables), stepper.
 
 try:
     import keras  # noqa: F401
-except ImportError as error:
-    raise ImportError("optimc.keras needs keras: pip install 'optimc[keras]'") from error
+except ImportError as _error:
+    raise ImportError("optimc.keras needs keras: pip install 'optimc[keras]'") from _error
 
 from optimc import registry
 from optimc.keras.optimizer import make_class

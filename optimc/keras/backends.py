@@ -4,14 +4,23 @@ The rest of the package asks `backend`, made once for the backend that Keras run
 imports its framework when it is made, so that one installed framework is enough.  Next: optimizer.py.
 """
 
+from __future__ import annotations
+
 import itertools
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
 from optimc import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from optimc._types import Array, Shape
+
+    Types = Sequence[np.dtype[Any]]
 
 
 class Backend:
@@ -29,15 +38,17 @@ class Backend:
     tensor_type: type = object
     plain_types: tuple[type, ...] = ()
 
-    def array(self, value):
+    def array(self, value: Any) -> Array:
         """A NumPy array over the memory of a value; of backends with `in_place`."""
         raise NotImplementedError
 
-    def call(self, function, values, shapes, dtypes):
+    def call(self, function: Callable[..., Any], values: Sequence[Any], shapes: Sequence[Shape],
+             dtypes: Types) -> Any:
         """Calls a function of arrays with values; gives what it returns as values of these shapes and dtypes."""
         return function(*values)
 
-    def call_in_buffers(self, function, values, shapes, dtypes):
+    def call_in_buffers(self, function: Callable[..., Any], values: Sequence[Any], shapes: Sequence[Shape],
+                        dtypes: Types) -> tuple[Any, object] | None:
         """Calls a function over the framework's own memory, if that can be.
 
         Args:
@@ -51,34 +62,34 @@ class Backend:
         """
         return None
 
-    def dense(self, grad):
+    def dense(self, grad: Any) -> Any:
         """A gradient, made dense if it is sparse."""
         return grad
 
-    def check_variable(self, name, variable):
+    def check_variable(self, name: str, variable: Any) -> None:
         """Raises a TypeError for a variable that cannot be stepped."""
 
-    def check_optimizer(self, optimizer):
+    def check_optimizer(self, optimizer: Any) -> None:
         """Raises a ValueError for an optimizer of Keras in a place where it cannot step."""
 
-    def state_is_made(self, variables):
+    def state_is_made(self, variables: Iterable[Any]) -> None:
         """Called once with the variables that Keras has made for the state."""
 
-    def averages_are_put_in(self, variables):
+    def averages_are_put_in(self, variables: Iterable[Any]) -> None:
         """Called with the weights after Keras has put their averages into them."""
 
-    def has_stepped(self, values):
+    def has_stepped(self, values: Sequence[Any]) -> None:
         """Called with the values of the weights that a step has changed in place."""
 
-    def known_to_keras(self, variable):
+    def known_to_keras(self, variable: Any) -> Any:
         """The object by which Keras's optimizer knows a variable."""
         return variable
 
-    def is_compiling(self):
+    def is_compiling(self) -> bool:
         """Whether a compiler traces the call, which it is to leave out."""
         return False
 
-    def uncompiled(self, function, *args):
+    def uncompiled(self, function: Callable[..., Any], *args: Any) -> Any:
         """Calls a function that no compiler is to trace."""
         return function(*args)
 
@@ -86,57 +97,65 @@ class Backend:
 class Numpy(Backend):
     in_place = True
 
-    def array(self, value):
+    def array(self, value: Any) -> Array:
         return np.asarray(value)
 
-    def state_is_made(self, variables):
+    def state_is_made(self, variables: Iterable[Any]) -> None:
         for variable in variables:                  # Keras makes float64 variables with values of float32
             variable.assign(variable.value)
 
 
 class Torch(Backend):
     in_place = True
+    tensor_type: type
+    exchange: Any
+    plain_types: tuple[type, ...]
+    torch: Any
 
-    def __init__(self):
+    def __init__(self) -> None:
         import torch
 
         from optimc.torch import tensors
-        self.torch, self._tensors, self.tensor_type = torch, tensors, torch.Tensor
-        self.exchange, self.plain_types = tensors.EXCHANGE, tensors.PLAIN
+        self.torch, self._tensors = torch, tensors
+        self.tensor_type, self.exchange, self.plain_types = torch.Tensor, tensors.EXCHANGE, tensors.PLAIN
         self._uncompiled = torch.compiler.disable(lambda function, args: function(*args))
 
-    def array(self, value):
+    def array(self, value: Any) -> Array:
         return self._tensors.array(value) if isinstance(value, self.torch.Tensor) else np.asarray(value)
 
-    def call(self, function, values, shapes, dtypes):
+    def call(self, function: Callable[..., Any], values: Sequence[Any], shapes: Sequence[Shape],
+             dtypes: Types) -> Any:
         return map(self.torch.from_numpy, function(*map(self.array, values)))
 
-    def dense(self, grad):
+    def dense(self, grad: Any) -> Any:
         dense = self.torch.strided
         if not isinstance(grad, self.torch.Tensor):
             return grad
         return (grad if grad.layout is dense else grad.to_dense()).resolve_neg()
 
-    def check_variable(self, name, variable):
+    def check_variable(self, name: str, variable: Any) -> None:
         if variable.value.device.type != "cpu":
             raise TypeError(f"{name}: expected a variable on the CPU, got one on {variable.value.device}")
 
-    def has_stepped(self, values):
+    def has_stepped(self, values: Sequence[Any]) -> None:
         self.torch.autograd.graph.increment_version(values)
 
-    def is_compiling(self):
+    def is_compiling(self) -> bool:
         return self.torch.compiler.is_compiling()
 
-    def uncompiled(self, function, *args):
+    def uncompiled(self, function: Callable[..., Any], *args: Any) -> Any:
         return self._uncompiled(function, args)
 
 
 class Tensorflow(Backend):
-    def __init__(self):
+    tensorflow: Any
+
+    def __init__(self) -> None:
         import tensorflow
         self.tensorflow = tensorflow
 
-    def call(self, function, values, shapes, dtypes):
+    def call(self, function: Callable[..., Any], values: Sequence[Any], shapes: Sequence[Shape],
+             dtypes: Types) -> Any:
         tf = self.tensorflow
         if tf.executing_eagerly():
             return function(*(np.asarray(tf.convert_to_tensor(value)) for value in values))
@@ -145,15 +164,15 @@ class Tensorflow(Backend):
             result.set_shape(shape)
         return results
 
-    def dense(self, grad):
+    def dense(self, grad: Any) -> Any:
         return self.tensorflow.convert_to_tensor(grad)
 
-    def check_optimizer(self, optimizer):
+    def check_optimizer(self, optimizer: Any) -> None:
         replicas = optimizer._distribution_strategy.num_replicas_in_sync
         if replicas > 1:
             raise ValueError(f"expected one replica, got {replicas}")
 
-    def known_to_keras(self, variable):
+    def known_to_keras(self, variable: Any) -> Any:
         # tensorflow's own variable, as Keras passes it on: its name is longer
         return variable.value if isinstance(variable, keras.Variable) else variable
 
@@ -161,17 +180,20 @@ class Tensorflow(Backend):
 class Traced:
     """A step as XLA calls it: by number, with the memory of the arrays given and of those to fill."""
 
+    function: Callable[..., Any]
+    given: Sequence[Any]
+    made: Sequence[Any]
     #: by number; each lives as long as its optimizer
     known: Any = weakref.WeakValueDictionary()
-    numbers = itertools.count()
+    numbers: Iterator[int] = itertools.count()
 
-    def __init__(self, function, given, made):
+    def __init__(self, function: Callable[..., Any], given: Sequence[Any], made: Sequence[Any]) -> None:
         self.function, self.given, self.made = function, given, made
-        self.number = next(self.numbers)
+        self.number: int = next(self.numbers)
         self.known[self.number] = self
 
     @classmethod
-    def call(cls, number, given, made):
+    def call(cls, number: int, given: tuple[memoryview, ...], made: tuple[memoryview, ...]) -> None:
         traced = cls.known.get(number)
         if traced is None:
             raise RuntimeError("the optimizer of this compiled step is gone")
@@ -188,18 +210,19 @@ class Jax(Backend):
             callback and back.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         import jax
         self.jax = jax
         self.in_buffers = hasattr(jax, "ffi") and jax.default_backend() == "cpu"
         if self.in_buffers:
             jax.ffi.register_ffi_target("optimc_step", _core._xla_target(Traced.call), platform="cpu")
 
-    def _is_traced(self, values):
+    def _is_traced(self, values: Iterable[Any]) -> bool:
         return any(isinstance(value, self.jax.core.Tracer) for value in values)
 
-    def call(self, function, values, shapes, dtypes):
-        def call(*arrays):
+    def call(self, function: Callable[..., Any], values: Sequence[Any], shapes: Sequence[Shape],
+             dtypes: Types) -> Any:
+        def call(*arrays: Any) -> Any:
             return function(*map(np.asarray, arrays))
 
         if not self._is_traced(values):
@@ -207,7 +230,8 @@ class Jax(Backend):
         results = [self.jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
         return self.jax.pure_callback(call, results, *values)
 
-    def call_in_buffers(self, function, values, shapes, dtypes):
+    def call_in_buffers(self, function: Callable[..., Any], values: Sequence[Any], shapes: Sequence[Shape],
+                        dtypes: Types) -> tuple[Any, object] | None:
         if not self.in_buffers or not self._is_traced(values):
             return None
         jax = self.jax
@@ -221,10 +245,10 @@ class Jax(Backend):
                                 input_output_aliases={i: i for i in range(len(made))})(
             *values, number=np.int64(traced.number)), traced
 
-    def dense(self, grad):
+    def dense(self, grad: Any) -> Any:
         return grad.todense() if hasattr(grad, "todense") else grad
 
-    def averages_are_put_in(self, variables):
+    def averages_are_put_in(self, variables: Iterable[Any]) -> None:
         for variable in variables:          # Keras lets weight and average share memory; a step needs two arrays
             variable.assign(self.jax.numpy.array(variable.value))
 
@@ -232,7 +256,7 @@ class Jax(Backend):
 BACKENDS: dict[str, type[Backend]] = {"torch": Torch, "tensorflow": Tensorflow, "jax": Jax, "numpy": Numpy}
 
 
-def make_backend(name):
+def make_backend(name: str) -> Backend:
     """The backend of that name, as Keras calls it.
 
     Raises:
@@ -245,4 +269,4 @@ def make_backend(name):
 
 
 #: that of this process
-backend = make_backend(keras.backend.backend())
+backend: Backend = make_backend(keras.backend.backend())

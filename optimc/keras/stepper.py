@@ -5,7 +5,10 @@ that the variables hold, because a callback or a load may have changed them; and
 lie elsewhere than at the last step.
 """
 
+from __future__ import annotations
+
 import threading
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -15,6 +18,15 @@ from optimc.base import memory
 from optimc.base.rules import slots_of
 from optimc.base.selection import Selection
 from optimc.keras.backends import backend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+    from typing import Any
+
+    from optimc._types import Array
+    from optimc.base.optimizer import Optimizer
+    from optimc.keras.layout import Layout
 
 
 class Stepper:
@@ -32,19 +44,26 @@ class Stepper:
         told: the learning rate that the inner optimizer was told last, or None.
     """
 
-    def __init__(self, inner, layout, excluded):
-        self.inner, self.layout, self._excluded = inner, layout, excluded
-        self.mutex = threading.RLock()
-        self.tensors, self.kept, self.told = None, [], None
-        self._places = self._copies = None
+    inner: Optimizer
+    layout: Layout
+    tensors: list[Any] | None
+    kept: list[object]
+    told: float | None
 
-    def forget(self):
+    def __init__(self, inner: Optimizer, layout: Layout, excluded: Callable[[], list[int]]) -> None:
+        self.inner, self.layout, self._excluded = inner, layout, excluded
+        self.mutex: AbstractContextManager[object] = threading.RLock()
+        self.tensors, self.kept, self.told = None, [], None
+        self._places: list[int] | None = None
+        self._copies: list[Array] | None = None
+
+    def forget(self) -> None:
         """Drops the plan; the next step makes a new one."""
         self._places = self.tensors = None
 
-    def bind(self, arrays):
+    def bind(self, arrays: Sequence[Array]) -> bool:
         """Makes the plan over arrays, if they lie elsewhere than at the last step; whether they did."""
-        places = [memory.address(array) for array in arrays]
+        places = [_core.address(array) for array in arrays]
         if self._places == places and not self.inner._moved:
             return False
         inner, layout = self.inner, self.layout
@@ -58,7 +77,7 @@ class Stepper:
         self._places, self.tensors = places, None
         return True
 
-    def _prepare(self):
+    def _prepare(self) -> None:
         """Readies a new plan for steps over tensors, which look for the state where the variables hold it."""
         if backend.exchange is None:
             return
@@ -72,7 +91,7 @@ class Stepper:
         self.inner._prepare_tensors((None,) * len(layout.weights), (), tuple(
             (i, part, vars(variable), "_value") for i, part, variable in parts), backend.plain_types)
 
-    def settle(self, calls, rate, scalars, loss_scale=None):
+    def settle(self, calls: int, rate: Any, scalars: Sequence[Any], loss_scale: float | None = None) -> None:
         """Brings the inner optimizer to where the variables are: after a load, by a callback, or as ever."""
         inner = self.inner
         if inner._calls != calls:
@@ -94,14 +113,14 @@ class Stepper:
         if not calls and inner.late_slots:
             inner._fill_late_slots()
 
-    def scalars(self):
+    def scalars(self) -> list[float]:
         """The scalars of the rule, group by group."""
         return self.inner._all_scalars()
 
     # The next two are steps as functions, for frameworks that call back.  `chosen` are the positions of the weights
     # that have gradients; `rated` is the number of learning rates, 0 or 1, before the gradients.
 
-    def step_of_arrays(self, chosen, rated, count, *arrays):
+    def step_of_arrays(self, chosen: Sequence[int], rated: int, count: Array, *arrays: Array) -> list[Array]:
         """From the count, scalars, weights, state, rate and gradients to the first four as they are afterwards."""
         layout = self.layout
         n, m = len(layout.scalars), len(layout.variables)
@@ -115,7 +134,8 @@ class Stepper:
             numbers = self._step_over(self._copies, chosen, rated, count, scalars, others)
             return [*numbers, *(array.copy() for array in self._copies)]
 
-    def step_in_buffers(self, chosen, rated, changed, others):
+    def step_in_buffers(self, chosen: Sequence[int], rated: int, changed: Sequence[Array],
+                        others: Sequence[Array]) -> None:
         """The same over memory that already holds the count, scalars, weights and state."""
         n = len(self.layout.scalars)
         count, scalars, arrays = changed[0], changed[1:1 + n], changed[1 + n:]
@@ -124,12 +144,14 @@ class Stepper:
             for array, number in zip([count, *scalars], numbers, strict=True):
                 array[...] = number
 
-    def _step_over(self, arrays, chosen, rated, count, scalars, others):
+    def _step_over(self, arrays: Sequence[Array], chosen: Sequence[int], rated: int, count: Array,
+                   scalars: Sequence[Array], others: Sequence[Array]) -> list[Array]:
         """Steps arrays of weights and state that may be others than at the last step; gives the numbers after it."""
         inner = self.inner
         self.bind(arrays)
         inner._calls = -1                                   # the accumulators may be others too
         self.settle(int(count), others[0] if rated else None, scalars)
-        inner.apply(list(others[rated:]), [inner._weights[k] for k in chosen])
+        weights = inner._weights or ()
+        inner.apply(list(others[rated:]), [weights[k] for k in chosen])
         numbers = zip([inner._calls, *self.scalars()], [count, *scalars], strict=True)
         return [np.asarray(value, before.dtype) for value, before in numbers]

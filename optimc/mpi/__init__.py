@@ -21,8 +21,8 @@ Begin with sharded.py.
 
 try:
     from mpi4py import MPI as _MPI  # noqa: F401
-except (ImportError, RuntimeError) as error:        # no mpi4py; no MPI library
-    raise ImportError("optimc.mpi needs mpi4py and an MPI library: pip install 'optimc[mpi]'") from error
+except (ImportError, RuntimeError) as _error:        # no mpi4py; no MPI library
+    raise ImportError("optimc.mpi needs mpi4py and an MPI library: pip install 'optimc[mpi]'") from _error
 
 from optimc.mpi.layout import default_bucket
 from optimc.mpi.loading import load

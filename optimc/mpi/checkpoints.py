@@ -4,17 +4,30 @@ The files are optimc.checkpoint's; here is which rank writes and reads what, and
 loading.py.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import secrets
 import zlib
+from typing import TYPE_CHECKING
 
 from optimc import checkpoint
 from optimc.mpi.layout import Layout
 from optimc.mpi.team import Fact
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any, Literal
 
-def save(call, path, layout, share, locked):
+    from optimc._types import Array, Config, Path, Tensors
+    from optimc.mpi.team import Call
+
+    Share = tuple[Config, dict[str, tuple[Array, int | None]]]
+
+
+def save(call: Call, path: Path, layout: Layout, share: Callable[[], Share],
+         locked: Callable[[Callable[[], Config]], Config]) -> None:
     """Writes a checkpoint, all ranks together, within a call; see `Sharded.save`.
 
     Args:
@@ -27,7 +40,7 @@ def save(call, path, layout, share, locked):
     numbers = call.agree([Fact("has another path", mark)], tell=secrets.randbits(63))
     token = f"{numbers[0]:016x}"
 
-    def write_share():
+    def write_share() -> Config:
         description, tensors = share()
         checkpoint.shards.write_shard(path, token, rank, tensors)
         return description
@@ -48,7 +61,7 @@ def save(call, path, layout, share, locked):
     call.agree()
 
 
-def share_of(exported, layout, rank, slot_names):
+def share_of(exported: tuple[Config, Tensors], layout: Layout, rank: int, slot_names: list[str]) -> Share:
     """Returns the description of the optimizer in one piece, and a rank's tensors as `write_shard` takes them.
 
     Args:
@@ -65,30 +78,33 @@ def share_of(exported, layout, rank, slot_names):
                          for name, array, low, high in numbered if low < high}
 
 
-def layout_of(description, orders, ranks, cut):
+def layout_of(description: Config, orders: Iterable[Literal["C", "F"]], ranks: int, cut: str) -> Layout:
     """The layout for the weights that a checkpoint describes."""
-    return Layout([checkpoint.descriptions.like_from(*entry, order) for entry, order in
+    return Layout([checkpoint.descriptions.like_from(shape, dtype, order) for (shape, dtype), order in
                    zip(checkpoint.descriptions.weights_part(description)["shapes"], orders, strict=True)], ranks, cut)
 
 
-def slot_names_of(description):
+def slot_names_of(description: Config) -> list[str]:
     """The slots that the optimizer keeps for the weights of all ranks."""
-    return checkpoint.descriptions.weights_part(description)["slots"]
+    names: list[str] = checkpoint.descriptions.weights_part(description)["slots"]
+    return names
 
 
-def read_share(path, shards, description, layout, rank):
+def read_share(path: Path, shards: dict[str, Any], description: Config, layout: Layout, rank: int) -> Tensors:
     """Returns a rank's tensors from the shards of any number of ranks; the description becomes that of its pieces."""
     pieces = layout.pieces(rank)
     vectors, whole = checkpoint.shards.read_shards(path, shards, description, pieces)
     tensors = {name: layout.in_shape(_weight_of(name), vector) for name, vector in vectors.items()}
     for name, array in whole.items():
         i = _weight_of(name)
-        tensors[name] = layout.piece_of(i, *pieces[i], array)
+        piece = layout.piece_of(i, *pieces[i], array)
+        if piece is not None:
+            tensors[name] = piece
     checkpoint.descriptions.weights_part(description)["shapes"] = [
         [list(like.shape), like.dtype.name] for like in layout.likes_of(rank)]
     return checkpoint.shards.with_empty(tensors, description)
 
 
-def _weight_of(name):
+def _weight_of(name: str) -> int:
     """The number of the weight that a tensor belongs to: the end of its name."""
     return int(name.rpartition("/")[2])

@@ -5,11 +5,25 @@ Nothing is decided here, and nothing is checked: the ranks have agreed before, w
 says what is in a bucket.  Next: sharded.py.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 from mpi4py import MPI
 
 from optimc.base import storage
 from optimc.mpi.layout import block_order, buckets, flat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Any
+
+    from optimc._types import Array
+    from optimc.mpi.layout import Bucket, Layout
+    from optimc.mpi.team import Team
+
+    Read = Callable[[int, Array, int], object]
 
 KINDS = {stored.dtype: getattr(MPI, stored.mpi) for stored in storage.TYPES.values()}
 
@@ -31,7 +45,15 @@ class Exchange:
         grads: this rank's piece of the sum of each gradient, in the shape in which its optimizer knows the weight.
     """
 
-    def __init__(self, team, layout, weights, bucket_bytes, deterministic):
+    team: Team
+    deterministic: bool
+    buckets: list[Bucket]
+    weights: list[Array]
+    blocks: Array
+    grads: list[Array]
+
+    def __init__(self, team: Team, layout: Layout, weights: Sequence[Array], bucket_bytes: int,
+                 deterministic: bool) -> None:
         self.team, self.deterministic = team, deterministic
         self.buckets = buckets(layout, team.rank, bucket_bytes)
         self.weights = [flat(weight) for weight in weights]
@@ -49,7 +71,7 @@ class Exchange:
 
     # ------------------------------------------------------------------------------- gradients
 
-    def reduced(self, read, taken, average):
+    def reduced(self, read: Read, taken: Sequence[bool], average: bool) -> Iterator[Bucket]:
         """Yields the buckets in order, each when its gradients are there; the next one is on its way by then.
 
         Args:
@@ -67,7 +89,8 @@ class Exchange:
         if before:
             yield self._receive_gradients(*before, average)
 
-    def _send_gradients(self, bucket, k, read, taken):
+    def _send_gradients(self, bucket: Bucket, k: int, read: Read,
+                        taken: Sequence[bool]) -> tuple[MPI.Request, Array | None]:
         """Sends every rank its part of a bucket's gradients; returns the request, and where rows come in."""
         message, kind = _view(self._leaving[k], bucket.dtype, bucket.size), KINDS[bucket.dtype]
         for start, segments in zip(bucket.starts, bucket.segments, strict=True):
@@ -85,7 +108,7 @@ class Exchange:
         return comm.Ialltoallv([message, bucket.counts, bucket.starts, kind],
                                [rows, [n] * size, [n * rank for rank in range(size)], kind]), rows
 
-    def _receive_gradients(self, bucket, request, rows, average):
+    def _receive_gradients(self, bucket: Bucket, request: MPI.Request, rows: Array | None, average: bool) -> Bucket:
         """Waits for a bucket's gradients and adds them up, if the MPI library has not."""
         self.team.wait(request)
         own = self._sums[bucket.dtype][bucket.begin:bucket.end]
@@ -99,7 +122,7 @@ class Exchange:
                 own /= self.team.size
         return bucket
 
-    def sums_of_all(self, own):
+    def sums_of_all(self, own: Array) -> Array:
         """The sums of squares of all ranks, weight by weight, from those of this rank."""
         counts = self.blocks.sum(axis=1).tolist()
         sums = np.empty(sum(counts))
@@ -108,7 +131,7 @@ class Exchange:
 
     # ------------------------------------------------------------------------------- weights
 
-    def spread(self, some, step=None):
+    def spread(self, some: Iterable[Bucket], step: Callable[[Bucket], object] | None = None) -> None:
         """Sends this rank's weights to all ranks, and receives theirs.
 
         Args:
@@ -126,7 +149,7 @@ class Exchange:
         if before:
             self._receive_weights(*before)
 
-    def _send_weights(self, bucket, k):
+    def _send_weights(self, bucket: Bucket, k: int) -> tuple[MPI.Request, Array]:
         rank = self.team.rank
         message, kind = _view(self._returning[k], bucket.dtype, bucket.size), KINDS[bucket.dtype]
         for i, low, high, at in bucket.segments[rank]:
@@ -134,7 +157,7 @@ class Exchange:
             message[start:start + high - low] = self.weights[i][low:high]
         return self.team.comm.Iallgatherv(MPI.IN_PLACE, [message, bucket.counts, bucket.starts, kind]), message
 
-    def _receive_weights(self, bucket, request, message):
+    def _receive_weights(self, bucket: Bucket, request: MPI.Request, message: Array) -> None:
         self.team.wait(request)
         for rank, segments in enumerate(bucket.segments):
             for i, low, high, at in segments if rank != self.team.rank else ():
@@ -142,10 +165,10 @@ class Exchange:
                 self.weights[i][low:high] = message[start:start + high - low]
 
 
-def _rooms(sizes):
+def _rooms(sizes: Sequence[int]) -> list[Array]:
     """Two rooms, each for the largest of some messages, in bytes."""
     return [np.empty(max(sizes, default=0), np.uint8) for _ in range(2)]
 
 
-def _view(room, dtype, size):
+def _view(room: Array, dtype: np.dtype[Any], size: int) -> Array:
     return room[:size * dtype.itemsize].view(dtype)

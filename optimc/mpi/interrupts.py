@@ -4,8 +4,15 @@ It takes `_signal`, the C module below `signal`: the functions of `signal` make 
 as much as the agreement of a step.  Next: team.py, which holds Ctrl-C from the first meeting of a call on.
 """
 
+from __future__ import annotations
+
 import threading
 from _signal import SIGINT, getsignal, signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 
 class Interrupts:
@@ -14,10 +21,11 @@ class Interrupts:
     It holds the signals of the main thread only, which is the one that Python lets handle them.
     """
 
-    def __init__(self):
-        self._handler = self._first = None
+    def __init__(self) -> None:
+        self._handler: Callable[..., Any] | None = None
+        self._first: tuple[Any, ...] | None = None
 
-    def hold(self):
+    def hold(self) -> None:
         """Holds the signal back from now on."""
         if self._handler is None and threading.current_thread() is threading.main_thread():
             handler = getsignal(SIGINT)
@@ -25,13 +33,15 @@ class Interrupts:
                 self._handler = handler
                 signal(SIGINT, self._note)
 
-    def _note(self, *arguments):
+    def _note(self, *arguments: Any) -> None:
         if self._first is None:
             self._first = arguments
         else:
-            self._handler(*arguments)
+            handler = self._handler
+            if handler is not None:             # `release` has put it back meanwhile
+                handler(*arguments)
 
-    def release(self):
+    def release(self) -> None:
         """Ends that, and lets the program's handler have the signal that came meanwhile."""
         handler = self._handler
         if handler is None:
@@ -42,8 +52,8 @@ class Interrupts:
         if first is not None:
             handler(*first)
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self.hold()
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.release()

@@ -4,13 +4,21 @@ Pure geometry: nothing here needs MPI, memory of weights, or an optimizer.  benc
 steps with it.  Next: exchange.py, which sends the buckets.
 """
 
+from __future__ import annotations
+
 import itertools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from optimc import _core
 from optimc.base.storage import Like
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from optimc._types import Array
 
 BUCKET, PART = 4 << 20, 64 << 10    # bytes of a bucket, and of each rank's part in it, at least (docs/mpi.md)
 CUTS = ("elements", "blocks", "tensors")    # where weights may be cut, each allowing less
@@ -38,16 +46,21 @@ class Layout:
             as one, so that norms have the bits that they have in one process.  "tensors": between weights only.
     """
 
-    def __init__(self, likes, ranks, cut):
+    likes: tuple[Like, ...]
+    ranks: int
+    cut: str
+
+    def __init__(self, likes: Iterable[Like], ranks: int, cut: str) -> None:
         self.likes, self.ranks, self.cut = tuple(likes), ranks, cut
-        self.spaces = {}                # dtype -> (weights, where each begins, where each rank begins)
-        for dtype in sorted({like.dtype for like in likes}, key=lambda dtype: dtype.itemsize):
-            weights = [i for i, like in enumerate(likes) if like.dtype == dtype]
-            starts = np.cumsum([0, *(likes[i].size for i in weights)])
+        #: dtype -> (weights, where each begins, where each rank begins)
+        self.spaces: dict[np.dtype[Any], tuple[list[int], Array, list[int]]] = {}
+        for dtype in sorted({like.dtype for like in self.likes}, key=lambda dtype: dtype.itemsize):
+            weights = [i for i, like in enumerate(self.likes) if like.dtype == dtype]
+            starts = np.cumsum([0, *(self.likes[i].size for i in weights)])
             bounds = [self._place(starts, int(starts[-1]) * rank // ranks) for rank in range(ranks + 1)]
             self.spaces[dtype] = weights, starts, bounds
 
-    def _place(self, starts, ideal):
+    def _place(self, starts: Array, ideal: int) -> int:
         """The place nearest to the ideal one where a cut may be."""
         if self.cut == "elements" or ideal == starts[-1]:
             return ideal
@@ -58,12 +71,12 @@ class Layout:
             high = min(high, low + _core.SUM_BLOCK)
         return low if ideal - low <= high - ideal else high
 
-    def share(self, dtype, rank):
+    def share(self, dtype: np.dtype[Any], rank: int) -> int:
         """How many elements of a space are a rank's."""
         bounds = self.spaces[dtype][2]
         return bounds[rank + 1] - bounds[rank]
 
-    def segments(self, dtype, rank, begin=0, end=None):
+    def segments(self, dtype: np.dtype[Any], rank: int, begin: int = 0, end: int | None = None) -> list[Segment]:
         """Elements begin .. end - 1 of a rank's share of a space, weight by weight; `at` counts from begin."""
         weights, starts, bounds = self.spaces[dtype]
         first = bounds[rank] + begin
@@ -77,7 +90,7 @@ class Layout:
             k += 1
         return found
 
-    def pieces(self, rank):
+    def pieces(self, rank: int) -> list[tuple[int, int]]:
         """A rank's piece of each weight: a (low, high) per weight, (0, 0) where it has none."""
         pieces = [(0, 0)] * len(self.likes)
         for dtype in self.spaces:
@@ -85,29 +98,29 @@ class Layout:
                 pieces[i] = low, high
         return pieces
 
-    def likes_of(self, rank):
+    def likes_of(self, rank: int) -> tuple[Like, ...]:
         """What a rank's piece of each weight is like, as its optimizer knows it."""
         return tuple(like if self.cut == "tensors" and high > low else Like((high - low,), like.dtype)
                      for like, (low, high) in zip(self.likes, self.pieces(rank), strict=True))
 
-    def blocks(self):
+    def blocks(self) -> Array:
         """How many blocks of each weight, whose squares are summed as one, each rank has: a row per rank."""
         sizes = [[high - low for low, high in self.pieces(rank)] for rank in range(self.ranks)]
         return -(-np.array(sizes, np.int64) // _core.SUM_BLOCK)
 
-    def owned(self, rank):
+    def owned(self, rank: int) -> list[list[int]]:
         """A rank's segments as a checkpoint lists them."""
         return [[i, low, high] for i, (low, high) in enumerate(self.pieces(rank)) if low < high]
 
-    def piece(self, i, low, high, vector):
+    def piece(self, i: int, low: int, high: int, vector: Array) -> Array:
         """A rank's piece of weight i, or of an array like it, from all its elements in the order of memory."""
         return self.in_shape(i, vector[low:high])
 
-    def in_shape(self, i, part):
+    def in_shape(self, i: int, part: Array) -> Array:
         """A rank's piece of weight i, a vector, as its optimizer knows it."""
         return in_shape(part, self.likes[i]) if self.cut == "tensors" and part.size else part
 
-    def piece_of(self, i, low, high, array):
+    def piece_of(self, i: int, low: int, high: int, array: Array | None) -> Array | None:
         """A rank's piece of an array that belongs to weight i: a slot, or a factor of Adafactor's; of None, None."""
         like = self.likes[i]
         if array is None or array.shape != like.shape:
@@ -115,17 +128,17 @@ class Layout:
         return self.piece(i, low, high, np.reshape(array, -1, order=like.order))
 
 
-def flat(array):
+def flat(array: Array) -> Array:
     """The elements of an array as a vector, in the order of its memory."""
     return array.reshape(-1, order="A")
 
 
-def in_shape(vector, like):
+def in_shape(vector: Array, like: Like) -> Array:
     """What `flat` gave, in shape again."""
     return vector.reshape(like.shape, order=like.order)
 
 
-def block_order(blocks):
+def block_order(blocks: Array) -> Array:
     """Sorts the sums of blocks, which come rank by rank, by weight: the order in which one process adds them up.
 
     Args:
@@ -140,7 +153,7 @@ def block_order(blocks):
         [0, 1, 4, 2, 3, 5, 6]
     """
     ends = np.cumsum(blocks).reshape(blocks.shape)
-    order = []
+    order: list[int] = []
     for weight in range(blocks.shape[1]):
         for end, n in zip(ends[:, weight].tolist(), blocks[:, weight].tolist(), strict=True):
             order += range(end - n, end)
@@ -150,7 +163,7 @@ def block_order(blocks):
 class Bucket(NamedTuple):
     """A part of every rank's share that travels as one message."""
 
-    dtype: np.dtype
+    dtype: np.dtype[Any]
     counts: list[int]               # elements, by rank
     starts: list[int]               # of each rank's part, in the message
     begin: int                      # of this rank's part, in its share
@@ -158,22 +171,22 @@ class Bucket(NamedTuple):
     segments: list[list[Segment]]   # of each rank's part
 
     @property
-    def size(self):
+    def size(self) -> int:
         """Elements of the message."""
         return sum(self.counts)
 
     @property
-    def own(self):
+    def own(self) -> int:
         """Elements of this rank's part."""
         return self.end - self.begin
 
 
-def default_bucket(ranks):
+def default_bucket(ranks: int) -> int:
     """Bytes of a bucket."""
     return max(BUCKET, PART * ranks)
 
 
-def buckets(layout, rank, most):
+def buckets(layout: Layout, rank: int, most: int) -> list[Bucket]:
     """Cuts all shares into buckets of at most so many bytes, or one element of each rank."""
     found = []
     for dtype in layout.spaces:

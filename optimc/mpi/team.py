@@ -19,12 +19,14 @@ A team knows nothing of optimizers and weights.  Communication is mpi4py's.  Nex
 calls.
 """
 
+from __future__ import annotations
+
 import builtins
 import sys
 import threading
 import time
 import zlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from mpi4py import MPI
@@ -32,6 +34,13 @@ from mpi4py import MPI
 from optimc import _core, checkpoint
 from optimc.base.arguments import LOW_OPEN
 from optimc.mpi.interrupts import Interrupts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+    from typing import Any, NoReturn, Self
+
+    from optimc._types import Array
 
 TIMEOUT = 300.0                     # seconds
 TESTS = 20                          # times a wait asks, and the library moves data, between two naps
@@ -57,7 +66,7 @@ class Fact(NamedTuple):
     number: int
 
     @classmethod
-    def of(cls, words, *values):
+    def of(cls, words: str, *values: object) -> Self:
         """A fact about values that `repr` writes alike on all ranks."""
         return cls(words, zlib.crc32(repr(values).encode(errors="backslashreplace")))
 
@@ -73,12 +82,18 @@ class Line:
         optimizers: made so far on this line; each has its number.
     """
 
-    def __init__(self):
+    comm: MPI.Intracomm | None
+    lock: AbstractContextManager[object]
+    method: str | None
+    meetings: int
+    optimizers: int
+
+    def __init__(self) -> None:
         self.comm, self.lock = None, threading.RLock()
         self.method, self.meetings, self.optimizers = None, 0, 0
 
 
-def check_timeout(timeout):
+def check_timeout(timeout: Any) -> float | None:
     """The seconds as a float, or None.  Raises if they are none."""
     return timeout if timeout is None else _core.check_number("timeout", timeout, 0.0, float("inf"), LOW_OPEN)
 
@@ -95,10 +110,15 @@ class Team:
         optimizer: the number of the optimizer whose ranks these are; 0 until all ranks have it.
     """
 
+    rank: int
+    size: int
+    optimizer: int
+    timeout: float | None
+    line: Line
     _lines = MPI.Comm.Create_keyval()       # the attribute of a communicator that holds its line
     _making = threading.Lock()
 
-    def __init__(self, comm, timeout):
+    def __init__(self, comm: MPI.Intracomm, timeout: float | None) -> None:
         if not isinstance(comm, MPI.Intracomm):
             raise TypeError(f"comm must be an intracommunicator of mpi4py, got {type(comm).__name__}")
         self._given, self.rank, self.size, self.optimizer = comm, comm.rank, comm.size, 0
@@ -107,12 +127,13 @@ class Team:
         except Exception:
             self.timeout = TIMEOUT
         with self._making:
-            self.line = comm.Get_attr(self._lines)
-            if self.line is None:
-                self.line = Line()
-                comm.Set_attr(self._lines, self.line)
+            line: Any = comm.Get_attr(self._lines)
+            if line is None:
+                line = Line()
+                comm.Set_attr(self._lines, line)
+            self.line = line
 
-    def wait(self, request):
+    def wait(self, request: MPI.Request) -> None:
         """Waits for a request; after `timeout` seconds, ends the job."""
         start = time.monotonic()
         while not any(request.Test() for _ in range(TESTS)):
@@ -121,18 +142,18 @@ class Team:
                 self.abort(f"waited {self.timeout:g} s for the other ranks (timeout)")
             time.sleep(0 if waited < SPIN else NAP)
 
-    def abort(self, why):
+    def abort(self, why: str) -> None:
         """Ends the job: the other ranks cannot go on without this one."""
         print(f"optimc.mpi: rank {self.rank} {why}: the job ends", file=sys.stderr, flush=True)
         time.sleep(PRINTING)
         self.comm.Abort(1)
 
     @property
-    def comm(self):
+    def comm(self) -> MPI.Intracomm:
         """The duplicate of the communicator, once there is one."""
         return self.line.comm or self._given
 
-    def gather(self, mine):
+    def gather(self, mine: Array) -> Array:
         """Returns the arrays of all ranks: one row each.  The first time, duplicates the communicator."""
         if self.line.comm is None:
             twin, request = self._given.Idup()
@@ -142,7 +163,7 @@ class Team:
         self.wait(self.comm.Iallgather([mine, MPI.BYTE], [rows, MPI.BYTE]))
         return rows
 
-    def together(self, method, body, *arguments, **options):
+    def together(self, method: str, body: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Returns body(call, *arguments, **options), which all ranks run together.
 
         Args:
@@ -178,11 +199,17 @@ class Call:
         interrupts: Ctrl-C, held back from the first meeting on.
     """
 
-    def __init__(self, team, method):
+    team: Team
+    method: str
+    part: str
+    stage: str
+    interrupts: Interrupts
+
+    def __init__(self, team: Team, method: str) -> None:
         self.team, self.method, self.part = team, method, ""
         self.stage, self.interrupts = OPEN, Interrupts()
 
-    def agree(self, facts=(), tell=0):
+    def agree(self, facts: Sequence[Fact] = (), tell: int = 0) -> list[int]:
         """Meets the other ranks, and returns the numbers that they tell, by rank.
 
         Raises on every rank if one has refused, calls something else, or differs in a fact.  Then, all go on.
@@ -198,19 +225,20 @@ class Call:
             other = np.flatnonzero(numbers != numbers[0])
             if len(other):
                 self.refuse(ValueError(f"rank {other[0]} {fact.words} than rank 0"))
-        return rows[:, -1].tolist()
+        told: list[int] = rows[:, -1].tolist()
+        return told
 
-    def reopen(self, part):
+    def reopen(self, part: str) -> None:
         """Says that an error from here on to the next meeting is this rank's refusal; `part` names what is done."""
         self.part, self.stage = f" ({part})", OPEN
         self.interrupts.release()
 
-    def refuse(self, error):
+    def refuse(self, error: Exception) -> NoReturn:
         """Raises an error that all ranks raise here."""
         self.stage = OVER
         raise error
 
-    def end(self, error):
+    def end(self, error: BaseException) -> None:
         """Ends the call with an error: tells the others, if they wait for this rank's word."""
         try:
             if self.stage is OPEN:
@@ -219,7 +247,7 @@ class Call:
             if self.stage is not OVER:
                 self.team.abort(f"stopped within {self.method}: {_words(error)}".replace("\n", ": ", 1))
 
-    def _meet(self, error, numbers):
+    def _meet(self, error: BaseException | None, numbers: Sequence[int]) -> Array | None:
         """Returns the numbers of all ranks, a row each, or None if all are as this rank's.
 
         Raises on every rank if one has an error or does something else.
@@ -254,7 +282,7 @@ class Call:
         raise _error(name, f"rank {rank}: {said}") from error
 
 
-def _words(error):
+def _words(error: BaseException) -> str:
     """The type and the text of an error, in two lines."""
     try:
         return f"{type(error).__name__}\n{error}"
@@ -262,7 +290,7 @@ def _words(error):
         return f"{type(error).__name__}\n"
 
 
-def _other(rank, theirs, first, optimizers):
+def _other(rank: int, theirs: str, first: str, optimizers: Array) -> RuntimeError:
     """The error that a rank calls something else than rank 0."""
     if theirs == first:
         theirs, first = (f"{first} of optimizer {number}" for number in (optimizers[rank], optimizers[0]))
@@ -270,7 +298,7 @@ def _other(rank, theirs, first, optimizers):
                         "the same optimizers in the same order")
 
 
-def _error(name, message):
+def _error(name: str, message: str) -> Exception:
     """Makes an exception of a builtin type from the type's name; of a type that is unknown here, a RuntimeError."""
     kind = {"CheckpointError": checkpoint.CheckpointError}.get(name, getattr(builtins, name, None))
     if not isinstance(kind, type) or not issubclass(kind, Exception) or issubclass(kind, (

@@ -17,18 +17,24 @@ Next: step.py (the step), cohorts.py (which parameters step together), states.py
 optimizer of optimc behind a cohort), tensors.py (memory), and optimc/torch_names.py (torch's words and optimc's).
 """
 
+from __future__ import annotations
+
 import inspect
+from typing import TYPE_CHECKING
 
 try:
     import torch
-except ImportError as error:
-    raise ImportError("optimc.torch needs torch: pip install 'optimc[torch]'") from error
+except ImportError as _error:
+    raise ImportError("optimc.torch needs torch: pip install 'optimc[torch]'") from _error
 
 from optimc.torch.step import TorchOptimizer
 from optimc.torch_names import TORCH
 
+if TYPE_CHECKING:
+    from typing import Any
 
-def _make(name):
+
+def _make(name: str) -> Any:
     """The class of that name: torch's, with `TorchOptimizer` before it."""
     theirs = getattr(torch.optim, name)
     return type(name, (TorchOptimizer, theirs), {

@@ -12,8 +12,12 @@ What it says counts only where its owner has changed an entry (`Member.keeps`).
 does.  All of it runs in one turn, so that threads step, plan and look one after the other.
 """
 
+from __future__ import annotations
+
 import re
 import sys
+from functools import partial
+from typing import TYPE_CHECKING
 
 from optimc import _core
 from optimc._core import CHECKED, NO_GRADIENTS, NOT_AS_PLANNED
@@ -21,6 +25,20 @@ from optimc.base.rules import used_slots
 from optimc.torch import tensors
 from optimc.torch.inner import make_inner
 from optimc.torch.states import States, count_of, number, put_number, slot_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from torch import Tensor
+
+    from optimc._types import Config
+    from optimc.base.optimizer import Optimizer
+    from optimc.torch_names import Counterpart, Source
+
+    Numbers = tuple[Any, ...]
+    Part = tuple[list["Member"], dict[int, Numbers]]
+    Entry = tuple[Config, str, object]
 
 #: torch's arguments that choose a kernel
 FLAGS = ("amsgrad", "nesterov", "centered", "maximize", "decoupled_weight_decay", "momentum")
@@ -38,42 +56,52 @@ class Member:
         count, scalars: what it came into the cohort with.
     """
 
+    param: Tensor
+    group: Config
+    index: int
+    state: Config
+    numbers: dict[str, tuple[Any, Any]]
+    slots: dict[str, Tensor]
+    count: int
+    scalars: Numbers
+
     __slots__ = ("count", "group", "index", "numbers", "param", "scalars", "slots", "state")
 
-    def __init__(self, param, group, index, state, numbers):
+    def __init__(self, param: Any, group: Any, index: int, state: Config,
+                 numbers: dict[str, tuple[Any, Any]]) -> None:
         self.param, self.group, self.index, self.state, self.numbers = param, group, index, state, numbers
         self.slots, self.count, self.scalars = {}, 0, ()
 
-    def keeps(self, key):
+    def keeps(self, key: str) -> bool:
         """Whether the count or scalar in the state is still what optimc read or wrote there last."""
         entry, value = self.numbers[key]
         return self.state.get(key) is entry and (entry is None or number(entry) == value)
 
-    def write(self, numbers):
+    def write(self, numbers: dict[str, float]) -> None:
         """Writes counts and scalars into the state, but for those that the owner has changed."""
         for key, value in numbers.items():
             if self.numbers[key][1] != value and self.keeps(key):
                 self.numbers[key] = put_number(self.state, key, value), value
 
-    def is_as_left(self, states):
+    def is_as_left(self, states: States) -> bool:
         """Whether nothing has changed in the state that a step depends on."""
         found = dict.get(states, self.param)
         return (found is self.state or (found is None and not self.slots)) and all(map(self.keeps, self.numbers)) \
             and all(self.state.get(key) is tensor for key, tensor in self.slots.items())
 
-    def is_held(self):
+    def is_held(self) -> bool:
         """Whether somebody but its cohort holds the state, or a number in it, and may change it unseen."""
         state, *entries = _references(self)
         return state > _ALONE[0] + len(self.slots) or any(entry > _ALONE[1] for entry in entries)
 
 
-def _references(member):
+def _references(member: Member) -> list[int]:
     """How often the state of a member, and each number in it, is referred to."""
     return [sys.getrefcount(member.state),
             *(sys.getrefcount(entry) for entry, _ in member.numbers.values() if entry is not None)]
 
 
-def _references_of_one_alone():
+def _references_of_one_alone() -> list[int]:
     member = Member(None, None, 0, {"step": object()}, {})
     states = {None: member.state}
     member.numbers = {key: (entry, 0.0) for key, entry in states[None].items()}
@@ -100,44 +128,55 @@ class Cohort:
         unversioned: those of the parameters that can be stepped in inference mode only.
     """
 
-    def __init__(self, inner, members, groups, slots, new, splits):
+    inner: Optimizer
+    members: list[Member]
+    groups: list[Config]
+    new: list[tuple[Member, str, Tensor]]
+    splits: int
+    params: list[Tensor]
+    exchange: Any
+    unversioned: list[Tensor]
+
+    def __init__(self, inner: Optimizer, members: list[Member], groups: list[Config], slots: dict[str, int],
+                 new: list[tuple[Member, str, Tensor]], splits: int) -> None:
         self.inner, self.members, self.groups, self.new, self.splits = inner, members, groups, new, splits
         self.params = [member.param for member in members]
         self.exchange = tensors.EXCHANGE
         self.unversioned = [param for param in self.params if not tensors.has_version(param)]
-        self._planned, self._written = inner.iterations, None
+        self._planned, self._written = inner.iterations, -1
         self._orders = tuple(tensors.order(param) for param in self.params)
         self._parts = tuple((i, k, member.state, key) for i, member in enumerate(members) for key, k in slots.items())
-        self._entries, self._watches_slots = (), False
+        self._entries: tuple[Entry, ...] = ()
+        self._watches_slots = False
         self._addresses = self._addresses_now()
         self._forms = [tensors.form(param) for param in self.params]
 
-    def watch(self, entries):
+    def watch(self, entries: tuple[Entry, ...]) -> None:
         """Lets C watch entries of dicts: (dict, key, value)."""
         self._entries, self._watches_slots = entries, False
         self.inner._prepare_tensors(self._orders, entries, (), tensors.PLAIN)
 
-    def watch_slots(self):
+    def watch_slots(self) -> None:
         """Lets C look where the slots are, too, because a program may hold them."""
         if not self._watches_slots and not self.new:
             self.inner._prepare_tensors(self._orders, self._entries, self._parts, tensors.PLAIN)
             self._watches_slots = True
 
-    def _addresses_now(self):
+    def _addresses_now(self) -> list[int] | None:
         """Without the table the plan is over NumPy views, which stay where they were made."""
         return None if self.exchange is not None else [tensor.data_ptr() for member in self.members
                                                        for tensor in (member.param, *member.slots.values())]
 
-    def is_as_planned(self, states, seen):
+    def is_as_planned(self, states: States, seen: bool) -> bool:
         """Whether the plan holds: new slots have entered the state, no memory has moved, no state has changed."""
         return (not self.new and self._addresses == self._addresses_now()
                 and (not seen or all(member.is_as_left(states) for member in self.members)))
 
-    def has_its_forms(self):
+    def has_its_forms(self) -> bool:
         """Whether each parameter is of the type, shape and layout it was planned with."""
         return self._forms == [tensors.form(param) for param in self.params]
 
-    def check(self, steps, scale):
+    def check(self, steps: _core.Transaction, scale: float | None) -> int:
         """Checks a step: CHECKED, NO_GRADIENTS or NOT_AS_PLANNED."""
         tensors.check_versions(self.unversioned)
         try:
@@ -149,20 +188,22 @@ class Cohort:
                 raise
             raise type(error)(said) from None
 
-    def _index(self, i):
+    def _index(self, i: int) -> int:
         return self.members[i].index if i < len(self.members) else i
 
-    def _check(self, steps, scale):
+    def _check(self, steps: _core.Transaction, scale: float | None) -> int:
         if self.exchange is not None:
             return steps.check_tensors(self.inner, self.params, self.exchange, loss_scale=scale)
-        missing = [param.grad is None for param in self.params]
-        if any(missing):
-            return NO_GRADIENTS if all(missing) else NOT_AS_PLANNED
-        good = steps.check(self.inner, [tensors.view(param.grad.resolve_neg(), param) for param in self.params],
+        grads = [param.grad for param in self.params]
+        given = [grad for grad in grads if grad is not None]
+        if len(given) < len(grads):
+            return NOT_AS_PLANNED if given else NO_GRADIENTS
+        good = steps.check(self.inner, [tensors.view(grad.resolve_neg(), param)
+                                        for grad, param in zip(given, self.params, strict=True)],
                            [tensors.view(param, param) for param in self.params], loss_scale=scale)
         return CHECKED if good else NO_GRADIENTS
 
-    def enter(self, states):
+    def enter(self, states: States) -> None:
         """Puts new slots into the state, once the step they were made for has run."""
         if self.new and self.inner.iterations != self._planned:
             for member, key, tensor in self.new:
@@ -171,13 +212,13 @@ class Cohort:
                     dict.__setitem__(states, member.param, member.state)
             self.new = []
 
-    def numbers(self):
+    def numbers(self) -> list[Numbers]:
         """For each member the count and the scalars that it has now."""
         count = self.inner.iterations
         of_group = {id(group): (count, *self.inner._scalars(k)) for k, group in enumerate(self.groups)}
         return [of_group[id(member.group)] for member in self.members]
 
-    def write(self, keys):
+    def write(self, keys: Sequence[str]) -> None:
         """Writes the counts and scalars into the state, but for those that its owner has changed."""
         count = self.inner.iterations
         if keys and count and count != self._written and not self.new:
@@ -197,7 +238,12 @@ class Cohorts:
         states: the `States` that tells when it is looked at.
     """
 
-    def __init__(self, optimizer, counterpart, sources):
+    turn: _core.Turn
+    stepping: tuple[int, int] | None
+    all: list[Cohort]
+    states: Any
+
+    def __init__(self, optimizer: Any, counterpart: Counterpart, sources: Sequence[Source]) -> None:
         self.turn = _core.Turn()
         self._optimizer, self._counterpart, self._sources = optimizer, counterpart, sources
         self._flags = [source.key for source in sources if source.key in FLAGS]
@@ -205,12 +251,13 @@ class Cohorts:
         self.states = self.stepping = None
         self.forget()
 
-    def forget(self):
+    def forget(self) -> None:
         """Drops all plans; the next step makes new ones, from what the state says."""
         self.expire()
-        self.all, self._resting = [], []
+        self.all: list[Cohort] = []
+        self._resting: list[Member] = []
 
-    def expire(self):
+    def expire(self) -> None:
         """Lets the next step plan all anew."""
         self._stale, self.turn.step = True, None
         self._seen = True               # a program may have changed the state since the last step
@@ -218,14 +265,14 @@ class Cohorts:
 
     # ------------------------------------------------------------------------------- state
 
-    def watch_state(self):
+    def watch_state(self) -> None:
         """Puts a `States` in the place of the state, if the program or torch has put another dict there."""
         if self.states is None or self._optimizer.state is not self.states:
             self.write()
             self.expire()
             self._optimizer.state = self.states = States(self, dict(self._optimizer.state))
 
-    def look(self, states):
+    def look(self, states: States) -> None:
         """What `States` calls before a program sees its content."""
         states.known = True
         if states is self.states and not (self._seen and self._fresh):
@@ -233,20 +280,20 @@ class Cohorts:
             self.write()
             self._fresh = True
 
-    def write(self):
+    def write(self) -> None:
         """Writes the counts and scalars into the state, but for those that its owner has changed."""
         for cohort in self.all:
             cohort.enter(self.states)
             cohort.write(self._keys)
 
-    def settle(self):
+    def settle(self) -> None:
         """Brings plans and state together after a step or a look."""
         for cohort in self.all:
             cohort.enter(self.states)
             if self.states.known:
                 cohort.watch_slots()
 
-    def finish(self):
+    def finish(self) -> None:
         """Ends a step, so that the next one can go the short way if it may."""
         self.settle()
         if self._seen and any(member.is_held() for cohort in self.all for member in cohort.members):
@@ -260,7 +307,7 @@ class Cohorts:
 
     # ---------------------------------------------------------------------------- planning
 
-    def refresh(self):
+    def refresh(self) -> None:
         """Plans anew what is no longer as it was planned."""
         self._fresh = False
         self.watch_state()
@@ -270,13 +317,14 @@ class Cohorts:
         else:
             self.replan([cohort for cohort in self.all if not cohort.is_as_planned(self.states, self._seen)])
 
-    def _replan_all(self):
+    def _replan_all(self) -> None:
         """Makes all cohorts anew."""
-        known = {}
+        known: dict[int, tuple[Any, Any]] = {}
         for cohort in self.all:
             for member, numbers in zip(cohort.members, cohort.numbers(), strict=True):
                 known[id(member.param)] = member, numbers
-        parts, resting, index = {}, [], -1
+        parts: dict[tuple[Any, ...], list[Part]] = {}
+        resting, index = [], -1
         for group in self._optimizer.param_groups:
             for param in group["params"]:
                 index += 1
@@ -291,12 +339,12 @@ class Cohorts:
                 member.write(dict(zip(self._keys, map(float, numbers), strict=False)))
         self._adopt([], [self._plan(*part, 0) for key in parts for part in parts[key]], resting)
 
-    def replan(self, cohorts):
+    def replan(self, cohorts: list[Cohort]) -> None:
         """Makes these cohorts anew, split where they must be, and those of parameters with a first gradient."""
         late = {member for member in self._resting if member.param.grad is not None}
         if not cohorts and not late:
             return
-        parts = {}
+        parts: dict[tuple[Any, ...], list[Part]] = {}
         for member in self._resting:
             if member in late:
                 self._sort(parts, self._member(member.param, member.group, member.index, None, None))
@@ -315,7 +363,7 @@ class Cohorts:
         self._adopt([cohort for cohort in self.all if cohort not in gone], made,
                     [member for member in self._resting if member not in late])
 
-    def _adopt(self, kept, made, resting):
+    def _adopt(self, kept: list[Cohort], made: list[Cohort], resting: list[Member]) -> None:
         """Takes over cohorts.  The first one's inner optimizer watches what all plans depend on."""
         self._seen, self.turn.step = True, None              # somebody may hold the state of a new member
         optimizer = self._optimizer
@@ -330,13 +378,14 @@ class Cohorts:
         self.all, self._resting, self._stale = kept + made, resting, False
         self.settle()
 
-    def _member(self, param, group, index, before, numbers):
+    def _member(self, param: Tensor, group: Config, index: int, before: Member | None,
+                numbers: Numbers | None) -> Member:
         """The `Member` for a parameter: with what it had `before`, where its state is as it was left."""
         state = dict.get(self.states, param)
         state = {} if state is None else state
         member = Member(param, group, index, state, dict(before.numbers) if before else
                         dict.fromkeys(self._keys, (None, None)))
-        values = dict(zip(self._keys, numbers, strict=False)) if before else {}
+        values = dict(zip(self._keys, numbers or (), strict=False)) if before else {}
         for key in self._keys:
             if key not in values or not member.keeps(key):
                 entry = state.get(key)
@@ -347,7 +396,7 @@ class Cohorts:
         member.scalars = tuple(values[key] for key in self._counterpart.scalars)
         return member
 
-    def _sort(self, parts, member):
+    def _sort(self, parts: dict[tuple[Any, ...], list[Part]], member: Member) -> None:
         """Puts a member to those that it can step with: a part is (members, the scalars of each group by its id)."""
         key = member.count, member.param.grad is None, *(member.group[name] for name in self._flags)
         for members, scalars in parts.setdefault(key, []):
@@ -356,7 +405,7 @@ class Cohorts:
                 return
         parts[key].append(([member], {id(member.group): member.scalars}))
 
-    def _plan(self, members, scalars, splits):
+    def _plan(self, members: list[Member], scalars: dict[int, Numbers], splits: int) -> Cohort:
         """A cohort of these members, which have done the same number of steps."""
         counterpart, count = self._counterpart, members[0].count
         for member in members:
@@ -367,8 +416,7 @@ class Cohorts:
         keys = {counterpart.slots[slot]: (slot, k) for slot, k in used_slots(inner).items()}
         slots, new = {}, []
         for key, (slot, k) in keys.items():
-            found, missing = slot_tensors(members, weights, key, k,
-                                          lambda group, key=key: counterpart.initial_value(key, group))
+            found, missing = slot_tensors(members, weights, key, k, partial(counterpart.initial_value, key))
             slots[slot] = [tensors.view(tensor, member.param) for tensor, member in zip(found, members, strict=True)]
             new += [(members[i], key, found[i]) for i in missing]
             for member, tensor in zip(members, found, strict=True):

@@ -5,10 +5,24 @@ schedulers and programs that write into a group need nobody to tell optimc.  Onl
 fixed, because they choose the kernel; cohorts.py plans anew when one of them changes.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from optimc import registry
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
 
-def make_inner(counterpart, sources, groups, members=()):
+    from torch import Tensor
+
+    from optimc.base.optimizer import Optimizer
+    from optimc.torch_names import Counterpart, Source
+
+
+def make_inner(counterpart: Counterpart, sources: Sequence[Source], groups: Sequence[dict[str, Any]],
+               members: Sequence[tuple[Tensor, dict[str, Any]]] = ()) -> Optimizer:
     """A new optimizer of optimc.
 
     Args:

@@ -18,18 +18,29 @@ and pickles of the dict are plain, and so is the dict of each parameter.
 The functions below make, read and check what is in it.  Next: cohorts.py, which plans.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from collections import defaultdict
 from collections.abc import ItemsView, ValuesView
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from optimc.base import memory
 from optimc.torch import tensors
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
-class States(defaultdict):
+    from torch import Tensor
+
+    from optimc._types import Array, Config
+    from optimc.torch.cohorts import Cohorts, Member
+
+
+class States(defaultdict[Any, Any]):
     """The state by parameter, for `optimizer.state`.
 
     Args:
@@ -40,40 +51,42 @@ class States(defaultdict):
         known: whether a program may hold tensors that are in it, and so may move them at any time.
     """
 
-    def __init__(self, cohorts, states):
-        self.cohorts = None                         # filling the dict is no look
+    known: bool
+
+    def __init__(self, cohorts: Cohorts, states: Mapping[Any, Any]) -> None:
+        self.cohorts: Any = None                         # filling the dict is no look
         super().__init__(dict, states)
         self.cohorts, self.known = cohorts, bool(states)
 
-    def items(self):
+    def items(self) -> Any:
         return ItemsView(self)                      # looks at every entry it gives
 
-    def values(self):
+    def values(self) -> Any:
         return ValuesView(self)
 
-    def copy(self):
+    def copy(self) -> Any:
         with self.cohorts.turn:
             self.cohorts.look(self)
             return defaultdict(dict, dict.items(self))
 
     __copy__ = copy
 
-    def __or__(self, other):
+    def __or__(self, other: Any) -> Any:
         return self.copy() | other
 
-    def __ror__(self, other):
+    def __ror__(self, other: Any) -> Any:
         return other | self.copy()
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return defaultdict, (dict, dict(self.copy()))
 
 
-def _looking(name):
+def _looking(name: str) -> Callable[..., Any]:
     """A method of dict that looks first.  No step runs meanwhile."""
     method = getattr(defaultdict, name)
 
     @functools.wraps(method)
-    def looking(self, *args, **kwargs):
+    def looking(self: States, *args: Any, **kwargs: Any) -> Any:
         if self.cohorts is None:
             return method(self, *args, **kwargs)
         with self.cohorts.turn:
@@ -92,7 +105,7 @@ for _name in ("__getitem__", "__setitem__", "__delitem__", "__ior__", "get", "po
 LAST_WHOLE = 2 ** 24        # the last count up to which float32 has all
 
 
-def put_number(state, key, value):
+def put_number(state: Config, key: str, value: float) -> Tensor:
     """Writes a number into a parameter's state, into the tensor that is there if it can hold it; returns the tensor.
 
     A step count is kept in the type that torch gives it, and in float64 beyond 2^24.  The scalars of a rule are kept
@@ -110,12 +123,12 @@ def put_number(state, key, value):
     return tensor
 
 
-def number(entry):
+def number(entry: Any) -> float:
     """What an entry of a parameter's state says, a tensor or a number."""
     return entry.item() if isinstance(entry, torch.Tensor) else float(entry)
 
 
-def count_of(state, index):
+def count_of(state: Config, index: int) -> int:
     """The steps done with the state of parameter `index`."""
     if "step" in state:
         count = number(state["step"])
@@ -128,7 +141,8 @@ def count_of(state, index):
 
 # -------------------------------------------------------------------------------------------- slots
 
-def slot_tensors(members, weights, key, k, initial):
+def slot_tensors(members: Sequence[Member], weights: Sequence[Array], key: str, k: int,
+                 initial: Callable[[Config], float]) -> tuple[list[Tensor], list[int]]:
     """The tensors for `key` in the states of members, and the numbers of those that are not there yet.
 
     A tensor that is missing, or does not lie in memory as its parameter does, is made anew.  No state changes.
@@ -143,7 +157,7 @@ def slot_tensors(members, weights, key, k, initial):
     Raises:
         ValueError: a state is not of its parameter's shape and type.
     """
-    found = [member.state.get(key) for member in members]
+    found: list[Any] = [member.state.get(key) for member in members]
     for tensor, member in zip(found, members, strict=True):
         param = member.param
         if tensor is None:
@@ -161,7 +175,7 @@ def slot_tensors(members, weights, key, k, initial):
     return found, new
 
 
-def place_loaded(states, keys):
+def place_loaded(states: Any, keys: Iterable[str]) -> None:
     """Moves tensors that torch has just loaded to where a step is fast, before a program has looked at them."""
     for k, key in enumerate(keys):
         some = [(param, state) for param, state in dict.items(states) if tensors.fits(state.get(key), param)]
@@ -172,14 +186,14 @@ def place_loaded(states, keys):
         states.known = False                        # only what was placed here is in it
 
 
-def with_numbers(state_dict, keys):
+def with_numbers(state_dict: Config, keys: Container[str]) -> Config:
     """A state_dict that has plain numbers under these keys, which torch's loading leaves as they are."""
     return {**state_dict, "state": {
         index: {key: number(value) if key in keys else value for key, value in state.items()}
         if isinstance(state, dict) else state for index, state in state_dict["state"].items()}}
 
 
-def place_numbers(states, keys):
+def place_numbers(states: Mapping[Any, Any], keys: Iterable[str]) -> None:
     """Makes tensors of plain numbers in states, before torch does it with fewer bits."""
     for state in states.values():
         for key in keys:
@@ -187,7 +201,7 @@ def place_numbers(states, keys):
                 put_number(state, key, state[key])
 
 
-def check_loaded(state_dict, param_groups, keys):
+def check_loaded(state_dict: Config, param_groups: Iterable[Config], keys: Container[str]) -> None:
     """Raises a ValueError if a state_dict has a slot that is not of its parameter's shape."""
     mine = [param for group in param_groups for param in group["params"]]
     theirs = [index for group in state_dict["param_groups"] for index in group["params"]]

@@ -4,10 +4,13 @@
 (cohorts.py) hold the plans and the state.  The usual step is one call into C; all others go by `_step_all`.
 """
 
+from __future__ import annotations
+
 import copy
 import itertools
 import os
 import threading
+from typing import TYPE_CHECKING
 
 import torch
 import torch.optim.optimizer as _torch
@@ -19,14 +22,27 @@ from optimc.torch.cohorts import Cohorts
 from optimc.torch.inner import make_inner
 from optimc.torch.states import check_loaded, place_loaded, place_numbers, with_numbers
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
-class TorchOptimizer:
+    from torch import Tensor
+
+    from optimc._types import Config
+    from optimc.torch_names import Counterpart, Source
+
+    Base = torch.optim.Optimizer
+else:
+    Base = object
+
+
+class TorchOptimizer(Base):
     """The base that comes before torch's class in each class of optimc.torch."""
 
-    _counterpart = None             # from TORCH
-    _sources = ()                   # where its arguments stand in a parameter group
+    _counterpart: Counterpart       # from TORCH
+    _sources: Sequence[Source] = ()                 # where its arguments stand in a parameter group
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._cohorts = Cohorts(self, self._counterpart, self._sources)
         super().__init__(*args, **kwargs)
         for name in ("capturable", "differentiable"):
@@ -37,7 +53,7 @@ class TorchOptimizer:
         self._cohorts.states.known = False          # torch has made what is in it, if anything
         self._check_groups(self.param_groups)
 
-    def add_param_group(self, param_group):
+    def add_param_group(self, param_group: Config) -> None:
         with self._cohorts.turn:
             super().add_param_group(param_group)
             if hasattr(self, "_step_supports_amp_scaling"):     # not from the constructor, which checks them all
@@ -47,10 +63,10 @@ class TorchOptimizer:
                     self.param_groups.pop()
                     raise
 
-    def _params(self):
+    def _params(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in group["params"]]
 
-    def _check_groups(self, new):
+    def _check_groups(self, new: Sequence[Config]) -> None:
         """Refuses what a step would refuse in the last groups."""
         params = self._params()
         first = len(params) - sum(len(group["params"]) for group in new)
@@ -61,7 +77,7 @@ class TorchOptimizer:
 
     # ----------------------------------------------------------------------------- the step
 
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step, as in torch.  Returns the loss of the closure, if there is one."""
         if (self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
                 or _torch._global_optimizer_pre_hooks or _torch._global_optimizer_post_hooks
@@ -72,7 +88,7 @@ class TorchOptimizer:
     # torch wraps a step that lacks this mark; this one does itself what the wrapper does
     step.hooked = True      # type: ignore[attr-defined]
 
-    def _plain_step(self, closure=None):
+    def _plain_step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -89,7 +105,7 @@ class TorchOptimizer:
         self._step_the_long_way()
         return loss
 
-    def _step_the_long_way(self):
+    def _step_the_long_way(self) -> None:
         cohorts, me = self._cohorts, (os.getpid(), threading.get_ident())
         with cohorts.turn:
             if cohorts.stepping == me:              # a number in a group, say, steps when it is read
@@ -110,7 +126,7 @@ class TorchOptimizer:
             finally:
                 cohorts.stepping = None
 
-    def _step_all(self):
+    def _step_all(self) -> None:
         """The step when anything is unusual: several cohorts, a state that may have changed, a gradient scale."""
         found, scale = getattr(self, "found_inf", None), None           # from torch's GradScaler
         if found is not None:
@@ -137,7 +153,7 @@ class TorchOptimizer:
 
     # ------------------------------------------------------------------------------- state
 
-    def state_dict(self):
+    def state_dict(self) -> Config:
         """The state, in the format of torch's class of the same name.  Each class loads the other's.
 
         It holds the live tensors of the optimizer: save or copy it before the next step.
@@ -146,11 +162,11 @@ class TorchOptimizer:
             self._cohorts.watch_state()
             return super().state_dict()
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: Config) -> None:
         """Takes over a copy of a state of this class or torch's.  Shapes are checked before anything changes."""
         slots = list(self._counterpart.slots.values())
 
-        def check(_, loaded):                       # the last hook, which sees what those of the program made
+        def check(_: Any, loaded: Config) -> Config:    # the last hook, which sees what those of the program made
             check_loaded(loaded, self.param_groups, slots)
             return with_numbers(loaded, self._counterpart.scalars)
 
@@ -164,12 +180,12 @@ class TorchOptimizer:
                 handle.remove()
             place_loaded(self.state, slots)
 
-    def __getstate__(self):
+    def __getstate__(self) -> Config:
         with self._cohorts.turn:
             self._cohorts.watch_state()
             return {**super().__getstate__(), "state": self.state.copy()}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Config) -> None:
         place_numbers(state.get("state", {}), self._counterpart.scalars)
         if "_cohorts" not in self.__dict__:
             self._cohorts = Cohorts(self, self._counterpart, self._sources)
@@ -180,11 +196,12 @@ class TorchOptimizer:
             self._cohorts.watch_state()
 
 
-def _hooked_step(optimizer, closure):
+def _hooked_step(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
     """The step as torch wraps it, with its hooks and its record for the profiler."""
     name = f"Optimizer.step#{type(optimizer).__name__}.step"
     with torch.autograd.profiler.record_function(name):
-        args, kwargs = (optimizer, closure) if closure is not None else (optimizer,), {}
+        args: tuple[Any, ...] = (optimizer, closure) if closure is not None else (optimizer,)
+        kwargs: dict[str, Any] = {}
         for hook in itertools.chain(_torch._global_optimizer_pre_hooks.values(),
                                     optimizer._optimizer_step_pre_hooks.values()):
             result = hook(optimizer, args, kwargs)

@@ -4,35 +4,46 @@ Two tensors of one order have their elements at the same places.  A step walks a
 in the order in which the parameter lies in memory, so that tensors in channels-last order are stepped in place too.
 """
 
+from __future__ import annotations
+
 import itertools
+from typing import TYPE_CHECKING
 
 import torch
 
 from optimc.base import storage
 
-TYPES = tuple(getattr(torch, name) for name in storage.TYPES)
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+    from torch import Tensor
+
+    from optimc._types import Array
+
+TYPES: tuple[torch.dtype, ...] = tuple(getattr(torch, name) for name in storage.TYPES)
 
 #: the table by which C looks at tensors; None before torch 2.10: then steps go through NumPy views
-EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+EXCHANGE: Any = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 
 #: types of tensors whose methods run no Python code
-PLAIN = (torch.Tensor, torch.nn.Parameter)
+PLAIN: tuple[type, ...] = (torch.Tensor, torch.nn.Parameter)
 
 
-def order(tensor):
+def order(tensor: Tensor) -> tuple[int, ...] | None:
     """The axes in the order in which they lie in memory; None if that is their own order."""
     if tensor.is_contiguous():
         return None
-    return tuple(sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis)))
+    return tuple(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
 
 
-def is_dense(tensor):
+def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill their memory, in whatever order of the axes."""
     axes = order(tensor)
     return axes is None or tensor.permute(axes).is_contiguous()
 
 
-def array(tensor):
+def array(tensor: Tensor) -> Array:
     """A NumPy view of a tensor's memory.
 
     Raises:
@@ -43,24 +54,24 @@ def array(tensor):
     return tensor.detach().numpy()
 
 
-def view(tensor, like):
+def view(tensor: Tensor, like: Tensor) -> Array:
     """The same, with its axes in the order of `like`'s."""
     axes = order(like)
     return array(tensor if axes is None else tensor.permute(axes))
 
 
-def over(array, like):
+def over(array: Array, like: Tensor) -> Tensor:
     """A tensor over the memory of `array`, with the shape and strides of `like`; the inverse of `view`."""
     with torch.inference_mode(False):               # a program may look at state for the first time within it
         return torch.from_numpy(array.reshape(-1)).as_strided(like.shape, like.stride())
 
 
-def form(tensor):
+def form(tensor: Tensor) -> tuple[Any, ...]:
     """All that a plan depends on of a parameter but its address."""
     return tensor.dtype, tensor.shape, tensor.stride()
 
 
-def fits(tensor, param):
+def fits(tensor: object, param: object) -> bool:
     """Whether a step takes `tensor` as state of `param`: on the CPU, dense, of the same shape and type."""
     return (isinstance(tensor, torch.Tensor) and isinstance(param, torch.Tensor)
             and tensor.layout == torch.strided == param.layout and tensor.device.type == "cpu" == param.device.type
@@ -68,7 +79,7 @@ def fits(tensor, param):
             and is_dense(param))
 
 
-def check_parameters(params, first=0):
+def check_parameters(params: Iterable[Tensor], first: int = 0) -> None:
     """Raises an error for a parameter that cannot be stepped.
 
     Args:
@@ -92,7 +103,7 @@ def check_parameters(params, first=0):
                              "clone() has such a memory of its own")
 
 
-def check_apart(params):
+def check_apart(params: Sequence[Tensor]) -> None:
     """Raises a ValueError if two parameters share memory.  Each is dense."""
     places = sorted((param.data_ptr(), i) for i, param in enumerate(params)
                     if not torch.nn.parameter.is_lazy(param) and param.numel())
@@ -102,7 +113,7 @@ def check_apart(params):
             raise ValueError(f"params[{i}] and params[{k}] overlap in memory")
 
 
-def has_version(tensor):
+def has_version(tensor: Tensor) -> bool:
     """Whether torch counts the changes of a tensor: not those of one made in inference mode."""
     try:
         return tensor._version is not None
@@ -110,13 +121,13 @@ def has_version(tensor):
         return False
 
 
-def check_versions(unversioned):
+def check_versions(unversioned: Sequence[Tensor]) -> None:
     """Raises a RuntimeError, as torch does, for tensors made in inference mode that are to be stepped outside it."""
     if unversioned and not torch.is_inference_mode_enabled():
         raise RuntimeError("a parameter or its state was made in inference mode: it cannot be updated outside it")
 
 
-def check_gradients(params):
+def check_gradients(params: Iterable[Tensor]) -> None:
     """Raises a TypeError for a gradient that C cannot look at."""
     for i, param in enumerate(params):
         grad = param.grad
