@@ -16,6 +16,10 @@ from optimc.mpi.team import TIMEOUT, Fact, Team
 if TYPE_CHECKING:
     from typing import Any
 
+    from optimc._types import Classes, Config, Path, Tensors
+    from optimc.mpi.team import Call
+
+
 def load(path: Path, comm: MPI.Intracomm = MPI.COMM_WORLD, *, custom_objects: Classes | None = None,
          **options: Any) -> Sharded:
     """Loads a `Sharded` optimizer from a checkpoint of a job of any size, or of `Optimizer.save`.
