@@ -55,7 +55,7 @@ def main(name="adamw"):
                "out/bias": np.zeros(10, np.float32)}
     optimizer = optimc.get({"class_name": name, "config": {
         "learning_rate": optimc.schedules.CosineDecay(3e-3, decay_steps=10 * 42),
-        "weight_decay": 0.01, "groups": [{"params": "bias$", "weight_decay": 0.0}],
+        "weight_decay": 0.01, "groups": [{"weights": "bias$", "weight_decay": 0.0}],
         "use_ema": True, "ema_momentum": 0.98}})
 
     for k in range(5):

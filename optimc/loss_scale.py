@@ -7,6 +7,7 @@ import numpy as np
 from optimc import _core, registry
 from optimc.base.arguments import LOW_OPEN, Count
 from optimc.base.optimizer import Optimizer
+from optimc.base.spellings import older_spellings
 from optimc.base.wrapper import WrapperOfOne
 from optimc.routing import MultiOptimizer
 
@@ -80,18 +81,20 @@ class LossScaleOptimizer(WrapperOfOne):
         """The scale that the next gradients are divided by."""
         return self.inner_optimizer.loss_scale_factor
 
-    def build(self, params):
+    @older_spellings
+    def build(self, weights):
         """Builds the inner optimizer."""
-        self.inner_optimizer.build(params)
+        self.inner_optimizer.build(weights)
 
-    def apply(self, grads, trainable_variables=None):
+    @older_spellings
+    def apply(self, grads, weights=None):
         """Steps, unless a gradient is not finite.  Arguments and errors are those of `Optimizer.apply`."""
         inner = self.inner_optimizer
         if isinstance(inner, MultiOptimizer):
-            self._apply_routed(grads, trainable_variables)
+            self._apply_routed(grads, weights)
             return
         with _core.Transaction() as steps:
-            finite = steps.check(inner, grads, trainable_variables, finite=True)
+            finite = steps.check(inner, grads, weights, finite=True)
             if finite:
                 inner._between()
             self._adapt(steps, finite)
@@ -124,13 +127,15 @@ class LossScaleOptimizer(WrapperOfOne):
         else:
             steps.set_value(inner, 0, inner._index["loss_scale_factor"], scale)
 
-    def finalize_variable_values(self, params=None):
+    @older_spellings
+    def finalize_variable_values(self, weights=None):
         """The inner optimizer's."""
-        self.inner_optimizer.finalize_variable_values(params)
+        self.inner_optimizer.finalize_variable_values(weights)
 
-    def averaged(self, params=None):
+    @older_spellings
+    def averaged(self, weights=None):
         """The inner optimizer's."""
-        return self.inner_optimizer.averaged(params)
+        return self.inner_optimizer.averaged(weights)
 
     def _own_variables(self):
         return [np.array(self.step_counter), np.array(self.dynamic_scale)]

@@ -98,7 +98,7 @@ def from_torch(optimizer):
         n = len(group["params"])
         different = {key: value for key, value in values.items() if value != first[key]}
         if different:
-            groups.append({"params": list(range(position, position + n)), **different})
+            groups.append({"weights": list(range(position, position + n)), **different})
         position += n
     ours = registry.classes[counterpart.name](**first, groups=groups, style="torch")
     params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -118,7 +118,7 @@ def from_torch(optimizer):
     steps = counts.pop() if counts else 1               # torch's SGD has no count; only its first step is special
     if counterpart.scalars:
         for k, group in enumerate([None, *groups]):
-            state = states[group["params"][0] if group else 0]
+            state = states[group["weights"][0] if group else 0]
             ours._set_scalars([float(state[key]) for key in counterpart.scalars], k)
     _hold(ours, steps, likes=likes_of(weights), slots=held, waiting=(False,) * len(weights))
     return ours

@@ -12,6 +12,7 @@ import numpy as np
 from optimc import _core
 from optimc.base.arguments import HIGH_OPEN, Option, Value, count, fraction, patterns, real
 from optimc.base.optimizer import Optimizer
+from optimc.base.spellings import older_spellings
 
 __all__ = ["Muon"]
 
@@ -88,9 +89,10 @@ class Muon(Optimizer):
     def _factor(self, weight):
         return max(weight.shape, default=1) ** 0.5
 
-    def apply(self, grads, trainable_variables=None):
+    @older_spellings
+    def apply(self, grads, weights=None):
         with _core.Transaction() as steps:
-            if steps.check(self, grads, trainable_variables):
+            if steps.check(self, grads, weights):
                 self._between()
             steps.commit()
 

@@ -723,7 +723,7 @@ class Adafactor(Optimizer):
         if weight.ndim < 2 or not weight.size:
             return "adafactor_vector"
         if not weight.flags.c_contiguous:
-            raise ValueError(f"params: Adafactor needs weights of two axes or more in C order, got strides "
+            raise ValueError(f"weights: Adafactor needs weights of two axes or more in C order, got strides "
                              f"{weight.strides} for shape {weight.shape}")
         return "adafactor"
 

@@ -7,6 +7,7 @@ from optimc import _core, registry
 from optimc.base import averages
 from optimc.base.arguments import LOW_OPEN, Count, kept
 from optimc.base.optimizer import Optimizer
+from optimc.base.spellings import older_spellings
 from optimc.base.wrapper import Wrapper
 
 
@@ -80,18 +81,18 @@ class OptimizerMap:
                     for key, value in config["optimizer_map"].items()})
 
 
-def _parts_of(params):
-    """A function that gives an optimizer's part of `params`, a dict; None for None."""
-    if params is not None and not isinstance(params, dict):
-        raise TypeError(f"params must be a dict, whose keys are the names, got {type(params).__name__}")
+def _parts_of(weights):
+    """A function that gives an optimizer's part of `weights`, a dict; None for None."""
+    if weights is not None and not isinstance(weights, dict):
+        raise TypeError(f"weights must be a dict, whose keys are the names, got {type(weights).__name__}")
 
     def part(optimizer):
-        if params is None:
+        if weights is None:
             return None
         for name in optimizer._names:
-            if name not in params:
-                raise ValueError(f"params has no entry {name!r}")
-        return {name: params[name] for name in optimizer._names}
+            if name not in weights:
+                raise ValueError(f"weights has no entry {name!r}")
+        return {name: weights[name] for name in optimizer._names}
 
     return part
 
@@ -209,11 +210,13 @@ class MultiOptimizer(Wrapper):
         for optimizer, scale in scales:
             steps.set_value(optimizer, 0, optimizer._index["loss_scale_factor"], scale)
 
-    def build(self, params):
+    @older_spellings
+    def build(self, weights):
         """Builds every optimizer for the weights that are mapped to it; all of them, or none if one is refused."""
         new, scales = {}, []
+        parts = self._split("weights", weights, new)
         with _core.Transaction() as steps:
-            for _, (optimizer, part) in sorted(self._split("params", params, new).items()):     # as steps are locked
+            for _, (optimizer, part) in sorted(parts.items()):      # as steps are locked
                 steps.lock(optimizer)
                 steps.bind(optimizer, optimizer._build(part, may_add=True))
                 if (scale := self._scale_of(optimizer)) is not None:
@@ -221,33 +224,34 @@ class MultiOptimizer(Wrapper):
             self._keep(steps, new, scales)
             steps.commit()
 
-    def apply(self, grads, trainable_variables=None):
+    @older_spellings
+    def apply(self, grads, weights=None):
         """One step of every optimizer; arguments and errors are `Optimizer.apply`'s, with dicts."""
         with _core.Transaction() as steps:
-            self._check_all(steps, grads, trainable_variables)
+            self._check_all(steps, grads, weights)
             steps.count(self.__dict__, "iterations")
             steps.commit()
 
-    def _check_all(self, steps, grads, trainable_variables, finite=False):
+    def _check_all(self, steps, grads, weights, finite=False):
         """Checks the step of every optimizer that has a gradient, in a transaction.
 
         finite: the caller asks whether all gradients are; False if one is not.
         """
         new, scales, ready, good = {}, [], [], True
-        parts, weights = self._split("grads", grads, new), {}
-        if trainable_variables is not None:
-            weights = self._split("params", trainable_variables, new)
-            for name in trainable_variables:
+        parts, weights_of = self._split("grads", grads, new), {}
+        if weights is not None:
+            weights_of = self._split("weights", weights, new)
+            for name in weights:
                 if name not in grads:
-                    raise ValueError(f"grads has no entry for params[{name!r}]")
+                    raise ValueError(f"grads has no entry for weights[{name!r}]")
             for name in grads:
-                if name not in trainable_variables:
-                    raise ValueError(f"params has no entry for grads[{name!r}]")
+                if name not in weights:
+                    raise ValueError(f"weights has no entry for grads[{name!r}]")
         idle = {key for key, (_, part) in parts.items() if all(grad is None for grad in part.values())}
         if len(idle) == len(parts):
             raise ValueError("No gradients provided for any variable.")
         if idle:
-            names = ", ".join(f"params[{name!r}]" for key in idle for name in parts[key][1])
+            names = ", ".join(f"weights[{name!r}]" for key in idle for name in parts[key][1])
             _core.warn(f"Gradients do not exist for {names}: these weights are left as they are")
         resting = {id(one): one for one in self._inner() if id(one) not in parts} if self._scale_moves else {}
         for key in sorted([*parts, *resting]):          # in one order: threads that share optimizers wait in turn
@@ -261,7 +265,7 @@ class MultiOptimizer(Wrapper):
             if key in idle:
                 if scale is not None:
                     steps.lock(optimizer)
-            elif steps.check(optimizer, part, weights[key][1] if weights else None, finite=finite,
+            elif steps.check(optimizer, part, weights_of[key][1] if weights_of else None, finite=finite,
                              loss_scale=self.loss_scale_factor if self._scale_moves else scale):
                 ready.append(optimizer)
             else:
@@ -277,16 +281,18 @@ class MultiOptimizer(Wrapper):
         """The loss multiplied by `loss_scale_factor`, if there is one."""
         return loss if self.loss_scale_factor is None else loss * self.loss_scale_factor
 
-    def finalize_variable_values(self, params=None):
+    @older_spellings
+    def finalize_variable_values(self, weights=None):
         """Every optimizer's."""
-        averages.finalize([optimizer for optimizer in self._inner() if optimizer.built], _parts_of(params))
+        averages.finalize([optimizer for optimizer in self._inner() if optimizer.built], _parts_of(weights))
 
-    def averaged(self, params=None):
+    @older_spellings
+    def averaged(self, weights=None):
         """A context manager, `Optimizer.averaged`, for all weights whose optimizers keep averages."""
         kept = [optimizer for optimizer in self._inner() if optimizer.built and optimizer.keeps_averages]
         if not kept:
             raise ValueError(f"{self.name} keeps no averages: construct an optimizer with use_ema=True, and build it")
-        return averages.averaged(kept, _parts_of(params))
+        return averages.averaged(kept, _parts_of(weights))
 
     def get_config(self):
         """The constructor's arguments as a dict of plain values; needs an `OptimizerMap`."""

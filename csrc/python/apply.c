@@ -66,8 +66,8 @@ int optimc_match_step(Optimizer *self, PyObject *grads, PyObject *weights, int q
     if (!self->plan) {
         if (weights == Py_None) {
             PyErr_SetString(PyExc_ValueError,
-                "the optimizer is not built: pass the weights too, apply(grads, params), or call "
-                "build(params) first");
+                "the optimizer is not built: pass the weights too, apply(grads, weights), or call "
+                "build(weights) first");
             return -1;
         }
         PyObject *before = Py_XNewRef(self->state), *made = call_method(self, "_build", weights);
@@ -129,15 +129,15 @@ void optimc_run_step(Optimizer *self)
     }
 }
 
-PyDoc_STRVAR(apply_doc, "apply($self, grads, trainable_variables=None)\n--\n\n"
+PyDoc_STRVAR(apply_doc, "apply($self, grads, weights=None)\n--\n\n"
 "Updates the weights in place by one step.\n\n"
 "Args:\n"
 "    grads: list, tuple or dict of gradients, one per weight: arrays of float16, bfloat16, float32,\n"
 "        float64 or long double with the weight's shape, any strides, or None for a weight that has\n"
 "        none this time.  They are never changed.\n"
-"    trainable_variables: the weights, a list, tuple or dict (with the same keys) of writable float32\n"
-"        or float64 arrays, contiguous in C or Fortran order.  The first call builds the optimizer for\n"
-"        them; later ones may name some of them, in any order, or leave them out to mean all.\n\n"
+"    weights: list, tuple or dict (with the same keys) of writable float32 or float64 arrays,\n"
+"        contiguous in C or Fortran order.  The first call builds the optimizer for them.  Later calls\n"
+"        may name some of them, in any order, or leave them out to mean all.\n\n"
 "Raises:\n"
 "    TypeError, ValueError: one line that names the entry; nothing at all has changed.\n"
 "    RuntimeError: a schedule tried to step its own optimizer.\n"
@@ -151,33 +151,52 @@ PyDoc_STRVAR(apply_doc, "apply($self, grads, trainable_variables=None)\n--\n\n"
 "    >>> w\n"
 "    array([0.5, 0.5, 0.5], dtype=float32)");
 
-static PyObject *optimizer_apply(Optimizer *self, PyObject *const *args, Py_ssize_t n, PyObject *kwnames)
+const char *const optimc_spellings[SPELLINGS] = {"weights", "params", "trainable_variables", "variables", "var_list"};
+
+static int is_weights(PyObject *keyword)
 {
-    static const char *const names[] = {"grads", "trainable_variables"};
-    PyObject *given[2] = {NULL, Py_None};
+    int k = 0;
+    while (k < SPELLINGS && PyUnicode_CompareWithASCIIString(keyword, optimc_spellings[k]))
+        k++;
+    return k < SPELLINGS;
+}
+
+/* Reads the arguments of `apply` into given[0] and given[1]: 0, or -1 with an error. */
+static int read_arguments(PyObject *const *args, Py_ssize_t n, PyObject *kwnames, PyObject **given)
+{
     const Py_ssize_t n_keywords = kwnames ? PyTuple_GET_SIZE(kwnames) : 0;
     if (n > 2) {
         PyErr_Format(PyExc_TypeError, "apply() takes at most 2 arguments (%zd given)", n);
-        return NULL;
+        return -1;
     }
     for (Py_ssize_t i = 0; i < n; i++)
         given[i] = args[i];
     for (Py_ssize_t i = 0; i < n_keywords; i++) {
         PyObject *keyword = PyTuple_GET_ITEM(kwnames, i);
-        int k = 0;
-        while (k < 2 && PyUnicode_CompareWithASCIIString(keyword, names[k]))
-            k++;
-        if (k == 2 || k < n) {
-            PyErr_Format(PyExc_TypeError, k == 2 ? "apply() got an unexpected keyword argument '%U'"
-                : "apply() got multiple values for argument '%U'", keyword);
-            return NULL;
+        const int k = is_weights(keyword);
+        if (!k && PyUnicode_CompareWithASCIIString(keyword, "grads")) {
+            PyErr_Format(PyExc_TypeError, "apply() got an unexpected keyword argument '%U'", keyword);
+            return -1;
+        }
+        if (given[k]) {
+            PyErr_Format(PyExc_TypeError, "apply() got multiple values for argument '%s'", k ? "weights" : "grads");
+            return -1;
         }
         given[k] = args[n + i];
     }
-    if (!given[0]) {
-        PyErr_SetString(PyExc_TypeError, "apply() missing required argument 'grads'");
+    if (given[0])
+        return 0;
+    PyErr_SetString(PyExc_TypeError, "apply() missing required argument 'grads'");
+    return -1;
+}
+
+static PyObject *optimizer_apply(Optimizer *self, PyObject *const *args, Py_ssize_t n, PyObject *kwnames)
+{
+    PyObject *given[2] = {NULL, NULL};
+    if (read_arguments(args, n, kwnames, given))
         return NULL;
-    }
+    if (!given[1])
+        given[1] = Py_None;
     if (optimc_lock(self))
         return NULL;
     const int checked = optimc_check_step(self, given[0], given[1], self->check_finite);

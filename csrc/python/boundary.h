@@ -271,6 +271,8 @@ int optimc_is_long(const Plan *self);               /* whether the step is worth
 
 /* apply.c: one step.  The lock is held throughout, and optimc_end_step comes last. */
 extern PyMethodDef optimc_apply_methods[];
+enum { SPELLINGS = 5 };
+extern const char *const optimc_spellings[SPELLINGS];   /* the argument `weights`, then its other names */
 int optimc_match_step(Optimizer *self, PyObject *grads, PyObject *weights, int quiet);
 void optimc_make_request(Optimizer *self, int finite);
 int optimc_survey_step(Optimizer *self, PyObject *grads, PyObject *weights, int finite);

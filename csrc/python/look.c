@@ -200,7 +200,7 @@ static int hold_each(const struct look *look)
     for (size_t i = 0; i < n; i++) {
         PyObject *grad = look->self->plan->gradients[i];
         PyObject *tensor = is_whole(look) ? Py_NewRef(weight_at(look, i)) : NULL;
-        const int failed = !tensor ? -1 : hold(tensors, tensor, i) ? refuse_hold(look, tensor, "params", i)
+        const int failed = !tensor ? -1 : hold(tensors, tensor, i) ? refuse_hold(look, tensor, "weights", i)
             : hold(tensors, grad, n + i) ? refuse_hold(look, grad, "grads", i) : 0;
         Py_XDECREF(tensor);
         if (failed)
@@ -269,12 +269,12 @@ static int place_all(struct look *look)
         if (look->again && !is_whole(look))
             return -1;
         PyObject *tensor = weight_at(look, i);
-        if (optimc_look_tensor(look->table, tensor, order_of(look, i), "params", (Py_ssize_t)i, look->room,
+        if (optimc_look_tensor(look->table, tensor, order_of(look, i), "weights", (Py_ssize_t)i, look->room,
                 ndim_of(look, i), &view))
             return -1;
         const enum fault fault = optimc_plan_place(plan->core, (struct place){i, PART_WEIGHT}, &view, &moved);
         if (fault)
-            return refuse(fault, "params", i);
+            return refuse(fault, "weights", i);
         check_reach(look, i, &view);
         look->moved |= moved;
         if (moved && look->ask_places) {
@@ -377,7 +377,7 @@ static int look_at_all(struct look *look, int held)
         if (look->again)
             continue;
         if (optimc_plan_move(plan->core, overlap))
-            return refuse(FAULT_OVERLAP, "params", overlap[1].weight);
+            return refuse(FAULT_OVERLAP, "weights", overlap[1].weight);
         look->self->moved |= look->moved;
         if (take_all(look) < 0)
             return -1;

@@ -30,25 +30,25 @@ static Py_ssize_t find(Plan *self, const struct pairs *pairs, PyObject *object)
 {
     struct view view;
     if (!PyArray_Check(object))
-        return optimc_look_writable(object, optimc_pair_label(pairs, "params"), &view);
+        return optimc_look_writable(object, optimc_pair_label(pairs, "weights"), &view);
     if (optimc_is_masked(object))
-        return optimc_refuse_masked(optimc_pair_label(pairs, "params"));
+        return optimc_refuse_masked(optimc_pair_label(pairs, "weights"));
     PyArrayObject *array = (PyArrayObject *)object;
     optimc_look(array, &view);
     const Py_ssize_t i = optimc_plan_find(self->core, &view, (size_t)pairs->i - 1);
     if (i >= 0) {
         const enum fault fault = optimc_plan_same(self->core, (size_t)i, &view);
         if (fault)
-            return optimc_refuse_weight(fault, optimc_pair_label(pairs, "params"), array,
+            return optimc_refuse_weight(fault, optimc_pair_label(pairs, "weights"), array,
                 (PyArrayObject *)PyTuple_GET_ITEM(self->weights, i));
         return i;
     }
     const enum fault fault = optimc_plan_check(&view);
     if (fault)
-        return optimc_refuse_weight(fault, optimc_pair_label(pairs, "params"), array, NULL);
+        return optimc_refuse_weight(fault, optimc_pair_label(pairs, "weights"), array, NULL);
     return optimc_refuse(PyExc_ValueError, "%U is not in the memory this optimizer was built with: update "
-        "weights in place (w -= d or w[...] = x, not w = w - d), or call build(params) with all of them "
-        "to move or add weights; slots are kept", optimc_pair_label(pairs, "params"), NULL, NULL);
+        "weights in place (w -= d or w[...] = x, not w = w - d), or call build(weights) with all of them "
+        "to move or add weights; slots are kept", optimc_pair_label(pairs, "weights"), NULL, NULL);
 }
 
 /* Notes one gradient in the plan, or raises. */
@@ -68,7 +68,7 @@ static int take(Plan *self, const struct pairs *pairs, size_t index, PyObject *g
     }
     PyArrayObject *array = (PyArrayObject *)grad;
     /* A key may have code of its own, which may change the gradient: the label comes first. */
-    PyObject *entry = optimc_pair_label(pairs, fault == FAULT_REPEATED ? "params" : "grads");
+    PyObject *entry = optimc_pair_label(pairs, fault == FAULT_REPEATED ? "weights" : "grads");
     if (fault == FAULT_REPEATED)
         return optimc_refuse(PyExc_ValueError, "%U: the same weight comes twice", entry, NULL, NULL);
     if (fault == FAULT_TYPE)
@@ -127,7 +127,7 @@ static int warn_missing(struct pairs pairs)
     PyObject *entries = PyList_New(0), *comma = PyUnicode_FromString(", "), *names = NULL;
     int more = entries && comma ? 1 : -1;
     while (more > 0 && (more = optimc_next_pair(&pairs)) > 0) {
-        PyObject *entry = pairs.grad == Py_None ? optimc_pair_label(&pairs, "params") : NULL;
+        PyObject *entry = pairs.grad == Py_None ? optimc_pair_label(&pairs, "weights") : NULL;
         if (pairs.grad == Py_None && (!entry || PyList_Append(entries, entry)))
             more = -1;
         Py_XDECREF(entry);

@@ -213,6 +213,7 @@ static int add_constants(PyObject *module)
     static const char *const policies[] = {[PROPAGATE] = "propagate", [RAISE] = "raise", [SKIP] = "skip"};
     return add_new(module, "options", NAMES((OPTION_NAMES)))
         || add_new(module, "MOST_STEPS", PyLong_FromLongLong(MOST_STEPS))
+        || add_new(module, "SPELLINGS", tuple_of(optimc_spellings, SPELLINGS))
         || add_new(module, "policies", tuple_of(policies, sizeof policies / sizeof *policies))
         || PyModule_AddIntMacro(module, LOW_OPEN) || PyModule_AddIntMacro(module, HIGH_OPEN)
         || PyModule_AddIntMacro(module, PART_AVERAGE) || PyModule_AddIntMacro(module, PART_ACCUMULATOR)

@@ -22,7 +22,7 @@ int optimc_open_pairs(const Plan *plan, PyObject *grads, PyObject *weights, stru
 {
     *pairs = (struct pairs){.grads = grads, .weights = weights};
     PyObject *both[] = {grads, weights};
-    const char *const names[] = {"grads", "params"};
+    const char *const names[] = {"grads", "weights"};
     for (int k = grads == weights; k < 2; k++) {
         if (k && plan && weights == Py_None)
             continue;
@@ -41,7 +41,7 @@ int optimc_open_pairs(const Plan *plan, PyObject *grads, PyObject *weights, stru
             return -1;
         }
     } else if (PyDict_Check(grads) != PyDict_Check(weights)) {
-        PyErr_Format(PyExc_TypeError, "grads and params must both be lists or both dicts, got %s and %s",
+        PyErr_Format(PyExc_TypeError, "grads and weights must both be lists or both dicts, got %s and %s",
             Py_TYPE(grads)->tp_name, Py_TYPE(weights)->tp_name);
         return -1;
     }
@@ -51,11 +51,11 @@ int optimc_open_pairs(const Plan *plan, PyObject *grads, PyObject *weights, stru
         return -1;
     if (n_grads != pairs->n) {
         PyErr_Format(PyExc_ValueError,
-            "grads and params must have one entry each per weight, got %zd and %zd", n_grads, pairs->n);
+            "grads and weights must have one entry each per weight, got %zd and %zd", n_grads, pairs->n);
         return -1;
     }
     if (!pairs->n) {
-        PyErr_SetString(PyExc_ValueError, "params is empty: expected at least one weight");
+        PyErr_SetString(PyExc_ValueError, "weights is empty: expected at least one weight");
         return -1;
     }
     return 0;
@@ -89,18 +89,18 @@ int optimc_next_pair(struct pairs *pairs)
         return 0;
     if (PyDict_Check(pairs->weights)) {
         if (!PyDict_Next(pairs->weights, &pairs->position, &pairs->key, &pairs->weight))
-            return refuse_shrunk("params");
+            return refuse_shrunk("weights");
         Py_INCREF(pairs->key);
         Py_INCREF(pairs->weight);
         if (!PyUnicode_Check(pairs->key)) {
-            PyErr_Format(PyExc_TypeError, "params: keys must be str, got %s",
+            PyErr_Format(PyExc_TypeError, "weights: keys must be str, got %s",
                 Py_TYPE(pairs->key)->tp_name);
             return -1;
         }
     } else {
         pairs->weight = item(pairs->weights, pairs->i);
         if (!pairs->weight)
-            return refuse_shrunk("params");
+            return refuse_shrunk("weights");
         if (pairs->keys)
             pairs->key = Py_NewRef(PyTuple_GET_ITEM(pairs->keys, pairs->i));
     }
@@ -108,7 +108,7 @@ int optimc_next_pair(struct pairs *pairs)
         pairs->grad = Py_XNewRef(PyDict_GetItemWithError(pairs->grads, pairs->key));
         if (!pairs->grad) {
             if (!PyErr_Occurred())
-                PyErr_Format(PyExc_ValueError, "grads has no entry for params[%R]", pairs->key);
+                PyErr_Format(PyExc_ValueError, "grads has no entry for weights[%R]", pairs->key);
             return -1;
         }
     } else {
@@ -120,27 +120,27 @@ int optimc_next_pair(struct pairs *pairs)
     return 1;
 }
 
-PyDoc_STRVAR(weights_of_doc, "weights_of($module, params, /)\n--\n\n"
+PyDoc_STRVAR(weights_of_doc, "weights_of($module, weights, /)\n--\n\n"
 "Returns the names (a tuple of str, or None) and the arrays (a tuple) of a list, tuple or dict of weights.\n"
 "Each array is checked: it must be possible to update it in place.");
 
-static PyObject *core_weights_of(PyObject *Py_UNUSED(module), PyObject *params)
+static PyObject *core_weights_of(PyObject *Py_UNUSED(module), PyObject *given)
 {
     struct pairs pairs;
     PyObject *result = NULL;
-    if (optimc_open_pairs(NULL, params, params, &pairs))
+    if (optimc_open_pairs(NULL, given, given, &pairs))
         return NULL;
     PyObject *keys = PyTuple_New(pairs.n), *weights = PyTuple_New(pairs.n);
     int more = keys && weights ? 1 : -1;
     while (more > 0 && (more = optimc_next_pair(&pairs)) > 0) {
         struct view view;
-        if (optimc_look_writable(pairs.weight, optimc_pair_label(&pairs, "params"), &view))
+        if (optimc_look_writable(pairs.weight, optimc_pair_label(&pairs, "weights"), &view))
             more = -1;
         PyTuple_SET_ITEM(weights, pairs.i - 1, Py_NewRef(pairs.weight));
         PyTuple_SET_ITEM(keys, pairs.i - 1, Py_NewRef(pairs.key ? pairs.key : Py_None));
     }
     if (!more)
-        result = PyTuple_Pack(2, PyDict_Check(params) ? keys : Py_None, weights);
+        result = PyTuple_Pack(2, PyDict_Check(given) ? keys : Py_None, weights);
     optimc_close_pairs(&pairs);
     Py_XDECREF(keys);
     Py_XDECREF(weights);

@@ -87,8 +87,8 @@ struct given {
 /* The name that errors give a part of the weight. */
 static PyObject *label_of(const struct given *given, int part)
 {
-    PyObject *weight = given->name == Py_None ? PyUnicode_FromFormat("params[%zd]", given->index)
-        : PyUnicode_FromFormat("params[%R]", given->name);
+    PyObject *weight = given->name == Py_None ? PyUnicode_FromFormat("weights[%zd]", given->index)
+        : PyUnicode_FromFormat("weights[%R]", given->name);
     return optimc_part_name(weight, given->slot_names, part);
 }
 
@@ -301,7 +301,7 @@ static int make_group(Plan *self)
     return 0;
 }
 
-PyDoc_STRVAR(match_doc, "match($self, grads, trainable_variables=None, quiet=False, /)\n--\n\n"
+PyDoc_STRVAR(match_doc, "match($self, grads, weights=None, quiet=False, /)\n--\n\n"
 "Matches gradients to the weights of a plan that no optimizer holds, and checks all but their values.  Gives for\n"
 "each weight whether it has one.  The plan keeps them until `end`.  quiet: do not warn of missing gradients.");
 

@@ -5,7 +5,7 @@
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 
-/* "params[1]" or "params['bias']"; `keys` may be NULL. */
+/* "weights[1]" or "weights['bias']"; `keys` may be NULL. */
 PyObject *optimc_label(const char *argument, PyObject *keys, Py_ssize_t i)
 {
     if (keys && i < PyTuple_GET_SIZE(keys))
@@ -85,7 +85,7 @@ int optimc_refuse_weight(enum fault fault, PyObject *entry, PyArrayObject *array
     }
 }
 
-/* The name of a place in the plan: "params[0]", "slot 'm' of params[0]". */
+/* The name of a place in the plan: "weights[0]", "slot 'm' of weights[0]". */
 PyObject *optimc_part_name(PyObject *weight, PyObject *slot_names, int part)
 {
     if (!weight || part == PART_WEIGHT)
@@ -104,7 +104,7 @@ PyObject *optimc_part_name(PyObject *weight, PyObject *slot_names, int part)
 
 PyObject *optimc_place_name(PyObject *names, PyObject *slot_names, struct place place)
 {
-    return optimc_part_name(optimc_label("params", names, (Py_ssize_t)place.weight), slot_names, place.part);
+    return optimc_part_name(optimc_label("weights", names, (Py_ssize_t)place.weight), slot_names, place.part);
 }
 
 int optimc_refuse_norm(void)

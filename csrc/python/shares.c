@@ -40,7 +40,7 @@ static struct checked *entered(const Transaction *self, PyObject *optimizer)
         && last->optimizer->owner == last->thread ? last : NULL;
 }
 
-PyDoc_STRVAR(match_doc, "match($self, optimizer, grads, trainable_variables, quiet, /)\n--\n\n"
+PyDoc_STRVAR(match_doc, "match($self, optimizer, grads, weights, quiet, /)\n--\n\n"
 "`check` without a look into the gradients, whose values need not be there yet.  Gives for each weight whether it\n"
 "takes part.  quiet: do not warn of missing gradients.  A commit does not run a step that is matched only.");
 

@@ -188,7 +188,7 @@ static PyObject *transaction_lock(Transaction *self, PyObject *optimizer)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(check_doc, "check($self, optimizer, grads, trainable_variables=None, finite=False, loss_scale=None)\n"
+PyDoc_STRVAR(check_doc, "check($self, optimizer, grads, weights=None, finite=False, loss_scale=None)\n"
 "--\n\n"
 "Checks everything of a step and locks the optimizer.  True if the step will run; False if a gradient is not\n"
 "finite and the step is to be skipped.  finite: the caller asks whether all are, whatever the optimizer's policy,\n"
@@ -196,7 +196,7 @@ PyDoc_STRVAR(check_doc, "check($self, optimizer, grads, trainable_variables=None
 
 static PyObject *transaction_check(Transaction *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"optimizer", "grads", "trainable_variables", "finite", "loss_scale", NULL};
+    static char *names[] = {"optimizer", "grads", "weights", "finite", "loss_scale", NULL};
     PyObject *object, *grads, *weights = Py_None, *scale = Py_None;
     int finite = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OpO:check", names, &object, &grads, &weights, &finite, &scale))

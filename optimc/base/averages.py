@@ -13,24 +13,24 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_core.leave_dead_evaluations)
 
 
-def bound(known, params):
-    """The weights that an optimizer is bound to.  Raises if `params` is given and differs from them."""
+def bound(known, weights):
+    """The weights that an optimizer is bound to.  Raises if `weights` is given and differs from them."""
     if known is None:
         raise ValueError("the optimizer is not built: it has no weights yet")
-    if params is None:
+    if weights is None:
         return known
-    names, weights = _core.weights_of(params)
+    names, weights = _core.weights_of(weights)
     if len(weights) != len(known):
-        raise ValueError(f"params has {len(weights)} entries, the optimizer {len(known)}")
+        raise ValueError(f"weights has {len(weights)} entries, the optimizer {len(known)}")
     for i, (weight, own) in enumerate(zip(weights, known, strict=True)):
         if weight.size and _core.address(weight) != _core.address(own):
-            raise ValueError(f"params[{names[i] if names else i!r}] is not the weight the optimizer "
+            raise ValueError(f"weights[{names[i] if names else i!r}] is not the weight the optimizer "
                              "was built with")
     return known
 
 
 def _everything(optimizer):
-    """The `params` of the contexts below that names no weights."""
+    """The `weights` of the contexts below that names no weights."""
 
 
 def finalize(optimizers, params_of=_everything):

@@ -64,20 +64,20 @@ def _match(state, names, weights, kernels, scratch, may_add):
         given = set(names)
         lost = next((name for name in state.names if name not in given), None)
         if lost is not None:
-            raise ValueError(f"params has no entry {lost!r}, whose slots the optimizer holds")
+            raise ValueError(f"weights has no entry {lost!r}, whose slots the optimizer holds")
         where = {name: i for i, name in enumerate(state.names)}
         old = [where.get(name) for name in names]
     else:
         if len(weights) < len(held):
-            raise ValueError(f"the optimizer holds slots for {len(held)} weights, params has {len(weights)}")
+            raise ValueError(f"the optimizer holds slots for {len(held)} weights, weights has {len(weights)}")
         old = [i if i < len(held) else None for i in range(len(weights))]
     if not may_add and None in old:
-        raise ValueError(f"the optimizer holds slots for {len(held)} weights, params has "
-                         f"{len(weights)}: call build(params) to add weights")
+        raise ValueError(f"the optimizer holds slots for {len(held)} weights, weights has "
+                         f"{len(weights)}: call build(weights) to add weights")
     for i, k in enumerate(old):
         if k is None:
             continue
-        label = f"params[{names[i] if names else i!r}]"
+        label = f"weights[{names[i] if names else i!r}]"
         if not held[k].fits(weights[i]):
             raise ValueError(f"{label}: expected shape {held[k].shape} and dtype {held[k].dtype}, like the slots "
                              f"the optimizer holds, got {weights[i].shape} and {weights[i].dtype}")

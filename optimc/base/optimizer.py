@@ -39,6 +39,7 @@ from optimc.base.arguments import (
 )
 from optimc.base.rules import OPTIONS, POLICIES, factors_of, hyperparameters_of, scalars_of, without_axis
 from optimc.base.selection import Group, Selection, entries_of
+from optimc.base.spellings import older_spellings
 from optimc.base.state import State
 from optimc.base.storage import like_of
 
@@ -67,9 +68,10 @@ class Optimizer(_core.Optimizer):
         check_finite: reaction to a gradient that is not finite, or is clipped by a norm that is not finite.
             "propagate" goes on.  "raise" raises a FloatingPointError.  "skip" skips the step and counts it in
             `skipped_steps`.  "raise" and "skip" act before anything is written.
-        groups: weights with values of their own: a list of dicts.  Each dict has "params" and any of the
-            optimizer's values.  "params" is a regular expression for the names of weights, a list of such
-            expressions, a list of weights, or a list of their positions.  A weight may be in one group only.
+        groups: weights with values of their own: a list of dicts.  Each dict has "weights" and any of the
+            optimizer's values.  "weights" is a regular expression for the names of weights, a list of such
+            expressions, a list of weights, or a list of their positions.  "params" means the same.  A weight may
+            be in one group only.
         coupled_weight_decay: add weight_decay to the gradient instead: g <- g + weight_decay w, after the
             clipping (L2 regularisation, torch's meaning outside AdamW).
         cautious (rules with momentum only): move an element only where the step and the gradient agree in
@@ -219,7 +221,8 @@ class Optimizer(_core.Optimizer):
 
     # ---------------------------------------------------------------------------- building
 
-    def build(self, params, *, slots=None, averages=None, accumulators=None):
+    @older_spellings
+    def build(self, weights, *, slots=None, averages=None, accumulators=None):
         """Binds the optimizer to its weights and makes their slots.
 
         The first call of `apply` builds the optimizer if it is not built.  Build it again to move it to new
@@ -227,7 +230,7 @@ class Optimizer(_core.Optimizer):
         have names, else by order.
 
         Args:
-            params: list, tuple or dict of writable float32 or float64 arrays.
+            weights: list, tuple or dict of writable float32 or float64 arrays.
             slots: arrays that hold the state, instead of new ones: a dict of slot names to lists of arrays, one
                 per weight.  Each array is like its weight, or None if the weight has no such slot.  The
                 optimizer starts from their values.  Scratch slots may be left out.
@@ -241,18 +244,18 @@ class Optimizer(_core.Optimizer):
             >>> opt.built
             True
         """
-        self._locked(self._move, params, may_add=True, adopted=slots, averages=averages, accumulators=accumulators)
+        self._locked(self._move, weights, may_add=True, adopted=slots, averages=averages, accumulators=accumulators)
 
-    def _build(self, params, **given):
+    def _build(self, weights, **given):
         """A plan of weights and their state.  The first step asks for it, and keeps it unless the step is refused."""
-        names, weights = _core.weights_of(params)
+        names, weights = _core.weights_of(weights)
         state = binding.carried(self, self._chosen_by_position(), names, weights, **given)
         return binding.plan_of(self, weights, state)
 
-    def _move(self, params, **given):
+    def _move(self, weights, **given):
         """`build`, called through `_locked`.  Returns the mark for `_come_back`."""
         before = self._mark()
-        self._bind(self._build(params, **given))
+        self._bind(self._build(weights, **given))
         return before
 
     def _mark(self):
@@ -349,11 +352,13 @@ class Optimizer(_core.Optimizer):
             raise ValueError(f"{self.name} keeps no averages: construct it with use_ema=True")
         return self._averages
 
-    def finalize_variable_values(self, params=None):
+    @older_spellings
+    def finalize_variable_values(self, weights=None):
         """Copies the averages of `use_ema` into the weights, as Keras does at the end of `fit`."""
-        averages.finalize([self], lambda optimizer: params)
+        averages.finalize([self], lambda optimizer: weights)
 
-    def averaged(self, params=None):
+    @older_spellings
+    def averaged(self, weights=None):
         """A context manager for evaluation: within it the weights hold their averages.
 
         Afterwards they hold their former values again: after the last context, if several threads ask for averages,
@@ -372,7 +377,7 @@ class Optimizer(_core.Optimizer):
             >>> w
             array([0.], dtype=float32)
         """
-        return averages.averaged([self], lambda optimizer: params)
+        return averages.averaged([self], lambda optimizer: weights)
 
     # ---------------------------------------------------------------------- state and copies
 

@@ -129,7 +129,7 @@ class Group:
 
     Example:
         >>> import optimc
-        >>> opt = optimc.AdamW(groups=[{"params": "bias", "weight_decay": 0.0}])
+        >>> opt = optimc.AdamW(groups=[{"weights": "bias", "weight_decay": 0.0}])
         >>> opt.groups[0]["weight_decay"], opt.groups[0]["learning_rate"]
         (0.0, 0.001)
         >>> opt.groups[0]["learning_rate"] = 0.01
@@ -137,14 +137,15 @@ class Group:
 
     def __init__(self, optimizer, label, overrides, chosen):
         """`chosen` is the list of the groups' selections, to which that of this group is added."""
-        if not isinstance(overrides, dict) or "params" not in overrides:
-            raise TypeError(f"{label}: expected a dict with an entry 'params', got {overrides!r}")
-        values = {name: value for name, value in overrides.items() if name != "params"}
-        params = overrides["params"]
+        named = [name for name in ("weights", "params") if isinstance(overrides, dict) and name in overrides]
+        if len(named) != 1:
+            raise TypeError(f"{label}: expected a dict with an entry 'weights', got {overrides!r}")
+        values = {name: value for name, value in overrides.items() if name not in named}
+        weights = overrides[named[0]]
         self._optimizer = optimizer
         self.label = label
         self._own = []
-        selection = Selection.of(label, [params] if isinstance(params, str) else params)
+        selection = Selection.of(label, [weights] if isinstance(weights, str) else weights)
         for name in values:
             self._check(name)
         self._k = optimizer._add_group()
@@ -177,7 +178,7 @@ class Group:
 
     def given(self, arrays):
         """The group as the constructor takes it."""
-        return {"params": [*arrays, *self.selection.patterns],
+        return {"weights": [*arrays, *self.selection.patterns],
                 **{name: self._optimizer._get_value(self._k, self._optimizer._index[name])
                    for name in self._own}}
 

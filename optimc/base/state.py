@@ -54,7 +54,7 @@ class State(NamedTuple):
         for k, selection in enumerate(self.grouped, 1):
             for i in selection.find(places):
                 if groups[i]:
-                    raise ValueError(f"params[{names[i] if names else i!r}] is in "
+                    raise ValueError(f"weights[{names[i] if names else i!r}] is in "
                                      f"{self.grouped[groups[i] - 1].label} and {selection.label}")
                 groups[i] = k
         return tuple(groups)

@@ -17,6 +17,7 @@ from optimc import _core
 from optimc.base import averages
 from optimc.base.arguments import check_bool, count, unzip
 from optimc.base.optimizer import Optimizer
+from optimc.base.spellings import older_spellings
 from optimc.base.wrapper import WrapperOfOne
 from optimc.loss_scale import LossScaleOptimizer
 from optimc.mpi import checkpoints
@@ -133,17 +134,18 @@ class Sharded(WrapperOfOne):
 
     # ------------------------------------------------------------------------------- building
 
-    def build(self, params):
+    @older_spellings
+    def build(self, weights):
         """Binds the optimizer to its weights, whose bytes must be the same on all ranks; see `Optimizer.build`.
 
         Built again, it moves to new memory; it cannot take on more weights.
         """
-        self._team.together("build", self._build, params)
+        self._team.together("build", self._build, weights)
 
-    def _build(self, call, params):
+    def _build(self, call, weights):
         with self._or_undone():
             held = self._share.held()
-            names, likes = self._share.build(params)
+            names, likes = self._share.build(weights)
             self._exchange = Exchange(self._team, self._share.layout, self._share.plan.weights, self.bucket_bytes,
                                       self.deterministic)
             numbers = 0
@@ -178,15 +180,16 @@ class Sharded(WrapperOfOne):
 
     # ------------------------------------------------------------------------------- stepping
 
-    def apply(self, grads, trainable_variables=None):
+    @older_spellings
+    def apply(self, grads, weights=None):
         """One step with the gradients of all ranks; see `Optimizer.apply`.
 
         Args:
             grads: this rank's gradients, as `Optimizer.apply` takes them.  A weight may be without one (None) if it
                 is on all ranks.  They are added up in the weight's type.
-            trainable_variables: the weights.  The first call builds the optimizer for them.
+            weights: the weights.  The first call builds the optimizer for them.
         """
-        self._team.together("apply", self._apply, grads, trainable_variables)
+        self._team.together("apply", self._apply, grads, weights)
 
     def apply_gradients(self, grads_and_vars):
         """`apply` for pairs, as `zip(grads, weights)` gives them.  Returns `iterations`."""
@@ -208,8 +211,8 @@ class Sharded(WrapperOfOne):
     def _step(self, call, grads, weights):
         local, plan = self._local, self._share.plan
         if plan is None:
-            raise ValueError("the optimizer is not built: pass the weights too, apply(grads, params), or "
-                             "call build(params) first")
+            raise ValueError("the optimizer is not built: pass the weights too, apply(grads, weights), or "
+                             "call build(weights) first")
         with _core.Transaction() as steps:
             steps.enter(local, plan)                    # other threads wait from here on
             taken = plan.match(grads, weights)
@@ -296,12 +299,13 @@ class Sharded(WrapperOfOne):
 
     # ------------------------------------------------------------------------------- averages of weights
 
-    def finalize_variable_values(self, params=None):
+    @older_spellings
+    def finalize_variable_values(self, weights=None):
         """Puts the averages into the weights, with `use_ema`, on all ranks."""
-        self._team.together("finalize_variable_values", self._finalize, params)
+        self._team.together("finalize_variable_values", self._finalize, weights)
 
-    def _finalize(self, call, params):
-        averages.bound(self._weights, params)
+    def _finalize(self, call, weights):
+        averages.bound(self._weights, weights)
         if self._local._evaluating:
             raise RuntimeError("within averaged() the weights hold their averages: finalize them after it")
         self._local._locked(lambda: None)               # raises within a step of it
@@ -309,15 +313,16 @@ class Sharded(WrapperOfOne):
         self._local.finalize_variable_values()
         self._exchange.spread(self._exchange.buckets)
 
+    @older_spellings
     @contextlib.contextmanager
-    def averaged(self, params=None):
+    def averaged(self, weights=None):
         """Within it the weights hold their averages, on all ranks; see `Optimizer.averaged`.
 
         The ranks enter it together; each leaves it alone.
         """
         stack, interrupts = contextlib.ExitStack(), Interrupts()
         try:
-            self._team.together("averaged", self._enter_averaged, stack, params)
+            self._team.together("averaged", self._enter_averaged, stack, weights)
             try:
                 yield
             finally:
@@ -326,8 +331,8 @@ class Sharded(WrapperOfOne):
             stack.close()
             interrupts.release()
 
-    def _enter_averaged(self, call, stack, params):
-        weights = averages.bound(self._weights, params)
+    def _enter_averaged(self, call, stack, weights):
+        weights = averages.bound(self._weights, weights)
         with Interrupts():                              # the stack has what it has entered
             stack.enter_context(averages.averaged([self._local], whole=weights))
         call.agree()

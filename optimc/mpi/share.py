@@ -54,17 +54,17 @@ class Share:
             numbers = zlib.crc32(np.ascontiguousarray(array), numbers)
         return self.local._calls, self.local._get_running(), numbers
 
-    def build(self, params):
+    def build(self, weights):
         """Builds both; the first time, cuts the weights.  Returns the names (or None) and likes of the weights."""
-        names, weights = _core.weights_of(params)
+        names, weights = _core.weights_of(weights)
         likes = [like_of(weight) for weight in weights]
         local, fresh = self.local, self.layout is None
         layout = self.layout = Layout(likes, self.ranks, self.cut()) if fresh else self.layout
         if len(likes) != len(layout.likes):
-            raise ValueError(f"params: expected {len(layout.likes)} weights, as before, got {len(likes)}")
+            raise ValueError(f"weights: expected {len(layout.likes)} weights, as before, got {len(likes)}")
         for i, (like, known) in enumerate(zip(likes, layout.likes, strict=True)):
             if like != known:
-                raise ValueError(f"params[{names[i] if names else i!r}]: expected {known}, as before, got {like}")
+                raise ValueError(f"weights[{names[i] if names else i!r}]: expected {known}, as before, got {like}")
         plan = _plan_of(names, weights)
         kernels = local._kernels(names, weights)
         self.slot_names = list(dict.fromkeys(slot for kernel in kernels for slot in slots_of(kernel)
@@ -106,7 +106,7 @@ class Share:
         layout = self.layout
         if [like[:2] for like in state.likes] != [like[:2] for like in layout.likes] \
                 or (names and state.names and names != state.names):
-            raise ValueError("params: expected the weights, in their order, that the optimizer holds state for")
+            raise ValueError("weights: expected the weights, in their order, that the optimizer holds state for")
         pieces = layout.pieces(self.rank)
 
         def mine(arrays):

@@ -182,14 +182,15 @@ class Cohort:
         try:
             return self._check(steps, scale)
         except (TypeError, ValueError) as error:        # C numbers the parameters of the cohort
-            said = re.sub(r"\b(params|grads)\[(\d+)\]", lambda found: f"{found[1]}[{self._index(int(found[2]))}]",
-                          str(error))
+            said = re.sub(r"\b(weights|grads)\[(\d+)\]", self._renamed, str(error))
             if said == str(error):
                 raise
             raise type(error)(said) from None
 
-    def _index(self, i: int) -> int:
-        return self.members[i].index if i < len(self.members) else i
+    def _renamed(self, found: re.Match[str]) -> str:
+        """An entry of an error in torch's words: its parameters are `params`, numbered as in the optimizer."""
+        i = int(found[2])
+        return f"{found[1].replace('weights', 'params')}[{self.members[i].index if i < len(self.members) else i}]"
 
     def _check(self, steps: _core.Transaction, scale: float | None) -> int:
         if self.exchange is not None:

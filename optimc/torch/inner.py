@@ -37,7 +37,7 @@ def make_inner(counterpart: Counterpart, sources: Sequence[Source], groups: Sequ
     first = groups[0]
     flags = {source.argument: source.read(first) for source in sources if source.is_flag(first)}
     inner = registry.classes[counterpart.name](**flags, style="torch", groups=[
-        {"params": [i for i, (_, own) in enumerate(members) if own is group]} for group in groups[1:]])
+        {"weights": [i for i, (_, own) in enumerate(members) if own is group]} for group in groups[1:]])
     numbers = [source for source in sources if not source.is_flag(first) and source.argument in inner._index]
     for k, group in enumerate(groups):
         for source in numbers:

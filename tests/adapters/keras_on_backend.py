@@ -204,7 +204,7 @@ def test_embeddings():
 
 def test_groups_and_exclusions():
     a, b, c = variables(), variables(), variables()
-    run(optimc.keras.SGD(0.1, weight_decay=0.5, groups=[{"params": "bias", "weight_decay": 0.0}]), a, 2)
+    run(optimc.keras.SGD(0.1, weight_decay=0.5, groups=[{"weights": "bias", "weight_decay": 0.0}]), a, 2)
     opt = optimc.keras.SGD(0.1, weight_decay=0.5)
     opt.exclude_from_weight_decay(var_names=["bias"])
     run(opt, b, 2)

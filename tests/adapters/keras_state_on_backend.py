@@ -81,7 +81,7 @@ def test_goes_on_where_keras_stopped():
 
 
 def test_serialization():
-    opt = optimc.keras.AdamW(0.01, 0.3, cautious=True, groups=[{"params": "bias", "weight_decay": 0.0}])
+    opt = optimc.keras.AdamW(0.01, 0.3, cautious=True, groups=[{"weights": "bias", "weight_decay": 0.0}])
     again = keras.optimizers.deserialize(keras.optimizers.serialize(opt))
     assert type(again) is optimc.keras.AdamW and again.get_config() == opt.get_config()
     assert again.get_config()["cautious"] is True and again.get_config()["groups"]

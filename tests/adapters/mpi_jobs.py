@@ -79,7 +79,7 @@ def stored(start, step):
     """Some cases and their optimizers, each with some options, as checkpoints are tested with them."""
     for k, case in list(enumerate(CASES))[int(start)::int(step)]:
         options = KEPT[k // int(step) % len(KEPT)]
-        optimizer = case.make(**OPTIONS[options], groups=[{"params": [0, 4], "learning_rate": 0.5}])
+        optimizer = case.make(**OPTIONS[options], groups=[{"weights": [0, 4], "learning_rate": 0.5}])
         optimizer.exclude_from_weight_decay([4])
         optimizer.name = f"{case!r} {options}"
         if k % 2:
@@ -177,7 +177,7 @@ def errors():
         wrong(TypeError, f"rank {last}: grads.1.: expected a gradient of floats",
               with_entry(grads, 1, np.ones(1, int)))
         wrong(ValueError, f"rank {last}: grads.0. overlaps", with_entry(grads, 0, weights[0]))
-        wrong(ValueError, f"rank {last}: grads and params must have one entry", grads[:-1] if bad else grads)
+        wrong(ValueError, f"rank {last}: grads and weights must have one entry", grads[:-1] if bad else grads)
         wrong(ValueError, f"rank {last}: No gradients", [None] * len(grads) if bad else grads)
         wrong(FloatingPointError, f"rank {last}: grads.4. is not finite", with_entry(
             grads, 4, np.full(SHAPES[4], np.nan)))
@@ -192,7 +192,7 @@ def errors():
                   weights=[np.asarray(w + bad) for w in weights])
             wrong(ValueError, f"rank {last} has other weights or arguments", grads,
                   weights=with_entry(weights, 5, np.zeros((17, 1), np.float32)))
-            wrong(ValueError, f"rank {last}: params.0.", grads,
+            wrong(ValueError, f"rank {last}: weights.0.", grads,
                   weights=with_entry(weights, 0, np.zeros((3, 3))[:, 0]))
         if not first:
             refused(TypeError, f"rank {last}: grads_and_vars must be pairs", sharded, lambda: (
@@ -206,7 +206,7 @@ def errors():
             sharded._local.exclude_from_weight_decay([0] if bad else [])
             wrong(ValueError, f"rank {last} has other hyperparameters than rank 0", grads)
             sharded._local.exclude_from_weight_decay([])
-            wrong(ValueError, f"rank {last}: params.5. is not in the memory", grads,
+            wrong(ValueError, f"rank {last}: weights.5. is not in the memory", grads,
                   weights=with_entry(weights, 5, weights[5].copy()))
             sharded._local.beta_1 = 0.8 if bad else 0.9
             wrong(ValueError, f"rank {last} has other hyperparameters than rank 0", grads)
@@ -345,7 +345,7 @@ def features():
     names = "abcdefg"
     for cls in (optimc.Adam, optimc.ScheduleFreeAdamW, optimc.Muon):
         def make(cls=cls):
-            optimizer = cls(use_ema=True, weight_decay=0.1, groups=[{"params": "[ce]", "learning_rate": 0.1}],
+            optimizer = cls(use_ema=True, weight_decay=0.1, groups=[{"weights": "[ce]", "learning_rate": 0.1}],
                             gradient_accumulation_steps=2, clipnorm=2.0)
             optimizer.exclude_from_weight_decay(var_names=["a"])
             return optimizer
@@ -382,13 +382,13 @@ def features():
         check(weights, expected)
         others = {**weights, "b": weights["b"].copy()} if WORLD.rank == WORLD.size - 1 else weights
         for use in (sharded.finalize_variable_values, lambda params, use=sharded.averaged: use(params).__enter__()):
-            refused(ValueError, f"rank {WORLD.size - 1}: params.'b'. is not the weight", sharded,
+            refused(ValueError, f"rank {WORLD.size - 1}: weights.'b'. is not the weight", sharded,
                     lambda use=use, others=others: use(others), [*weights.values()])
         sharded.finalize_variable_values(weights)
         alone.finalize_variable_values(expected)
         check(weights, expected)
     refused(TypeError, "cannot be copied", sharded, lambda: copy.deepcopy(sharded), [*weights.values()])
-    refused(ValueError, "params: expected 7 weights", sharded, lambda: sharded.build(
+    refused(ValueError, "weights: expected 7 weights", sharded, lambda: sharded.build(
         {**weights, "h": np.ones(2)}), [*weights.values()])
 
 

@@ -57,7 +57,7 @@ def test_estimator_checks(estimator, check):
     check(estimator)
 
 
-@pytest.mark.parametrize("solver", [optimc.AdamW(0.01, groups=[{"params": "intercepts", "weight_decay": 0.0}]),
+@pytest.mark.parametrize("solver", [optimc.AdamW(0.01, groups=[{"weights": "intercepts", "weight_decay": 0.0}]),
                                     optimc.RMSprop(optimc.schedules.CosineDecay(0.1, 100)), "lion"], ids=repr)
 def test_parameters_are_kept_as_given(solver):
     model = make("MLPClassifier", solver=solver)
@@ -295,7 +295,7 @@ def _after_initialisation(X, y):
 
 def test_names_reach_groups_and_exclusions(tables):
     X, y = tables["MLPRegressor"]
-    groups = [{"params": "^(coefs_0|intercepts)", "learning_rate": 0.0}]
+    groups = [{"weights": "^(coefs_0|intercepts)", "learning_rate": 0.0}]
     still = make("MLPRegressor", solver=optimc.SGD(groups=groups)).fit(X, y)
     start = make("MLPRegressor", solver=optimc.SGD(0.0)).fit(X, y)
     same = [(a == b).all() for a, b in zip(weights_of(still), weights_of(start), strict=True)]

@@ -42,7 +42,7 @@ def test_resume_is_bit_exact(case, tmp_path, name, named):
 def test_schedules_groups_exclusions_and_wrappers_resume(tmp_path):
     schedule = optimc.schedules.join([0.1, optimc.schedules.CosineDecay(0.1, 20)], [3])
     for make in (lambda: optimc.AdamW(schedule, beta_1=optimc.schedules.PolynomialDecay(0.9, 9, 0.5),
-                                      groups=[{"params": "a", "learning_rate": 0.5}]),
+                                      groups=[{"weights": "a", "learning_rate": 0.5}]),
                  lambda: optimc.LossScaleOptimizer(optimc.SGD(0.1, momentum=0.9), 8.0, 2),
                  lambda: optimc.MultiOptimizer(optimc.OptimizerMap(optimc.Adam(0.1), {"[ab]": optimc.Lion(0.1)}))):
         straight, weights = make(), weights_of()

@@ -162,7 +162,7 @@ def test_averages_are_read_and_put_in(case):
         raise KeyError
     assert_same_bits(weights[0], kept[0])
     for bad in (weights[:2], [np.zeros_like(w) for w in weights]):
-        with pytest.raises(ValueError, match="params"):
+        with pytest.raises(ValueError, match="weights"):
             optimizer.finalize_variable_values(bad)
     optimizer.finalize_variable_values(weights)
     for w, a in zip(weights, averages, strict=True):
@@ -300,7 +300,7 @@ def test_the_averages_wait_for_a_step_of_another_thread():
 @pytest.mark.parametrize("name", OPTIONS)
 def test_groups_that_repeat_what_all_have_change_nothing(case, name):
     rate = case.optimizer.get_config()["learning_rate"]
-    groups = [{"params": [1, 3]}, {"params": [2], "learning_rate": rate}]
+    groups = [{"weights": [1, 3]}, {"weights": [2], "learning_rate": rate}]
     run(case, np.float32, {**case.arguments, **OPTIONS[name], "groups": groups}, steps=5)
 
 

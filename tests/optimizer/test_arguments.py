@@ -1,5 +1,7 @@
 """Arguments: what a constructor and an assignment take, a step can go on with; all else is refused at once."""
 
+import functools
+import inspect
 import math
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from cases import assert_same_bits
 
 import optimc
+from optimc import _core
 from optimc.base.arguments import Value
 from optimc.registry import classes
 
@@ -126,3 +129,46 @@ def test_any_other_iterable_is_a_list_of_weights():
 def test_an_array_is_no_list_of_groups(groups):
     with pytest.raises(TypeError, match=r"^groups: expected a list of dicts, got array"):
         optimc.SGD(groups=groups)
+
+
+WRAPPED = {"alone": lambda one: one, "LossScaleOptimizer": optimc.LossScaleOptimizer,
+           "MultiOptimizer": lambda one: optimc.MultiOptimizer(optimc.OptimizerMap(one))}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.parametrize("spelling", _core.SPELLINGS)
+def test_weights_are_taken_by_their_older_names(spelling, wrap):
+    """Every method that takes weights takes them by each name, once."""
+    for cls in classes.values() if wrap is WRAPPED["alone"] else [optimc.Muon]:
+        optimizer, weights = wrap(cls(use_ema=True)), {"a": np.ones((2, 2), np.float32)}
+        grads, other = {"a": np.ones((2, 2), np.float32)}, next(s for s in _core.SPELLINGS if s != spelling)
+        optimizer.build(**{spelling: weights})
+        optimizer.apply(grads, **{spelling: weights})
+        optimizer.apply(grads=grads, **{spelling: weights})
+        with optimizer.averaged(**{spelling: weights}):
+            pass
+        optimizer.finalize_variable_values(**{spelling: weights})
+        for method in (optimizer.build, optimizer.averaged, optimizer.finalize_variable_values,
+                       functools.partial(optimizer.apply, grads)):
+            for args, given in (((weights,), {spelling: weights}), ((), {spelling: weights, other: weights})):
+                with pytest.raises(TypeError, match="multiple values for argument 'weights'"):
+                    method(*args, **given)
+        assert optimizer.iterations == 2
+
+
+def test_signatures_have_one_name_for_what_is_trained():
+    for cls in (optimc.Optimizer, *classes.values(), optimc.LossScaleOptimizer, optimc.MultiOptimizer):
+        for name in ("apply", "build", "averaged", "finalize_variable_values"):
+            parameters = inspect.signature(getattr(cls, name)).parameters
+            assert set(parameters) & set(_core.SPELLINGS) == {"weights"}, (cls, name)
+
+
+def test_groups_name_their_weights_by_either_word():
+    weights = {"kernel": np.ones(2, np.float32), "bias": np.ones(2, np.float32)}
+    for word in ("weights", "params"):
+        optimizer = optimc.SGD(groups=[{word: "bias", "learning_rate": 0.5}])
+        optimizer.build(weights)
+        assert optimizer.get_config()["groups"] == [{"weights": ["bias"], "learning_rate": 0.5}]
+        assert optimizer.groups[0]["learning_rate"] == 0.5
+    with pytest.raises(TypeError, match=r"^groups\[0\]: expected a dict with an entry 'weights', got"):
+        optimc.SGD(groups=[{"weights": "bias", "params": "bias"}])

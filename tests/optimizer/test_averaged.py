@@ -181,7 +181,7 @@ def test_misuse_is_refused(make):
             context.__enter__()
         with pytest.raises(RuntimeError, match=r"^within averaged\(\).*build after it"):
             job.optimizer.build({name: weight.copy() for name, weight in job.weights.items()})
-        with pytest.raises(ValueError, match="params"), job.optimizer.averaged({"a": job.weights["a"]}):
+        with pytest.raises(ValueError, match="weights"), job.optimizer.averaged({"a": job.weights["a"]}):
             pass
         job.are(job.averages)
     with context:                                       # it may be entered again

@@ -14,8 +14,8 @@ def test_groups_have_values_of_their_own(case):
     names = ["dense/kernel", "dense/bias", "out/kernel", "out/bias"]
     start = {name: values(rng, 50, np.float32) for name in names}
     grads = [{name: values(rng, 50, np.float32) for name in names} for _ in range(4)]
-    groups = [{"params": "bias", "learning_rate": 0.5, "weight_decay": 0.0},
-              {"params": ["^out/k"], "learning_rate": 0.25, "clipvalue": 0.1}]
+    groups = [{"weights": "bias", "learning_rate": 0.5, "weight_decay": 0.0},
+              {"weights": ["^out/k"], "learning_rate": 0.25, "clipvalue": 0.1}]
     one = case.make(learning_rate=0.125, weight_decay=0.5, groups=groups)
     apart = {"dense/kernel": case.make(learning_rate=0.125, weight_decay=0.5),
              "dense/bias": case.make(learning_rate=0.5, weight_decay=0.0),
@@ -47,7 +47,7 @@ def test_groups_have_values_of_their_own(case):
 def test_a_change_for_all_reaches_the_groups_at_once(name, value, more):
     g = [np.full(3, 4.0, np.float32), np.full(3, 8.0, np.float32)]
     ended = []
-    for groups in (None, [{"params": [1]}]):
+    for groups in (None, [{"weights": [1]}]):
         weights = [np.zeros(3, np.float32), np.zeros(3, np.float32)]
         optimizer = optimc.SGD(1.0, groups=groups, **{name: 1.0}, **more)
         optimizer.apply(g, weights)
@@ -62,25 +62,25 @@ def test_groups_of_weights_and_positions():
     a, b = np.zeros(2, np.float32), np.zeros(2, np.float32)
     g = np.ones(2, np.float32)
     for params in ([b], [1]):
-        optimizer = optimc.SGD(1.0, groups=[{"params": params, "learning_rate": 2.0}])
+        optimizer = optimc.SGD(1.0, groups=[{"weights": params, "learning_rate": 2.0}])
         a[:], b[:] = 0, 0
         optimizer.apply([g, g], [a, b])
         assert a[0] == -1 and b[0] == -2
-    assert optimizer.get_config()["groups"] == [{"params": [1], "learning_rate": 2.0}]
+    assert optimizer.get_config()["groups"] == [{"weights": [1], "learning_rate": 2.0}]
 
 
 @pytest.mark.parametrize("groups,error,message", [
-    ([{"learning_rate": 1.0}], TypeError, "an entry 'params'"),
-    (["bias"], TypeError, r"^groups\[0\]: expected a dict with an entry 'params', got 'bias'$"),
-    ({"params": "bias"}, TypeError, "^groups: expected a list of dicts, got {'params': 'bias'}$"),
-    ([{"params": "bias"}, {}], TypeError, r"^groups\[1\]: expected a dict with an entry 'params', got {}$"),
-    ([{"params": "bias", "no_such": 1.0}], ValueError, "'no_such' is not a value"),
-    ([{"params": "bias", "global_clipnorm": 1.0}], ValueError, "'global_clipnorm' is not a value"),
-    ([{"params": "bias", "nesterov": True}], ValueError, "'nesterov' is not a value"),
-    ([{"params": "bias", "learning_rate": -1.0}], ValueError, "learning_rate must be"),
-    ([{"params": "(", "learning_rate": 1.0}], ValueError, "not a regular expression"),
-    ([{"params": 3.0}], TypeError, "expected a list"),
-    ([{"params": [3.0]}], TypeError, "expected names or weights"),
+    ([{"learning_rate": 1.0}], TypeError, "an entry 'weights'"),
+    (["bias"], TypeError, r"^groups\[0\]: expected a dict with an entry 'weights', got 'bias'$"),
+    ({"weights": "bias"}, TypeError, "^groups: expected a list of dicts, got {'weights': 'bias'}$"),
+    ([{"weights": "bias"}, {}], TypeError, r"^groups\[1\]: expected a dict with an entry 'weights', got {}$"),
+    ([{"weights": "bias", "no_such": 1.0}], ValueError, "'no_such' is not a value"),
+    ([{"weights": "bias", "global_clipnorm": 1.0}], ValueError, "'global_clipnorm' is not a value"),
+    ([{"weights": "bias", "nesterov": True}], ValueError, "'nesterov' is not a value"),
+    ([{"weights": "bias", "learning_rate": -1.0}], ValueError, "learning_rate must be"),
+    ([{"weights": "(", "learning_rate": 1.0}], ValueError, "not a regular expression"),
+    ([{"weights": 3.0}], TypeError, "expected a list"),
+    ([{"weights": [3.0]}], TypeError, "expected names or weights"),
 ])
 def test_bad_groups(groups, error, message):
     with pytest.raises(error, match=message):
@@ -88,10 +88,10 @@ def test_bad_groups(groups, error, message):
 
 
 @pytest.mark.parametrize("groups,message", [
-    ([{"params": "nothing"}], "'nothing' matches none of the weights kernel, bias"),
-    ([{"params": [5]}], r"^groups\[0\]: entry 0, 5, is not one of the 2 weights$"),
-    ([{"params": "bias"}, {"params": [1]}], r"params\['bias'\] is in groups\[0\] and groups\[1\]"),
-    ([{"params": [np.zeros(3)]}], r"^groups\[0\]: entry 0 is not one of the 2 weights$"),
+    ([{"weights": "nothing"}], "'nothing' matches none of the weights kernel, bias"),
+    ([{"weights": [5]}], r"^groups\[0\]: entry 0, 5, is not one of the 2 weights$"),
+    ([{"weights": "bias"}, {"weights": [1]}], r"weights\['bias'\] is in groups\[0\] and groups\[1\]"),
+    ([{"weights": [np.zeros(3)]}], r"^groups\[0\]: entry 0 is not one of the 2 weights$"),
 ])
 def test_groups_that_do_not_fit_the_weights(groups, message):
     weights = {"kernel": np.zeros(3, np.float32), "bias": np.zeros(2, np.float32)}
@@ -106,10 +106,10 @@ def test_groups_that_do_not_fit_the_weights(groups, message):
 
 def test_empty_weights_can_be_chosen():
     weights = [np.ones(2, np.float32), *(np.ones((0, 3), np.float32) for _ in range(3))]
-    optimizer = optimc.AdamW(0.5, groups=[{"params": [weights[2]], "learning_rate": 0.25}])
+    optimizer = optimc.AdamW(0.5, groups=[{"weights": [weights[2]], "learning_rate": 0.25}])
     optimizer.exclude_from_weight_decay([weights[3]])
     optimizer.build(weights)
-    assert optimizer.get_config()["groups"][0]["params"] == [2]
+    assert optimizer.get_config()["groups"][0]["weights"] == [2]
     with pytest.raises(ValueError, match="entry 0 is not one of the 4 weights"):
         optimizer.exclude_from_weight_decay([np.ones((0, 3), np.float32)])
 

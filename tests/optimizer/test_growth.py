@@ -65,7 +65,7 @@ ACTIONS = {
 
 def work(cls, action, n, of=None):
     weights = {Name(f"layer_{i}/kernel"): np.ones(2, np.float32) for i in range(n)}
-    optimizer = cls(groups=[{"params": [w], "learning_rate": 0.25} for w in weights.values()])
+    optimizer = cls(groups=[{"weights": [w], "learning_rate": 0.25} for w in weights.values()])
     optimizer.build(weights)
     return calls(lambda: action(optimizer, weights), of)
 
@@ -112,6 +112,6 @@ def test_a_square_is_noticed():
 @pytest.mark.parametrize("n", [3, 300])
 def test_rows_are_those_of_the_groups(n):
     weights = [np.zeros(1, np.float32 if i % 2 else np.float64) for i in range(n)]
-    optimizer = optimc.SGD(0.0, groups=[{"params": [i], "learning_rate": float(i)} for i in range(n)])
+    optimizer = optimc.SGD(0.0, groups=[{"weights": [i], "learning_rate": float(i)} for i in range(n)])
     optimizer.apply([np.ones_like(w) for w in weights], weights)
     assert [float(w[0]) for w in weights] == [float(-i) for i in range(n)]

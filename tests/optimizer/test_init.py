@@ -67,7 +67,7 @@ def test_a_constructor_that_failed_can_be_called_again():
     optimizer = optimc.Adam.__new__(optimc.Adam)
     for _ in range(2):
         for wrong in ({"beta_2": 2.0}, {"amsgrad": 3}, {"rate": 0.1},
-                      {"groups": [{"params": "bias", "epsilon": -1}]}):
+                      {"groups": [{"weights": "bias", "epsilon": -1}]}):
             with pytest.raises((TypeError, ValueError)):
                 optimizer.__init__(0.25, **wrong)
             with pytest.raises(RuntimeError, match="__init__ was not called, or failed"):

@@ -65,7 +65,7 @@ def by_function(**more):
 
 
 MAKERS = {
-    "Adam": lambda: optimc.Adam(0.5, use_ema=True, groups=[{"params": "b", "learning_rate": 0.25}]),
+    "Adam": lambda: optimc.Adam(0.5, use_ema=True, groups=[{"weights": "b", "learning_rate": 0.25}]),
     "accumulating": lambda: optimc.Lamb(0.5, gradient_accumulation_steps=2, global_clipnorm=1.0),
     "Muon": lambda: optimc.Muon(0.5),
     "LossScaleOptimizer": lambda: optimc.LossScaleOptimizer(optimc.Muon(0.5), 2.0, 1),

@@ -11,7 +11,7 @@ def test_muon_takes_a_groups_own_momentum():
     rng = np.random.default_rng(0)
     start, grads = rng.standard_normal((4, 3)).astype(np.float32), rng.standard_normal((3, 4, 3)).astype(np.float32)
     ended = []
-    for arguments in ({"momentum": 0.5}, {"momentum": 0.95, "groups": [{"params": [0], "momentum": 0.5}]}):
+    for arguments in ({"momentum": 0.5}, {"momentum": 0.95, "groups": [{"weights": [0], "momentum": 0.5}]}):
         w = start.copy()
         optimizer = optimc.Muon(0.1, **arguments)
         for g in grads:

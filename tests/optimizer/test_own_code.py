@@ -172,7 +172,7 @@ def counts_are_taken_over_whole_or_not_at_all():
         if len(asked) > 1:
             raise ValueError("asked again")
 
-    optimizer, asked, key = optimc.Nadam(groups=[{"params": [0], "weight_decay": 0.5}]), [], Key("u_product")
+    optimizer, asked, key = optimc.Nadam(groups=[{"weights": [0], "weight_decay": 0.5}]), [], Key("u_product")
     key.action = refuse
     running = tuple({"products": {}, "scalars": {name: 0.5}} for name in ("u_product", key))
     optimizer._hold(optimizer._state, (7, 1, running))

@@ -30,7 +30,7 @@ def test_gradients_are_matched_and_pulled():
     weights = [np.ones((2, 3), np.float32), np.ones(4)]
     plan = plan_of(weights)
     first = np.arange(6, dtype=np.float16).reshape(2, 3)
-    with pytest.warns(UserWarning, match=r"Gradients do not exist for params\[1\]"):
+    with pytest.warns(UserWarning, match=r"Gradients do not exist for weights\[1\]"):
         assert plan.match([first, None], weights) == (True, False)
     assert plan.match([None, first], weights[::-1], True) == (True, False)
     to = np.empty((2, 3), np.float32)

@@ -57,7 +57,7 @@ PAIRS = {
                         r"grads\[1\]: a masked array has no value where it is masked: pass x.filled\(0\) or x.data"),
     "gradient that could be masked": (None, at(1, lambda g: np.ma.array(g)), TypeError,
                                       r"grads\[1\]: a masked array"),
-    "masked weight": (at(1, lambda w: np.ma.array(w)), None, TypeError, r"params\[1\]: a masked array"),
+    "masked weight": (at(1, lambda w: np.ma.array(w)), None, TypeError, r"weights\[1\]: a masked array"),
     "gradient is a list": (None, at(1, [1.0] * 4), TypeError, r"grads\[1\]: .*floats, got list"),
     "gradient is a number": (None, at(2, 1.0), TypeError, r"grads\[2\]: .* got float"),
     "gradient is a str": (None, at(2, "x"), TypeError, r"grads\[2\]: .* got str"),
@@ -72,60 +72,60 @@ PAIRS = {
     "fewer gradients": (None, lambda g: g.pop(), ValueError, "one entry each per weight, got 2 and 3"),
     "more gradients": (None, lambda g: g.append(g[0]), ValueError, "got 4 and 3"),
     "weight of float16": (at(1, lambda w: w.astype(np.float16)), None, TypeError,
-                          r"params\[1\]: expected a float32 or float64 array, got float16"),
+                          r"weights\[1\]: expected a float32 or float64 array, got float16"),
     "weight of bfloat16": (at(1, lambda w: w.astype(ml_dtypes.bfloat16)), None, TypeError,
-                           r"params\[1\].*bfloat16"),
-    "weight of ints": (at(1, lambda w: w.astype(int)), None, TypeError, r"params\[1\].*int64"),
-    "weight of bools": (at(1, lambda w: w > 0), None, TypeError, r"params\[1\].*bool"),
-    "complex weight": (at(1, lambda w: w + 1j), None, TypeError, r"params\[1\].*complex64"),
-    "weight of objects": (at(1, lambda w: w.astype(object)), None, TypeError, r"params\[1\].*object"),
-    "weight of long doubles": (at(1, lambda w: w.astype(np.longdouble)), None, TypeError, r"params\[1\]"),
+                           r"weights\[1\].*bfloat16"),
+    "weight of ints": (at(1, lambda w: w.astype(int)), None, TypeError, r"weights\[1\].*int64"),
+    "weight of bools": (at(1, lambda w: w > 0), None, TypeError, r"weights\[1\].*bool"),
+    "complex weight": (at(1, lambda w: w + 1j), None, TypeError, r"weights\[1\].*complex64"),
+    "weight of objects": (at(1, lambda w: w.astype(object)), None, TypeError, r"weights\[1\].*object"),
+    "weight of long doubles": (at(1, lambda w: w.astype(np.longdouble)), None, TypeError, r"weights\[1\]"),
     "big-endian weight": (at(1, lambda w: w.astype(">f4")), None, TypeError,
-                          r"params\[1\]: .*native byte order, got >f4"),
+                          r"weights\[1\]: .*native byte order, got >f4"),
     "weight is a list": (at(1, lambda w: list(w)), None, TypeError,
-                         r"params\[1\] is a list: flatten nested weights"),
-    "weight is a dict": (at(1, lambda w: {"w": w}), None, TypeError, r"params\[1\] is a dict"),
-    "weight is a number": (at(1, 3.0), None, TypeError, r"params\[1\]: .*got float"),
-    "weight is a NumPy scalar": (at(2, F(3.0)), None, TypeError, r"params\[2\]: .*got float32"),
-    "weight is None": (at(1, None), None, TypeError, r"params\[1\]: .*got NoneType"),
-    "weight is bytes": (at(1, b"abcd"), None, TypeError, r"params\[1\]: .*got bytes"),
+                         r"weights\[1\] is a list: flatten nested weights"),
+    "weight is a dict": (at(1, lambda w: {"w": w}), None, TypeError, r"weights\[1\] is a dict"),
+    "weight is a number": (at(1, 3.0), None, TypeError, r"weights\[1\]: .*got float"),
+    "weight is a NumPy scalar": (at(2, F(3.0)), None, TypeError, r"weights\[2\]: .*got float32"),
+    "weight is None": (at(1, None), None, TypeError, r"weights\[1\]: .*got NoneType"),
+    "weight is bytes": (at(1, b"abcd"), None, TypeError, r"weights\[1\]: .*got bytes"),
     "read-only weight": (at(1, read_only), None, ValueError,
-                         r"params\[1\]: output array is read-only"),
-    "broadcast weight": (at(1, np.broadcast_to(np.ones(1, F), 4)), None, ValueError, r"params\[1\]"),
+                         r"weights\[1\]: output array is read-only"),
+    "broadcast weight": (at(1, np.broadcast_to(np.ones(1, F), 4)), None, ValueError, r"weights\[1\]"),
     "strided weight": (at(1, np.ones(8, F)[::2]), None, ValueError,
-                       r"params\[1\]: .*contiguous in C or Fortran order, got strides \(8,\)"),
-    "reversed weight": (at(1, np.ones(4, F)[::-1]), None, ValueError, r"params\[1\].*\(-4,\)"),
+                       r"weights\[1\]: .*contiguous in C or Fortran order, got strides \(8,\)"),
+    "reversed weight": (at(1, np.ones(4, F)[::-1]), None, ValueError, r"weights\[1\].*\(-4,\)"),
     "weight that overlaps itself": (at(1, np.lib.stride_tricks.as_strided(np.ones(4, F), (4,), (0,))),
-                                    None, ValueError, r"params\[1\].*strides \(0,\)"),
-    "unaligned weight": (at(1, unaligned), None, ValueError, r"params\[1\].*not aligned"),
+                                    None, ValueError, r"weights\[1\].*strides \(0,\)"),
+    "unaligned weight": (at(1, unaligned), None, ValueError, r"weights\[1\].*not aligned"),
 }
 SHARED = {
     "weight twice": (lambda w, g: (w.append(w[0]), g.append(g[0].copy())), ValueError,
-                     r"params\[0\] and params\[3\] overlap|comes twice"),
+                     r"weights\[0\] and weights\[3\] overlap|comes twice"),
     "weights overlap": (lambda w, g: (w.append(w[1][1:]), g.append(np.ones(3, F))), ValueError,
-                        r"params\[1\] and params\[3\] overlap|not in the memory"),
+                        r"weights\[1\] and weights\[3\] overlap|not in the memory"),
     "gradient is its weight": (lambda w, g: g.__setitem__(1, w[1]), ValueError,
-                               r"grads\[1\] overlaps params\[1\] in memory"),
+                               r"grads\[1\] overlaps weights\[1\] in memory"),
     "gradient within a weight": (lambda w, g: g.__setitem__(1, w[0].ravel()[1:5]), ValueError,
-                                 r"grads\[1\] overlaps params\[0\] in memory"),
+                                 r"grads\[1\] overlaps weights\[0\] in memory"),
     "strided gradient within a weight": (lambda w, g: g.__setitem__(2, w[0][1, 2]), None, None),
     "transposed gradient of itself": (lambda w, g: g.__setitem__(0, w[0].T.reshape(3, 2).T), ValueError,
-                                      r"grads\[0\] overlaps params\[0\]"),
+                                      r"grads\[0\] overlaps weights\[0\]"),
 }
 WHOLE = {
     "grads is an array": (lambda w, g: (g[0], w), TypeError, "grads must be a list, tuple or dict"),
-    "params is an array": (lambda w, g: (g, w[0]), TypeError, "params must be a list, tuple or dict"),
+    "params is an array": (lambda w, g: (g, w[0]), TypeError, "weights must be a list, tuple or dict"),
     "grads is None": (lambda w, g: (None, w), TypeError, "grads must be a list.*NoneType"),
     "grads is a zip": (lambda w, g: (zip(g, w, strict=True), w), TypeError, "grads must be.*zip"),
-    "params is a set": (lambda w, g: (g, {1, 2}), TypeError, "params must be.*set"),
+    "params is a set": (lambda w, g: (g, {1, 2}), TypeError, "weights must be.*set"),
     "grads is a str": (lambda w, g: ("abc", w), TypeError, "grads must be.*str"),
-    "nothing": (lambda w, g: ([], []), ValueError, "params is empty"),
-    "empty dicts": (lambda w, g: ({}, {}), ValueError, "params is empty"),
+    "nothing": (lambda w, g: ([], []), ValueError, "weights is empty"),
+    "empty dicts": (lambda w, g: ({}, {}), ValueError, "weights is empty"),
     "dict and list": (lambda w, g: (dict(enumerate(g)), w), TypeError, "both be lists or both dicts"),
     "keys are no names": (lambda w, g: (dict(enumerate(g)), dict(enumerate(w))), TypeError,
                           "keys must be str, got int"),
     "other keys": (lambda w, g: (dict(zip("abd", g, strict=True)), dict(zip("abc", w, strict=True))),
-                   ValueError, r"grads has no entry for params\['c'\]"),
+                   ValueError, r"grads has no entry for weights\['c'\]"),
 }
 
 
@@ -211,19 +211,19 @@ def test_changes_to_a_bound_weight_are_noticed(case):
     optimizer, (weights, grads) = case.make(), good()
     optimizer.apply(grads, weights)
     weights[1].flags.writeable = False
-    refused(optimizer, grads, weights, ValueError, r"params\[1\]: output array is read-only")
+    refused(optimizer, grads, weights, ValueError, r"weights\[1\]: output array is read-only")
     weights[1].flags.writeable = True
     flat = weights[0].reshape(6)
     refused(optimizer, [np.ones(6, F), *grads[1:]], [flat, *weights[1:]], ValueError,
-            r"params\[0\]: expected shape \(2, 3\), as built, got \(6,\)")
+            r"weights\[0\]: expected shape \(2, 3\), as built, got \(6,\)")
     refused(optimizer, grads, [weights[0].view(np.int32), *weights[1:]], TypeError,
-            r"params\[0\]: expected dtype float32")
+            r"weights\[0\]: expected dtype float32")
     square = np.ones((3, 3), F)
     other = case.make()
     other.apply([square * 2], [square])
-    refused(other, [square * 2], [square.T], ValueError, r"params\[0\]: expected the memory order")
+    refused(other, [square * 2], [square.T], ValueError, r"weights\[0\]: expected the memory order")
     refused(optimizer, [grads[0], grads[0].copy()], [weights[0], weights[0]], ValueError,
-            r"params\[1\]: the same weight comes twice")
+            r"weights\[1\]: the same weight comes twice")
 
 
 def test_an_unbuilt_optimizer_needs_weights(case):
@@ -235,7 +235,7 @@ def test_missing_gradients_warn_before_anything_is_written(case):
     optimizer, (weights, grads) = case.make(), good()
     optimizer.apply(grads, weights)
     before = snapshot(optimizer, weights)
-    with warnings.catch_warnings(), pytest.raises(UserWarning, match=r"do not exist for params\[1\]"):
+    with warnings.catch_warnings(), pytest.raises(UserWarning, match=r"do not exist for weights\[1\]"):
         warnings.simplefilter("error")
         optimizer.apply([grads[0], None, grads[2]], weights)
     assert snapshot(optimizer, weights) == before
@@ -378,7 +378,7 @@ def test_a_list_that_claims_to_be_longer():
         def __len__(self):
             return 10 ** 4
 
-    with pytest.raises(RuntimeError, match="params changed size while it was read"):
+    with pytest.raises(RuntimeError, match="weights changed size while it was read"):
         optimc.SGD(0.1).apply(Longer([np.ones(3, F)]), Longer([np.ones(3, F)]))
 
 
@@ -391,7 +391,7 @@ def test_names_that_empty_the_dict_they_are_in(method):
     Name = type("Name", (str,), {"__hash__": str.__hash__, method: emptied})
     optimizer, grads = optimc.SGD(0.1), {name: np.ones(3, F) for name in ("first", "second")}
     weights = {Name(name): np.ones(3, F) for name in grads}
-    with pytest.raises(RuntimeError, match="params changed size while it was read"):
+    with pytest.raises(RuntimeError, match="weights changed size while it was read"):
         if method == "__repr__":
             optimizer.build(weights)
         else:
@@ -401,9 +401,10 @@ def test_names_that_empty_the_dict_they_are_in(method):
 
 def test_apply_names_its_arguments():
     optimizer, (weights, grads) = optimc.SGD(), good()
-    optimizer.apply(grads=grads, trainable_variables=weights)
+    optimizer.apply(grads=grads, weights=weights)
     for args, kwargs in (((), {}), ((grads, weights, 1), {}), ((grads,), {"grads": grads}),
-                         ((grads,), {"params": weights})):
+                         ((grads, weights), {"params": weights}), ((grads,), {"weight": weights}),
+                         ((grads,), {"weights": weights, "params": weights})):
         with pytest.raises(TypeError, match=r"apply\(\)"):
             optimizer.apply(*args, **kwargs)
 
@@ -483,7 +484,7 @@ def test_a_plan_takes_no_weight_from_code_within_add():
             add(plan)
             return 1.0
     plan = optimc._core.Plan(1)
-    with pytest.raises(TypeError, match=r"params\['a'\] is a list"):
+    with pytest.raises(TypeError, match=r"weights\['a'\] is a list"):
         plan.add([1.0], kernel=0, slot_names=(), slots=(), name=Name("a"))
     assert refused
     plan = optimc._core.Plan(1)
@@ -506,14 +507,14 @@ def test_a_length_that_raises_is_asked_once():
 
 def test_no_weights_are_no_list_of_weights():
     for call in (optimc.Adam().build, optimc._core.weights_of):
-        with pytest.raises(TypeError, match=r"^params must be a list, tuple or dict of arrays, got NoneType$"):
+        with pytest.raises(TypeError, match=r"^weights must be a list, tuple or dict of arrays, got NoneType$"):
             call(None)
 
 
 def test_a_plan_misses_the_slots_that_a_kernel_keeps():
     w, adam = np.ones(3, F), optimc._core.kernels["adam"][0]
     for names, slots in (((), ()), (("m",), (w * 0,))):
-        with pytest.raises(TypeError, match=r"slot.* of params\[0\]: expected an array, got NoneType"):
+        with pytest.raises(TypeError, match=r"slot.* of weights\[0\]: expected an array, got NoneType"):
             optimc._core.Plan(1).add(w, kernel=adam, slot_names=names, slots=slots)
 
 

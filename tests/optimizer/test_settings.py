@@ -14,7 +14,7 @@ ONE = np.ones(3, np.float32)
 
 
 def grouped(optimizer=optimc.SGD, **arguments):
-    optimizer = optimizer(0.5, groups=[{"params": [1], "weight_decay": 0.5}], **arguments)
+    optimizer = optimizer(0.5, groups=[{"weights": [1], "weight_decay": 0.5}], **arguments)
     optimizer.build([np.zeros(3, np.float32) for _ in range(2)])
     return optimizer
 
@@ -32,7 +32,7 @@ REFUSED = {
     "a second clip of a group": (lambda: grouped(clipvalue=1.0),
                                  lambda o: o.groups[0].__setitem__("clipnorm", 1e-9)),
     "a clip that a group cannot have": (
-        lambda: optimc.SGD(groups=[{"params": [0], "clipnorm": 1.0}]), lambda o: setattr(o, "clipvalue", 1e-9)),
+        lambda: optimc.SGD(groups=[{"weights": [0], "clipnorm": 1.0}]), lambda o: setattr(o, "clipvalue", 1e-9)),
     "a slot that is not kept": (grouped, lambda o: setattr(o, "momentum", 0.9)),
     "a slot of a group": (grouped, lambda o: o.groups[0].__setitem__("momentum", 0.9)),
     "a slot for a schedule": (grouped, lambda o: setattr(o, "momentum", optimc.schedules.CosineDecay(0.9, 5))),
@@ -154,7 +154,7 @@ def test_a_schedule_that_is_set_within_a_step_counts_from_the_next():
 
     for momentum, gradient in ((later, ONE), (0.0, Gradient())):
         weights = [np.zeros(3, np.float32), np.zeros(3, np.float32)]
-        optimizer = optimc.SGD(0.5, momentum=0.0, groups=[{"params": [1], "momentum": momentum}])
+        optimizer = optimc.SGD(0.5, momentum=0.0, groups=[{"weights": [1], "momentum": momentum}])
         optimizer.apply([gradient, ONE], weights)
         assert [float(w[0]) for w in weights] == [-0.5, -0.5]
         optimizer.groups[0]["momentum"] = 0.0

@@ -60,9 +60,9 @@ def test_a_copy_refuses_other_weights(case):
     other = copy.deepcopy(optimizer)
     wrong = arrays(0)
     wrong[1] = np.zeros(6, np.float32)
-    with pytest.raises(ValueError, match=r"params\[1\]: expected shape \(5,\)"):
+    with pytest.raises(ValueError, match=r"weights\[1\]: expected shape \(5,\)"):
         other.apply([np.zeros_like(w) for w in wrong], wrong)
-    with pytest.raises(ValueError, match="slots for 4 weights, params has 3"):
+    with pytest.raises(ValueError, match="slots for 4 weights, weights has 3"):
         other.apply(arrays(1)[:3], arrays(0)[:3])
     steps(other, [w.copy() for w in weights], 1, seed=11)
     steps(optimizer, weights, 1, seed=11)
@@ -110,7 +110,7 @@ def test_subsets_in_any_order(case):
     assert optimizer.iterations == 1
     twin = case.make()
     twin.build(expected)
-    with pytest.warns(UserWarning, match=r"params\[2\], params\[3\]"):
+    with pytest.warns(UserWarning, match=r"weights\[2\], weights\[3\]"):
         twin.apply([grads[0], grads[1], None, None], expected)
     for w, e in zip(weights, expected, strict=True):
         assert_same_bits(w, e)
@@ -161,7 +161,7 @@ def test_build_moves_to_new_memory_and_adds_weights(case):
     for slot, made in slots_of(a).items():
         assert_same_bits(slots_of(b)[slot][1], made[0])
     if case.slots:
-        with pytest.raises(ValueError, match="params has no entry 'new'"):
+        with pytest.raises(ValueError, match="weights has no entry 'new'"):
             b.build({"x": moved["x"]})
 
 
@@ -173,7 +173,7 @@ def test_exclusions_and_groups_move_with_their_weights(move):
     g, first, second = np.ones(2, np.float32), start(), start()
     optimizers = []
     for weights in (first, second):
-        optimizer = optimc.SGD(0.5, weight_decay=0.5, groups=[{"params": [weights["y"]], "learning_rate": 0.25}])
+        optimizer = optimc.SGD(0.5, weight_decay=0.5, groups=[{"weights": [weights["y"]], "learning_rate": 0.25}])
         optimizer.exclude_from_weight_decay([weights["x"]])
         optimizer.apply(dict.fromkeys(weights, g), weights)
         optimizers.append(optimizer)
@@ -186,7 +186,7 @@ def test_exclusions_and_groups_move_with_their_weights(move):
     moved.apply(dict.fromkeys(again, g), again)
     for name, weight in first.items():
         assert_same_bits(again[name], weight, name)
-    assert moved.get_config()["groups"][0]["params"] == [2]
+    assert moved.get_config()["groups"][0]["weights"] == [2]
     assert again["new"].tolist() == [0.25, 0.25]            # decayed, and stepped at the rate of no group
 
 
@@ -201,7 +201,7 @@ def test_slots_can_be_adopted(case):
         assert array.any(), slot
     if own:
         slot = case.slots[0]
-        with pytest.raises(ValueError, match=rf"slot '{slot}' of params\[0\]: expected shape \(5,\)"):
+        with pytest.raises(ValueError, match=rf"slot '{slot}' of weights\[0\]: expected shape \(5,\)"):
             case.make().build([w], slots={**own, slot: [np.zeros(4, np.float32)]})
         with pytest.raises(ValueError, match="overlap in memory"):
             case.make().build([w], slots={**own, slot: [w]})
@@ -318,7 +318,7 @@ def test_a_value_that_needs_another_slot_is_refused():
 
 
 def test_a_clip_that_a_group_cannot_take_is_refused():
-    optimizer = optimc.SGD(groups=[{"params": [0], "clipnorm": 1.0}])
+    optimizer = optimc.SGD(groups=[{"weights": [0], "clipnorm": 1.0}])
     with pytest.raises(ValueError, match="Only one of"):
         optimizer.global_clipnorm = 1.0
     assert optimizer.global_clipnorm is None

@@ -34,7 +34,7 @@ def test_a_missing_gradient_is_warned_of_at_the_call(make, how):
             and isinstance(getattr(optimizer, "inner_optimizer", optimizer), optimc.MultiOptimizer):
         pytest.skip("pairs have no names")
     weights = {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}
-    with pytest.warns(UserWarning, match=r"Gradients do not exist for params\[('bias'|1)\]: ") as caught:
+    with pytest.warns(UserWarning, match=r"Gradients do not exist for weights\[('bias'|1)\]: ") as caught:
         STEPS[how](optimizer, {"kernel": np.ones((2, 2), np.float32), "bias": None}, weights)
     warned, = caught
     first = line_of(STEPS[how])
@@ -43,5 +43,5 @@ def test_a_missing_gradient_is_warned_of_at_the_call(make, how):
 
 def test_many_missing_gradients_are_named():
     weights = [np.ones(1, np.float32) for _ in range(3)]
-    with pytest.warns(UserWarning, match=r"^Gradients do not exist for params\[0\], params\[2\]: these"):
+    with pytest.warns(UserWarning, match=r"^Gradients do not exist for weights\[0\], weights\[2\]: these"):
         optimc.SGD().apply([None, np.ones(1, np.float32), None], weights)

@@ -164,7 +164,7 @@ def test_parts_without_gradients_rest():
     multi = make_multi()
     weights, grads = weights_and_grads()
     before = {k: w.copy() for k, w in weights.items()}
-    with pytest.warns(UserWarning, match=r"params\['dense/bias'\]"):
+    with pytest.warns(UserWarning, match=r"weights\['dense/bias'\]"):
         multi.apply({**grads, "dense/bias": None}, weights)
     assert (weights["dense/bias"] == before["dense/bias"]).all()
     assert (weights["dense/kernel"] != before["dense/kernel"]).any()
