@@ -6,6 +6,7 @@ import numpy as np
 
 from optimc import _core, registry
 from optimc.base.arguments import LOW_OPEN, Count
+from optimc.base.names import refuse_unknown
 from optimc.base.optimizer import Optimizer
 from optimc.base.spellings import older_spellings
 from optimc.base.wrapper import WrapperOfOne
@@ -49,8 +50,8 @@ class LossScaleOptimizer(WrapperOfOne):
                 del kwargs[key]
             elif argument is not None:
                 raise ValueError(f"set {key} on the inner_optimizer, not on LossScaleOptimizer")
-        if kwargs:
-            raise ValueError(f"Argument(s) not recognized: {kwargs}")
+        refuse_unknown(LossScaleOptimizer, kwargs, ("inner_optimizer", "initial_scale", "dynamic_growth_steps",
+                                                    "name"))
         if not isinstance(inner_optimizer, (Optimizer, MultiOptimizer)):
             raise TypeError(f"inner_optimizer must be an optimizer or a MultiOptimizer, got "
                             f"{type(inner_optimizer).__name__}")

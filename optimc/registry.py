@@ -12,9 +12,14 @@ _wrappers: dict[str, type] = {}
 _bases: list[type] = []
 
 
+def is_ours(cls):
+    """True for a class of optimc, False for a program's."""
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
 def optimizer(cls):
     """Registers an optimizer class, if it is one of optimc: a user's own is named by `custom_objects`."""
-    if cls.rule and cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
+    if cls.rule and is_ours(cls):
         classes[cls.__name__] = cls
 
 

@@ -6,12 +6,13 @@ import re
 from optimc import _core, registry
 from optimc.base import averages
 from optimc.base.arguments import LOW_OPEN, Count, kept
+from optimc.base.names import Elsewhere, Strict
 from optimc.base.optimizer import Optimizer
 from optimc.base.spellings import older_spellings
 from optimc.base.wrapper import Wrapper
 
 
-class OptimizerMap:
+class OptimizerMap(Strict):
     """Maps names of weights to optimizers: by an exact key, otherwise by the one pattern that matches.
 
     Args:
@@ -129,7 +130,7 @@ class MultiOptimizer(Wrapper):
     iterations = Count()                #: calls of apply so far
 
     def __init__(self, optimizer_map, loss_scale_factor=None, name=None):
-        if not callable(optimizer_map) or isinstance(optimizer_map, type):
+        if not callable(optimizer_map) or isinstance(optimizer_map, (type, Elsewhere)):
             raise TypeError(f"optimizer_map must be an OptimizerMap or a function, got "
                             f"{type(optimizer_map).__name__}")
         self.optimizer_map, self.loss_scale_factor = optimizer_map, loss_scale_factor

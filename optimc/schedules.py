@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optimc import _core
+from optimc.base.names import Strict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,7 +74,7 @@ Number: TypeAlias = float | np.floating[Any] | np.integer[Any]
 Rate: TypeAlias = Number | LearningRateSchedule | Callable[[], Number]
 
 
-class _Schedule(LearningRateSchedule):
+class _Schedule(Strict, LearningRateSchedule):
     """Base class of the schedules of this module.  Their arguments are attributes, checked once."""
 
     _names: tuple[str, ...] = ()
@@ -398,6 +399,12 @@ def is_schedule(value: object) -> TypeGuard[LearningRateSchedule]:
     return any(base.__name__ == "LearningRateSchedule" for base in type(value).__mro__)
 
 
+def classes() -> dict[str, type[LearningRateSchedule]]:
+    """The schedules of this module by name, with their base class."""
+    return {name: value for name, value in globals().items() if isinstance(value, type)
+            and issubclass(value, LearningRateSchedule) and not name.startswith("_")}
+
+
 def serialize(schedule: LearningRateSchedule) -> Config:
     """The class and configuration of a schedule as a dict of plain values, for `deserialize`."""
     return {"class_name": type(schedule).__name__, "config": schedule.get_config()}
@@ -405,9 +412,7 @@ def serialize(schedule: LearningRateSchedule) -> Config:
 
 def deserialize(config: Mapping[str, Any], custom_objects: Classes | None = None) -> LearningRateSchedule:
     """A schedule from the result of `serialize`; `custom_objects` names further classes."""
-    known = {**{name: value for name, value in globals().items() if isinstance(value, type)
-                and issubclass(value, LearningRateSchedule) and not name.startswith("_")},
-             **(custom_objects or {})}
+    known = {**classes(), **(custom_objects or {})}
     if config["class_name"] not in known:
         raise ValueError(f"Could not interpret schedule {config['class_name']!r}: pass its class in "
                          "custom_objects")

@@ -194,6 +194,22 @@ static int optimizer_init(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(args), 
     return 0;
 }
 
+/* Sets an attribute.  A name that the class does not declare as data is checked by Python (optimc/base/names.py),
+   which refuses misspellings; private names and declared values cost nothing more. */
+static int optimizer_setattr(PyObject *self, PyObject *name, PyObject *value)
+{
+    if (value && PyUnicode_Check(name) && PyUnicode_GET_LENGTH(name) && PyUnicode_READ_CHAR(name, 0) != '_') {
+        PyObject *declared = _PyType_Lookup(Py_TYPE(self), name);
+        if (!declared || !Py_TYPE(declared)->tp_descr_set) {
+            PyObject *checked = PyObject_CallMethod(self, "_check_attribute", "O", name);
+            if (!checked)
+                return -1;
+            Py_DECREF(checked);
+        }
+    }
+    return PyObject_GenericSetAttr(self, name, value);
+}
+
 static PyMethodDef own_methods[] = {
     METHOD("_locked", optimizer_locked, METH_FASTCALL | METH_KEYWORDS, locked_doc),
     METHOD("_in_turn", optimizer_in_turn, METH_FASTCALL | METH_KEYWORDS, in_turn_doc),
@@ -236,6 +252,7 @@ static PyType_Slot optimizer_slots[] = {
     {Py_tp_doc, "The base of every optimizer: values, step count, plan.  See optimc.optimizer."},
     {Py_tp_new, optimizer_new},
     {Py_tp_init, optimizer_init},
+    {Py_tp_setattro, optimizer_setattr},
     {Py_tp_dealloc, optimizer_dealloc},
     {Py_tp_traverse, optimizer_traverse},
     {Py_tp_clear, optimizer_clear},

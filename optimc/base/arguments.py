@@ -190,20 +190,6 @@ def from_plain(value, custom_objects=None):
     return value
 
 
-#: names of arguments in other libraries
-ELSEWHERE = {"lr": "learning_rate", "betas": "beta_1, beta_2", "b1": "beta_1", "b2": "beta_2", "eps": "epsilon",
-             "alpha": "rho", "decay_rate": "rho", "max_grad_norm": "global_clipnorm"}
-
-
-def likely(wrong, known):
-    """The end of an error message: a question that suggests known names for the wrong ones, or nothing."""
-    import difflib  # only on the way to an error
-    meant = [ELSEWHERE[name] if ELSEWHERE.get(name, "").split(", ")[0] in known else match[0]
-             for name in wrong for match in [difflib.get_close_matches(name, known, 1, 0.7)]
-             if match or ELSEWHERE.get(name, "").split(", ")[0] in known]
-    return f" (did you mean {', '.join(meant)}?)" if meant else ""
-
-
 def unzip(grads_and_vars):
     """Splits pairs (gradient, weight) into gradients and weights."""
     pairs = list(grads_and_vars)

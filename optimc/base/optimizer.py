@@ -37,6 +37,7 @@ from optimc.base.arguments import (
     plain,
     unzip,
 )
+from optimc.base.names import Elsewhere, check_attribute
 from optimc.base.rules import OPTIONS, POLICIES, factors_of, hyperparameters_of, scalars_of, without_axis
 from optimc.base.selection import Group, Selection, entries_of
 from optimc.base.spellings import older_spellings
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
 
 @registry.base
-class Optimizer(_core.Optimizer):
+class Optimizer(_core.Optimizer, Elsewhere):
     """Base class of all optimizers; use one of its subclasses.
 
     Args (every optimizer has them, after its own):
@@ -81,6 +82,10 @@ class Optimizer(_core.Optimizer):
         maximize: maximize instead of minimizing: gradients are negated.
         style: "keras", "torch" or "optax": presets the arguments that are not given to the defaults and
             conventions of that library (`styles` of the class lists them).
+
+    An optimizer has only the attributes that it declares: `opt.lr = 0.1` is an AttributeError that names
+    `learning_rate`.  The same holds for wrappers, schedules and groups.  Two things are always allowed: any attribute
+    on an object of a class that a program defines, and names that begin with an underscore.
 
     A schedule is called with the step.  Any other callable is called without arguments.  At most one of the
     three clips can be set.  A clip of 0 or less is disabled.
@@ -167,6 +172,8 @@ class Optimizer(_core.Optimizer):
         self.groups = tuple([Group(self, f"groups[{k}]", overrides, chosen)
                              for k, overrides in enumerate(() if groups is None else groups)])
         self._hold(State(grouped=tuple(chosen)))
+
+    _check_attribute = check_attribute          # C calls it for a name that the class does not declare
 
     # ---------------------------------------------------------- methods that subclasses override
 

@@ -4,13 +4,14 @@ Weights are listed as arrays, as positions, or as regular expressions for their 
 """
 
 import re
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from optimc import _core
 from optimc.base import setting
-from optimc.base.arguments import Value, likely, plain
+from optimc.base.arguments import Value, plain
+from optimc.base.names import hint, meant
 from optimc.base.rules import WHOLE
 
 
@@ -161,7 +162,7 @@ class Group:
     def _check(self, name):
         if not isinstance(self._optimizer._arguments.get(name), Value) or name in WHOLE:
             raise ValueError(f"{self.label}: {name!r} is not a value that weights can have of their own"
-                             f"{likely([name], self._optimizer._index)}")
+                             f"{hint(name, self._optimizer._index)}")
 
     def _set(self, name, value):
         setting.change(self._optimizer, self._k, name, value)
@@ -175,6 +176,24 @@ class Group:
     def __setitem__(self, name, value):
         self._check(name)
         self._set(name, value)
+
+    if not TYPE_CHECKING:               # a checker would allow every name
+        def __getattr__(self, name):
+            raise self._unknown(name)
+
+        def __setattr__(self, name, value):
+            if name[:1] != "_" and name != "label":
+                raise self._unknown(name)
+            super().__setattr__(name, value)
+
+    def _unknown(self, name):
+        """The error for an attribute that a group does not have: its values are entries."""
+        if name[:1] == "_":
+            return AttributeError(f"a group has no attribute {name!r}", obj=self)
+        values = self._optimizer._index
+        value = name if name in values else meant(name, values)
+        advice = f": its values are entries, {self.label}[{value!r}]" if value else ""
+        return AttributeError(f"{self.label} has no attribute {name!r}{advice}", obj=self)
 
     def given(self, arrays):
         """The group as the constructor takes it."""

@@ -5,7 +5,10 @@ whole optimizer: it refuses a value with which the optimizer could not go on.  A
 set, in one turn: no step and no other thread ever sees a value that is refused.
 """
 
+import types
+
 from optimc import schedules
+from optimc.base.names import Elsewhere, closest, plain
 from optimc.base.rules import CLIPS, OPTIONS, slots_of
 
 
@@ -16,7 +19,12 @@ def change(optimizer, group, name, value):
 
 def _change(optimizer, group, name, value):
     index = optimizer._index[name]
-    value = optimizer._read_value(index, value)
+    try:
+        value = optimizer._read_value(index, value)
+    except TypeError as error:
+        raise TypeError(f"{error}{_advice(name, value)}") from None
+    if type(value) is not float and isinstance(value, Elsewhere):       # it is callable only to refuse calls
+        raise TypeError(f"{name} must be a number, a schedule or a callable, got {type(value).__name__}")
     if name in CLIPS:
         if value is not None:
             _check_clips(optimizer, group, name)
@@ -25,6 +33,31 @@ def _change(optimizer, group, name, value):
         if considered._kernel() != optimizer._kernel():
             _check_slots(optimizer, considered, name, value)
     optimizer._set_value(group, index, value, schedules.is_schedule(value))
+
+
+#: words for schedules -> names in optimc.schedules
+_SCHEDULES = {"linear": "PolynomialDecay", "step": "PiecewiseConstantDecay", "multistep": "PiecewiseConstantDecay",
+              "warmup": "CosineDecay"}
+
+
+def _advice(name, value):
+    """The end of an error about something that is no value; nothing if it is like nothing known."""
+    if isinstance(value, str):
+        try:
+            return f": pass the number {float(value)!r}, not the text {value!r}"
+        except ValueError:
+            meant = _SCHEDULES.get(plain(value)) or _schedule_like(value)
+            return f" {value!r}" + (f": did you mean optimc.schedules.{meant}(...)?" if meant else
+                                    ": see optimc.schedules")
+    if name == "learning_rate" and isinstance(value, (list, tuple, dict, types.GeneratorType)):
+        return ": weights are given to apply(grads, weights); for the parameters of torch see optimc.torch"
+    return ""
+
+
+def _schedule_like(word):
+    """The schedule whose name has this word in it, or is most like it."""
+    names = schedules.classes()
+    return next((name for name in names if plain(word) in plain(name)), None) or closest(word, names)
 
 
 def _check_clips(optimizer, group, name):

@@ -12,7 +12,8 @@ import math
 import re
 import warnings
 
-from optimc.base.arguments import Argument, Value, likely
+from optimc.base import names
+from optimc.base.arguments import Argument, Value
 
 
 def arguments_of(cls, base):
@@ -72,8 +73,5 @@ def given_to(optimizer, args, kwargs):
     """The arguments given to the constructor of an optimizer, by name; unknown ones are refused."""
     if kwargs.pop("decay", None) is not None:
         warnings.warn("Argument `decay` is no longer supported and will be ignored.", stacklevel=3)
-    known = optimizer._signature.parameters
-    unknown = {name: value for name, value in kwargs.items() if name not in known}
-    if unknown:
-        raise ValueError(f"Argument(s) not recognized: {unknown}{likely(unknown, known)}")
+    names.refuse_unknown(type(optimizer), kwargs, optimizer._signature.parameters)
     return optimizer._signature.bind(*args, **kwargs).arguments

@@ -10,9 +10,10 @@ import numpy as np
 from optimc import _core, checkpoint
 from optimc.base import copies
 from optimc.base.arguments import check_count, unzip
+from optimc.base.names import Elsewhere, Strict
 
 
-class Wrapper:
+class Wrapper(Strict, Elsewhere):
     """The methods that wrappers share with optimizers: building, pairs, configuration."""
 
     @property

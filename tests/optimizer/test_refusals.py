@@ -318,8 +318,9 @@ def test_fractions_end_where_the_formula_does():
 
 
 def test_unknown_arguments_are_named(case):
-    with pytest.raises(ValueError, match=r"not recognized: \{'lr': 0.1\} \(did you mean learning_rate\?\)"):
-        case.cls(lr=0.1)
+    for error in (TypeError, ValueError):
+        with pytest.raises(error, match=rf"{case.cls.__name__} has no argument 'lr': did you mean learning_rate\?"):
+            case.cls(lr=0.1)
     with pytest.warns(UserWarning, match="`decay` is no longer supported"):
         case.cls(decay=0.1)
     with pytest.raises(TypeError, match="too many positional"):

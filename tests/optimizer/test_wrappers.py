@@ -78,7 +78,7 @@ def test_loss_scale_equals_keras():
 @pytest.mark.parametrize("arguments,error,message", [
     ({"dynamic": False}, ValueError, "always dynamic"),
     ({"clipnorm": 1.0}, ValueError, "set clipnorm on the inner_optimizer"),
-    ({"no_such": 1.0}, ValueError, "not recognized"),
+    ({"no_such": 1.0}, ValueError, "LossScaleOptimizer has no argument 'no_such'"),
     ({"initial_scale": 0.0}, ValueError, "loss_scale_factor must be"),
     ({"dynamic_growth_steps": 0}, ValueError, "at least 1"),
     ({"dynamic_growth_steps": 2.0}, TypeError, "must be an int"),
