@@ -8,21 +8,36 @@
     >>> opt.iterations
     1
 
-Importing it needs NumPy and nothing else.
+Importing it needs NumPy and nothing else.  What there is, and where to read on:
+
+    optimizers      SGD, RMSprop, Adam, AdamW, Adagrad, Adadelta, Adafactor, Adamax, Ftrl, Lamb, Lion, Muon, Nadam,
+                    ScheduleFreeAdamW (Keras's family), ASGD, AdaBelief, Adan, LARS, RAdam, Rprop, Yogi.
+                    help(optimc.Adam) explains one, help(optimc.Optimizer) the options that all have.
+    by name         get("adam", learning_rate=0.1); serialize and deserialize a configuration
+    schedules       help(optimc.schedules): values that change with the step, such as schedules.CosineDecay
+    wrappers        LossScaleOptimizer; MultiOptimizer with OptimizerMap: another optimizer for some weights
+    state           opt.slots, opt.iterations, opt.state_dict()
+    checkpoints     opt.save(path), load(path), CheckpointError
+    taking over     from_keras, from_torch: go on from a live optimizer of these libraries
+    adapters        optimc.torch, optimc.keras, optimc.sklearn, optimc.mpi, optimc.threadpoolctl; each loads its
+                    framework at the first use
+    this machine    isa, show_config, get_num_threads, set_num_threads
+    command line    python -m optimc compare, python -m optimc bench
 """
 
 import typing as _typing
 
 try:
-    from optimc import _core
+    import optimc._core as _core
 except ModuleNotFoundError as _error:
     if _error.name != "optimc._core":
         raise
-    raise ImportError("optimc's C extension is not built here: run `pip install -e .` in the "
-                      "source tree, or leave the tree to import an installed optimc") from None
+    raise ImportError("optimc's C extension is not built for this Python in the folder of the source tree: run "
+                      "`pip install -e .` there, or leave the folder to import an installed optimc") from None
 
 from optimc import optimizers, schedules
 from optimc._core import get_num_threads, isa, set_num_threads
+from optimc.base import lazy as _lazy
 from optimc.base.optimizer import Optimizer
 from optimc.checkpoint import CheckpointError, load
 from optimc.loss_scale import LossScaleOptimizer
@@ -43,12 +58,10 @@ def _version() -> str:
 
 if not _typing.TYPE_CHECKING:       # a checker would take it to mean that every name is there
     def __getattr__(name):
-        if name in ("optimizer", "structured", "wrappers"):     # 0.1 imported them along with optimc
-            from importlib import import_module
-            return import_module(f"optimc.{name}")
-        if name != "__version__":
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return _version()
+        return _version() if name == "__version__" else _lazy.find(name, __all__)
+
+    def __dir__():
+        return sorted({*__all__, *_lazy.ADAPTERS, *(name for name in globals() if name[:2] == "__"), "__version__"})
 
 
 def show_config() -> None:

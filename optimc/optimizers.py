@@ -6,6 +6,7 @@ The formulas are above each rule in csrc/rules.inc.  To add an optimizer, see CO
 import math
 
 from optimc import registry
+from optimc._core import warn
 from optimc.base.arguments import HIGH_OPEN, LOW_OPEN, Option, Value, at_least_zero, cautious, fraction, real
 from optimc.base.optimizer import Optimizer
 
@@ -19,7 +20,7 @@ class SGD(Optimizer):
     Args:
         learning_rate: >= 0; a number, schedule or callable.
         momentum: in [0, 1].
-        nesterov: look ahead along the velocity; plain SGD without momentum.
+        nesterov: look ahead along the velocity; without momentum it has no effect, and a warning says so.
         dampening: with rate_in_velocity=False, the velocity adds (1 - dampening) g; in [0, 1].
         rate_in_velocity: False leaves the learning rate out of the velocity and applies it to the weight:
             velocity <- momentum velocity + (1 - dampening) g;  w <- w - learning_rate velocity.
@@ -46,6 +47,11 @@ class SGD(Optimizer):
         "optax": {"rate_in_velocity": False},
     }
     keras_slots = ({"velocity": "momentum"},)
+
+    def _advise(self, given):
+        # a configuration gives the momentum too: only a person leaves it out
+        if self.nesterov and "momentum" not in given and not self._in_use("momentum"):
+            warn("SGD(nesterov=True) without momentum is plain SGD: give a momentum, such as 0.9")
 
     def _kernel(self):
         if not self._in_use("momentum"):

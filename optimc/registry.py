@@ -1,8 +1,10 @@
 """Optimizers by name: what `optimc.get("adam")` finds, and configurations that can be stored.
 
-This module imports nothing of optimc.  Classes register themselves when they are defined: an optimizer of optimc by
-its base class, the base class and the wrappers by the decorators `base` and `wrapper`.
+This module imports nothing of optimc but its table of names.  Classes register themselves when they are defined: an
+optimizer of optimc by its base class, the base class and the wrappers by the decorators `base` and `wrapper`.
 """
+
+from optimc.base import names
 
 #: every optimizer class of optimc, by its name
 classes: dict[str, type] = {}
@@ -12,14 +14,9 @@ _wrappers: dict[str, type] = {}
 _bases: list[type] = []
 
 
-def is_ours(cls):
-    """True for a class of optimc, False for a program's."""
-    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
-
-
 def optimizer(cls):
     """Registers an optimizer class, if it is one of optimc: a user's own is named by `custom_objects`."""
-    if cls.rule and is_ours(cls):
+    if cls.rule and names.is_ours(cls):
         classes[cls.__name__] = cls
 
 
@@ -48,6 +45,16 @@ def serialize(optimizer):
     return {"class_name": type(optimizer).__name__, "config": optimizer.get_config()}
 
 
+def _find(name, custom_objects=None):
+    """The optimizer or wrapper class of a name, without regard to case, underscores, hyphens and spaces."""
+    known = {**classes, **_wrappers, **(custom_objects or {})}
+    cls = {names.plain(one): cls for one, cls in known.items()}.get(names.plain(name))
+    if cls is not None:
+        return cls
+    raise ValueError(f"Could not interpret optimizer identifier: {name!r}"
+                     + (names.optimizer_hint(name, known) or f"; there are {', '.join(sorted(classes))}"))
+
+
 def deserialize(config, custom_objects=None):
     """A new optimizer from what `serialize` gave.
 
@@ -56,28 +63,38 @@ def deserialize(config, custom_objects=None):
         custom_objects: dict of further optimizer and schedule classes by name.
     """
     if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
-        raise ValueError(f"Could not interpret optimizer identifier: {config!r}")
-    known = {**classes, **_wrappers, **(custom_objects or {})}
-    cls = {name.lower(): value for name, value in known.items()}.get(config["class_name"].lower())
-    if cls is None:
-        raise ValueError(f"Could not interpret optimizer identifier: {config['class_name']!r}; "
-                         f"there are {', '.join(sorted(classes))}")
+        raise ValueError(f"Could not interpret optimizer identifier: {config!r}; expected the name of an optimizer, "
+                         "its class, what `serialize` gave, or an optimizer")
+    cls = _find(config["class_name"], custom_objects)
     arguments = config.get("config", {})
     if not isinstance(arguments, dict):
         raise ValueError(f"config of {config['class_name']}: expected a dict, got {arguments!r}")
     return cls.from_config(arguments, custom_objects)
 
 
-def get(identifier):
-    """An optimizer from a name ("adam", with default arguments), a `serialize` dict, or an optimizer.
+def get(identifier, **arguments):
+    """An optimizer from a name, a class, a `serialize` dict, or an optimizer, which is returned as it is.
+
+    Args:
+        identifier: a name ("adam"; case, underscores and hyphens do not matter), a class, a dict, or an optimizer.
+        arguments: those of the constructor, with a name or a class.
+
+    Raises:
+        ValueError: no optimizer has this name, or something else is no identifier.
+        TypeError: arguments are given with a dict or with an optimizer, which have theirs.
 
     Example:
         >>> import optimc
-        >>> optimc.get("rmsprop")
-        <RMSprop(learning_rate=0.001): 0 steps, not built>
+        >>> optimc.get("rmsprop", learning_rate=0.1)
+        <RMSprop(learning_rate=0.1): 0 steps, not built>
     """
+    if isinstance(identifier, str):
+        return _find(identifier)(**arguments)
+    if isinstance(identifier, type) and issubclass(identifier, tuple(_bases)):
+        return identifier(**arguments)
+    if arguments:
+        raise TypeError(f"get: arguments ({', '.join(arguments)}) go with a name or a class, not with "
+                        f"{type(identifier).__name__}, which has its own")
     if identifier is None or isinstance(identifier, tuple(_bases)):
         return identifier
-    if isinstance(identifier, str):
-        identifier = {"class_name": identifier, "config": {}}
     return deserialize(identifier)

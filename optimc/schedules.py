@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optimc import _core
-from optimc.base.names import Strict
+from optimc.base.names import Strict, is_ours, says_what_it_takes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,6 +78,11 @@ class _Schedule(Strict, LearningRateSchedule):
     """Base class of the schedules of this module.  Their arguments are attributes, checked once."""
 
     _names: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "__init__" in vars(cls) and is_ours(cls):
+            setattr(cls, "__init__", says_what_it_takes(vars(cls)["__init__"]))     # noqa: B010  # mypy refuses it else
     name: str
 
     def _set(self, **values: object) -> None:
@@ -108,6 +113,13 @@ class ExponentialDecay(_Schedule):
 
     With `staircase` the quotient step / decay_steps is rounded down.
 
+    Args:
+        initial_learning_rate: the value at step 0.
+        decay_steps: steps after which the value has been multiplied by decay_rate once; > 0.
+        decay_rate: the factor per decay_steps; >= 0.
+        staircase: change the value at once, every decay_steps, instead of at each step.
+        name: display name.
+
     Example:
         >>> import optimc
         >>> optimc.schedules.ExponentialDecay(0.5, decay_steps=10, decay_rate=0.25)(5)
@@ -136,6 +148,13 @@ class InverseTimeDecay(_Schedule):
 
     With `staircase` the quotient step / decay_steps is rounded down.
 
+    Args:
+        initial_learning_rate: the value at step 0.
+        decay_steps: steps in one unit of time; > 0.
+        decay_rate: growth of the divisor per unit of time.
+        staircase: change the value at once, every decay_steps, instead of at each step.
+        name: display name.
+
     Example:
         >>> import optimc
         >>> optimc.schedules.InverseTimeDecay(0.5, decay_steps=10, decay_rate=1.0)(10)
@@ -163,6 +182,14 @@ class PolynomialDecay(_Schedule):
     """From initial_learning_rate to end_learning_rate in decay_steps, as (1 - step / decay_steps)^power.
 
     With `cycle`, once decay_steps have passed, the decay is stretched to the next multiple of decay_steps.
+
+    Args:
+        initial_learning_rate: the value at step 0.
+        decay_steps: steps to the end; > 0.
+        end_learning_rate: the value from then on.
+        power: 1 is a straight line; >= 0.
+        cycle: stretch the decay to the next multiple of decay_steps instead of ending.
+        name: display name.
 
     Example:
         >>> import optimc
@@ -197,6 +224,11 @@ class PiecewiseConstantDecay(_Schedule):
     """values[i] after step boundaries[i - 1], up to and including step boundaries[i].
 
     There is one value more than boundaries.
+
+    Args:
+        boundaries: list of steps that do not decrease.
+        values: list of the values, one more than boundaries.
+        name: display name.
 
     Example:
         >>> import optimc
@@ -233,6 +265,14 @@ class CosineDecay(_Schedule):
 
     With `warmup_target` the rate first grows linearly to warmup_target over warmup_steps, then decays from there.
 
+    Args:
+        initial_learning_rate: the value at step 0.
+        decay_steps: steps of the decay, after the warm-up; > 0.
+        alpha: the value at the end, as a fraction of the value at the top.
+        name: display name.
+        warmup_target: the value at the top, at the end of a linear warm-up; None: no warm-up.
+        warmup_steps: steps of the warm-up; >= 0.
+
     Example:
         >>> import optimc
         >>> optimc.schedules.CosineDecay(1.0, decay_steps=10)(10)
@@ -267,6 +307,14 @@ class CosineDecayRestarts(_Schedule):
     """Cosine decay with restarts (arXiv 1608.03983).
 
     Each period is t_mul times as long as the one before and starts m_mul times as high.
+
+    Args:
+        initial_learning_rate: the value at step 0.
+        first_decay_steps: steps of the first period; > 0.
+        t_mul: length of a period over that of the one before; >= 1.
+        m_mul: height of a period over that of the one before; >= 0.
+        alpha: the lowest value, as a fraction of initial_learning_rate.
+        name: display name.
 
     Example:
         >>> import optimc
@@ -312,6 +360,14 @@ class OneCycle(_Schedule):
     to maximum / div_factor / final_div_factor and stays there.  For a momentum, choose a low `maximum` and a
     div_factor below 1: it then goes down first.
 
+    Args:
+        maximum: the value at the top.
+        total_steps: steps of the cycle; >= 2.
+        pct_start: fraction of the steps on the way up; in [0, 1].
+        div_factor: maximum over the value at step 0; > 0.
+        final_div_factor: value at step 0 over the value at the end; > 0.
+        name: display name.
+
     Example:
         >>> import optimc
         >>> schedule = optimc.schedules.OneCycle(1.0, total_steps=100, pct_start=0.25)
@@ -344,7 +400,13 @@ class OneCycle(_Schedule):
 
 
 class Join(_Schedule):
-    """Several schedules one after another.  See `join`."""
+    """Several schedules one after another.  See `join`.
+
+    Args:
+        schedules: list of schedules and numbers.
+        boundaries: list of the steps at which each but the first begins.
+        name: display name.
+    """
 
     schedules: list[LearningRateSchedule | float]
     boundaries: list[float]
@@ -383,6 +445,10 @@ def join(schedules: Sequence[LearningRateSchedule | Number], boundaries: Sequenc
     """Schedules (or constants) one after another: schedule i is used before step boundaries[i].
 
     Each schedule counts its steps from its own start.
+
+    Args:
+        schedules: list of schedules and numbers.
+        boundaries: list of the steps at which each but the first begins; they do not decrease.
 
     Example:
         >>> import optimc

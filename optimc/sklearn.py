@@ -27,10 +27,12 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING
 
+from optimc.base import lazy
+
 try:
     from sklearn import neural_network
 except ImportError as _error:
-    raise ImportError("optimc.sklearn needs scikit-learn: pip install 'optimc[sklearn]'") from _error
+    lazy.needs("sklearn", _error)
 
 from sklearn.neural_network._stochastic_optimizers import SGDOptimizer
 from sklearn.utils._param_validation import StrOptions

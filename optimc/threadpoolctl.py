@@ -9,10 +9,12 @@ A limit applies to the whole process, like `optimc.set_num_threads`.  At its end
 
 import os
 
+from optimc.base import lazy
+
 try:
     import threadpoolctl
 except ImportError as _error:
-    raise ImportError("optimc.threadpoolctl needs threadpoolctl: pip install 'optimc[threadpoolctl]'") from _error
+    lazy.needs("threadpoolctl", _error)
 
 import optimc
 from optimc import _core

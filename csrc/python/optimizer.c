@@ -221,7 +221,7 @@ static PyGetSetDef optimizer_getset[] = {
         "Updates done so far; 64 bits.  Settable, for resuming.", NULL},
     {"last_global_norm", (getter)get_norm, NULL,
         "The norm of all gradients together in the last step that needed it, or None.", NULL},
-    {"built", (getter)get_built, NULL, "Whether the optimizer is bound to weights.", NULL},
+    {"built", (getter)get_built, NULL, "True if the optimizer is bound to weights.", NULL},
     {"_declared", (getter)get_declared, NULL, "Whether it has values: __init__ makes them.", NULL},
     {"_steps", (getter)get_accumulate, (setter)set_accumulate, "Gradients per update, >= 1.", NULL},
     {"_plan", (getter)get_plan, NULL, "The plan, or None.", NULL},

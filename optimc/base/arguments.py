@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 from optimc import _core, schedules
-from optimc.base import setting
+from optimc.base import documents, setting
 
 LOW_OPEN, HIGH_OPEN = _core.LOW_OPEN, _core.HIGH_OPEN           # ends of a range that are not allowed
 
@@ -21,7 +21,7 @@ class Argument:
         self.default, self.keyword_only, self.last = default, keyword_only, last
 
     def __set_name__(self, owner, name):
-        self.name = name
+        self.name, self.owner = name, owner
 
 
 class Value(Argument):
@@ -84,6 +84,39 @@ class Option(Argument):
         index = optimizer._index.get(self.name, -1)     # >= 0: coefficients depend on it
         number = self.encode(value) if self.core or index >= 0 else 0
         optimizer._set_option(self.name, value, self.core, number, index)
+
+
+class _Documented:
+    """The `__doc__` of a kind of argument: the class has its own text, an argument that of its owner's docstring."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def __get__(self, argument, kind=None):
+        if argument is None:
+            return self.text
+        return documents.document(argument.owner, argument.name, argument.default)
+
+
+for _kind in (Value, Option):
+    _kind.__doc__ = _Documented(_kind.__doc__)      # type: ignore[assignment]
+
+
+class Fixed:
+    """An attribute of an optimizer that only its constructor sets, in the object's dict."""
+
+    def __init__(self, doc):
+        self.__doc__ = doc
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, optimizer, owner=None):
+        return self if optimizer is None else kept(optimizer, self.name)
+
+    def __set__(self, optimizer, value):
+        raise AttributeError(f"{self.name} cannot be replaced: give them to the constructor of another optimizer",
+                             obj=optimizer)
 
 
 def is_switch(argument):

@@ -7,14 +7,12 @@ groups, for `optimc.get` and for names of the package.  Nothing here runs while 
 - `Elsewhere` gives a class the former as attributes that raise an error with the right name.
 - `Strict` gives objects only the attributes that their class declares.
 
-This module imports nothing of optimc but the registry.
+This module imports nothing of optimc.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
-
-from optimc import registry
 
 
 class UnknownArgument(TypeError, ValueError):
@@ -85,12 +83,17 @@ CLASSES = {
 }
 
 
+def is_ours(cls: type) -> bool:
+    """True for a class of optimc, False for a program's."""
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
 def plain(name: str) -> str:
     """A name without case, underscores, hyphens and spaces."""
     return name.lower().translate({ord(mark): None for mark in "_- "})
 
 
-def closest(name: str, known: Iterable[str], cutoff: float = 0.7) -> str | None:
+def closest(name: str, known: Iterable[str], cutoff: float = 0.65) -> str | None:
     """The known name that a wrong one is most like, or None."""
     import difflib  # only on the way to an error
     by_plain = {plain(one): one for one in known}
@@ -115,27 +118,69 @@ def hint(name: str, known: Iterable[str]) -> str:
     return f": did you mean {found}?" if found else ""
 
 
+def optimizer_hint(name: str, known: Iterable[str], prefix: str = "optimc.") -> str:
+    """The end of an error about a name of an optimizer; nothing if nothing is like it."""
+    expression = CLASSES.get(plain(name))
+    if expression:
+        return f": did you mean {prefix}{expression}?"
+    found = closest(name, known)
+    return f": did you mean {found.lower()!r}?" if found else ""
+
+
 # ------------------------------------------------------------------------------------------------ arguments
 
 
-def refuse_unknown(owner: type, given: Iterable[str], known: Iterable[str]) -> None:
+def refuse_unknown(owner: type, given: Iterable[str], known: Iterable[str],
+                   having: Mapping[str, Iterable[str]] = {}) -> None:
     """Refuses arguments that a class does not have.
+
+    Args:
+        owner: the class.
+        given: the names that were given.
+        known: the names that the class has.
+        having: the names that other classes have, by class.
 
     Raises:
         UnknownArgument: names each of them, and the name that may be meant.
     """
-    known = list(known)
-    wrong = [f"argument {name!r}{_argument_hint(owner, name, known)}" for name in given if name not in known]
+    known, wrong = list(known), []
+    for name in given:
+        if name not in known:
+            others = [other for other, names in having.items() if name in names and name not in ELSEWHERE]
+            wrong.append(f"argument {name!r}" + (f": only {_and(others)} ha{'s' if len(others) == 1 else 've'} it"
+                                                 if others else hint(name, known)))
     if wrong:
         raise UnknownArgument(f"{owner.__name__} has no {'; no '.join(wrong)}")
 
 
-def _argument_hint(owner: type, name: str, known: list[str]) -> str:
-    if name not in ELSEWHERE:
-        having = [cls.__name__ for cls in registry.classes.values() if name in cls._arguments]
-        if having and owner in registry.classes.values():
-            return f": only {_and(having)} ha{'s' if len(having) == 1 else 've'} it"
-    return hint(name, known)
+def says_what_it_takes(init: Any) -> Any:
+    """A constructor that names arguments which are missing or unknown, in place of Python's words for it."""
+    @functools.wraps(init)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            init(self, *args, **kwargs)
+        except TypeError:
+            _refuse_call(type(self), init, args, kwargs)
+            raise
+
+    return wrapped
+
+
+def _refuse_call(owner: type, init: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raises the error of a call that lacks an argument, or has one too many; nothing if it has what it needs."""
+    import inspect  # only on the way to an error
+    _, *parameters = inspect.signature(init).parameters.values()
+    refuse_unknown(owner, kwargs, [parameter.name for parameter in parameters])
+    missing = [parameter.name for parameter in parameters[len(args):]
+               if parameter.default is parameter.empty and parameter.name not in kwargs]
+    if missing:
+        call = ", ".join(parameter.name for parameter in parameters if parameter.default is parameter.empty)
+        raise TypeError(f"{owner.__name__} needs {_and(missing)}: {owner.__name__}({call})") from None
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things in words: "1 step", "2 steps"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _and(words: list[str]) -> str:
@@ -210,7 +255,7 @@ def check_attribute(owner: Any, name: str) -> None:
     """
     cls = type(owner)
     declared = hasattr(cls, name) and not isinstance(getattr(cls, name), Hint)
-    if name[:1] == "_" or declared or name in owner.__dict__ or not registry.is_ours(cls) or name in _settable(cls):
+    if name[:1] == "_" or declared or name in owner.__dict__ or not is_ours(cls) or name in _settable(cls):
         return
     _refuse_attribute(owner, name)
 

@@ -19,14 +19,15 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from optimc import _core, checkpoint, registry
-from optimc.base import averages, binding, copies, keras_order, signature
+from optimc.base import averages, binding, copies, documents, keras_order, signature
 from optimc.base.arguments import (
     LOW_OPEN,
+    Fixed,
     Option,
     Value,
     check_name,
@@ -47,6 +48,8 @@ from optimc.base.storage import like_of
 if TYPE_CHECKING:
     import inspect
     from typing import ClassVar
+
+    from numpy.typing import NDArray
 
     from optimc.base.arguments import Argument
 
@@ -125,12 +128,13 @@ class Optimizer(_core.Optimizer, Elsewhere):
     maximize = Option(False, core="_maximize", fixed=False, keyword_only=True)
     style = Option("keras", one_of("keras", "torch", "optax"), keyword_only=True)
 
+    groups = Fixed("The groups of weights with values of their own: `opt.groups[0]['learning_rate']`.")
+
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)
         cls._arguments = signature.arguments_of(cls, Optimizer)
         cls._signature = signature.signature_of(cls._arguments)
-        if cls.__init__ is Optimizer.__init__:
-            cls.__signature__ = cls._signature
+        cls.__signature__ = cls._signature if cls.__init__ is Optimizer.__init__ else None
         if cls.rule:
             cls._index = {name: k for k, name in enumerate((*OPTIONS, *hyperparameters_of(cls.rule)))}
             signature.check_values(cls)
@@ -138,6 +142,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
         registry.optimizer(cls)
 
     def __init__(self, *args, **kwargs):
+        """Takes the arguments in the signature of the class."""
         if not self.rule:
             raise TypeError(f"{type(self).__name__} is a base class: use one of its subclasses")
         if self._declared:
@@ -145,6 +150,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
         given = signature.given_to(self, args, kwargs)
         try:
             self._initialize(**given)
+            self._advise(given)
         except BaseException:
             for name in (*self._arguments, "groups"):
                 self.__dict__.pop(name, None)
@@ -156,7 +162,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
         signature.declare_values(self)
         self._name_scalars(scalars_of(self.rule))
         self._hold(State())
-        self.groups = ()                    #: the groups of weights with values of their own
+        self.__dict__["groups"] = ()
         self.style = given.get("style", "keras")
         if self.style != "keras" and self.style not in self.styles:
             raise ValueError(f"{type(self).__name__} has no style {self.style!r}, only "
@@ -169,13 +175,16 @@ class Optimizer(_core.Optimizer, Elsewhere):
         if isinstance(groups, (dict, str, np.ndarray)):
             raise TypeError(f"groups: expected a list of dicts, got {groups!r}")
         chosen = []
-        self.groups = tuple([Group(self, f"groups[{k}]", overrides, chosen)
-                             for k, overrides in enumerate(() if groups is None else groups)])
+        self.__dict__["groups"] = tuple([Group(self, f"groups[{k}]", overrides, chosen)
+                                         for k, overrides in enumerate(() if groups is None else groups)])
         self._hold(State(grouped=tuple(chosen)))
 
     _check_attribute = check_attribute          # C calls it for a name that the class does not declare
 
     # ---------------------------------------------------------- methods that subclasses override
+
+    def _advise(self, given):
+        """Warns of arguments, as given to the constructor, that have no effect together."""
 
     def _kernel(self):
         """The kernel of the rule (a KERNEL_ROW) that these arguments ask for."""
@@ -397,6 +406,25 @@ class Optimizer(_core.Optimizer, Elsewhere):
         """
         return keras_order.variables_of(self)
 
+    @property
+    def slots(self) -> dict[str, dict[int | str, NDArray[Any]]]:
+        """The arrays that the rule keeps: read-only views by slot, and by name or position of the weight.
+
+        Each read makes a new dict of views of the live arrays, which show later steps too.  The dict is empty before
+        the optimizer is built.  The docstring of the class says which slots it has.
+
+        Example:
+            >>> import numpy as np, optimc
+            >>> weights = {"kernel": np.ones(2, np.float32), "bias": np.zeros(1, np.float32)}
+            >>> opt = optimc.Adam(beta_1=0.5, beta_2=0.75)
+            >>> opt.apply({"kernel": np.array([2.0, -4.0]), "bias": np.array([1.0])}, weights)
+            >>> opt.slots["m"]
+            {'kernel': array([ 1., -2.], dtype=float32), 'bias': array([0.5], dtype=float32)}
+            >>> opt.slots["v"]["kernel"]
+            array([1., 4.], dtype=float32)
+        """
+        return self._state.without(self.scratch_slots).views()
+
     def _given(self):
         """The arguments as they were given or later set."""
         return {name: self._get_value(0, self._index[name]) if isinstance(argument, Value)
@@ -504,10 +532,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
         return copy.deepcopy(self)
 
     def __repr__(self):
-        shown = [f"{name}={value!r}" for name, value in self._given().items()
-                 if name == "learning_rate" or (name != "name" and value != self._arguments[name].default)]
-        shown += [f"{len(self.groups)} group{'s' * (len(self.groups) > 1)}"] if self.groups else []
-        weights = self._weights
-        bound = "not built" if weights is None else \
-            f"{len(weights)} weights of {sum(weight.size for weight in weights)} elements"
-        return f"<{type(self).__name__}({', '.join(shown)}): {self.iterations} steps, {bound}>"
+        return documents.text_of(self)
+
+
+Optimizer.__signature__ = signature.signature_of(signature.arguments_of(Optimizer, Optimizer))  # type: ignore[attr-defined]

@@ -10,8 +10,10 @@ does, as the values are set.
 import inspect
 import math
 import re
+import textwrap
 import warnings
 
+from optimc import registry
 from optimc.base import names
 from optimc.base.arguments import Argument, Value
 
@@ -28,9 +30,17 @@ def arguments_of(cls, base):
     return {**own, **{k: v for k, v in common.items() if k not in own}, **last, **named}
 
 
+class _Signature(inspect.Signature):
+    """A signature that is written over several lines, as it has about twenty arguments."""
+
+    def __str__(self):
+        return textwrap.fill(super().__str__(), 100, subsequent_indent=" " * 4, break_long_words=False,
+                             break_on_hyphens=False)
+
+
 def signature_of(arguments):
     """The signature with these arguments, and `groups`."""
-    return inspect.Signature([
+    return _Signature([
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY if argument.keyword_only
                           else inspect.Parameter.POSITIONAL_OR_KEYWORD, default=argument.default)
         for name, argument in arguments.items()] + [
@@ -42,8 +52,8 @@ def check_values(cls):
     strange = [name for name, argument in cls._arguments.items()
                if isinstance(argument, Value) and name not in cls._index]
     if strange:
-        raise TypeError(f"{cls.__name__}: its rule {cls.rule!r} has no {', '.join(strange)}: derive a class from one "
-                        "optimizer, and declare other arguments as Option")
+        raise TypeError(f"{cls.__name__}: its rule {cls.rule!r} has no {', '.join(strange)}: derive a class from "
+                        "one optimizer, and declare other arguments as Option")
 
 
 def declare_values(optimizer):
@@ -73,5 +83,8 @@ def given_to(optimizer, args, kwargs):
     """The arguments given to the constructor of an optimizer, by name; unknown ones are refused."""
     if kwargs.pop("decay", None) is not None:
         warnings.warn("Argument `decay` is no longer supported and will be ignored.", stacklevel=3)
-    names.refuse_unknown(type(optimizer), kwargs, optimizer._signature.parameters)
+    known = optimizer._signature.parameters
+    if not kwargs.keys() <= known.keys():
+        names.refuse_unknown(type(optimizer), kwargs, known,
+                             {name: cls._arguments for name, cls in registry.classes.items()})
     return optimizer._signature.bind(*args, **kwargs).arguments

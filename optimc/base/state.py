@@ -121,6 +121,12 @@ class State(NamedTuple):
         """The same state without some slots."""
         return self.but(slots={slot: arrays for slot, arrays in self.slots.items() if slot not in slots})
 
+    def views(self) -> dict[str, dict[int | str, np.ndarray]]:
+        """Read-only views of the slots: slot -> name or position of each weight that has it -> array."""
+        return {slot: {key: _read_only(array) for key, array in zip(self.names or range(len(arrays)), arrays,
+                                                                    strict=True) if array is not None}
+                for slot, arrays in self.slots.items()}
+
     def mapped(self, function):
         """The same state with other arrays: `function` maps each list of arrays, one per weight, to a new list."""
         return self.but(slots={slot: function(arrays) for slot, arrays in self.slots.items()},
@@ -130,6 +136,12 @@ class State(NamedTuple):
     def copied(self):
         """The same state with arrays of its own."""
         return self.mapped(lambda arrays: [None if array is None else np.array(array) for array in arrays])
+
+
+def _read_only(array):
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _check_part(name, array, like, expected, is_slot):

@@ -103,6 +103,18 @@ class Wrapper(Strict, Elsewhere):
             setattr(self, name, description["own"][name])
 
     @property
+    def slots(self) -> dict[str, dict[int | str, np.ndarray]]:
+        """The slots of the wrapped optimizers, read-only: see `Optimizer.slots`.
+
+        Several optimizers whose slots have the same name share its entry, by the names of their weights.
+        """
+        merged: dict[str, dict[int | str, np.ndarray]] = {}
+        for optimizer in self._inner():
+            for slot, arrays in optimizer.slots.items():
+                merged.setdefault(slot, {}).update(arrays)
+        return merged
+
+    @property
     def variables(self):
         """The state as a list of arrays, in Keras's order: the wrapper's own, then the wrapped optimizers'."""
         own = [np.array(0), np.array(0.0), *self._own_variables()]

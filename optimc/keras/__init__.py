@@ -16,10 +16,16 @@ Next: optimizer.py (the class), layout.py (the order of the variables), stepper.
 (what differs between frameworks).
 """
 
+from optimc.base import lazy
+
 try:
     import keras  # noqa: F401
 except ImportError as _error:
-    raise ImportError("optimc.keras needs keras: pip install 'optimc[keras]'") from _error
+    if _error.name is None or _error.name.partition(".")[0] == "keras":
+        lazy.needs("keras", _error)
+    _backend = _error.name.partition(".")[0]
+    raise ImportError(f"optimc.keras: Keras cannot import its backend {_backend}: install it, or set the environment "
+                      "variable KERAS_BACKEND to one that is installed (tensorflow, torch, jax) before Keras is imported", name=_error.name) from None
 
 from optimc import registry
 from optimc.keras.optimizer import make_class

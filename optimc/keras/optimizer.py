@@ -13,8 +13,9 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from optimc import registry, schedules
 from optimc._core import CHECKED, NOT_AS_PLANNED
-from optimc.base import keras_order, storage
+from optimc.base import documents, keras_order, storage
 from optimc.base.arguments import Value
+from optimc.base.names import counted
 from optimc.base.optimizer import Optimizer
 from optimc.base.rules import kept_slots
 from optimc.keras.backends import backend
@@ -81,6 +82,14 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         """The positions of the weights without weight decay."""
         return [i for i, variable in enumerate(self._stepper.layout.weights)
                 if not self._use_weight_decay(backend.known_to_keras(variable))]
+
+    def __repr__(self):
+        inner = self._inner
+        shown = [f"learning_rate={self._learning_rate.schedule!r}" if isinstance(self._learning_rate, Schedule)
+                 else f"learning_rate={float(self.learning_rate):g}", *documents.shown_arguments(inner)]
+        bound = counted(len(self._trainable_variables), "variable") if self.built else "not built"
+        return f"<optimc.keras.{type(self).__name__}({', '.join(shown)}): " \
+               f"{counted(int(self.iterations), 'step')}, {bound}>"
 
     def get_config(self):
         """Keras's configuration of this optimizer, and optimc's arguments that were given."""

@@ -19,10 +19,12 @@ with the kernels of optimc.  Then all ranks get the new weights (ZeRO, stage 1: 
 Begin with sharded.py.
 """
 
+from optimc.base import lazy
+
 try:
     from mpi4py import MPI as _MPI  # noqa: F401
 except (ImportError, RuntimeError) as _error:        # no mpi4py; no MPI library
-    raise ImportError("optimc.mpi needs mpi4py and an MPI library: pip install 'optimc[mpi]'") from _error
+    lazy.needs("mpi", _error)
 
 from optimc.mpi.layout import default_bucket
 from optimc.mpi.loading import load

@@ -22,10 +22,12 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
+from optimc.base import lazy
+
 try:
     import torch
 except ImportError as _error:
-    raise ImportError("optimc.torch needs torch: pip install 'optimc[torch]'") from _error
+    lazy.needs("torch", _error)
 
 from optimc.torch.step import TorchOptimizer
 from optimc.torch_names import TORCH

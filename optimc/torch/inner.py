@@ -36,6 +36,7 @@ def make_inner(counterpart: Counterpart, sources: Sequence[Source], groups: Sequ
     """
     first = groups[0]
     flags = {source.argument: source.read(first) for source in sources if source.is_flag(first)}
+    flags |= {source.argument: 0.0 for source in sources if source.key == "momentum"}       # set below
     inner = registry.classes[counterpart.name](**flags, style="torch", groups=[
         {"weights": [i for i, (_, own) in enumerate(members) if own is group]} for group in groups[1:]])
     numbers = [source for source in sources if not source.is_flag(first) and source.argument in inner._index]

@@ -350,7 +350,7 @@ def test_repr_and_signature(case):
     assert repr(optimizer).startswith(f"<{type(optimizer).__name__}(learning_rate=")
     assert "not built" in repr(optimizer)
     optimizer.apply(arrays(1), arrays(0))
-    assert "1 steps, 4 weights of 18 elements" in repr(optimizer)
+    assert "1 step, 4 weights of 18 elements" in repr(optimizer)
 
 
 def test_variables_come_in_keras_order(case):

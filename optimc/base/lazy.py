@@ -1,0 +1,63 @@
+"""Names of the package that are looked up when a program asks for them: adapters, moved modules, misspellings.
+
+An adapter is imported at the first use of one of its names (`optimc.torch.Adam`), not when Tab, `dir` or `help` look
+at `optimc.torch`: some frameworks take seconds, and MPI starts when it is imported.
+"""
+
+import importlib
+import sys
+import types
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from optimc.base import names
+from optimc.base.extras import advice
+
+#: adapters -> the package that each needs
+ADAPTERS = {"keras": "keras", "mpi": "mpi4py and an MPI library", "sklearn": "scikit-learn",
+            "threadpoolctl": "threadpoolctl", "torch": "torch"}
+#: modules that 0.1 imported along with optimc
+MOVED = ("optimizer", "structured", "wrappers")
+
+
+class Adapter(types.ModuleType):
+    """An adapter that is imported when a name in it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+    def __dir__(self) -> list[str]:
+        return dir(importlib.import_module(self.__name__))
+
+    def __repr__(self) -> str:
+        return f"<module {self.__name__!r}, imported at its first use>"
+
+
+def find(name: str, public: Iterable[str]) -> Any:
+    """An attribute of the package that it does not have yet.
+
+    Raises:
+        AttributeError: there is none; it names the public one that may be meant.
+    """
+    if name in MOVED:
+        return importlib.import_module(f"optimc.{name}")
+    asked_by_import = sys._getframe(2).f_globals.get("__name__") in ("importlib._bootstrap", "_frozen_importlib")
+    if name in ADAPTERS and not asked_by_import:        # `from optimc import torch` then imports it, or says why not
+        return Adapter(f"optimc.{name}")
+    public = [*public, *ADAPTERS]
+    hint = names.optimizer_hint(name, public)
+    if names.plain(name) not in names.CLASSES:
+        found = names.closest(name, public)
+        hint = f": did you mean optimc.{found}?" if found else ""
+    # `obj` without `name` keeps Python from adding a suggestion of its own
+    raise AttributeError(f"module 'optimc' has no attribute {name!r}{hint}", obj=sys.modules["optimc"])
+
+
+def needs(adapter: str, error: BaseException) -> NoReturn:
+    """Raises the error of an adapter whose package cannot be imported.
+
+    Raises:
+        ImportError: names the package, and how to install it.
+    """
+    raise ImportError(f"optimc.{adapter} needs {ADAPTERS[adapter]}: {advice(adapter)}",
+                      name=getattr(error, "name", None)) from error
