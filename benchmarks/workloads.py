@@ -74,7 +74,7 @@ def variants():
                   if isinstance(argument, Value) and argument.also is not None}
         changes = {**switches, **values}.items()
         for some in itertools.chain.from_iterable(itertools.combinations(changes, n) for n in range(3)):
-            kernel = cls.rule, cls.__name__ == "AdamW", cls(**dict(some))._kernel_of(None, np.ones(1))
+            kernel = cls._rule, cls.__name__ == "AdamW", cls(**dict(some))._kernel_of(None, np.ones(1))
             if kernel not in seen:
                 seen.add(kernel)
                 yield cls.__name__, dict(some)

@@ -45,7 +45,7 @@ def from_keras(optimizer):
         rate = rate["config"]["schedule"] if is_ours and rate["class_name"] == "Schedule" else rate
         config["learning_rate"] = {key: rate[key] for key in ("class_name", "config")}
     ours = registry.classes[name].from_config(config)
-    if not optimizer.built or (ours.late_slots and not int(optimizer.iterations)):
+    if not optimizer.built or (ours._late_slots and not int(optimizer.iterations)):
         return ours
     weights = [_like_of(v.path, v) for v in optimizer._trainable_variables]
     names = [variable.path for variable in optimizer._trainable_variables]
@@ -56,11 +56,11 @@ def from_keras(optimizer):
     averages = [next(state) for _ in weights] if ours.use_ema else None
     accumulators = [next(state) for _ in weights] if ours.gradient_accumulation_steps else None
     kept = kept_slots(ours._kernels(names, weights))
-    slots = {slot: [None] * len(weights) for slot in kept if slot not in ours.scratch_slots}
+    slots = {slot: [None] * len(weights) for slot in kept if slot not in ours._scratch_slots}
     in_keras = kept
     if name == "Adafactor":                         # Keras keeps every slot of every weight, used or not
-        in_keras = {slot: [True] * len(weights) for block in ours.keras_slots for slot in block}
-    for slot, _, i in keras_order.slots_in_order(ours.keras_slots, in_keras):
+        in_keras = {slot: [True] * len(weights) for block in ours._keras_slots for slot in block}
+    for slot, _, i in keras_order.slots_in_order(ours._keras_slots, in_keras):
         array = next(state)
         if slot in kept and kept[slot][i] is not None:
             like = ours._slot_like(slot, weights[i])

@@ -50,8 +50,8 @@ class Muon(Optimizer):
                [ 0.  , -0.56]], dtype=float32)
     """
 
-    rule = "muon"
-    elementwise = False
+    _rule = "muon"
+    _elementwise = False
     learning_rate = Value(0.001)
     adam_beta_1 = fraction(0.9, open=HIGH_OPEN)
     adam_beta_2 = fraction(0.999, open=HIGH_OPEN)
@@ -69,8 +69,8 @@ class Muon(Optimizer):
     nesterov = Option(True, last=True)
     rms_rate = Value(0.2, optional=True, last=True)
 
-    keras_slots = ({"m": "momentum", "v": "velocity"},)
-    scratch_slots = ("update",)
+    _keras_slots = ({"m": "momentum", "v": "velocity"},)
+    _scratch_slots = ("update",)
 
     def get_config(self):
         return {**super().get_config(), "exclude_layers": list(self.exclude_layers or ())}      # as in Keras

@@ -35,7 +35,7 @@ class SGD(Optimizer):
         array([0.46, 0.92], dtype=float32)
     """
 
-    rule = "sgd"
+    _rule = "sgd"
     learning_rate = Value(0.01)
     momentum = fraction(0.0, also=0.9)
     nesterov = Option(False)
@@ -46,7 +46,7 @@ class SGD(Optimizer):
         "torch": {"learning_rate": 1e-3, "rate_in_velocity": False, "coupled_weight_decay": True},
         "optax": {"rate_in_velocity": False},
     }
-    keras_slots = ({"velocity": "momentum"},)
+    _keras_slots = ({"velocity": "momentum"},)
 
     def _advise(self, given):
         # a configuration gives the momentum too: only a person leaves it out
@@ -82,7 +82,7 @@ class RMSprop(Optimizer):
         array([0.6837724, 1.3162277], dtype=float32)
     """
 
-    rule = "rmsprop"
+    _rule = "rmsprop"
     learning_rate = Value(0.001)
     rho = fraction(0.9)
     momentum = fraction(0.0, also=0.9)
@@ -96,7 +96,7 @@ class RMSprop(Optimizer):
                   "rate_in_velocity": False, "coupled_weight_decay": True},
         "optax": {"epsilon": 1e-8},
     }
-    keras_slots = ({"v": "velocity"}, {"velocity": "momentum"}, {"average": "average_gradient"})
+    _keras_slots = ({"v": "velocity"}, {"velocity": "momentum"}, {"average": "average_gradient"})
 
     def _kernel(self):
         return "rmsprop" + "_centered" * self.centered + "_momentum" * self._in_use("momentum")
@@ -125,7 +125,7 @@ class Adam(Optimizer):
         array([0.90000033, 1.0999999 ], dtype=float32)
     """
 
-    rule = "adam"
+    _rule = "adam"
     learning_rate = Value(0.001)
     beta_1 = fraction(0.9, open=HIGH_OPEN)
     beta_2 = fraction(0.999, open=HIGH_OPEN)
@@ -138,7 +138,7 @@ class Adam(Optimizer):
         "torch": {"epsilon": 1e-8, "corrected_epsilon": True, "coupled_weight_decay": True},
         "optax": {"epsilon": 1e-8, "corrected_epsilon": True},
     }
-    keras_slots = ({"m": "momentum", "v": "velocity"}, {"v_max": "velocity_hat"})
+    _keras_slots = ({"m": "momentum", "v": "velocity"}, {"v_max": "velocity_hat"})
 
     def _kernel(self):
         return "amsgrad" if self.amsgrad else "adam"
@@ -187,7 +187,7 @@ class Adagrad(Optimizer):
         array([0.9046537, 1.099689 ], dtype=float32)
     """
 
-    rule = "adagrad"
+    _rule = "adagrad"
     learning_rate = Value(0.001)
     initial_accumulator_value = Option(0.1, at_least_zero)
     epsilon = Value(1e-7)
@@ -198,7 +198,7 @@ class Adagrad(Optimizer):
                   "epsilon_outside": True, "coupled_weight_decay": True},
         "optax": {},
     }
-    keras_slots = ({"accumulator": "accumulator"},)
+    _keras_slots = ({"accumulator": "accumulator"},)
 
     def _initial(self, slot, weight, group):
         return self.initial_accumulator_value
@@ -223,7 +223,7 @@ class Adadelta(Optimizer):
         array([0.8585788, 1.1414213], dtype=float32)
     """
 
-    rule = "adadelta"
+    _rule = "adadelta"
     learning_rate = Value(0.001)
     rho = fraction(0.95)
     epsilon = Value(1e-7)
@@ -231,7 +231,7 @@ class Adadelta(Optimizer):
         "torch": {"learning_rate": 1.0, "rho": 0.9, "epsilon": 1e-6, "coupled_weight_decay": True},
         "optax": {"rho": 0.9, "epsilon": 1e-6},
     }
-    keras_slots = ({"accumulator": "accumulated_grad", "delta": "accumulated_delta_var"},)
+    _keras_slots = ({"accumulator": "accumulated_grad", "delta": "accumulated_delta_var"},)
 
 
 class Adamax(Optimizer):
@@ -255,7 +255,7 @@ class Adamax(Optimizer):
         array([0.50000006, 1.5       ], dtype=float32)
     """
 
-    rule = "adamax"
+    _rule = "adamax"
     learning_rate = Value(0.001)
     beta_1 = fraction(0.9, open=HIGH_OPEN)
     beta_2 = fraction(0.999)
@@ -266,7 +266,7 @@ class Adamax(Optimizer):
         "torch": {"learning_rate": 2e-3, "epsilon": 1e-8, "epsilon_in_norm": True, "coupled_weight_decay": True},
         "optax": {"epsilon": 1e-8, "epsilon_in_norm": True},
     }
-    keras_slots = ({"m": "momentum", "u": "norm"},)
+    _keras_slots = ({"m": "momentum", "u": "norm"},)
 
 
 class Nadam(Optimizer):
@@ -290,7 +290,7 @@ class Nadam(Optimizer):
         array([0.46860272, 1.5313973 ], dtype=float32)
     """
 
-    rule = "nadam"
+    _rule = "nadam"
     learning_rate = Value(0.001)
     beta_1 = fraction(0.9, open=HIGH_OPEN)
     beta_2 = fraction(0.999, open=HIGH_OPEN)
@@ -301,7 +301,7 @@ class Nadam(Optimizer):
         "torch": {"learning_rate": 2e-3, "epsilon": 1e-8, "momentum_decay": 4e-3, "coupled_weight_decay": True},
         "optax": {"epsilon": 1e-8, "momentum_decay": 1e6},      # its momentum is beta_1 from the start
     }
-    keras_slots = ({"m": "momentum", "v": "velocity"},)
+    _keras_slots = ({"m": "momentum", "v": "velocity"},)
 
 
 class Ftrl(Optimizer):
@@ -328,7 +328,7 @@ class Ftrl(Optimizer):
         array([-0.09534626,  0.09968895], dtype=float32)
     """
 
-    rule = "ftrl"
+    _rule = "ftrl"
     learning_rate = Value(0.001, open=LOW_OPEN)
     learning_rate_power = Value(-0.5, -math.inf, 0.0, also=-0.6)
     initial_accumulator_value = Option(0.1, at_least_zero)
@@ -336,7 +336,7 @@ class Ftrl(Optimizer):
     l2_regularization_strength = Value(0.0, also=0.5)
     l2_shrinkage_regularization_strength = Value(0.0, also=0.5)
     beta = Value(0.0, also=0.5)
-    keras_slots = ({"accumulator": "accumulator", "linear": "linear"},)
+    _keras_slots = ({"accumulator": "accumulator", "linear": "linear"},)
 
     def _kernel(self):
         index = self._index["learning_rate_power"]
@@ -365,13 +365,13 @@ class Lion(Optimizer):
         array([0.75, 1.25], dtype=float32)
     """
 
-    rule = "lion"
+    _rule = "lion"
     learning_rate = Value(0.001)
     beta_1 = fraction(0.9, open=LOW_OPEN)
     beta_2 = fraction(0.99)
     cautious = cautious()
     styles = {"optax": {"weight_decay": 1e-3}}
-    keras_slots = ({"m": "momentum"},)
+    _keras_slots = ({"m": "momentum"},)
 
 
 class ScheduleFreeAdamW(Optimizer):
@@ -399,14 +399,14 @@ class ScheduleFreeAdamW(Optimizer):
         [0.20830101 0.20830101]
     """
 
-    rule = "schedule_free"
+    _rule = "schedule_free"
     learning_rate = Value(0.0025)
     beta_1 = Value(0.9, 0.0, 1.0, open=LOW_OPEN | HIGH_OPEN)
     beta_2 = fraction(0.999, open=HIGH_OPEN)
     epsilon = Value(1e-8)
     warmup_steps = Value(0, also=3)
-    keras_slots = ({"z": "momentum", "v": "velocity"},)
-    late_slots = ("z",)
+    _keras_slots = ({"z": "momentum", "v": "velocity"},)
+    _late_slots = ("z",)
 
     def _initial(self, slot, weight, group):
         return weight if slot == "z" else 0
@@ -440,7 +440,7 @@ class RAdam(Optimizer):
         array([0.875, 1.5  ], dtype=float32)
     """
 
-    rule = "radam"
+    _rule = "radam"
     learning_rate = Value(0.001)
     beta_1 = fraction(0.9, open=HIGH_OPEN)
     beta_2 = fraction(0.999, open=HIGH_OPEN)
@@ -474,7 +474,7 @@ class Yogi(Optimizer):
         array([0.9031123, 1.0992125], dtype=float32)
     """
 
-    rule = "yogi"
+    _rule = "yogi"
     learning_rate = Value(0.01)
     beta_1 = fraction(0.9, open=HIGH_OPEN)
     beta_2 = fraction(0.999, open=HIGH_OPEN)
@@ -508,7 +508,7 @@ class AdaBelief(Optimizer):
         array([0.44444442, 1.5555556 ], dtype=float32)
     """
 
-    rule = "adabelief"
+    _rule = "adabelief"
     learning_rate = Value(0.001)
     beta_1 = fraction(0.9, open=HIGH_OPEN)
     beta_2 = fraction(0.999, open=HIGH_OPEN)
@@ -538,14 +538,14 @@ class Rprop(Optimizer):
         array([-0.10000002,  1.5       ], dtype=float32)
     """
 
-    rule = "rprop"
+    _rule = "rprop"
     learning_rate = Value(0.01)
     eta_minus = Value(0.5, 0.0, 1.0, open=LOW_OPEN | HIGH_OPEN)
     eta_plus = Value(1.2, 1.0, open=LOW_OPEN)
     min_step = Value(1e-6)
     max_step = Value(50.0)
     styles = {"torch": {}}
-    late_slots = ("size",)
+    _late_slots = ("size",)
 
     def _initial(self, slot, weight, group):
         return self._ask_value(group, self._index["learning_rate"]) if slot == "size" else 0
@@ -575,7 +575,7 @@ class ASGD(Optimizer):
         [-0.25]
     """
 
-    rule = "asgd"
+    _rule = "asgd"
     learning_rate = Value(0.01)
     lambd = Value(1e-4)
     alpha = Value(0.75, also=0.5)
@@ -606,7 +606,7 @@ class Adan(Optimizer):
         array([0.5, 1.5], dtype=float32)
     """
 
-    rule = "adan"
+    _rule = "adan"
     learning_rate = Value(0.001)
     beta_1 = fraction(0.98, open=HIGH_OPEN)
     beta_2 = fraction(0.92, open=HIGH_OPEN)
@@ -635,14 +635,14 @@ class Lamb(Optimizer):
         array([2.6464467, 4.3535533], dtype=float32)
     """
 
-    rule = "lamb"
-    elementwise = False
+    _rule = "lamb"
+    _elementwise = False
     learning_rate = Value(0.001)
     beta_1 = fraction(0.9, open=HIGH_OPEN)
     beta_2 = fraction(0.999, open=HIGH_OPEN)
     epsilon = Value(1e-7)
-    keras_slots = ({"m": "momentum", "v": "velocity"},)
-    scratch_slots = ("update",)
+    _keras_slots = ({"m": "momentum", "v": "velocity"},)
+    _scratch_slots = ("update",)
 
 
 class LARS(Optimizer):
@@ -673,8 +673,8 @@ class LARS(Optimizer):
         array([2.7, 4.4], dtype=float32)
     """
 
-    rule = "lars"
-    elementwise = False
+    _rule = "lars"
+    _elementwise = False
     learning_rate = Value(1.0)
     momentum = fraction(0.9)
     nesterov = Option(False)
@@ -715,15 +715,15 @@ class Adafactor(Optimizer):
                [0.9, 1.1]], dtype=float32)
     """
 
-    rule = "adafactor"
-    elementwise = False
+    _rule = "adafactor"
+    _elementwise = False
     learning_rate = Value(0.001)
     beta_2_decay = Value(-0.8, -math.inf, 0.0)
     epsilon_1 = Value(1e-30)
     epsilon_2 = Value(1e-3)
     clip_threshold = Value(1.0, open=LOW_OPEN)
     relative_step = Option(True)
-    keras_slots = ({"row": "r", "column": "c", "velocity": "v"},)
+    _keras_slots = ({"row": "r", "column": "c", "velocity": "v"},)
 
     def _kernel_of(self, name, weight):
         if weight.ndim < 2 or not weight.size:

@@ -16,7 +16,7 @@ _bases: list[type] = []
 
 def optimizer(cls):
     """Registers an optimizer class, if it is one of optimc: a user's own is named by `custom_objects`."""
-    if cls.rule and names.is_ours(cls):
+    if cls._rule and names.is_ours(cls):
         classes[cls.__name__] = cls
 
 

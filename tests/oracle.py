@@ -344,7 +344,7 @@ class Reference:
     """
 
     def __init__(self, optimizer, slots_of):
-        self.rule, self.slots_of = optimizer.rule, slots_of
+        self.rule, self.slots_of = optimizer._rule, slots_of
         self.o = type("Arguments", (), {**optimizer._given(), "left": {}})
         self.calls, self.state, self.norm = 0, None, None
 

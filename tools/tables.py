@@ -26,9 +26,9 @@ def kept(cls):
     """Slots of any kernel of the class, those of some arguments included."""
     optimizer = cls()
     kernels = {kernel for kernel, (_, rule, _) in _core.kernels.items()
-               if rule == cls.rule or kernel == optimizer._kernel_of(None, np.ones(1))}
+               if rule == cls._rule or kernel == optimizer._kernel_of(None, np.ones(1))}
     names = [(k, name) for kernel in kernels for name, k in slots_of(kernel).items()
-             if name not in cls.scratch_slots]
+             if name not in cls._scratch_slots]
     return list(dict.fromkeys(name for _, name in sorted(names)))
 
 

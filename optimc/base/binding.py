@@ -18,10 +18,10 @@ def carried(optimizer, before, names, weights, may_add=False, adopted=None, aver
     `Optimizer.build` documents the arrays that may be given.  may_add: weights may be added to a state that has some.
     """
     kernels = optimizer._kernels(names, weights)
-    old = _match(before, names, weights, kernels, optimizer.scratch_slots, may_add)
+    old = _match(before, names, weights, kernels, optimizer._scratch_slots, may_add)
     before = before.renumbered(old)
     groups = before.group_of_each(names, weights)
-    slots = {} if adopted is None else _checked(adopted, kernels, optimizer.scratch_slots)
+    slots = {} if adopted is None else _checked(adopted, kernels, optimizer._scratch_slots)
     numbers = {slot: k for kernel in kernels for slot, k in slots_of(kernel).items()}
     for slot, k in sorted(numbers.items(), key=lambda item: item[1]):
         if slot not in slots:
@@ -109,7 +109,7 @@ def _slot(optimizer, before, slot, k, weights, kept, groups, old):
     """New arrays for a slot, None for a weight without it.  They hold the values of the state, or initial ones."""
     arrays_before = before.slots.get(slot)
     held = [None if position is None or arrays_before is None else arrays_before[position] for position in old]
-    if slot in optimizer.scratch_slots and [None if array is None else array.strides for array in held] == [
+    if slot in optimizer._scratch_slots and [None if array is None else array.strides for array in held] == [
             weight.strides if keep else None for weight, keep in zip(weights, kept, strict=True)]:
         return held
     some = [weight for weight, keep in zip(weights, kept, strict=True) if keep]

@@ -88,7 +88,7 @@ def picture(optimizer: Optimizer) -> Picture:
     known = {*optimizer._arguments, "groups", "_rooms"}
     members = _members_of(optimizer)
     state = optimizer._chosen_by_position()
-    kept = state.without(optimizer.scratch_slots).copied()
+    kept = state.without(optimizer._scratch_slots).copied()
     return {
         "arguments": optimizer._given(),
         "groups": [group.given(selection.arrays)
@@ -109,7 +109,7 @@ def restore(optimizer: Optimizer, picture: Picture) -> None:
     for name, value in picture.get("members", {}).items():
         setattr(optimizer, name, value)
     optimizer._hold(_state_of(picture).but(grouped=optimizer._state.grouped),
-                    (picture["calls"], picture["skipped"], running_from(optimizer.rule, picture["running"])))
+                    (picture["calls"], picture["skipped"], running_from(optimizer._rule, picture["running"])))
 
 
 def _members_of(optimizer: Optimizer) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def check_picklable(picture: Picture) -> None:
 
 def described(optimizer: Optimizer, taken: Callable[[Array], Array] = lambda array: array) -> tuple[Config, Tensors]:
     """The state as plain values, and its arrays, as `taken`, by name."""
-    state = optimizer._state_now().without(optimizer.scratch_slots)
+    state = optimizer._state_now().without(optimizer._scratch_slots)
     return {"class_name": type(optimizer).__name__, "calls": optimizer._calls, "skipped": optimizer.skipped_steps,
             "running": plain_running(optimizer._get_running()), **state.description()}, \
         {name: taken(array) for name, array in state.tensors().items()}
@@ -194,7 +194,7 @@ def _imported(optimizer: Optimizer, description: Config, tensors: Tensors) -> tu
     if description["class_name"] != type(optimizer).__name__:
         raise ValueError(f"state of {description['class_name']}, not of {type(optimizer).__name__}")
     calls, skipped = (_count_of(description, key) for key in ("calls", "skipped"))
-    running = running_from(optimizer.rule, description["running"])
+    running = running_from(optimizer._rule, description["running"])
     optimizer._check_running(running)
     return State.from_description(description, tensors, optimizer._slot_like, optimizer.use_ema, bool(
         optimizer.gradient_accumulation_steps)), (calls, skipped, running)

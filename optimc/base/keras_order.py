@@ -1,7 +1,7 @@
 """The state of an optimizer in the order of Keras's variables.
 
 Keras creates slots in blocks: within a block, all slots of the first weight come before those of the second.  A class
-says in `keras_slots` which slots are a block and how Keras calls them; without it, all slots are one block.
+says in `_keras_slots` which slots are a block and how Keras calls them; without it, all slots are one block.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def variables_of(optimizer: Optimizer) -> list[Array]:
     rate = [] if callable(optimizer._get_value(0, 0)) else [np.array(optimizer.learning_rate)]
     slots = optimizer._slots
     return [np.array(optimizer.iterations), *rate, *(optimizer._averages or ()), *(optimizer._accumulators or ()),
-            *(slots[slot][i] for slot, _, i in slots_in_order(optimizer.keras_slots, slots))]
+            *(slots[slot][i] for slot, _, i in slots_in_order(optimizer._keras_slots, slots))]
 
 
 def slots_in_order(blocks: Sequence[dict[str, str]],
@@ -30,7 +30,7 @@ def slots_in_order(blocks: Sequence[dict[str, str]],
     """Yields (slot, Keras's name, position of the weight) in the order of Keras's variables.
 
     Args:
-        blocks: the `keras_slots` of a class.
+        blocks: the `_keras_slots` of a class.
         kept: for each slot a list with an entry per weight: None if the weight has no such slot.
     """
     for block in blocks or ({slot: slot for slot in kept},):

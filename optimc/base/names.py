@@ -11,6 +11,7 @@ This module imports nothing of optimc.
 """
 
 import functools
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -240,11 +241,16 @@ for _name in ELSEWHERE:
     setattr(Elsewhere, _name, Hint(_name))
 
 
-@functools.cache
+#: what `_settable` has found, by class
+_settables: weakref.WeakKeyDictionary[type, frozenset[str]] = weakref.WeakKeyDictionary()
+
+
 def _settable(cls: type) -> frozenset[str]:
     """The arguments of a class's constructor, which may become attributes."""
-    import inspect
-    return frozenset(inspect.signature(cls).parameters)
+    if cls not in _settables:
+        import inspect
+        _settables[cls] = frozenset(inspect.signature(cls).parameters)
+    return _settables[cls]
 
 
 def check_attribute(owner: Any, name: str) -> None:

@@ -3,7 +3,7 @@
 A class declares its arguments as class attributes, in the order of its signature::
 
     class Adagrad(Optimizer):
-        rule = "adagrad"                            # its row in csrc/optimizers.def
+        _rule = "adagrad"                           # its row in csrc/optimizers.def
         learning_rate = Value(0.001)
         initial_accumulator_value = Option(0.1, at_least_zero)
         epsilon = Value(1e-7)
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import math
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,17 +95,17 @@ class Optimizer(_core.Optimizer, Elsewhere):
     three clips can be set.  A clip of 0 or less is disabled.
     """
 
-    rule: str | None = None     #: the row of csrc/optimizers.def with its coefficients
+    _rule: str | None = None     #: the row of csrc/optimizers.def with its coefficients
     #: for each group of slots that Keras creates together: {name in optimc: name in Keras}
-    keras_slots: tuple[dict[str, str], ...] = ()
+    _keras_slots: tuple[dict[str, str], ...] = ()
     #: the arguments by which other libraries' conventions differ from the defaults, by library
     styles: dict[str, dict[str, object]] = {}
     #: slots that are scratch memory, not state
-    scratch_slots: tuple[str, ...] = ()
+    _scratch_slots: tuple[str, ...] = ()
     #: slots that start from a weight or the learning rate at the first step
-    late_slots: tuple[str, ...] = ()
+    _late_slots: tuple[str, ...] = ()
     #: True if each element can be stepped without the rest of its weight
-    elementwise: bool = True
+    _elementwise: bool = True
 
     learning_rate: float                    # of each optimizer, which declares its default
     _arguments: ClassVar[dict[str, Argument]]
@@ -135,15 +136,15 @@ class Optimizer(_core.Optimizer, Elsewhere):
         cls._arguments = signature.arguments_of(cls, Optimizer)
         cls._signature = signature.signature_of(cls._arguments)
         cls.__signature__ = cls._signature if cls.__init__ is Optimizer.__init__ else None
-        if cls.rule:
-            cls._index = {name: k for k, name in enumerate((*OPTIONS, *hyperparameters_of(cls.rule)))}
+        if cls._rule:
+            cls._index = {name: k for k, name in enumerate((*OPTIONS, *hyperparameters_of(cls._rule)))}
             signature.check_values(cls)
             signature.name_common_arguments(cls)
         registry.optimizer(cls)
 
     def __init__(self, *args, **kwargs):
         """Takes the arguments in the signature of the class."""
-        if not self.rule:
+        if not self._rule:
             raise TypeError(f"{type(self).__name__} is a base class: use one of its subclasses")
         if self._declared:
             raise RuntimeError(f"{type(self).__name__}: __init__ was called before: make another optimizer")
@@ -160,7 +161,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
     def _initialize(self, groups=None, **given):
         """Sets what `__init__` was given."""
         signature.declare_values(self)
-        self._name_scalars(scalars_of(self.rule))
+        self._name_scalars(scalars_of(self._rule))
         self._hold(State())
         self.__dict__["groups"] = ()
         self.style = given.get("style", "keras")
@@ -188,7 +189,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
 
     def _kernel(self):
         """The kernel of the rule (a KERNEL_ROW) that these arguments ask for."""
-        return self.rule
+        return self._rule
 
     def _initial(self, slot, weight, group):
         """The initial value of a slot of a weight in a group (0: in none)."""
@@ -203,7 +204,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
 
     def _slot_like(self, slot, weight):
         """The `Like` of a slot of a weight."""
-        like, axis = like_of(weight), factors_of(self.rule).get(slot)
+        like, axis = like_of(weight), factors_of(self._rule).get(slot)
         return like._replace(shape=without_axis(like.shape, axis)) if axis else like
 
     def _decay_of(self, kernel):
@@ -216,17 +217,9 @@ class Optimizer(_core.Optimizer, Elsewhere):
 
     # ---------------------------------------------------------------------- state of the weights
 
-    @property
-    def _slots(self):
-        return self._state.slots
-
-    @property
-    def _averages(self):
-        return self._state.averages
-
-    @property
-    def _accumulators(self):
-        return self._state.accumulators
+    _slots = property(attrgetter("_state.slots"))
+    _averages = property(attrgetter("_state.averages"))
+    _accumulators = property(attrgetter("_state.accumulators"))
 
     # ------------------------------------------------------------------------------- values
 
@@ -310,7 +303,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
     def _fill_late_slots(self):
         """Starts the late slots from the present weights and learning rate."""
         groups = self._state.group_of_each(self._names, self._weights)
-        for slot in self.late_slots:
+        for slot in self._late_slots:
             for array, weight, group in zip(self._slots[slot], self._weights, groups, strict=True):
                 array[...] = self._initial(slot, weight, group)
 
@@ -423,7 +416,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
             >>> opt.slots["v"]["kernel"]
             array([1., 4.], dtype=float32)
         """
-        return self._state.without(self.scratch_slots).views()
+        return self._state.without(self._scratch_slots).views()
 
     def _given(self):
         """The arguments as they were given or later set."""
@@ -495,7 +488,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
 
     def _scalar_names(self):
         """Names of the rule's scalars, in the order of its row."""
-        return scalars_of(self.rule)
+        return scalars_of(self._rule)
 
     def _scalars(self, group=0):
         """The rule's scalars in one group, in the order of its row."""
@@ -531,8 +524,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
     def __copy__(self):
         return copy.deepcopy(self)
 
-    def __repr__(self):
-        return documents.text_of(self)
+    __repr__ = documents.text_of
 
 
 Optimizer.__signature__ = signature.signature_of(signature.arguments_of(Optimizer, Optimizer))  # type: ignore[attr-defined]

@@ -52,7 +52,7 @@ def check_values(cls):
     strange = [name for name, argument in cls._arguments.items()
                if isinstance(argument, Value) and name not in cls._index]
     if strange:
-        raise TypeError(f"{cls.__name__}: its rule {cls.rule!r} has no {', '.join(strange)}: derive a class from "
+        raise TypeError(f"{cls.__name__}: its rule {cls._rule!r} has no {', '.join(strange)}: derive a class from "
                         "one optimizer, and declare other arguments as Option")
 
 

@@ -123,8 +123,8 @@ class State(NamedTuple):
 
     def views(self) -> dict[str, dict[int | str, np.ndarray]]:
         """Read-only views of the slots: slot -> name or position of each weight that has it -> array."""
-        return {slot: {key: _read_only(array) for key, array in zip(self.names or range(len(arrays)), arrays,
-                                                                    strict=True) if array is not None}
+        keys: tuple[int | str, ...] = self.names or tuple(range(len(self.likes)))
+        return {slot: {key: _read_only(array) for key, array in zip(keys, arrays, strict=True) if array is not None}
                 for slot, arrays in self.slots.items()}
 
     def mapped(self, function):

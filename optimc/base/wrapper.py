@@ -5,6 +5,8 @@ A wrapper steps in a transaction (`_core.Transaction`).  It checks the steps of 
 after it.
 """
 
+from typing import Any
+
 import numpy as np
 
 from optimc import _core, checkpoint
@@ -15,6 +17,10 @@ from optimc.base.names import Elsewhere, Strict
 
 class Wrapper(Strict, Elsewhere):
     """The methods that wrappers share with optimizers: building, pairs, configuration."""
+
+    def _inner(self) -> list[Any]:
+        """The wrapped optimizers."""
+        raise NotImplementedError
 
     @property
     def built(self):

@@ -25,7 +25,8 @@ except ImportError as _error:
         lazy.needs("keras", _error)
     _backend = _error.name.partition(".")[0]
     raise ImportError(f"optimc.keras: Keras cannot import its backend {_backend}: install it, or set the environment "
-                      "variable KERAS_BACKEND to one that is installed (tensorflow, torch, jax) before Keras is imported", name=_error.name) from None
+                      "variable KERAS_BACKEND to one that is installed (tensorflow, torch, jax) before Keras is "
+                      "imported", name=_error.name) from None
 
 from optimc import registry
 from optimc.keras.optimizer import make_class

@@ -138,14 +138,14 @@ class KerasOptimizer(keras.optimizers.Optimizer):
 
     def _add_slots(self, layout):
         """Makes the variables of the slots, in Keras's order."""
-        for slot, name, i in keras_order.slots_in_order(self._inner.keras_slots, kept_slots(layout.kernels)):
+        for slot, name, i in keras_order.slots_in_order(self._inner._keras_slots, kept_slots(layout.kernels)):
             variables = layout.slots.setdefault(slot, [None] * len(layout.weights))
             variables[i] = self._add_slot(layout, slot, name, i)
 
     def _add_slot(self, layout, slot, name, i):
         weight, like, inner = layout.weights[i], layout.likes[i], self._inner
         slot_like = inner._slot_like(slot, like)
-        initial = "zeros" if slot in inner.late_slots else keras.initializers.Constant(inner._initial(slot, like, 0))
+        initial = "zeros" if slot in inner._late_slots else keras.initializers.Constant(inner._initial(slot, like, 0))
         if slot_like == like:
             return self.add_variable_from_reference(weight, name, initial)
         path = layout.names[i].replace("/", "_").replace(":", "_")

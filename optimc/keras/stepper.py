@@ -110,7 +110,7 @@ class Stepper:
             inner.loss_scale_factor = loss_scale
         if scalars and calls:
             inner._set_all_scalars(map(float, scalars))
-        if not calls and inner.late_slots:
+        if not calls and inner._late_slots:
             inner._fill_late_slots()
 
     def scalars(self) -> list[float]:

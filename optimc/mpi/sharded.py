@@ -253,7 +253,7 @@ class Sharded(WrapperOfOne):
                 steps.skip(local, finite)
                 self._commit(steps, False)
                 return
-            if not local.elementwise:
+            if not local._elementwise:
                 call.reopen("prepare the step")
                 local._between()
                 call.agree()

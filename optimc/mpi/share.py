@@ -68,7 +68,7 @@ class Share:
         plan = _plan_of(names, weights)
         kernels = local._kernels(names, weights)
         self.slot_names = list(dict.fromkeys(slot for kernel in kernels for slot in slots_of(kernel)
-                                             if slot not in local.scratch_slots))
+                                             if slot not in local._scratch_slots))
         state = local._state_now().numbered(weights)        # positions hold for the pieces too
         local._hold(self._own_part(state, names) if fresh and state.likes else state)
         pieces = [layout.piece(i, low, high, flat(weights[i]))
@@ -85,7 +85,7 @@ class Share:
 
     def cut(self):
         """Where the weights may be cut, as the optimizer is set now."""
-        if not self.local.elementwise or self.local._cautious:
+        if not self.local._elementwise or self.local._cautious:
             return "tensors"
         return "blocks" if self._may_clip() else "elements"
 

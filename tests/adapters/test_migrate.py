@@ -25,7 +25,7 @@ def test_keras_optimizers_go_on(case, name):
     keras = require("keras")
     rng = np.random.default_rng(0)
     shapes = [(6, 4), (4,), (2, 3, 4)]
-    options = OPTIONS[name] if case.cls.rule != "muon" or name == "plain" else {"use_ema": True}
+    options = OPTIONS[name] if case.cls._rule != "muon" or name == "plain" else {"use_ema": True}
     theirs = getattr(keras.optimizers, case.cls.__name__)(**{**case.arguments, **options})
     variables = [keras.Variable(rng.standard_normal(shape).astype(np.float32)) for shape in shapes]
     grads = [[rng.standard_normal(shape).astype(np.float32) for shape in shapes] for _ in range(12)]

@@ -35,7 +35,7 @@ import sys, numpy as np, optimc
 from optimc.base.arguments import Value
 from optimc.checkpoint.saving import load
 arguments = {f"h_{k}": Value(0.5) for k in range(9)}
-Added = type("Added", (optimc.Optimizer,), {"rule": "added", "learning_rate": Value(0.5), **arguments})
+Added = type("Added", (optimc.Optimizer,), {"_rule": "added", "learning_rate": Value(0.5), **arguments})
 steps = [0.5, 0.25, 0.125, 0.5]
 straight, w = Added(h_8=optimc.schedules.ExponentialDecay(0.5, 3, 0.5)), np.ones(4, np.float32)
 for step in range(3):

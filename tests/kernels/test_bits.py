@@ -28,7 +28,7 @@ def test_hashes_hold_at_odd_offsets(case, dtype):
 
 
 def test_hashes_hold_for_weights_split_into_views(case, dtype):
-    if case.cls.rule in WHOLE_WEIGHTS:
+    if case.cls._rule in WHOLE_WEIGHTS:
         pytest.skip("works on whole weights")
     def split(arrays):
         return [part for array in arrays for part in np.array_split(array, 7) if array.size] + arrays[2:3]

@@ -101,7 +101,7 @@ def test_a_gradient_may_be_reshaped_while_it_is_read(monkeypatch):
 
 @pytest.mark.parametrize("order", "CF")
 def test_weights_in_either_order(case, order, dtype):
-    if case.cls.rule in WHOLE_WEIGHTS and order == "F":
+    if case.cls._rule in WHOLE_WEIGHTS and order == "F":
         pytest.skip("sums over the whole weight, in memory order")
     rng = np.random.default_rng(5)
     start, grads = values(rng, (30, 40), dtype), [values(rng, (30, 40), dtype) for _ in range(3)]

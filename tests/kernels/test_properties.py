@@ -29,7 +29,7 @@ import optimc
 from optimc import _core
 from optimc.base.arguments import Value
 
-EXACT = [case for case in exact_cases() if case.cls.rule != "muon"]        # a matrix product has a bound, not bits
+EXACT = [case for case in exact_cases() if case.cls._rule != "muon"]        # a matrix product has a bound, not bits
 CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
 
 
@@ -115,7 +115,7 @@ class Scenario(NamedTuple):
 
 @st.composite
 def shapes(draw, cls):
-    least = 1 if cls.rule in WHOLE_WEIGHTS else 0
+    least = 1 if cls._rule in WHOLE_WEIGHTS else 0
     some = st.lists(st.integers(least, 9), max_size=3).map(tuple) | st.sampled_from([(300,), (17, 31), (9000,)])
     return draw(st.lists(some, min_size=1, max_size=5))
 
@@ -225,7 +225,7 @@ def test_a_wrong_oracle_is_noticed(twin):
 
 # -------------------------------------------------------------------------------------- views
 
-ELEMENTWISE = [case for case in EXACT if case.cls.rule not in WHOLE_WEIGHTS]
+ELEMENTWISE = [case for case in EXACT if case.cls._rule not in WHOLE_WEIGHTS]
 #: what looks at a weight, or at all of them, as a whole
 WHOLE_OPTIONS = ("clipnorm", "global_clipnorm", "cautious")
 

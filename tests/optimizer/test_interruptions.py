@@ -53,7 +53,7 @@ def made_of(optimizer):
 
 def of_one(one):
     state = one._state_now()
-    arrays = {name: array.tobytes() for name, array in state.without(one.scratch_slots).tensors().items()}
+    arrays = {name: array.tobytes() for name, array in state.without(one._scratch_slots).tensors().items()}
     return (one.built, one._calls, one.skipped_steps, one._get_running(), state.names, state.waiting,
             [(selection.label, len(selection.arrays), selection.patterns) for selection in
              (state.excluded, *state.grouped)], arrays, one.get_config(), one._evaluating, one._steps, one._maximize)

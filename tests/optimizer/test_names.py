@@ -132,7 +132,7 @@ def test_words_of_other_libraries_are_errors_with_advice(made):
 
 def test_no_public_name_is_taken_for_a_word_of_another_library():
     for cls in (optimc.Optimizer, *classes.values()):
-        for name in dir(cls()) if cls.rule else ():
+        for name in dir(cls()) if cls._rule else ():
             getattr(cls(), name)
             assert name in cls._arguments or name not in ELSEWHERE
 

@@ -29,7 +29,7 @@ def test_slots_are_the_live_arrays(case):
     before = optimizer.slots
     stepped(optimizer, weights)
     expected = {slot: {name: array for name, array in zip(weights, arrays, strict=True) if array is not None}
-                for slot, arrays in optimizer._slots.items() if slot not in optimizer.scratch_slots}
+                for slot, arrays in optimizer._slots.items() if slot not in optimizer._scratch_slots}
     for slots in (before, optimizer.slots):
         assert {slot: list(arrays) for slot, arrays in slots.items()} == {
             slot: list(arrays) for slot, arrays in expected.items()}

@@ -70,7 +70,7 @@ def test_a_copy_refuses_other_weights(case):
 
 
 def test_fresh_views_are_the_same_weights(case):
-    if case.cls.rule in WHOLE_WEIGHTS:
+    if case.cls._rule in WHOLE_WEIGHTS:
         pytest.skip("works on whole weights, so a part is another weight")
     base = np.linspace(-1, 1, 60, dtype=np.float32)
     other = base.copy()
@@ -95,7 +95,7 @@ def test_weights_may_come_in_another_order_of_memory(case):
     optimizer.build([turned])
     for one, weight in ((optimizer, turned), (twin, expected)):
         one.apply([second], [weight])
-    if optimizer.elementwise:                       # of others, sums and products follow the memory
+    if optimizer._elementwise:                       # of others, sums and products follow the memory
         assert_same_bits(np.ascontiguousarray(turned), expected)
     np.testing.assert_allclose(turned, expected, rtol=1e-5, atol=1e-6)
 

@@ -20,7 +20,7 @@ BOUNDS = {"ftrl_power": {np.float64: 1e-10}, "muon": {np.float32: 3e-3, np.float
 
 
 #: rules that look at a weight as a whole, so that a part of one is another weight
-WHOLE_WEIGHTS = {cls.rule for cls in classes.values() if not cls.elementwise}
+WHOLE_WEIGHTS = {cls._rule for cls in classes.values() if not cls._elementwise}
 
 #: flags that choose no kernel: one is Keras's and has no effect, one looks at names that these weights lack,
 #: one is tested among the options
@@ -38,7 +38,7 @@ class Case:
         self.optimizer = self.make()
         vector = np.ones(1, np.float32)
         self.kernel, self.slots = self.kernel_of(vector), self.slots_of(vector)
-        self.has_scalars = bool(_core.rules[cls.rule][3])
+        self.has_scalars = bool(_core.rules[cls._rule][3])
 
     def make(self, **more):
         return self.cls(**{**self.arguments, **more})
@@ -50,7 +50,7 @@ class Case:
         """Names of the slots a weight has, without those that are room to work in."""
         _, rule, mask = _core.kernels[self.kernel_of(weight)]
         return [name for k, name in enumerate(_core.rules[rule][0])
-                if mask >> k & 1 and name not in self.cls.scratch_slots]
+                if mask >> k & 1 and name not in self.cls._scratch_slots]
 
     def __repr__(self):
         return "-".join([self.cls.__name__, *(f"{name}={value}"
@@ -181,7 +181,7 @@ def values(rng, shape, dtype, special=False):
 def slots_of(optimizer):
     """Slot name -> arrays, None for weights without; without room to work in."""
     return {name: list(arrays) for name, arrays in optimizer._slots.items()
-            if name not in optimizer.scratch_slots}
+            if name not in optimizer._scratch_slots}
 
 
 __all__ = [

@@ -36,7 +36,7 @@ def digest(optimizer, dtype, place=lambda array: array, split=lambda arrays: arr
         sha.update(w.tobytes())
     for name, arrays in optimizer._slots.items():
         for array in arrays:
-            if array is not None and name not in optimizer.scratch_slots:
+            if array is not None and name not in optimizer._scratch_slots:
                 sha.update(array.tobytes())
     return sha.hexdigest()
 
