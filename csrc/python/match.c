@@ -70,9 +70,9 @@ static int take(Plan *self, const struct pairs *pairs, size_t index, PyObject *g
     /* A key may have code of its own, which may change the gradient: the label comes first. */
     PyObject *entry = optimc_pair_label(pairs, fault == FAULT_REPEATED ? "weights" : "grads");
     if (fault == FAULT_REPEATED)
-        return optimc_refuse(PyExc_ValueError, "%U: the same weight comes twice", entry, NULL, NULL);
+        return optimc_refuse(PyExc_ValueError, "%U: the same weight occurs twice", entry, NULL, NULL);
     if (fault == FAULT_TYPE)
-        return optimc_refuse(PyExc_TypeError, "%U: expected a gradient of floats, got %S", entry,
+        return optimc_refuse(PyExc_TypeError, "%U: expected a floating-point gradient, got %S", entry,
             (PyObject *)PyArray_DESCR(array), NULL);
     if (fault == FAULT_NO_MEMORY)
         return optimc_refuse(PyExc_ValueError, "%U: the array has no memory", entry, NULL, NULL);

@@ -25,7 +25,7 @@ struct state *optimc_state(Optimizer *self)
 
 PyDoc_STRVAR(set_num_threads_doc, "set_num_threads($module, threads, /)\n--\n\n"
 "Sets how many threads a large step may use, the calling one included.  Results do not depend on it.\n"
-"A number beyond the processors this process may use is cut to that, with a UserWarning.");
+"A number above that of the processors that this process may use is reduced to it, with a UserWarning.");
 
 static int set_threads(long threads, const char *what)
 {
@@ -229,7 +229,7 @@ static int read_environment(struct state *state)
     if (!state->isa) {
         PyObject *names = isa_names();
         if (names)
-            PyErr_Format(PyExc_ImportError, "OPTIMC_ISA=%s: no such ISA here, there are %S", name, names);
+            PyErr_Format(PyExc_ImportError, "OPTIMC_ISA=%s: no such ISA here, only %S", name, names);
         Py_XDECREF(names);
         return -1;
     }

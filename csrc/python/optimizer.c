@@ -218,9 +218,9 @@ static PyMethodDef own_methods[] = {
 
 static PyGetSetDef optimizer_getset[] = {
     {"iterations", (getter)get_iterations, (setter)set_iterations,
-        "Updates done so far; 64 bits.  Settable, for resuming.", NULL},
+        "Number of updates so far.  Set it to resume a run.", NULL},
     {"last_global_norm", (getter)get_norm, NULL,
-        "The norm of all gradients together in the last step that needed it, or None.", NULL},
+        "Norm of all gradients together in the last step that computed it, or None.", NULL},
     {"built", (getter)get_built, NULL, "True if the optimizer is bound to weights.", NULL},
     {"_declared", (getter)get_declared, NULL, "Whether it has values: __init__ makes them.", NULL},
     {"_steps", (getter)get_accumulate, (setter)set_accumulate, "Gradients per update, >= 1.", NULL},
@@ -233,7 +233,7 @@ static PyGetSetDef optimizer_getset[] = {
 
 static PyMemberDef optimizer_members[] = {
     {"skipped_steps", T_LONGLONG, offsetof(Optimizer, skipped), READONLY,
-        "Steps skipped so far because a gradient was not finite."},
+        "Number of steps skipped because a gradient was not finite."},
     {"_calls", T_LONGLONG, offsetof(Optimizer, calls), 0, "Steps, those that only accumulated included."},
     {"_skipped", T_LONGLONG, offsetof(Optimizer, skipped), 0, "skipped_steps, to be set."},
     {"_overwrite", T_INT, offsetof(Optimizer, overwrite), 0, "Updates from overwrite to overwrite, or 0."},

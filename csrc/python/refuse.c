@@ -68,7 +68,8 @@ int optimc_refuse_weight(enum fault fault, PyObject *entry, PyArrayObject *array
         return optimc_refuse(PyExc_TypeError, "%U: expected a float32 or float64 array, got %S", entry,
             dtype, NULL);
     case FAULT_READ_ONLY:
-        return optimc_refuse(PyExc_ValueError, "%U: output array is read-only", entry, NULL, NULL);
+        return optimc_refuse(PyExc_ValueError, "%U: expected a writable array, got a read-only one", entry, NULL,
+            NULL);
     case FAULT_ALIGNMENT:
         return optimc_refuse(PyExc_ValueError, "%U: array is not aligned for %S", entry, dtype, NULL);
     case FAULT_NO_MEMORY:

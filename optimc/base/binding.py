@@ -69,10 +69,11 @@ def _match(state, names, weights, kernels, scratch, may_add):
         old = [where.get(name) for name in names]
     else:
         if len(weights) < len(held):
-            raise ValueError(f"the optimizer holds slots for {len(held)} weights, weights has {len(weights)}")
+            raise ValueError(f"weights: expected the {len(held)} that the optimizer holds slots for, got "
+                             f"{len(weights)}")
         old = [i if i < len(held) else None for i in range(len(weights))]
     if not may_add and None in old:
-        raise ValueError(f"the optimizer holds slots for {len(held)} weights, weights has "
+        raise ValueError(f"weights: expected the {len(held)} that the optimizer holds slots for, got "
                          f"{len(weights)}: call build(weights) to add weights")
     for i, k in enumerate(old):
         if k is None:

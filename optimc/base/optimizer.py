@@ -67,25 +67,25 @@ class Optimizer(_core.Optimizer, Elsewhere):
         use_ema: keep an exponential moving average of the weights; see `averaged`.
         ema_momentum: momentum of the average, in [0, 1].
         ema_overwrite_frequency: copy the averages into the weights every N updates.
-        loss_scale_factor: divide the gradients by this factor, by which the loss was multiplied (`scale_loss`).
+        loss_scale_factor: divide the gradients by this factor; multiply the loss by it (`scale_loss`).
         gradient_accumulation_steps: apply one update per N calls, with the mean of their gradients.
         name: display name; default: the name of the class in snake case.
         check_finite: reaction to a gradient that is not finite, or is clipped by a norm that is not finite.
-            "propagate" goes on.  "raise" raises a FloatingPointError.  "skip" skips the step and counts it in
-            `skipped_steps`.  "raise" and "skip" act before anything is written.
-        groups: weights with values of their own: a list of dicts.  Each dict has "weights" and any of the
+            "propagate" steps all the same.  "raise" raises a FloatingPointError.  "skip" skips the step and counts it
+            in `skipped_steps`.  "raise" and "skip" act before anything is written.
+        groups: weights with their own values: a list of dicts.  Each dict has "weights" and any of the
             optimizer's values.  "weights" is a regular expression for the names of weights, a list of such
             expressions, a list of weights, or a list of their positions.  "params" means the same.  A weight may
             be in one group only.
-        coupled_weight_decay: add weight_decay to the gradient instead: g <- g + weight_decay w, after the
-            clipping (L2 regularisation, torch's meaning outside AdamW).
+        coupled_weight_decay: add weight decay to the gradient instead: g <- g + weight_decay w, after the
+            clipping (L2 regularisation, as in torch except AdamW).
         cautious (rules with momentum only): move an element only where the step and the gradient agree in
             sign.  The remaining step is multiplied by the number of elements over 1 plus the number of
             elements that move (Liang et al., 2024, arXiv 2411.16085, algorithm 2).  Counting them reads the
             gradient and the slots once more.
         maximize: maximize instead of minimizing: gradients are negated.
-        style: "keras", "torch" or "optax": presets the arguments that are not given to the defaults and
-            conventions of that library (`styles` of the class lists them).
+        style: "keras", "torch" or "optax": use the defaults and conventions of that library for arguments that
+            are not given (`styles` of the class lists them).
 
     An optimizer has only the attributes that it declares: `opt.lr = 0.1` is an AttributeError that names
     `learning_rate`.  The same holds for wrappers, schedules and groups.  Two things are always allowed: any attribute
@@ -235,8 +235,8 @@ class Optimizer(_core.Optimizer, Elsewhere):
         """Binds the optimizer to its weights and makes their slots.
 
         The first call of `apply` builds the optimizer if it is not built.  Build it again to move it to new
-        memory or to add weights.  Weights that it had keep their slots; they are found by name if the weights
-        have names, else by order.
+        memory or to add weights.  Former weights keep their slots.  They are found by name if the weights have
+        names, otherwise by order.
 
         Args:
             weights: list, tuple or dict of writable float32 or float64 arrays.
@@ -344,7 +344,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
         return self.iterations
 
     def scale_loss(self, loss):
-        """The loss times `loss_scale_factor`; the loss itself if that is None."""
+        """Multiplies a loss by `loss_scale_factor`.  Returns the loss itself if that is None."""
         factor = self.loss_scale_factor
         return loss if factor is None else loss * factor
 
@@ -368,11 +368,11 @@ class Optimizer(_core.Optimizer, Elsewhere):
 
     @older_spellings
     def averaged(self, weights=None):
-        """A context manager for evaluation: within it the weights hold their averages.
+        """A context manager for evaluation: puts the averages into the weights, and restores the weights at its end.
 
-        Afterwards they hold their former values again: after the last context, if several threads ask for averages,
-        in whatever order these end.  A step, `build` for other weights and `finalize_variable_values` within it are
-        errors.  A save or a copy within it is as it would be outside: it holds no weights.
+        If several threads enter it, the last to leave restores the weights, in whatever order they leave.  Steps,
+        `build` for other weights and `finalize_variable_values` are refused within it.  A save or a copy within it
+        is the same as outside, because it does not hold the weights.
 
         Example:
             >>> import numpy as np, optimc
@@ -394,8 +394,8 @@ class Optimizer(_core.Optimizer, Elsewhere):
     def variables(self):
         """The state as a list of arrays, in Keras's order.
 
-        The first two are copies: `iterations`, and the learning rate unless a schedule or callable gives it.
-        The others are the live arrays: averages, accumulators and slots.
+        The first two are copies: `iterations`, and the learning rate unless it is a schedule or callable.  The
+        others are the live arrays: averages, accumulators and slots.
         """
         return keras_order.variables_of(self)
 
@@ -424,9 +424,9 @@ class Optimizer(_core.Optimizer, Elsewhere):
                 else getattr(self, name) for name, argument in self._arguments.items()}
 
     def get_config(self):
-        """The constructor's arguments as a dict of plain values; schedules as dicts.
+        """The constructor's arguments as a dict of plain values.  Schedules become dicts.
 
-        A plain callable stays as it is: such a configuration can be used, but not stored.
+        A callable that is no schedule stays as it is.  Such a configuration can be used, but not stored.
         """
         config = {name: plain(value) for name, value in self._given().items()}
         if self.groups:
@@ -446,16 +446,16 @@ class Optimizer(_core.Optimizer, Elsewhere):
     def save(self, path):
         """Writes a checkpoint from which `optimc.load` continues bit for bit; see optimc.checkpoint.
 
-        The file is replaced atomically: after a crash there is the old file or the new one, never a part.
+        The file is replaced atomically: after a crash the old file or the new one is there, never a part.
 
         Raises:
-            ValueError: a function gives a value.  A checkpoint can hold only numbers and schedules.
-            OSError: raised by the system.  An old file is unchanged.
+            ValueError: a value comes from a function.  A checkpoint can hold only numbers and schedules.
+            OSError: the system cannot write the file.  An old file is unchanged.
         """
         self._locked(checkpoint.save, path, self)
 
     def state_dict(self):
-        """A copy of the state as a dict for `load_state_dict`.  It does not hold the configuration."""
+        """A copy of the state as a dict, for `load_state_dict`.  It does not include the configuration."""
         description, tensors = self._locked(copies.described, self, np.array)
         return {**description, "tensors": tensors}
 

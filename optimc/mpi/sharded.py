@@ -29,32 +29,31 @@ from optimc.mpi.team import TIMEOUT, Fact, Team, check_timeout
 
 
 class Sharded(WrapperOfOne):
-    """An optimizer whose slots are spread over the ranks of an MPI communicator.
+    """An optimizer whose slots (the arrays that it keeps for the weights) are spread over the ranks of an MPI job.
 
-    Every rank calls the same methods in the same order, with weights that are the same on all ranks and
-    gradients that are its own; after a step the weights are the same on all ranks again.  Elementwise rules are
-    cut at any element, so that a rank keeps 1/ranks of the slots.  Lamb, LARS, Adafactor, Muon and cautious steps
-    need whole weights, which are dealt out as they are.
+    Every rank calls the same methods in the same order.  The weights are the same on all ranks, before and after a
+    step; the gradients are the rank's own.  Elementwise rules are cut at any element, so that a rank keeps 1/ranks
+    of the slots.  Lamb, LARS, Adafactor, Muon and cautious steps need whole weights, so each weight has one rank.
 
-    The ranks meet in the constructor, `build`, `apply`, `apply_gradients`, `exclude_from_weight_decay`, `averaged`,
-    `finalize_variable_values`, `save` and `optimc.mpi.load`.  Whatever the ranks call, and with whatever arguments,
-    such a call raises on all of them or on none, and the next call finds them in step.  Everything else concerns this
-    rank alone: the properties, what is set (the next step compares it), `scale_loss`.  See docs/mpi.md.
+    All ranks must make these calls together: the constructor, `build`, `apply`, `apply_gradients`,
+    `exclude_from_weight_decay`, `averaged`, `finalize_variable_values`, `save` and `optimc.mpi.load`.  Such a call
+    raises on all ranks or on none, whatever the ranks call, and the ranks stay in step.  Everything else concerns
+    this rank alone: properties, assignments (the next step compares them) and `scale_loss`.  See docs/mpi.md.
 
     Args:
-        optimizer: an optimizer or a `LossScaleOptimizer`, with any options.  It belongs to the wrapper from now on;
-            its values may be set, equally on all ranks.  If it has state, the same on all ranks, that is spread.
+        optimizer: an optimizer or a `LossScaleOptimizer`, with any options.  The wrapper owns it from now on.  Its
+            values may be set, equally on all ranks.  Its state, if it has any, must be the same on all ranks.
         comm: the communicator; messages go through a duplicate of it.
         average: step with the mean of the ranks' gradients; otherwise with their sum.
         deterministic: add up gradients in the order of the ranks, so that the bits do not depend on the MPI
-            library.  With 1, 2, 4, ... ranks the mean is exact beyond the sum.
-        bucket_bytes: how much travels as one message; default: 4 MiB, and 64 KiB for each rank at least.
+            library.  With 1, 2, 4, ... ranks the mean is the exact quotient of the sum.
+        bucket_bytes: size of a message; default: 4 MiB, but at least 64 KiB for each rank.
         timeout: seconds to wait for the other ranks before the job is ended; None: for ever.
 
-    Raises (wherever the ranks meet, on every rank alike, with the rank named, and nothing changed):
-        what the wrapped optimizer raises on any one rank.
-        ValueError: the ranks have other arguments, weights, gradients for other weights or hyperparameters.
-        RuntimeError: the ranks call other methods, or one rank is interrupted (on that one: KeyboardInterrupt).
+    Raises (in joint calls, on every rank, with the rank named, and nothing changed):
+        the errors of the wrapped optimizer on any rank.
+        ValueError: the ranks differ in arguments, weights, hyperparameters, or in which gradients are missing.
+        RuntimeError: the ranks call different methods, or one rank is interrupted (there: KeyboardInterrupt).
 
     Example, `mpiexec -n 2 python -m mpi4py example.py`:
 
@@ -111,7 +110,7 @@ class Sharded(WrapperOfOne):
 
     @property
     def rank(self):
-        """The number of this process among `size`."""
+        """The number of this process, from 0 to `size` - 1."""
         return self._team.rank
 
     @property
@@ -124,7 +123,7 @@ class Sharded(WrapperOfOne):
 
     @property
     def built(self):
-        """Whether the optimizer is bound to weights."""
+        """True if the optimizer is bound to weights."""
         return self._share.built
 
     @property
@@ -138,7 +137,7 @@ class Sharded(WrapperOfOne):
     def build(self, weights):
         """Binds the optimizer to its weights, whose bytes must be the same on all ranks; see `Optimizer.build`.
 
-        Built again, it moves to new memory; it cannot take on more weights.
+        A second call moves it to new memory.  It cannot add weights.
         """
         self._team.together("build", self._build, weights)
 
@@ -182,11 +181,11 @@ class Sharded(WrapperOfOne):
 
     @older_spellings
     def apply(self, grads, weights=None):
-        """One step with the gradients of all ranks; see `Optimizer.apply`.
+        """Updates the weights by one step with the gradients of all ranks; see `Optimizer.apply`.
 
         Args:
-            grads: this rank's gradients, as `Optimizer.apply` takes them.  A weight may be without one (None) if it
-                is on all ranks.  They are added up in the weight's type.
+            grads: this rank's gradients, as `Optimizer.apply` takes them.  A gradient may be missing (None) if it
+                is missing on all ranks.  Gradients are added up in the weight's type.
             weights: the weights.  The first call builds the optimizer for them.
         """
         self._team.together("apply", self._apply, grads, weights)
@@ -301,7 +300,7 @@ class Sharded(WrapperOfOne):
 
     @older_spellings
     def finalize_variable_values(self, weights=None):
-        """Puts the averages into the weights, with `use_ema`, on all ranks."""
+        """Copies the averages of `use_ema` into the weights, on all ranks."""
         self._team.together("finalize_variable_values", self._finalize, weights)
 
     def _finalize(self, call, weights):
@@ -316,9 +315,9 @@ class Sharded(WrapperOfOne):
     @older_spellings
     @contextlib.contextmanager
     def averaged(self, weights=None):
-        """Within it the weights hold their averages, on all ranks; see `Optimizer.averaged`.
+        """A context manager that puts the averages into the weights, on all ranks; see `Optimizer.averaged`.
 
-        The ranks enter it together; each leaves it alone.
+        The ranks enter it together.  Each leaves it alone.
         """
         stack, interrupts = contextlib.ExitStack(), Interrupts()
         try:
@@ -348,12 +347,12 @@ class Sharded(WrapperOfOne):
     def save(self, path):
         """Writes a checkpoint: a file per rank beside `path`, each with its share, then `path`, which joins them.
 
-        `load` here continues from it in a job of any size, `optimc.load` in one process.  While files of ranks are
-        being written, `path` and the files that it joins are those of the save before.
+        `optimc.mpi.load` continues from it in a job of any size, `optimc.load` in one process.  Until `path` is
+        written, it and the files that it joins are those of the previous save.
 
         Raises:
-            ValueError: the optimizer has no weights yet, or a function gives a value.
-            OSError: of the system, of the rank named; the checkpoint before is still whole.
+            ValueError: the optimizer has no weights yet, or a value comes from a function.
+            OSError: the system of the named rank cannot write.  The previous checkpoint is still whole.
         """
         self._team.together("save", checkpoints.save, path, self._share.layout, self._export, self._local._locked)
 

@@ -174,7 +174,7 @@ def errors():
     sharded = mpi.Sharded(optimc.Adam(odd_rate, check_finite="raise"))
     for first in (True, False):
         wrong(ValueError, f"rank {last}: grads.2.: expected shape", with_entry(grads, 2, np.ones(3)))
-        wrong(TypeError, f"rank {last}: grads.1.: expected a gradient of floats",
+        wrong(TypeError, f"rank {last}: grads.1.: expected a floating-point gradient",
               with_entry(grads, 1, np.ones(1, int)))
         wrong(ValueError, f"rank {last}: grads.0. overlaps", with_entry(grads, 0, weights[0]))
         wrong(ValueError, f"rank {last}: grads and weights must have one entry", grads[:-1] if bad else grads)

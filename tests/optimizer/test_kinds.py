@@ -47,7 +47,7 @@ def test_a_gradient_of_pandas_steps_as_a_plain_one():
     weights = [np.ones(3, np.float32), np.ones((2, 2))]
     optimc.SGD(1.0).apply([pandas.Series([1, 2, 3], dtype="float32"), pandas.DataFrame(np.eye(2))], weights)
     assert weights[0].tolist() == [0, -1, -2] and weights[1].tolist() == [[0, 1], [1, 0]]
-    with pytest.raises(TypeError, match=r"grads\[0\]: expected a gradient of floats, got object"):
+    with pytest.raises(TypeError, match=r"grads\[0\]: expected a floating-point gradient, got object"):
         optimc.SGD(1.0).apply([pandas.Series([1, None, 3], dtype="Float64").astype(object)], [weights[0]])
 
 

@@ -46,7 +46,7 @@ class Raises:
 # (what is done to the weights, what is done to the gradients, error, message)
 PAIRS = {
     "gradient of ints": (None, at(1, lambda g: g.astype(int)), TypeError,
-                         r"grads\[1\]: expected a gradient of floats, got int64"),
+                         r"grads\[1\]: expected a floating-point gradient, got int64"),
     "gradient of bools": (None, at(1, lambda g: g > 0), TypeError, r"grads\[1\].* got bool"),
     "complex gradient": (None, at(1, lambda g: g + 1j), TypeError, r"grads\[1\].* got complex64"),
     "gradient of objects": (None, at(1, lambda g: g.astype(object)), TypeError, r"grads\[1\].*object"),
@@ -90,7 +90,7 @@ PAIRS = {
     "weight is None": (at(1, None), None, TypeError, r"weights\[1\]: .*got NoneType"),
     "weight is bytes": (at(1, b"abcd"), None, TypeError, r"weights\[1\]: .*got bytes"),
     "read-only weight": (at(1, read_only), None, ValueError,
-                         r"weights\[1\]: output array is read-only"),
+                         r"weights\[1\]: expected a writable array"),
     "broadcast weight": (at(1, np.broadcast_to(np.ones(1, F), 4)), None, ValueError, r"weights\[1\]"),
     "strided weight": (at(1, np.ones(8, F)[::2]), None, ValueError,
                        r"weights\[1\]: .*contiguous in C or Fortran order, got strides \(8,\)"),
@@ -101,7 +101,7 @@ PAIRS = {
 }
 SHARED = {
     "weight twice": (lambda w, g: (w.append(w[0]), g.append(g[0].copy())), ValueError,
-                     r"weights\[0\] and weights\[3\] overlap|comes twice"),
+                     r"weights\[0\] and weights\[3\] overlap|occurs twice"),
     "weights overlap": (lambda w, g: (w.append(w[1][1:]), g.append(np.ones(3, F))), ValueError,
                         r"weights\[1\] and weights\[3\] overlap|not in the memory"),
     "gradient is its weight": (lambda w, g: g.__setitem__(1, w[1]), ValueError,
@@ -211,7 +211,7 @@ def test_changes_to_a_bound_weight_are_noticed(case):
     optimizer, (weights, grads) = case.make(), good()
     optimizer.apply(grads, weights)
     weights[1].flags.writeable = False
-    refused(optimizer, grads, weights, ValueError, r"weights\[1\]: output array is read-only")
+    refused(optimizer, grads, weights, ValueError, r"weights\[1\]: expected a writable array")
     weights[1].flags.writeable = True
     flat = weights[0].reshape(6)
     refused(optimizer, [np.ones(6, F), *grads[1:]], [flat, *weights[1:]], ValueError,
@@ -223,7 +223,7 @@ def test_changes_to_a_bound_weight_are_noticed(case):
     other.apply([square * 2], [square])
     refused(other, [square * 2], [square.T], ValueError, r"weights\[0\]: expected the memory order")
     refused(optimizer, [grads[0], grads[0].copy()], [weights[0], weights[0]], ValueError,
-            r"weights\[1\]: the same weight comes twice")
+            r"weights\[1\]: the same weight occurs twice")
 
 
 def test_an_unbuilt_optimizer_needs_weights(case):
