@@ -35,7 +35,7 @@ exit codes: 0 done, 2 an error that you can put right, 130 after Ctrl-C
 """
 
 
-def add_command(subparsers) -> None:
+def add_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds `bench` and its options to the commands of `optimc`."""
     parser = subparsers.add_parser(
         "bench", help="time a step on this machine, beside installed peers",

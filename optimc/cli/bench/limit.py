@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+from collections.abc import Callable
 
 import numpy as np
 
@@ -120,7 +121,7 @@ def bytes_per_weight(work: Work, ours: Ours) -> int:
     return item * sum(len(one.read) + 2 * len(one.both) for one in passes(work, ours))
 
 
-def stream(work: Work, ours: Ours, threads: int, only: Pass | None = None):
+def stream(work: Work, ours: Ours, threads: int, only: Pass | None = None) -> Callable[[], object]:
     """Returns a function that streams the optimizer's arrays as a step does, or as one pass, on some threads."""
     named = {"g": ours.grads, "w": ours.weights, **ours.optimizer._slots}
     if ours.optimizer._averages:
@@ -166,7 +167,7 @@ def _pass(work, read, both):
     return call
 
 
-def divider(work: Work, ours: Ours, only: Pass | None = None):
+def divider(work: Work, ours: Ours, only: Pass | None = None) -> Callable[[], object] | None:
     """Returns a function that takes roots and divides in cache, as often as a step or pass; None if they do not."""
     several = [only] if only else passes(work, ours)
     roots, divisions = sum(one.roots for one in several), sum(one.divisions for one in several)
@@ -183,7 +184,7 @@ def divider(work: Work, ours: Ours, only: Pass | None = None):
     return lambda: function(n, 1.0, x.ctypes.data, y.ctypes.data)
 
 
-def pass_by_pass(work: Work, ours: Ours):
+def pass_by_pass(work: Work, ours: Ours) -> list[list[Callable[[], object]]]:
     """Returns the bounds of each pass, a list of functions per pass; none for one pass, or without roots."""
     several = passes(work, ours)
     if len(several) == 1 or not any(one.roots + one.divisions for one in several):

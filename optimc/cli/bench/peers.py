@@ -14,6 +14,9 @@ import numpy as np
 
 from optimc import registry
 
+#: does one step
+Step = Callable[[], object]
+
 
 class Unsupported(Exception):
     """This library has no such optimizer or option, or it is not timed; says which."""
@@ -56,7 +59,7 @@ class Work(NamedTuple):
 
 class Peer(NamedTuple):
     needs: str                              # the module that must be there
-    build: Callable[[Work], Callable[[], object]]
+    build: Callable[[Work], Step]
     threads: Callable[[int], object] | None = None      # sets the number of threads, if it can
 
 
@@ -66,7 +69,12 @@ class Peer(NamedTuple):
 class Ours:
     """optimc's step: `apply` with its arguments, and the arrays that it and the limits work on."""
 
-    def __init__(self, work: Work):
+    grads: list[np.ndarray]
+    weights: list[np.ndarray]
+    optimizer: Any
+    step: Callable[[], object]
+
+    def __init__(self, work: Work) -> None:
         self.grads, self.weights = work.arrays(1), work.arrays(0)
         self.optimizer = registry.deserialize({"class_name": work.optimizer, "config": {}})
         if work.arguments:
@@ -78,7 +86,7 @@ class Ours:
 # -------------------------------------------------------------------------------------------- NumPy
 
 
-def numpy_plain(work):
+def numpy_plain(work: Work) -> Step:
     """Adam as the formula reads."""
     work.plain_adam()
     weights, grads = work.arrays(0), work.arrays(1)
@@ -96,7 +104,7 @@ def numpy_plain(work):
     return step
 
 
-def numpy_out(work):
+def numpy_out(work: Work) -> Step:
     """Adam, every operation into memory that is already there: the fastest plain NumPy."""
     work.plain_adam()
     weights, grads = work.arrays(0), work.arrays(1)
@@ -132,7 +140,7 @@ TORCH = {"SGD": "SGD", "RMSprop": "RMSprop", "Adam": "Adam", "AdamW": "AdamW", "
 TORCH_CALLS = ("loss_scale_factor", "check_finite", "global_clipnorm", "use_ema")
 
 
-def torch_step(**implementation):
+def torch_step(**implementation: bool) -> Callable[[Work], Step]:
     """Returns a builder for torch's optimizer with `foreach=` or `fused=`, and the calls for options beside it."""
     def build(work):
         import torch
@@ -152,7 +160,7 @@ def torch_step(**implementation):
     return build
 
 
-def composed(torch, optimizer, params, arguments):
+def composed(torch: Any, optimizer: Any, params: list[Any], arguments: dict[str, Any]) -> Step:
     """A step with the calls for options before and after it; unscaled by 1, so that gradients stay as they are."""
     calls = []
     if "loss_scale_factor" in arguments:
@@ -177,7 +185,7 @@ def composed(torch, optimizer, params, arguments):
     return step
 
 
-def torch_threads(threads):
+def torch_threads(threads: int) -> None:
     import torch
     torch.set_num_threads(threads)
 
@@ -189,7 +197,7 @@ OPTAX = {"SGD": "sgd", "RMSprop": "rmsprop", "Adam": "adam", "AdamW": "adamw", "
          "Lion": "lion", "Lamb": "lamb", "Yogi": "yogi", "AdaBelief": "adabelief", "Adan": "adan"}
 
 
-def optax_jit(work):
+def optax_jit(work: Work) -> Step:
     """optax under jit; weights, state and averages are donated, so that XLA may work in place."""
     import jax
     import jax.numpy as jnp
@@ -221,7 +229,7 @@ def optax_jit(work):
     return step
 
 
-def keras_apply(work):
+def keras_apply(work: Work) -> Step:
     """Keras 3's `apply` on the backend of this process, gradients in the backend's own arrays."""
     import keras
     arguments = work.only("momentum", "nesterov", "centered", "amsgrad", "weight_decay", "clipnorm", "clipvalue",
@@ -248,7 +256,13 @@ class ThincAdam:
 
     MOST = 200                              # steps: more without gradient would make denormal moments
 
-    def __init__(self, work):
+    weights: list[np.ndarray]
+    grads: list[np.ndarray]
+    kept: list[np.ndarray]
+    optimizer: Any
+    keys: list[tuple[int, str]]
+
+    def __init__(self, work: Work) -> None:
         from thinc.optimizers import Optimizer
         work.plain_adam()
         if work.dtype != "float32":
@@ -257,16 +271,16 @@ class ThincAdam:
         self.optimizer = Optimizer(1e-3, L2=0, grad_clip=0, use_averages=False)
         self.keys = [(i, "W") for i in range(len(self.weights))]
 
-    def before(self):
+    def before(self) -> None:
         for grad, kept in zip(self.grads, self.kept, strict=True):
             grad[...] = kept
 
-    def __call__(self):
+    def __call__(self) -> None:
         for key, w, g in zip(self.keys, self.weights, self.grads, strict=True):
             self.optimizer(key, w, g)
 
 
-def sklearn_adam(work):
+def sklearn_adam(work: Work) -> Step:
     """The optimizer inside MLPRegressor."""
     from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
     weights, grads = work.arrays(0), work.arrays(1)

@@ -97,9 +97,9 @@ def contestants(job: Job, set_name: str, ours: Ours) -> tuple[dict[str, Contesta
         try:
             for threads in job.threads if job.work.weights >= WORTH_THREADS else (1,):
                 built[with_threads(STREAM, threads)] = Contestant(limit.stream(job.work, ours, threads))
-            step = limit.divider(job.work, ours)
-            if step:
-                built[DIVIDER] = Contestant(step)
+            divider = limit.divider(job.work, ours)
+            if divider:
+                built[DIVIDER] = Contestant(divider)
             for k, bounds in enumerate(limit.pass_by_pass(job.work, ours)):
                 built.update({f"{PASSES} {k} {i}": Contestant(step) for i, step in enumerate(bounds)})
         except limit.NoLimit as error:

@@ -49,7 +49,7 @@ exit codes: 0 done, 2 an error that you can put right, 130 after Ctrl-C (the opt
 """
 
 
-def add_command(subparsers) -> None:
+def add_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds `compare` and its options to the commands of `optimc`."""
     parser = subparsers.add_parser(
         "compare", help="train one network with every optimizer and compare them",

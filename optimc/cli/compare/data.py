@@ -73,7 +73,8 @@ def _number(path, line, name, text):
     return number
 
 
-def to_float(text):
+def to_float(text: str) -> float:
+    """The number that a text is, or NaN."""
     try:
         return float(text.replace("_", "?"))        # Python would read 1_0 as 10
     except ValueError:

@@ -3,6 +3,7 @@
 import math
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,12 +73,12 @@ def draw_losses(path: Path, results: dict[str, Result], target: float, message: 
     figure.savefig(path)
 
 
-def ravine(x, y):
+def ravine(x: Any, y: Any) -> Any:
     """Rosenbrock's curved ravine with its walls lowered from 100 to 20; least, 0, at (1, 1)."""
     return (1 - x) ** 2 + 20 * (y - x ** 2) ** 2
 
 
-def ravine_gradient(x, y):
+def ravine_gradient(x: Any, y: Any) -> np.ndarray:
     """The gradient of `ravine`."""
     return np.array([-2 * (1 - x) - 80 * x * (y - x ** 2), 40 * (y - x ** 2)])
 

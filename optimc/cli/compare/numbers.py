@@ -7,6 +7,7 @@ import math
 import platform
 import statistics
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,8 @@ import optimc
 from optimc.cli.compare.data import Data
 from optimc.cli.compare.training import Result, Settings
 
+#: the numbers of an optimizer by name
+Row = dict[str, Any]
 WITHIN = 1.05       # the fastest optimizer is the first to come this close to the lowest validation loss
 #: Slots by whether they remember the size of gradients (Rprop: of steps), so that each weight has a rate of its own.
 ADAPTS = {**dict.fromkeys(("v", "u", "n", "s", "accumulator", "row", "size"), True),
@@ -21,7 +24,7 @@ ADAPTS = {**dict.fromkeys(("v", "u", "n", "s", "accumulator", "row", "size"), Tr
                            "column"), False)}
 
 
-def summarise(results: dict[str, Result]) -> tuple[float, list[dict]]:
+def summarise(results: dict[str, Result]) -> tuple[float, list[Row]]:
     """The target loss of the speed column, and the numbers of each optimizer: a row each.
 
     Runs that diverged set no target and reach none; if all did, the target is NaN.
@@ -69,15 +72,15 @@ def _epochs_to(target, run):
     return int(reached.argmax()) if reached.any() and not run.diverged else math.inf
 
 
-def mean_curve(result, part):
+def mean_curve(result: Result, part: str) -> np.ndarray:
     """Mean and standard deviation over the runs that did not diverge, by epoch."""
     curves = [getattr(run, part) for run in result.runs if not run.diverged]
     if not curves:
         return np.full((2, len(result.runs[0].training)), math.nan)
-    return np.mean(curves, axis=0), np.std(curves, axis=0)
+    return np.array([np.mean(curves, axis=0), np.std(curves, axis=0)])
 
 
-def as_json(data: Data, settings: Settings, results: dict[str, Result], interrupted: bool) -> dict:
+def as_json(data: Data, settings: Settings, results: dict[str, Result], interrupted: bool) -> dict[str, Any]:
     """All numbers as plain values; what is not finite (never, diverged) becomes None."""
     target, rows = summarise(results)
     return _plain({

@@ -6,10 +6,11 @@ when it is needed.
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from optimc.cli.compare.data import Data
-from optimc.cli.compare.numbers import WITHIN
+from optimc.cli.compare.numbers import WITHIN, Row
 from optimc.cli.compare.training import RATES, Settings
 
 #: the textbook table, fastest and most stable first: adaptive; memory, low (0) to higher (2)
@@ -28,7 +29,7 @@ def joined(names: Iterable[str]) -> str:
 # --------------------------------------------------------------------------------------- the headline
 
 
-def learnt(rows: list[dict], settings: Settings) -> str:
+def learnt(rows: list[Row], settings: Settings) -> str:
     """Says in one sentence what the comparison showed."""
     arrived = sorted((row for row in rows if _arrived(row)), key=_epochs)
     lost = [row["optimizer"] for row in rows if not _arrived(row) and 2 * row["diverged"] > settings.seeds]
@@ -82,7 +83,7 @@ def _arrived(row):
 # --------------------------------------------------------------------------------------- the sentences
 
 
-def sentences(rows: list[dict]) -> list[str]:
+def sentences(rows: list[Row]) -> list[str]:
     """Says in words what follows from the numbers, and where they agree with textbooks."""
     ranked = [row for row in rows if _arrived(row)]
     stable = [row for row in ranked if not row["diverged"] and not math.isnan(row["loss_spread"])]
@@ -176,7 +177,7 @@ def _loss(name):
     return lambda row: f"{row[name]:#.4g}" if math.isfinite(row[name]) else "diverged"
 
 
-COLUMNS = {
+COLUMNS: dict[str, Callable[[Row], str]] = {
     "\noptimizer": lambda row: row["optimizer"],
     "speed\nepochs": _speed,
     "stability\nof loss": _stability,
@@ -190,7 +191,7 @@ COLUMNS = {
 }
 
 
-def key(settings: Settings, target: float, rows: list[dict]) -> list[str]:
+def key(settings: Settings, target: float, rows: list[Row]) -> list[str]:
     """Explains the columns of the table, and what is special in it."""
     doubt = f", itself uncertain by {(2 * settings.seeds - 2) ** -0.5:.0%}" if settings.seeds > 1 else ""
     best = f", the best of {len(RATES)} by the validation loss" * (settings.learning_rate is None)
@@ -209,7 +210,7 @@ def key(settings: Settings, target: float, rows: list[dict]) -> list[str]:
     ]
 
 
-def show(console, data: Data, settings: Settings, target: float, rows: list[dict]) -> None:
+def show(console: Any, data: Data, settings: Settings, target: float, rows: list[Row]) -> None:
     """Prints what was learnt, the table, its key and sentences."""
     from rich import box
     from rich.table import Table
