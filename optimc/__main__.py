@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import optimc
+from optimc.base.names import closest
 from optimc.cli.bench import command as bench
 from optimc.cli.compare import command as compare
-from optimc.cli.errors import InputError, likely
+from optimc.cli.errors import InputError
 
 COMMANDS = (compare, bench)
 #: options by the names that other programs give them
@@ -39,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         option = options[0]
         known = [name for action in self._actions for name in action.option_strings]
         meant = ELSEWHERE.get(option)
-        meant = meant if meant in known else likely(option, known)
+        meant = meant if meant in known else closest(option, known)
         self.error(f"there is no option {option}" + (f": did you mean {meant}?" if meant else ""))
 
 

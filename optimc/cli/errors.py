@@ -2,6 +2,8 @@
 
 from collections.abc import Collection
 
+from optimc.base.names import closest
+
 MOST = 25               # names that an error lists
 
 
@@ -19,12 +21,6 @@ def no_such(kind: str, name: str, known: Collection[str]) -> str:
         >>> no_such("optimizer", "newton", ["adam", "sgd"])
         "there is no optimizer 'newton'; there are adam, sgd"
     """
-    meant = likely(name, known)
+    meant = closest(name, known)
     listed = ", ".join([*list(known)[:MOST], *["..."] * (len(known) > MOST)])
     return f"there is no {kind} {name!r}" + (f": did you mean {meant}?" if meant else f"; there are {listed}")
-
-
-def likely(name: str, known: Collection[str]) -> str | None:
-    """The known name that a wrong one is most like, or None."""
-    import difflib  # only on the way to an error
-    return next(iter(difflib.get_close_matches(name, known, 1, 0.7)), None)
