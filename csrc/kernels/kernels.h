@@ -36,8 +36,9 @@ enum { MAX_SLOTS = 4, MAX_HYPERS = 8, MAX_COEFS = 12, MAX_SCALARS = 2, MAX_SUMS 
 /* The numbers of elements that are handled at a time:
      SUB_BLOCK     when a gradient is converted; with more, the hardware prefetchers lose track
      STAGE_BLOCK   when a gradient of the real type is prepared in scratch; with fewer, they do
+     AVERAGE_BLOCK of a weight that are updated before their average is, which reads them from the core's cache
      SUM_BLOCK     in one block of a sum, in SUM_LANES lanes: these two fix the bits of every norm */
-enum { SUB_BLOCK = 256, STAGE_BLOCK = 1024, SUM_LANES = 16, SUM_BLOCK = 2048 };
+enum { SUB_BLOCK = 256, STAGE_BLOCK = 1024, AVERAGE_BLOCK = 2048, SUM_LANES = 16, SUM_BLOCK = 2048 };
 
 /* The hyperparameters that every optimizer has, in the order in which Python passes them; those of the rule follow.
    NaN disables an option. */

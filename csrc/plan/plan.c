@@ -312,7 +312,7 @@ static void measure(struct plan *plan)
 {
     enum { SAMPLE = 512, TRIES = 3 };
     static const union { float f32[SAMPLE]; double f64[SAMPLE]; } zeros;
-    union { float f32[SAMPLE]; double f64[SAMPLE]; } room[MAX_SLOTS + 2];
+    union { float f32[SAMPLE]; double f64[SAMPLE]; } room[MAX_SLOTS + 1];
     memset(room, 0, sizeof room);
     for (size_t i = 0; i < plan->n_weights; i++) {
         struct row *row = &plan->rows[plan->weights[i].row];
@@ -321,10 +321,10 @@ static void measure(struct plan *plan)
             const double start = optimc_nanoseconds();
             if (row->real_type == TYPE_F32)
                 plan->isa->f32.kernels[kernel](SAMPLE, room[0].f32, zeros.f32, room[1].f32,
-                    room[2].f32, room[3].f32, room[4].f32, NULL, &row->real_row.f32);
+                    room[2].f32, room[3].f32, room[4].f32, &row->real_row.f32);
             else
                 plan->isa->f64.kernels[kernel](SAMPLE, room[0].f64, zeros.f64, room[1].f64,
-                    room[2].f64, room[3].f64, room[4].f64, NULL, &row->real_row.f64);
+                    room[2].f64, room[3].f64, room[4].f64, &row->real_row.f64);
             const double cost = (optimc_nanoseconds() - start) / SAMPLE;
             row->cost = try && row->cost < cost ? row->cost : cost;
         }
