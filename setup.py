@@ -1,4 +1,6 @@
-"""Builds optimc._core.  The only place with compiler flags; CONTRIBUTING.md gives their reasons.
+"""Builds optimc._core, and makes the description for PyPI of README.md.
+
+This is the only place with compiler flags; docs/design/compiler-flags.md gives their reasons.
 
 Switches, from the environment:
     OPTIMC_STRICT=1     all warnings, as errors
@@ -8,10 +10,13 @@ Switches, from the environment:
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from glob import glob
+from pathlib import Path
 
 import numpy
 from setuptools import Extension, setup
@@ -45,6 +50,10 @@ if sanitizers:
     link_args += [f"-fsanitize={sanitizers}"]
 
 
+#: files of csrc/python that build, configure, copy and refuse
+OFF_THE_STEP_PATH = {f"{name}.c" for name in (
+    "averages", "bind", "module", "optimizer", "refuse", "shares", "warn")}
+
 #: what clang-cl calls the targets of the wheels
 WINDOWS_TARGETS = {"win-amd64": "x86_64-pc-windows-msvc", "win-arm64": "aarch64-pc-windows-msvc"}
 
@@ -72,10 +81,29 @@ class BuildExt(build_ext):
                     extension.extra_compile_args += ["--param=max-completely-peeled-insns=0",
                                                      "--param=vect-epilogues-nomask=0",
                                                      "-fno-tree-loop-distribution"]
+        if self.compiler.compiler_type == "unix" and not debug:
+            self.compile_one, self.compiler._compile = self.compiler._compile, self.compile_by_use
         super().build_extensions()
 
+    def compile_by_use(self, obj, src, ext, cc_args, extra_postargs, pp_opts):
+        """Compiles one file: for size, if no step runs through it."""
+        small = ["-Os"] if os.path.basename(src) in OFF_THE_STEP_PATH else []
+        self.compile_one(obj, src, ext, cc_args, [*extra_postargs, *small], pp_opts)
 
-setup(cmdclass={"build_ext": BuildExt}, ext_modules=[Extension(
+
+def description():
+    """Returns README.md for pages outside the tree: its links to files lead to the tag of this version."""
+    project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
+
+    def absolute(link):
+        kind = "raw" if link[1].endswith((".png", ".svg", ".gif")) else "blob"
+        path = f"README.md{link[1]}" if link[1].startswith("#") else link[1]
+        return f"]({project['urls']['Source']}/{kind}/v{project['version']}/{path})"
+
+    return re.sub(r"\]\((?!https?:)([^)\s]+)\)", absolute, Path("README.md").read_text("utf-8"))
+
+
+core = Extension(
     "optimc._core",
     sources=sorted(glob("csrc/*/*.c")),
     # what is included is not seen by setuptools: without this an edit would not be rebuilt
@@ -84,4 +112,6 @@ setup(cmdclass={"build_ext": BuildExt}, ext_modules=[Extension(
     define_macros=[("OPTIMC_PLANT", "1")] if os.environ.get("OPTIMC_PLANT") else [],
     extra_compile_args=[*compile_args, *system_include],
     extra_link_args=link_args,
-)])
+)
+setup(cmdclass={"build_ext": BuildExt}, ext_modules=[core],
+      long_description=description(), long_description_content_type="text/markdown")

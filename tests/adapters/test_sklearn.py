@@ -16,6 +16,7 @@ from interrupting import every_interruption
 from places import ROOT
 
 import optimc
+from optimc.base.extras import advice
 
 sklearn = require("sklearn")
 adapter = pytest.importorskip("optimc.sklearn")
@@ -333,7 +334,7 @@ def test_it_is_imported_only_when_asked_for():
     code = ("import sys, optimc; assert 'sklearn' not in sys.modules; sys.modules['sklearn'] = None\n"
             "try:\n    import optimc.sklearn\nexcept ImportError as error:\n    print(error)")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out == "optimc.sklearn needs scikit-learn: pip install 'optimc[sklearn]'\n"
+    assert out == f"optimc.sklearn needs scikit-learn: {advice('sklearn')}\n"
 
 
 def test_no_convergence_is_still_told(tables):

@@ -16,6 +16,7 @@ import pytest
 import optimc
 from optimc import registry
 from optimc.__main__ import main
+from optimc.base.extras import advice
 from optimc.cli import compare
 from optimc.cli.compare import command, training, words
 from optimc.cli.compare.data import load_data, standardise
@@ -506,7 +507,7 @@ def test_a_folder_that_cannot_be_made_is_refused_at_once(tmp_path, capsys, monke
 def test_a_missing_extra_is_named_with_the_way_to_get_it(extra, out, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, extra, None)
     said = refused([], out, capsys)
-    assert f"{extra} is not installed: pip install 'optimc[compare]'" in said
+    assert f"{extra} is not installed: {advice('compare')}" in said
 
 
 def test_own_data_needs_no_scikit_learn(tmp_path, out, capsys, monkeypatch):

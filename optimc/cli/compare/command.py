@@ -23,6 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from optimc.base.extras import advice
 from optimc.cli.compare.data import load_data, to_float
 from optimc.cli.compare.figures import draw_losses, draw_paths
 from optimc.cli.compare.numbers import as_json, summarise
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command with its options and returns the exit code."""
     for extra in ("matplotlib", "rich", *([] if args.data else ["sklearn"])):
         if importlib.util.find_spec(extra) is None:
-            raise InputError(f"{extra} is not installed: pip install 'optimc[compare]'")
+            raise InputError(f"{extra} is not installed: {advice('compare')}")
     if (args.data is None) != (args.target is None):
         raise InputError("--data FILE.csv and --target COLUMN must be used together")
     words = " ".join(args.optimizers).replace(",", " ").lower().split()
