@@ -12,6 +12,9 @@
 
 /* ---------------------------------------------------------------------------- helpers of the tasks - */
 
+/* A function that is compiled for size: it runs for few optimizers or options, and what it calls does the work. */
+#define SMALL __attribute__((cold))
+
 /* 1 if this step updates the weight: it has a gradient, from this step or accumulated before. */
 static int takes_part(const struct plan *plan, const struct weight *weight)
 {
