@@ -5,8 +5,9 @@ from numpy.typing import NDArray
 from typing_extensions import Buffer, disjoint_base
 
 _Array = NDArray[Any]
-_Arrays = Sequence[_Array] | Mapping[str, _Array]
+_Arrays = Sequence[Any] | Mapping[str, Any]     # of arrays, or nested
 _Gradients = Sequence[Any] | Mapping[str, Any]
+_Tree = TypeVar("_Tree")
 _Names = tuple[str, ...]
 _Running = tuple[dict[str, dict[str, float]], ...]
 _Counts = tuple[int, int, _Running]
@@ -34,6 +35,7 @@ factors: dict[str, dict[str, int]]
 def set_num_threads(threads: int, /) -> None: ...
 def get_num_threads() -> int: ...
 def weights_of(weights: _Arrays, /) -> tuple[tuple[str, ...] | None, tuple[_Array, ...]]: ...
+def flattened(tree: _Tree, /) -> _Tree: ...
 def locked(
     optimizers: Iterable[Optimizer], function: Callable[..., _Result], /, *args: Any, **kwargs: Any
 ) -> _Result: ...

@@ -84,6 +84,7 @@ class OptimizerMap(Strict):
 
 def _parts_of(weights):
     """A function that gives an optimizer's part of `weights`, a dict; None for None."""
+    weights = _core.flattened(weights)
     if weights is not None and not isinstance(weights, dict):
         raise TypeError(f"weights must be a dict, whose keys are the names, got {type(weights).__name__}")
 
@@ -110,7 +111,7 @@ def _of_parts(name):
 class MultiOptimizer(Wrapper):
     """Steps each weight with the optimizer for its name.  All optimizers are checked before any of them steps.
 
-    Weights and gradients must be dicts, whose keys are the names.
+    Weights and gradients must be dicts, whose keys are the names, or nested ones.
 
     Args:
         optimizer_map: an `OptimizerMap`, or a function from a name to an optimizer.
@@ -215,7 +216,7 @@ class MultiOptimizer(Wrapper):
     def build(self, weights):
         """Builds every optimizer for the weights that are mapped to it; all of them, or none if one is refused."""
         new, scales = {}, []
-        parts = self._split("weights", weights, new)
+        parts = self._split("weights", _core.flattened(weights), new)
         with _core.Transaction() as steps:
             for _, (optimizer, part) in sorted(parts.items()):      # as steps are locked
                 steps.lock(optimizer)
@@ -239,6 +240,7 @@ class MultiOptimizer(Wrapper):
         finite: the caller asks whether all gradients are; False if one is not.
         """
         new, scales, ready, good = {}, [], [], True
+        grads, weights = _core.flattened(grads), _core.flattened(weights)
         parts, weights_of = self._split("grads", grads, new), {}
         if weights is not None:
             weights_of = self._split("weights", weights, new)

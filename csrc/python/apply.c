@@ -64,6 +64,8 @@ int optimc_match_step(Optimizer *self, PyObject *grads, PyObject *weights, int q
     if (optimc_ask_all(self))
         return -1;
     if (!self->plan) {
+        if (weights == Py_None && PyIter_Check(grads))
+            return optimc_refuse_container("grads", grads);
         if (weights == Py_None) {
             PyErr_SetString(PyExc_ValueError,
                 "the optimizer is not built: pass the weights too, apply(grads, weights), or call "
@@ -78,8 +80,10 @@ int optimc_match_step(Optimizer *self, PyObject *grads, PyObject *weights, int q
         }
         Py_XDECREF(before);
         Py_XDECREF(made);
-        if (refused)
+        if (refused) {
+            optimc_ask_swapped(grads, weights);
             return -1;
+        }
     }
     return optimc_match(self->plan, grads, weights, quiet);
 }
@@ -134,10 +138,14 @@ PyDoc_STRVAR(apply_doc, "apply($self, grads, weights=None)\n--\n\n"
 "Args:\n"
 "    grads: list, tuple or dict of gradients, one per weight: arrays of float16, bfloat16, float32,\n"
 "        float64 or long double with the weight's shape and any strides, or None for a weight without\n"
-"        a gradient.  They are never changed.\n"
+"        a gradient.  They are never changed.  They may be nested like the weights; a None may\n"
+"        stand for all gradients of a branch.\n"
 "    weights: list, tuple or dict (with the same keys) of writable float32 or float64 arrays,\n"
-"        contiguous in C or Fortran order.  The first call builds the optimizer for them.  Later calls\n"
-"        may name some of them, in any order, or leave them out to mean all.\n\n"
+"        contiguous in C or Fortran order, or nested ones.  The first call builds the optimizer for them.\n"
+"        Later calls may name some of them, in any order, or leave them out to mean all.\n\n"
+"The weights of nested dicts, lists and tuples have names, such as \"layers/0/kernel\".  To flatten them takes\n"
+"about 40 ns a weight at each step.  Other mappings and sequences (collections.abc) are taken, too, and copied\n"
+"into dicts and lists at each step.\n\n"
 "Raises:\n"
 "    TypeError, ValueError: an argument is wrong; the message names the entry.\n"
 "    RuntimeError: a schedule tries to step its own optimizer.\n"

@@ -8,9 +8,10 @@
    arrays that the plan points into.  Options, names, copies and files belong to Python.
 
    To follow a step, read apply.c first.  It uses turns.c (one step at a time), settings.c (the values), sources.c
-   (what gives them), match.c (the gradients of the step), pairs.c (gradients beside weights), views.h (an array as
-   the plan sees it) and refuse.c (errors).  Then read bind.c (taking over a plan), plan_type.c (its type), tensors.c,
-   transaction.c and shares.c (other ways to step), optimizer.c (the type) and module.c (the module). */
+   (what gives them), match.c (the gradients of the step), pairs.c (gradients beside weights), trees.c (nested ones),
+   views.h (an array as the plan sees it) and refuse.c (errors).  Then read bind.c (taking over a plan), plan_type.c
+   (its type), tensors.c, transaction.c and shares.c (other ways to step), optimizer.c (the type) and module.c (the
+   module). */
 #ifndef OPTIMC_BOUNDARY_H
 #define OPTIMC_BOUNDARY_H
 
@@ -72,6 +73,7 @@ typedef struct {
     PyObject *names;                    /* their names, likewise; NULL if they have none */
     PyObject *parts;                    /* for each, the names of its slots and the arrays that belong to it */
     PyObject *state;                    /* Python's */
+    PyObject *tree;                     /* its weights in the form of nested gradients, or NULL: see trees.c */
     PyObject **gradients;               /* of the step in progress: strong references */
     size_t n_gradients;
     enum matching matching;
@@ -225,6 +227,8 @@ void optimc_set_running(Optimizer *self, const struct running *running);    /* r
 struct pairs {
     PyObject *grads, *weights;          /* both list or tuple, or both dict, or weights a tuple */
     PyObject *keys;                     /* a tuple of names for tuples that have them, or NULL */
+    PyObject *tree;                     /* the nested weights that the weights are the leaves of, or NULL */
+    const Plan *plan;                   /* that names the weights, or NULL */
     Py_ssize_t i, n, position;
     PyObject *key, *grad, *weight;      /* the current pair, owned: __eq__ and __repr__ of keys may drop it */
 };
@@ -238,6 +242,7 @@ int optimc_open_pairs(const Plan *plan, PyObject *grads, PyObject *weights, stru
 /* Makes the next pair the current one: 1, 0 at the end, -1 on an error.  Of the caller's code it runs only
    __hash__ and __eq__ of keys that are not plain str. */
 int optimc_next_pair(struct pairs *pairs);
+int optimc_refuse_container(const char *argument, PyObject *object);        /* the error for what is none: -1 */
 void optimc_close_pairs(struct pairs *pairs);
 
 /* The current entry as the caller calls it: "grads[1]" or "grads['bias']". */
@@ -253,6 +258,8 @@ int optimc_refuse_shape(const char *format, PyObject *entry, PyArrayObject *a, P
 int optimc_refuse_kind(const char *format, PyObject *entry, PyObject *object);
 int optimc_refuse_weight(enum fault fault, PyObject *entry, PyArrayObject *array, PyArrayObject *like);
 int optimc_refuse_norm(void);
+/* Adds a question to the error for weights that no step can be built for, if the gradients look like the weights. */
+void optimc_ask_swapped(PyObject *grads, PyObject *weights);
 
 /* warn.c: a UserWarning that points at the caller of optimc; -1 if warnings are errors. */
 int optimc_warn(PyObject *text);

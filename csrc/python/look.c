@@ -78,7 +78,7 @@ static int refuse(enum fault fault, const char *argument, size_t i)
         [FAULT_OVERLAP] = "overlaps another parameter or its state in memory",
     };
     static const char *const of_gradients[] = {
-        [FAULT_TYPE] = "expected a gradient of floats", [FAULT_SHAPE] = "expected the shape of its parameter",
+        [FAULT_TYPE] = "expected a floating-point gradient", [FAULT_SHAPE] = "expected the shape of its parameter",
         [FAULT_NO_MEMORY] = "the tensor has no memory",
         [FAULT_OVERLAP] = "overlaps a parameter or its state in memory",
     };

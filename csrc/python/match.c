@@ -7,48 +7,89 @@
 #include "python/boundary.h"
 
 #include "plan/pool.h"
+#include "python/trees.h"
 #include "python/views.h"
 
-/* 1 if a gradient that is no ndarray can be made one: it offers its memory as an array.  Numbers, strings and lists
-   do not: 0.  -1 on an error. */
-static int offers_array(PyObject *object)
+/* 1 if an object is, or lies where, a weight of the plan is, else 0. */
+static int is_weight(const Plan *self, PyObject *object)
 {
-    if (PyObject_CheckBuffer(object))
-        return !PyBytes_Check(object) && !PyByteArray_Check(object);
-    PyObject *method = PyType_Check(object) ? NULL : PyObject_GetAttrString(object, "__array__");
-    Py_XDECREF(method);
-    if (method || !PyErr_Occurred())
-        return method != NULL;
-    if (!PyErr_ExceptionMatches(PyExc_AttributeError))
-        return -1;
-    PyErr_Clear();
+    struct view view;
+    if (!object || !PyArray_Check(object))
+        return 0;
+    optimc_look((PyArrayObject *)object, &view);
+    return optimc_view_size(&view) && optimc_plan_find(self->core, &view, 0) >= 0;
+}
+
+/* The weight of the plan that the current entry names, or that has its place if all weights are given; or NULL. */
+static PyArrayObject *expected(const Plan *self, const struct pairs *pairs)
+{
+    const Py_ssize_t n = PyTuple_GET_SIZE(self->weights);
+    if (!self->names || !pairs->key)
+        return !self->names && pairs->n == n ? (PyArrayObject *)PyTuple_GET_ITEM(self->weights, pairs->i - 1) : NULL;
+    const Py_ssize_t i = PySequence_Index(self->names, pairs->key);
+    if (i < 0)
+        PyErr_Clear();
+    return i < 0 ? NULL : (PyArrayObject *)PyTuple_GET_ITEM(self->weights, i);
+}
+
+/* 1 if a weight of the plan has the shape of an array, else 0. */
+static int has_shape(const Plan *self, PyArrayObject *array)
+{
+    Py_ssize_t i = PyTuple_GET_SIZE(self->weights);
+    while (i-- > 0)
+        if (PyArray_SAMESHAPE((PyArrayObject *)PyTuple_GET_ITEM(self->weights, i), array))
+            return 1;
     return 0;
 }
 
-/* Gives the weight's index in the plan, or -1 with the reason it cannot be stepped. */
+/* The error for an object in the place of a weight that is none of the plan's.  Returns -1. */
+static int refuse_strange(Plan *self, const struct pairs *pairs, PyObject *object)
+{
+    struct view view;
+    PyObject *entry = optimc_pair_label(pairs, "weights");
+    if (is_weight(self, pairs->grad)) {
+        PyObject *grads = entry ? optimc_pair_label(pairs, "grads") : NULL;
+        optimc_refuse(PyExc_ValueError, "%U is no weight of this optimizer, but %S is one: are grads and weights "
+            "swapped? Call apply(grads, weights)", entry, grads, NULL);
+        Py_XDECREF(grads);
+        return -1;
+    }
+    if (!entry || optimc_look_writable(object, Py_NewRef(entry), &view)) {
+        Py_XDECREF(entry);
+        return -1;
+    }
+    PyArrayObject *built = expected(self, pairs);
+    if (built && !PyArray_SAMESHAPE(built, (PyArrayObject *)object))
+        return optimc_refuse_shape("%U: expected shape %S, as built, got %S: make a new optimizer for other weights",
+            entry, built, (PyArrayObject *)object);
+    if (!built && !has_shape(self, (PyArrayObject *)object))
+        return optimc_refuse_shape("%U: no weight of shape %S was built: call build(weights) with all of them to "
+            "add it, or make a new optimizer", entry, (PyArrayObject *)object, NULL);
+    return optimc_refuse(PyExc_ValueError, "%U is not in the memory this optimizer was built with: update "
+        "weights in place (w -= d or w[...] = x, not w = w - d), or call build(weights) with all of them "
+        "to move or add weights; slots are kept", entry, NULL, NULL);
+}
+
+enum { NO_ARRAY = -2 };
+
+/* Gives the weight's index in the plan; NO_ARRAY; or -1 with the reason it cannot be stepped. */
 static Py_ssize_t find(Plan *self, const struct pairs *pairs, PyObject *object)
 {
     struct view view;
     if (!PyArray_Check(object))
-        return optimc_look_writable(object, optimc_pair_label(pairs, "weights"), &view);
+        return NO_ARRAY;
     if (optimc_is_masked(object))
         return optimc_refuse_masked(optimc_pair_label(pairs, "weights"));
     PyArrayObject *array = (PyArrayObject *)object;
     optimc_look(array, &view);
     const Py_ssize_t i = optimc_plan_find(self->core, &view, (size_t)pairs->i - 1);
-    if (i >= 0) {
-        const enum fault fault = optimc_plan_same(self->core, (size_t)i, &view);
-        if (fault)
-            return optimc_refuse_weight(fault, optimc_pair_label(pairs, "weights"), array,
-                (PyArrayObject *)PyTuple_GET_ITEM(self->weights, i));
-        return i;
-    }
-    const enum fault fault = optimc_plan_check(&view);
+    if (i < 0)
+        return refuse_strange(self, pairs, object);
+    const enum fault fault = optimc_plan_same(self->core, (size_t)i, &view);
     if (fault)
-        return optimc_refuse_weight(fault, optimc_pair_label(pairs, "weights"), array, NULL);
-    return optimc_refuse(PyExc_ValueError, "%U is not in the memory this optimizer was built with: update "
-        "weights in place (w -= d or w[...] = x, not w = w - d), or call build(weights) with all of them "
-        "to move or add weights; slots are kept", optimc_pair_label(pairs, "weights"), NULL, NULL);
+        return optimc_refuse_weight(fault, optimc_pair_label(pairs, "weights"), array,
+            (PyArrayObject *)PyTuple_GET_ITEM(self->weights, i));
+    return i;
 }
 
 /* Notes one gradient in the plan, or raises. */
@@ -72,8 +113,9 @@ static int take(Plan *self, const struct pairs *pairs, size_t index, PyObject *g
     if (fault == FAULT_REPEATED)
         return optimc_refuse(PyExc_ValueError, "%U: the same weight occurs twice", entry, NULL, NULL);
     if (fault == FAULT_TYPE)
-        return optimc_refuse(PyExc_TypeError, "%U: expected a floating-point gradient, got %S", entry,
-            (PyObject *)PyArray_DESCR(array), NULL);
+        return optimc_refuse(PyExc_TypeError, PyArray_ISINTEGER(array) || PyArray_ISBOOL(array)
+            ? "%U: expected a floating-point gradient, got %S: convert it with .astype(numpy.float32)"
+            : "%U: expected a floating-point gradient, got %S", entry, (PyObject *)PyArray_DESCR(array), NULL);
     if (fault == FAULT_NO_MEMORY)
         return optimc_refuse(PyExc_ValueError, "%U: the array has no memory", entry, NULL, NULL);
     if (fault == FAULT_SHAPE)
@@ -85,39 +127,54 @@ static int take(Plan *self, const struct pairs *pairs, size_t index, PyObject *g
     return -1;
 }
 
-/* The pairs as owned tuples, gradients made arrays: for gradients of other libraries. */
-static int convert_pairs(struct pairs *pairs, PyObject **owned)
+/* The pairs as tuples; those of trees, their leaves.  0 or -1. */
+static int gather(struct pairs *pairs, struct leaves *leaves)
 {
-    PyObject *grads = PyTuple_New(pairs->n), *weights = PyTuple_New(pairs->n);
-    PyObject *keys = PyTuple_New(pairs->n);
-    *owned = grads && weights && keys ? PyTuple_Pack(3, grads, weights, keys) : NULL;
-    Py_XDECREF(grads);
-    Py_XDECREF(weights);
-    Py_XDECREF(keys);
-    if (!*owned)
+    *leaves = (struct leaves){PyTuple_New(pairs->n), PyTuple_New(pairs->n), PyTuple_New(pairs->n)};
+    if (!leaves->grads || !leaves->weights || !leaves->names)
         return -1;
     int more;
     while ((more = optimc_next_pair(pairs)) > 0) {
-        PyTuple_SET_ITEM(grads, pairs->i - 1, Py_NewRef(pairs->grad));
-        PyTuple_SET_ITEM(weights, pairs->i - 1, Py_NewRef(pairs->weight));
-        PyTuple_SET_ITEM(keys, pairs->i - 1, Py_NewRef(pairs->key ? pairs->key : Py_None));
+        PyTuple_SET_ITEM(leaves->grads, pairs->i - 1, Py_NewRef(pairs->grad));
+        PyTuple_SET_ITEM(leaves->weights, pairs->i - 1, Py_NewRef(pairs->weight));
+        PyTuple_SET_ITEM(leaves->names, pairs->i - 1, Py_NewRef(pairs->key ? pairs->key : Py_None));
     }
-    if (more < 0)
+    int nested = more;
+    for (Py_ssize_t i = 0; !nested && i < pairs->n; i++) {      /* only now does code of others run */
+        PyObject *weight = PyTuple_GET_ITEM(leaves->weights, i);
+        PyObject *inner = PyArray_Check(weight) ? NULL : optimc_container(weight);
+        nested = inner ? 1 : PyErr_Occurred() ? -1 : 0;
+        Py_XDECREF(inner);
+    }
+    if (nested > 0) {
+        optimc_drop_leaves(leaves);
+        pairs->tree = pairs->weights;
+        return optimc_flatten(pairs->grads, pairs->weights, 0, leaves);
+    }
+    if (!nested && PyTuple_GET_ITEM(leaves->names, 0) == Py_None)
+        Py_CLEAR(leaves->names);
+    return nested;
+}
+
+/* Turns the pairs into tuples, which `leaves` owns, with gradients of other libraries made arrays.  0 or -1. */
+static int convert_pairs(struct pairs *pairs, struct leaves *leaves)
+{
+    if (gather(pairs, leaves))
         return -1;
-    for (Py_ssize_t i = 0; i < pairs->n; i++) {     /* only now does code of others run */
-        PyObject *grad = PyTuple_GET_ITEM(grads, i);
-        const int offered = PyArray_Check(grad) || grad == Py_None ? 0 : offers_array(grad);
+    const Py_ssize_t n = PyTuple_GET_SIZE(leaves->weights);
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *grad = PyTuple_GET_ITEM(leaves->grads, i);
+        const int offered = PyArray_Check(grad) || grad == Py_None ? 0 : optimc_offers_array(grad);
         if (!offered)
             continue;
         PyObject *array = offered > 0 ? PyArray_FromAny(grad, NULL, 0, 0, 0, NULL) : NULL;
         if (!array)
             return -1;
-        PyTuple_SET_ITEM(grads, i, array);
+        PyTuple_SET_ITEM(leaves->grads, i, array);
         Py_DECREF(grad);
     }
-    const int named = PyTuple_GET_ITEM(keys, 0) != Py_None;
-    *pairs = (struct pairs){.grads = grads, .weights = weights, .keys = named ? keys : NULL,
-        .n = pairs->n};
+    *pairs = (struct pairs){.grads = leaves->grads, .weights = leaves->weights, .keys = leaves->names,
+        .tree = pairs->tree, .plan = pairs->plan, .n = n};
     return 0;
 }
 
@@ -125,7 +182,11 @@ static int convert_pairs(struct pairs *pairs, PyObject **owned)
 static int warn_missing(struct pairs pairs)
 {
     PyObject *entries = PyList_New(0), *comma = PyUnicode_FromString(", "), *names = NULL;
-    int more = entries && comma ? 1 : -1;
+    PyObject *keys = pairs.tree ? optimc_leaf_names(pairs.tree) : NULL;
+    int more = entries && comma && (keys || !pairs.tree) ? 1 : -1;
+    if (keys)
+        pairs.keys = keys;
+    pairs.tree = NULL;
     while (more > 0 && (more = optimc_next_pair(&pairs)) > 0) {
         PyObject *entry = pairs.grad == Py_None ? optimc_pair_label(&pairs, "weights") : NULL;
         if (pairs.grad == Py_None && (!entry || PyList_Append(entries, entry)))
@@ -138,6 +199,7 @@ static int warn_missing(struct pairs pairs)
         names) : NULL;
     const int result = text ? optimc_warn(text) : -1;
     optimc_close_pairs(&pairs);
+    Py_XDECREF(keys);
     Py_XDECREF(entries);
     Py_XDECREF(comma);
     Py_XDECREF(names);
@@ -151,25 +213,35 @@ static void drop_gradients(Plan *self)
         Py_DECREF(self->gradients[--self->n_gradients]);
 }
 
+static int match(Plan *self, struct pairs *pairs, struct leaves *owned, int quiet);
+
+/* Goes on where a gradient or a weight is no array: begins anew with what it can be made of, or refuses it. */
+static int match_converted(Plan *self, struct pairs start, struct pairs *pairs, struct leaves *owned, int quiet)
+{
+    if (!owned->weights) {
+        optimc_close_pairs(pairs);
+        *pairs = start;
+        drop_gradients(self);
+        return convert_pairs(pairs, owned) ? -1 : match(self, pairs, owned, quiet);
+    }
+    if (PyArray_Check(pairs->grad) || pairs->grad == Py_None)
+        return refuse_strange(self, pairs, pairs->weight);
+    return optimc_refuse_kind("%U: expected a NumPy array of floats, got %S", optimc_pair_label(pairs, "grads"),
+        pairs->grad);
+}
+
 /* Matches and checks every pair; the plan is then ready to run.  Warns of missing gradients unless quiet. */
-static int match(Plan *self, struct pairs *pairs, PyObject **owned, int quiet)
+static int match(Plan *self, struct pairs *pairs, struct leaves *owned, int quiet)
 {
     int more, missing = 0;
     const struct pairs start = *pairs;
     optimc_plan_begin(self->core);
     while ((more = optimc_next_pair(pairs)) > 0) {
         PyObject *grad = pairs->grad;
-        if (!PyArray_Check(grad) && grad != Py_None) {
-            if (*owned)
-                return optimc_refuse_kind("%U: expected a NumPy array of floats, got %S",
-                    optimc_pair_label(pairs, "grads"), grad);
-            optimc_close_pairs(pairs);
-            *pairs = start;
-            drop_gradients(self);
-            return convert_pairs(pairs, owned) ? -1 : match(self, pairs, owned, quiet);
-        }
-        const Py_ssize_t index = find(self, pairs, pairs->weight);
-        if (index < 0 || take(self, pairs, (size_t)index, grad))
+        const Py_ssize_t index = PyArray_Check(grad) || grad == Py_None ? find(self, pairs, pairs->weight) : NO_ARRAY;
+        if (index < 0)
+            return index == NO_ARRAY ? match_converted(self, start, pairs, owned, quiet) : -1;
+        if (take(self, pairs, (size_t)index, grad))
             return -1;
         missing += grad == Py_None;
     }
@@ -182,15 +254,90 @@ static int match(Plan *self, struct pairs *pairs, PyObject **owned, int quiet)
     return missing && !quiet ? warn_missing(start) : 0;
 }
 
-int optimc_match(Plan *self, PyObject *grads, PyObject *weights, int quiet)
+/* Matches gradients whose weights are left out, and whose form is a tree. */
+static int match_tree(Plan *self, PyObject *grads, int quiet)
 {
-    PyObject *owned = NULL;
+    struct leaves leaves, owned = {NULL, NULL, NULL};
+    if (optimc_flatten_like_plan(self, grads, &leaves))
+        return -1;
+    struct pairs pairs = {.grads = leaves.grads, .weights = leaves.weights, .plan = self,
+        .n = PyTuple_GET_SIZE(leaves.weights)};
+    const int failed = match(self, &pairs, &owned, quiet);
+    optimc_close_pairs(&pairs);
+    optimc_drop_leaves(&owned);
+    optimc_drop_leaves(&leaves);
+    return failed;
+}
+
+/* 1 if gradients are nested, and their weights left out; else 0.  The error that is raised stays. */
+static int is_tree(const Plan *self, PyObject *grads, PyObject *weights)
+{
+    PyObject *type, *value, *traceback;
+    if (weights != Py_None || !self->names || !optimc_is_plain(grads) || !PyErr_ExceptionMatches(PyExc_Exception))
+        return 0;
+    PyErr_Fetch(&type, &value, &traceback);
+    const int nested = optimc_is_nested(grads) > 0;
+    PyErr_Restore(type, value, traceback);
+    return nested;
+}
+
+/* Matches dicts, lists and tuples. */
+static int match_plain(Plan *self, PyObject *grads, PyObject *weights, int quiet)
+{
+    struct leaves owned = {NULL, NULL, NULL};
     struct pairs pairs;
-    self->matching = BUSY;
     const int failed = optimc_open_pairs(self, grads, weights, &pairs) || match(self, &pairs, &owned, quiet);
     optimc_close_pairs(&pairs);
-    Py_XDECREF(owned);
-    return failed ? -1 : 0;
+    if (owned.weights)
+        optimc_drop_leaves(&owned);
+    return failed;
+}
+
+/* Matches other containers, and gradients of the form of a tree whose weights are left out.  If there are none, the
+   error that is raised stays. */
+static int match_unusual(Plan *self, PyObject *grads, PyObject *weights, int quiet)
+{
+    if (!optimc_is_plain(grads) || (weights != Py_None && !optimc_is_plain(weights))) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        PyObject *plain = optimc_container(grads), *other = plain ? optimc_container(weights) : NULL;
+        const int known = plain && (other || (weights == Py_None && !PyErr_Occurred()));
+        const int failed = known ? optimc_match(self, plain, other ? other : weights, quiet) : -1;
+        if (known || PyErr_Occurred()) {
+            Py_XDECREF(type);
+            Py_XDECREF(value);
+            Py_XDECREF(traceback);
+        } else
+            PyErr_Restore(type, value, traceback);
+        Py_XDECREF(plain);
+        Py_XDECREF(other);
+        return failed;
+    }
+    if (!is_tree(self, grads, weights))
+        return -1;
+    PyErr_Clear();
+    drop_gradients(self);
+    return match_tree(self, grads, quiet);
+}
+
+/* Matches as at a step before, whose gradients were nested and came without weights. */
+static int match_again(Plan *self, PyObject *grads, int quiet)
+{
+    if (!match_tree(self, grads, quiet))
+        return 0;
+    if (!PyErr_ExceptionMatches(PyExc_Exception) || is_tree(self, grads, Py_None))
+        return -1;
+    PyErr_Clear();
+    drop_gradients(self);
+    return match_plain(self, grads, Py_None, quiet);
+}
+
+int optimc_match(Plan *self, PyObject *grads, PyObject *weights, int quiet)
+{
+    self->matching = BUSY;
+    if (self->tree && weights == Py_None && optimc_is_plain(grads))
+        return match_again(self, grads, quiet);
+    return match_plain(self, grads, weights, quiet) ? match_unusual(self, grads, weights, quiet) : 0;
 }
 
 void optimc_end_match(Plan *self)

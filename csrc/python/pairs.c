@@ -4,6 +4,7 @@
    the caller's code may run in between and change the containers. */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
+#include "python/trees.h"
 #include "python/views.h"
 
 void optimc_close_pairs(struct pairs *pairs)
@@ -13,9 +14,21 @@ void optimc_close_pairs(struct pairs *pairs)
     Py_CLEAR(pairs->weight);
 }
 
-static int is_list(PyObject *object)
+int optimc_refuse_container(const char *argument, PyObject *object)
 {
-    return PyList_Check(object) || PyTuple_Check(object);
+    const char *kind = Py_TYPE(object)->tp_name;
+    if (PyObject_TypeCheck(object, &PyZip_Type))
+        PyErr_Format(PyExc_TypeError, "%s must be a list, tuple or dict of arrays, got a zip: pass pairs to "
+            "apply_gradients(zip(grads, weights))", argument);
+    else if (PyIter_Check(object))
+        PyErr_Format(PyExc_TypeError, "%s must be a list, tuple or dict of arrays, got %s, which can be read only "
+            "once: pass list(...)", argument, kind);
+    else if (PyArray_Check(object))
+        PyErr_Format(PyExc_TypeError, "%s must be a list, tuple or dict of arrays, got one array (%s): pass [array]",
+            argument, kind);
+    else
+        PyErr_Format(PyExc_TypeError, "%s must be a list, tuple or dict of arrays, got %s", argument, kind);
+    return -1;
 }
 
 int optimc_open_pairs(const Plan *plan, PyObject *grads, PyObject *weights, struct pairs *pairs)
@@ -26,11 +39,8 @@ int optimc_open_pairs(const Plan *plan, PyObject *grads, PyObject *weights, stru
     for (int k = grads == weights; k < 2; k++) {
         if (k && plan && weights == Py_None)
             continue;
-        if (!is_list(both[k]) && !PyDict_Check(both[k])) {
-            PyErr_Format(PyExc_TypeError, "%s must be a list, tuple or dict of arrays, got %s",
-                names[k], Py_TYPE(both[k])->tp_name);
-            return -1;
-        }
+        if (!optimc_is_plain(both[k]))
+            return optimc_refuse_container(names[k], both[k]);
     }
     if (weights == Py_None) {
         pairs->weights = plan->weights;
@@ -63,6 +73,18 @@ int optimc_open_pairs(const Plan *plan, PyObject *grads, PyObject *weights, stru
 
 PyObject *optimc_pair_label(const struct pairs *pairs, const char *argument)
 {
+    if (pairs->plan) {
+        Py_ssize_t i = PyTuple_GET_SIZE(pairs->plan->weights);
+        while (i-- > 0 && PyTuple_GET_ITEM(pairs->plan->weights, i) != pairs->weight)
+            ;
+        return optimc_label(argument, pairs->plan->names, i);
+    }
+    if (pairs->tree) {
+        PyObject *names = optimc_leaf_names(pairs->tree);
+        PyObject *label = names ? optimc_label(argument, names, pairs->i - 1) : NULL;
+        Py_XDECREF(names);
+        return label;
+    }
     if (pairs->key)
         return PyUnicode_FromFormat("%s[%R]", argument, pairs->key);
     return PyUnicode_FromFormat("%s[%zd]", argument, pairs->i - 1);
@@ -121,33 +143,87 @@ int optimc_next_pair(struct pairs *pairs)
 }
 
 PyDoc_STRVAR(weights_of_doc, "weights_of($module, weights, /)\n--\n\n"
-"Returns the names (a tuple of str, or None) and the arrays (a tuple) of a list, tuple or dict of weights.\n"
-"Each array is checked: it must be possible to update it in place.");
+"Returns the names (a tuple of str, or None) and the arrays (a tuple) of a list, tuple or dict of weights, or of\n"
+"nested ones.  Each array is checked: it must be possible to update it in place.");
 
-static PyObject *core_weights_of(PyObject *Py_UNUSED(module), PyObject *given)
+/* The leaves of nested weights. */
+static PyObject *weights_of_tree(PyObject *tree)
+{
+    struct leaves leaves;
+    if (optimc_flatten(NULL, tree, 1, &leaves))
+        return NULL;
+    int failed = 0;
+    for (Py_ssize_t i = 0; !failed && i < PyTuple_GET_SIZE(leaves.weights); i++) {
+        struct view view;
+        failed = optimc_look_writable(PyTuple_GET_ITEM(leaves.weights, i), optimc_label("weights", leaves.names, i),
+            &view);
+    }
+    PyObject *result = failed ? NULL : PyTuple_Pack(2, leaves.names, leaves.weights);
+    optimc_drop_leaves(&leaves);
+    return result;
+}
+
+/* Those of a list, tuple or dict. */
+static PyObject *weights_of(PyObject *given)
 {
     struct pairs pairs;
-    PyObject *result = NULL;
+    PyObject *result = NULL, *inner = NULL;
     if (optimc_open_pairs(NULL, given, given, &pairs))
         return NULL;
     PyObject *keys = PyTuple_New(pairs.n), *weights = PyTuple_New(pairs.n);
     int more = keys && weights ? 1 : -1;
     while (more > 0 && (more = optimc_next_pair(&pairs)) > 0) {
         struct view view;
+        inner = PyArray_Check(pairs.weight) ? NULL : optimc_container(pairs.weight);
+        if (inner || PyErr_Occurred())
+            break;
         if (optimc_look_writable(pairs.weight, optimc_pair_label(&pairs, "weights"), &view))
             more = -1;
         PyTuple_SET_ITEM(weights, pairs.i - 1, Py_NewRef(pairs.weight));
         PyTuple_SET_ITEM(keys, pairs.i - 1, Py_NewRef(pairs.key ? pairs.key : Py_None));
     }
-    if (!more)
+    if (inner)
+        result = weights_of_tree(given);
+    else if (!more)
         result = PyTuple_Pack(2, PyDict_Check(given) ? keys : Py_None, weights);
     optimc_close_pairs(&pairs);
+    Py_XDECREF(inner);
     Py_XDECREF(keys);
     Py_XDECREF(weights);
     return result;
 }
 
+static PyObject *core_weights_of(PyObject *Py_UNUSED(module), PyObject *given)
+{
+    PyObject *plain = optimc_container(given);
+    PyObject *result = plain || !PyErr_Occurred() ? weights_of(plain ? plain : given) : NULL;
+    Py_XDECREF(plain);
+    return result;
+}
+
+PyDoc_STRVAR(flattened_doc, "flattened($module, tree, /)\n--\n\n"
+"Returns a dict, list or tuple without nested ones as it is, and another tree as a flat dict of its leaves by name.\n"
+"Returns what is no tree as it is.");
+
+static PyObject *core_flattened(PyObject *Py_UNUSED(module), PyObject *tree)
+{
+    struct leaves leaves;
+    PyObject *plain = optimc_container(tree), *flat = NULL;
+    const int nested = plain ? optimc_is_nested(plain) : PyErr_Occurred() ? -1 : 0;
+    if (nested > 0 && !optimc_flatten(NULL, plain, 1, &leaves)) {
+        flat = PyDict_New();
+        for (Py_ssize_t i = 0; flat && i < PyTuple_GET_SIZE(leaves.names); i++)
+            if (PyDict_SetItem(flat, PyTuple_GET_ITEM(leaves.names, i), PyTuple_GET_ITEM(leaves.weights, i)))
+                Py_CLEAR(flat);
+        optimc_drop_leaves(&leaves);
+    } else if (!nested)
+        flat = Py_NewRef(plain ? plain : tree);
+    Py_XDECREF(plain);
+    return flat;
+}
+
 PyMethodDef optimc_pairs_functions[] = {
+    METHOD("flattened", core_flattened, METH_O, flattened_doc),
     METHOD("weights_of", core_weights_of, METH_O, weights_of_doc),
     {NULL, NULL, 0, NULL},
 };

@@ -52,6 +52,7 @@ static int plan_traverse(Plan *self, visitproc visit, void *arg)
     Py_VISIT(self->names);
     Py_VISIT(self->parts);
     Py_VISIT(self->state);
+    Py_VISIT(self->tree);
     return 0;
 }
 
@@ -73,6 +74,7 @@ static void plan_dealloc(Plan *self)
     Py_CLEAR(self->weights);
     Py_CLEAR(self->names);
     Py_CLEAR(self->parts);
+    Py_CLEAR(self->tree);
     Py_CLEAR(self->state);
     type->tp_free(self);
     Py_DECREF(type);

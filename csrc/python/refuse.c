@@ -5,6 +5,9 @@
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 
+#include "python/trees.h"
+#include "python/views.h"
+
 /* "weights[1]" or "weights['bias']"; `keys` may be NULL. */
 PyObject *optimc_label(const char *argument, PyObject *keys, Py_ssize_t i)
 {
@@ -106,6 +109,52 @@ PyObject *optimc_part_name(PyObject *weight, PyObject *slot_names, int part)
 PyObject *optimc_place_name(PyObject *names, PyObject *slot_names, struct place place)
 {
     return optimc_part_name(optimc_label("weights", names, (Py_ssize_t)place.weight), slot_names, place.part);
+}
+
+/* 1 if an object can be a weight, else 0. */
+static int can_be_weight(PyObject *object)
+{
+    struct view view;
+    if (!PyArray_Check(object))
+        return 0;
+    optimc_look((PyArrayObject *)object, &view);
+    return !optimc_plan_check(&view);
+}
+
+/* 1 if an object can be a gradient, but no weight; else 0. */
+static int can_only_be_gradient(PyObject *object)
+{
+    if (PyArray_Check(object))
+        return PyArray_ISFLOAT((PyArrayObject *)object) && !can_be_weight(object);
+    return optimc_offers_array(object) > 0;
+}
+
+static int are_all(int (*are)(PyObject *), PyObject *tuple)
+{
+    Py_ssize_t i = 0;
+    while (i < PyTuple_GET_SIZE(tuple) && are(PyTuple_GET_ITEM(tuple, i)))
+        i++;
+    return i == PyTuple_GET_SIZE(tuple);
+}
+
+void optimc_ask_swapped(PyObject *grads, PyObject *weights)
+{
+    PyObject *type, *value, *traceback, *text = NULL;
+    struct leaves leaves;
+    if (!PyErr_ExceptionMatches(PyExc_TypeError) && !PyErr_ExceptionMatches(PyExc_ValueError))
+        return;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (!optimc_flatten(grads, weights, 0, &leaves)) {
+        if (are_all(can_be_weight, leaves.grads) && are_all(can_only_be_gradient, leaves.weights))
+            text = PyUnicode_FromFormat("%S (are grads and weights swapped?)", value ? value : Py_None);
+        optimc_drop_leaves(&leaves);
+    }
+    PyErr_Clear();
+    if (text) {
+        Py_XSETREF(value, text);
+        Py_CLEAR(traceback);
+    }
+    PyErr_Restore(type, value, traceback);
 }
 
 int optimc_refuse_norm(void)

@@ -24,12 +24,10 @@ int optimc_look_writable(PyObject *object, PyObject *entry, struct view *view)
 {
     if (!entry)
         return -1;
-    if (!PyArray_Check(object)) {
-        if (PyList_Check(object) || PyTuple_Check(object) || PyDict_Check(object))
-            return optimc_refuse_kind("%U is a %S: flatten nested weights into one list or dict of arrays",
-                entry, object);
-        return optimc_refuse_kind("%U: expected a NumPy array of float32 or float64, got %S", entry, object);
-    }
+    if (!PyArray_Check(object))
+        return optimc_refuse_kind(PyArray_IsScalar(object, Generic) || PyFloat_Check(object) || PyLong_Check(object)
+            ? "%U: expected a NumPy array of float32 or float64, got a scalar of type %S, which no step can change"
+            : "%U: expected a NumPy array of float32 or float64, got %S", entry, object);
     if (optimc_is_masked(object))
         return optimc_refuse_masked(entry);
     optimc_look((PyArrayObject *)object, view);

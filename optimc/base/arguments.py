@@ -231,5 +231,6 @@ def unzip(grads_and_vars):
     try:
         grads, weights = zip(*pairs, strict=True)
     except (TypeError, ValueError):
-        raise TypeError("grads_and_vars must be pairs (gradient, weight)") from None
+        raise TypeError("grads_and_vars must be pairs (gradient, weight), as zip(grads, weights) gives them; lists "
+                        "are for apply(grads, weights)") from None
     return grads, weights

@@ -42,7 +42,7 @@ from optimc.base.arguments import (
 from optimc.base.names import Elsewhere, check_attribute
 from optimc.base.rules import OPTIONS, POLICIES, factors_of, hyperparameters_of, scalars_of, without_axis
 from optimc.base.selection import Group, Selection, entries_of
-from optimc.base.spellings import older_spellings
+from optimc.base.spellings import older_spellings, pairs_alone
 from optimc.base.state import State
 from optimc.base.storage import like_of
 
@@ -239,7 +239,8 @@ class Optimizer(_core.Optimizer, Elsewhere):
         names, otherwise by order.
 
         Args:
-            weights: list, tuple or dict of writable float32 or float64 arrays.
+            weights: list, tuple or dict of writable float32 or float64 arrays, or nested ones.  A weight within
+                others has a name of keys and positions: "layers/0/kernel".
             slots: arrays that hold the state, instead of new ones: a dict of slot names to lists of arrays, one
                 per weight.  Each array is like its weight, or None if the weight has no such slot.  The
                 optimizer starts from their values.  Scratch slots may be left out.
@@ -331,6 +332,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
     def _between(self):
         """Prepares a step that a transaction has checked and not yet committed.  An error cancels the step."""
 
+    @pairs_alone
     def apply_gradients(self, grads_and_vars):
         """`apply` for pairs, as `zip(grads, weights)` gives them.  Returns `iterations`.
 

@@ -1,31 +1,43 @@
-"""Other names of the argument `weights`: those that it had in older versions, and has in Keras.
+"""Decorators of methods that others call otherwise.  They change no signature.
 
-C keeps the list, because `apply` reads its arguments there (csrc/python/apply.c).
+The argument `weights` has other names in Keras, and had them in older versions.  C keeps the list, because `apply`
+reads its arguments there (csrc/python/apply.c).
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from optimc import _core
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
-def older_spellings(method):
-    """Lets a method take its argument `weights` by its other names, too.  They are not in its signature."""
+
+def older_spellings(method: _Method) -> _Method:
+    """Lets a method take its argument `weights` by its other names, too."""
     @functools.wraps(method)
-    def spelled(self, *args, **keywords):
+    def spelled(self: Any, *args: Any, **keywords: Any) -> Any:
         if keywords:
             keywords = _respelled(method.__name__, keywords)
         return method(self, *args, **keywords)
 
-    return spelled
+    return cast(_Method, spelled)
 
 
-def spelled_in(given):
-    """The names among these that mean the argument `weights`."""
-    return [name for name in given if name in _core.SPELLINGS]
+def pairs_alone(apply_gradients: _Method) -> _Method:
+    """Lets `apply_gradients` say what it takes if it gets gradients and weights apart."""
+    @functools.wraps(apply_gradients)
+    def taking_pairs(self: Any, grads_and_vars: object, *others: object) -> Any:
+        if others:
+            raise TypeError("apply_gradients() takes pairs, apply_gradients(zip(grads, weights)), got "
+                            f"{1 + len(others)} arguments: call apply(grads, weights) instead")
+        return apply_gradients(self, grads_and_vars)
+
+    return cast(_Method, taking_pairs)
 
 
-def _respelled(method, keywords):
-    names = spelled_in(keywords)
+def _respelled(method: str, keywords: dict[str, Any]) -> dict[str, Any]:
+    names = [name for name in keywords if name in _core.SPELLINGS]
     if len(names) > 1:
         raise TypeError(f"{method}() got multiple values for argument 'weights'")
     return {"weights" if name in names else name: value for name, value in keywords.items()}

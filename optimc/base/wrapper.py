@@ -13,6 +13,7 @@ from optimc import _core, checkpoint
 from optimc.base import copies
 from optimc.base.arguments import check_count, unzip
 from optimc.base.names import Elsewhere, Strict
+from optimc.base.spellings import pairs_alone
 
 
 class Wrapper(Strict, Elsewhere):
@@ -27,6 +28,7 @@ class Wrapper(Strict, Elsewhere):
         """True if the wrapped optimizers are bound to weights."""
         return all(optimizer.built for optimizer in self._inner())
 
+    @pairs_alone
     def apply_gradients(self, grads_and_vars):
         """`apply` for pairs, as `zip(grads, weights)` gives them.  Returns `iterations`."""
         self.apply(*unzip(grads_and_vars))

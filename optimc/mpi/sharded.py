@@ -17,7 +17,7 @@ from optimc import _core
 from optimc.base import averages
 from optimc.base.arguments import check_bool, count, unzip
 from optimc.base.optimizer import Optimizer
-from optimc.base.spellings import older_spellings
+from optimc.base.spellings import older_spellings, pairs_alone
 from optimc.base.wrapper import WrapperOfOne
 from optimc.loss_scale import LossScaleOptimizer
 from optimc.mpi import checkpoints
@@ -190,6 +190,7 @@ class Sharded(WrapperOfOne):
         """
         self._team.together("apply", self._apply, grads, weights)
 
+    @pairs_alone
     def apply_gradients(self, grads_and_vars):
         """`apply` for pairs, as `zip(grads, weights)` gives them.  Returns `iterations`."""
         self._team.together("apply", self._apply_pairs, grads_and_vars)

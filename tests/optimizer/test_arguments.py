@@ -172,3 +172,24 @@ def test_groups_name_their_weights_by_either_word():
         assert optimizer.groups[0]["learning_rate"] == 0.5
     with pytest.raises(TypeError, match=r"^groups\[0\]: expected a dict with an entry 'weights', got"):
         optimc.SGD(groups=[{"weights": "bias", "params": "bias"}])
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_apply_gradients_says_that_it_takes_pairs(wrap):
+    weights = {"a": np.ones(2, np.float32)}
+    optimizer = wrap(optimc.SGD())
+    with pytest.raises(TypeError, match=r"^apply_gradients\(\) takes pairs, apply_gradients\(zip\(.*\), got 2 arg"):
+        optimizer.apply_gradients(list(weights.values()), list(weights.values()))
+    with pytest.raises(TypeError, match=r"^grads_and_vars must be pairs .*; lists are for apply\(grads, weights\)$"):
+        optimizer.apply_gradients([1, 2])
+    assert list(inspect.signature(optimizer.apply_gradients).parameters) == ["grads_and_vars"]
+
+
+@pytest.mark.parametrize("cls", classes.values(), ids=classes)
+def test_constructors_say_where_weights_are_given(cls):
+    """torch's constructors take parameters first."""
+    weights = [np.ones(2, np.float32)]
+    for given in (weights, tuple(weights), {"a": weights[0]}, weights[0], iter(weights), (w for w in weights)):
+        for args, named in (((given,), {}), ((given,), {"lr": 0.1}), ((), {"learning_rate": given})):
+            with pytest.raises(TypeError, match=r"^learning_rate must be .*weights are given to apply\(grads, w"):
+                cls(*args, **named)

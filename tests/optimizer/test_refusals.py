@@ -83,10 +83,12 @@ PAIRS = {
     "big-endian weight": (at(1, lambda w: w.astype(">f4")), None, TypeError,
                           r"weights\[1\]: .*native byte order, got >f4"),
     "weight is a list": (at(1, lambda w: list(w)), None, TypeError,
-                         r"weights\[1\] is a list: flatten nested weights"),
-    "weight is a dict": (at(1, lambda w: {"w": w}), None, TypeError, r"weights\[1\] is a dict"),
-    "weight is a number": (at(1, 3.0), None, TypeError, r"weights\[1\]: .*got float"),
-    "weight is a NumPy scalar": (at(2, F(3.0)), None, TypeError, r"weights\[2\]: .*got float32"),
+                         r"weights\[1\] is a list of numbers: expected a NumPy array$"),
+    "weight is a dict": (at(1, lambda w: {"w": w}), None, TypeError,
+                         r"grads\[1\]: expected a dict, like weights\[1\], got ndarray$"),
+    "weight is a number": (at(1, 3.0), None, TypeError, r"weights\[1\]: .*got a scalar of type float, which"),
+    "weight is a NumPy scalar": (at(2, F(3.0)), None, TypeError,
+                                 r"weights\[2\]: .*got a scalar of type float32, "),
     "weight is None": (at(1, None), None, TypeError, r"weights\[1\]: .*got NoneType"),
     "weight is bytes": (at(1, b"abcd"), None, TypeError, r"weights\[1\]: .*got bytes"),
     "read-only weight": (at(1, read_only), None, ValueError,
@@ -114,10 +116,14 @@ SHARED = {
 }
 WHOLE = {
     "grads is an array": (lambda w, g: (g[0], w), TypeError, "grads must be a list, tuple or dict"),
-    "params is an array": (lambda w, g: (g, w[0]), TypeError, "weights must be a list, tuple or dict"),
+    "weights is an array": (lambda w, g: (g, w[0]), TypeError,
+                            r"weights must be .*, got one array \(numpy.ndarray\): pass \[array\]"),
     "grads is None": (lambda w, g: (None, w), TypeError, "grads must be a list.*NoneType"),
-    "grads is a zip": (lambda w, g: (zip(g, w, strict=True), w), TypeError, "grads must be.*zip"),
-    "params is a set": (lambda w, g: (g, {1, 2}), TypeError, "weights must be.*set"),
+    "grads is a zip": (lambda w, g: (zip(g, w, strict=True), w), TypeError,
+                       r"grads must be a list.*, got a zip: pass pairs to apply_gradients\(zip"),
+    "grads is a generator": (lambda w, g: (iter(g), w), TypeError,
+                             r"grads must be.*_iterator, which can be read only once: pass list"),
+    "weights is a set": (lambda w, g: (g, {1, 2}), TypeError, "weights must be.*set"),
     "grads is a str": (lambda w, g: ("abc", w), TypeError, "grads must be.*str"),
     "nothing": (lambda w, g: ([], []), ValueError, "weights is empty"),
     "empty dicts": (lambda w, g: ({}, {}), ValueError, "weights is empty"),
@@ -224,6 +230,28 @@ def test_changes_to_a_bound_weight_are_noticed(case):
     refused(other, [square * 2], [square.T], ValueError, r"weights\[0\]: expected the memory order")
     refused(optimizer, [grads[0], grads[0].copy()], [weights[0], weights[0]], ValueError,
             r"weights\[1\]: the same weight occurs twice")
+
+
+def test_gradients_of_ints_are_told_to_be_converted(ready):
+    optimizer, weights, grads = ready
+    for kind, advice in ((int, r": convert it with \.astype\(numpy\.float32\)$"),
+                         (bool, r": convert it with \.astype\(numpy\.float32\)$"), (complex, "$")):
+        refused(optimizer, [grads[0], grads[1].astype(kind), grads[2]], weights, TypeError,
+                rf"^grads\[1\]: expected a floating-point gradient, got {np.dtype(kind)}{advice}")
+
+
+def test_weights_of_another_shape_are_not_called_moved(case):
+    """The shape is named first: `build` could not take such weights either."""
+    optimizer, (weights, grads) = case.make(), good()
+    optimizer.apply(grads, weights)
+    others = [np.ones((4, 2), F), *weights[1:]]
+    refused(optimizer, [np.ones((4, 2), F), *grads[1:]], others, ValueError,
+            r"^weights\[0\]: expected shape \(2, 3\), as built, got \(4, 2\): make a new optimizer for other")
+    refused(optimizer, [np.ones((4, 2), F)], others[:1], ValueError,
+            r"^weights\[0\]: no weight of shape \(4, 2\) was built: call build\(weights\) with all of them to add it")
+    for n in (1, 3):                        # what may be a weight that has moved
+        refused(optimizer, grads[:n], [weights[0].copy(), *weights[1:n]], ValueError,
+                r"^weights\[0\] is not in the memory this optimizer was built with")
 
 
 def test_an_unbuilt_optimizer_needs_weights(case):
@@ -454,7 +482,7 @@ def test_a_plan_has_one_optimizer_and_all_its_weights():
     with pytest.raises(ValueError, match="belongs to another optimizer"):
         optimc.SGD()._bind(optimizer._plan)
     plan = optimc._core.Plan(2)
-    with pytest.raises(TypeError, match="is a list"):
+    with pytest.raises(TypeError, match=r"^weights\[0\]: expected a NumPy array of float32 or float64, got list$"):
         plan.add([1.0], kernel=0, slot_names=(), slots=())
     for wrong in (plan, optimc._core.Plan(1)):
         with pytest.raises(RuntimeError, match="lacks weights"):
@@ -485,7 +513,7 @@ def test_a_plan_takes_no_weight_from_code_within_add():
             add(plan)
             return 1.0
     plan = optimc._core.Plan(1)
-    with pytest.raises(TypeError, match=r"weights\['a'\] is a list"):
+    with pytest.raises(TypeError, match=r"weights\['a'\]: expected a NumPy array of float32 or float64, got list$"):
         plan.add([1.0], kernel=0, slot_names=(), slots=(), name=Name("a"))
     assert refused
     plan = optimc._core.Plan(1)
