@@ -8,21 +8,21 @@
     >>> opt.iterations
     1
 
-Importing it needs NumPy and nothing else.  What there is, and where to read on:
+Importing it needs NumPy and nothing else.  Contents:
 
     optimizers      SGD, RMSprop, Adam, AdamW, Adagrad, Adadelta, Adafactor, Adamax, Ftrl, Lamb, Lion, Muon, Nadam,
                     ScheduleFreeAdamW (Keras's family), ASGD, AdaBelief, Adan, LARS, RAdam, Rprop, Yogi.
                     help(optimc.Adam) explains one, help(optimc.Optimizer) the options that all have.
     by name         get("adam", learning_rate=0.1); serialize and deserialize a configuration
     schedules       help(optimc.schedules): values that change with the step, such as schedules.CosineDecay
-    wrappers        LossScaleOptimizer; MultiOptimizer with OptimizerMap: another optimizer for some weights
+    wrappers        LossScaleOptimizer; MultiOptimizer with OptimizerMap: an optimizer for each group of weights
     state           opt.slots, opt.iterations, opt.state_dict()
     checkpoints     opt.save(path), load(path), CheckpointError
-    taking over     from_keras, from_torch: go on from a live optimizer of these libraries
+    taking over     from_keras, from_torch: continue from a live optimizer of Keras or torch
     adapters        optimc.torch, optimc.keras, optimc.sklearn, optimc.mpi, optimc.threadpoolctl; each loads its
                     framework at the first use
     this machine    isa, show_config, get_num_threads, set_num_threads
-    command line    python -m optimc compare, python -m optimc bench
+    command line    optimc compare, optimc bench (or python -m optimc)
 """
 
 import typing as _typing

@@ -1,8 +1,8 @@
-"""What needs a matrix product: Muon.  NumPy multiplies, between the halves of a step.
+"""Muon, which needs matrix products.  NumPy multiplies, between the halves of a step.
 
-`apply` checks the step in C, orthogonalises the momentum of each matrix into the scratch slot `update` -
-nothing of the user's has been written so far, so an error or Ctrl-C leaves everything as it was - and then
-lets C write: Muon's rule for the matrices, Adam's for all other weights.
+`apply` checks the step in C and orthogonalises the momentum of each matrix into the scratch slot `update`.  Nothing
+of the user's has been written so far, so an error or Ctrl-C leaves everything unchanged.  Then C writes: Muon's rule
+for the matrices, Adam's for all other weights.
 """
 
 import re
