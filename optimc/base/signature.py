@@ -10,7 +10,6 @@ does, as the values are set.
 import inspect
 import math
 import re
-import textwrap
 import warnings
 
 from optimc import registry
@@ -34,6 +33,7 @@ class _Signature(inspect.Signature):
     """A signature that is written over several lines, as it has about twenty arguments."""
 
     def __str__(self):
+        import textwrap  # only for `help`
         return textwrap.fill(super().__str__(), 100, subsequent_indent=" " * 4, break_long_words=False,
                              break_on_hyphens=False)
 

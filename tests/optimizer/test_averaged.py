@@ -135,7 +135,7 @@ def test_a_context_in_a_cycle_is_left():
     job = Trained(MAKERS["SGD"])
     ring = [job.optimizer.averaged()]
     ring.append(ring)
-    job.optimizer.ring = ring
+    job.optimizer._ring = ring
     ring[0].__enter__()
     job.optimizer = None
     del ring
