@@ -62,7 +62,7 @@ def test_a_copy_refuses_other_weights(case):
     wrong[1] = np.zeros(6, np.float32)
     with pytest.raises(ValueError, match=r"weights\[1\]: expected shape \(5,\)"):
         other.apply([np.zeros_like(w) for w in wrong], wrong)
-    with pytest.raises(ValueError, match="slots for 4 weights, weights has 3"):
+    with pytest.raises(ValueError, match="expected the 4 that the optimizer holds slots for, got 3"):
         other.apply(arrays(1)[:3], arrays(0)[:3])
     steps(other, [w.copy() for w in weights], 1, seed=11)
     steps(optimizer, weights, 1, seed=11)
