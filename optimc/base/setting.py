@@ -5,8 +5,6 @@ whole optimizer: it refuses a value with which the optimizer could not go on.  A
 set, in one turn: no step and no other thread ever sees a value that is refused.
 """
 
-import types
-
 from optimc import schedules
 from optimc.base.names import Elsewhere, closest, plain
 from optimc.base.rules import CLIPS, OPTIONS, slots_of
@@ -22,6 +20,8 @@ def _change(optimizer, group, name, value):
     try:
         value = optimizer._read_value(index, value)
     except TypeError as error:
+        if name == "learning_rate":
+            refuse_weights(value)
         raise TypeError(f"{error}{_advice(name, value)}") from None
     if type(value) is not float and isinstance(value, Elsewhere):       # it is callable only to refuse calls
         raise TypeError(f"{name} must be a number, a schedule or a callable, got {type(value).__name__}")
@@ -49,9 +49,15 @@ def _advice(name, value):
             meant = _SCHEDULES.get(plain(value)) or _schedule_like(value)
             return f" {value!r}" + (f": did you mean optimc.schedules.{meant}(...)?" if meant else
                                     ": see optimc.schedules")
-    if name == "learning_rate" and isinstance(value, (list, tuple, dict, types.GeneratorType)):
-        return ": weights are given to apply(grads, weights); for the parameters of torch see optimc.torch"
     return ""
+
+
+def refuse_weights(value: object) -> None:
+    """Refuses a container or an array in place of the learning rate: it may be weights, which torch takes there."""
+    if isinstance(value, (list, tuple, dict)) or hasattr(value, "__next__") or getattr(value, "ndim", 0):
+        raise TypeError(f"learning_rate must be a number, a schedule or a callable, got {type(value).__name__}: "
+                        "weights are given to apply(grads, weights), not here; optimc.torch takes "
+                        "parameters") from None
 
 
 def _schedule_like(word):

@@ -13,7 +13,7 @@ import re
 import warnings
 
 from optimc import registry
-from optimc.base import names
+from optimc.base import names, setting
 from optimc.base.arguments import Argument, Value
 
 
@@ -83,9 +83,7 @@ def given_to(optimizer, args, kwargs):
     """The arguments given to the constructor of an optimizer, by name; unknown ones are refused."""
     first = args[:1] if next(iter(optimizer._signature.parameters)) == "learning_rate" else ()
     for value in (*first, kwargs.get("learning_rate")):
-        if isinstance(value, (list, tuple, dict)) or hasattr(value, "__next__") or getattr(value, "ndim", 0):
-            raise TypeError(f"learning_rate must be a number, a schedule or a callable, got {type(value).__name__}: "
-                            "weights are given to apply(grads, weights), not here; optimc.torch takes parameters")
+        setting.refuse_weights(value)
     if kwargs.pop("decay", None) is not None:
         warnings.warn("Argument `decay` is no longer supported and will be ignored.", stacklevel=3)
     known = optimizer._signature.parameters
