@@ -105,7 +105,7 @@ SHARED = {
     "weight twice": (lambda w, g: (w.append(w[0]), g.append(g[0].copy())), ValueError,
                      r"weights\[0\] and weights\[3\] overlap|occurs twice"),
     "weights overlap": (lambda w, g: (w.append(w[1][1:]), g.append(np.ones(3, F))), ValueError,
-                        r"weights\[1\] and weights\[3\] overlap|not in the memory"),
+                        r"weights\[1\] and weights\[3\] overlap|no weight of shape \(3,\) was built"),
     "gradient is its weight": (lambda w, g: g.__setitem__(1, w[1]), ValueError,
                                r"grads\[1\] overlaps weights\[1\] in memory"),
     "gradient within a weight": (lambda w, g: g.__setitem__(1, w[0].ravel()[1:5]), ValueError,
