@@ -17,9 +17,7 @@ strict:          ## compile with all warnings as errors
 	OPTIMC_STRICT=1 $(PYTHON) setup.py -q build_ext --inplace --force
 
 lint:            ## check style and types
-	$(PYTHON) -m ruff check optimc tests tools benchmarks examples notebooks setup.py
-	$(PYTHON) -m mypy optimc
-	$(PYTHON) -m mypy.stubtest optimc._core
+	PYTHON=$(PYTHON) .ci/lint
 
 record: build    ## write every generated file that is stale: stubs, tables, costs, hashes, golden files, speed
 	$(PYTHON) tools/record.py

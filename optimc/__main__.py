@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        return args.run(args)
+        code: int = args.run(args)
+        return code
     except InputError as error:
         print(f"{parser.prog} {args.command}: error: {error}".replace("\n", " "), file=sys.stderr)
         return 2

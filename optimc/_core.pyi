@@ -1,12 +1,14 @@
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, Self, TypeVar, final
 
 from numpy.typing import NDArray
 from typing_extensions import Buffer, disjoint_base
 
+from optimc._types import Gradients as _Gradients
+from optimc._types import Weights as _Arrays
+from optimc.base.state import State
+
 _Array = NDArray[Any]
-_Arrays = Sequence[Any] | Mapping[str, Any]     # of arrays, or nested
-_Gradients = Sequence[Any] | Mapping[str, Any]
 _Tree = TypeVar("_Tree")
 _Names = tuple[str, ...]
 _Running = tuple[dict[str, dict[str, float]], ...]
@@ -92,11 +94,11 @@ class Optimizer:
     @property
     def _plan(self) -> Plan | None: ...
     @property
-    def _state(self) -> Any: ...
+    def _state(self) -> State: ...
     @property
-    def _weights(self) -> tuple[_Array, ...] | None: ...
+    def _weights(self) -> Any: ...
     @property
-    def _names(self) -> tuple[str, ...] | None: ...
+    def _names(self) -> Any: ...
     def apply(self, grads: _Gradients, weights: _Arrays | None = None) -> None: ...
     @property
     def last_global_norm(self) -> float | None: ...

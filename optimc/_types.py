@@ -1,8 +1,8 @@
 """The types in annotations.  Only type checkers import this module; `import optimc` does without it."""
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +39,14 @@ class OffersArray(Protocol):
 
 #: the gradient of a weight; None if there is none
 Gradient: TypeAlias = Array | OffersArray | None
-#: weights, and their gradients
-Weights: TypeAlias = Sequence[Array] | Mapping[str, Array]
-Gradients: TypeAlias = Sequence[Gradient] | Mapping[str, Gradient]
+_Weights: TypeAlias = "Array | Sequence[_Weights] | Mapping[str, _Weights]"
+_Gradients: TypeAlias = "Gradient | Sequence[_Gradients] | Mapping[str, _Gradients]"
+#: weights, and their gradients, in lists and dicts that may be nested
+Weights: TypeAlias = Sequence[_Weights] | Mapping[str, _Weights]
+Gradients: TypeAlias = Sequence[_Gradients] | Mapping[str, _Gradients]
+#: pairs, as `zip(grads, weights)` gives them
+Pairs: TypeAlias = Iterable[tuple[Gradient, Array]]
+#: a loss: a number, an array, a tensor
+Loss = TypeVar("Loss")
 CheckFinite: TypeAlias = Literal["propagate", "raise", "skip"]
 Style: TypeAlias = Literal["keras", "torch", "optax"]

@@ -1,6 +1,9 @@
 """A loss scale that adapts, around any optimizer."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +14,13 @@ from optimc.base.optimizer import Optimizer
 from optimc.base.spellings import older_spellings
 from optimc.base.wrapper import WrapperOfOne
 from optimc.routing import MultiOptimizer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, Self
+
+    from optimc._types import Array, Classes, Config, Gradients, Weights
+    from optimc.schedules import Number
 
 
 @registry.wrapper
@@ -39,9 +49,15 @@ class LossScaleOptimizer(WrapperOfOne):
         array([0.5], dtype=float32)
     """
 
-    step_counter = Count()              #: good steps since the scale last changed
+    step_counter: Count = Count()              #: good steps since the scale last changed
 
-    def __init__(self, inner_optimizer, initial_scale=2.0 ** 15, dynamic_growth_steps=2000, name=None, **kwargs):
+    inner_optimizer: Optimizer | MultiOptimizer     #: the optimizer that steps
+    initial_scale: float
+    dynamic_growth_steps: int
+    name: str
+
+    def __init__(self, inner_optimizer: Optimizer | MultiOptimizer, initial_scale: Number = 2.0 ** 15,
+                 dynamic_growth_steps: int = 2000, name: str | None = None, **kwargs: Any) -> None:
         if not kwargs.pop("dynamic", True):
             raise ValueError("LossScaleOptimizer is always dynamic: use loss_scale_factor for a fixed scale")
         for key, value in list(kwargs.items()):
@@ -71,24 +87,25 @@ class LossScaleOptimizer(WrapperOfOne):
         else:
             inner_optimizer.loss_scale_factor = self.initial_scale
 
-    def _inner(self):
+    def _inner(self) -> list[Any]:
         return [self.inner_optimizer]
 
-    def _numbers(self):
+    def _numbers(self) -> tuple[str, ...]:
         return ("step_counter",)
 
     @property
-    def dynamic_scale(self):
+    def dynamic_scale(self) -> float:
         """The scale that the next gradients are divided by."""
-        return self.inner_optimizer.loss_scale_factor
+        scale: float = self._leading.loss_scale_factor
+        return scale
 
     @older_spellings
-    def build(self, weights):
+    def build(self, weights: Weights) -> None:
         """Builds the inner optimizer."""
-        self.inner_optimizer.build(weights)
+        self._leading.build(weights)
 
     @older_spellings
-    def apply(self, grads, weights=None):
+    def apply(self, grads: Gradients, weights: Weights | None = None) -> None:
         """Steps, unless a gradient is not finite.  Arguments and errors are those of `Optimizer.apply`."""
         inner = self.inner_optimizer
         if isinstance(inner, MultiOptimizer):
@@ -101,9 +118,9 @@ class LossScaleOptimizer(WrapperOfOne):
             self._adapt(steps, finite)
             steps.commit()
 
-    def _apply_routed(self, grads, weights):
+    def _apply_routed(self, grads: Any, weights: Any) -> None:
         """`apply` for a `MultiOptimizer`: the step of every mapped optimizer, or of none."""
-        inner = self.inner_optimizer
+        inner: Any = self.inner_optimizer
         with _core.Transaction() as steps:
             if inner._check_all(steps, grads, weights, finite=True):
                 steps.count(inner.__dict__, "iterations")
@@ -114,9 +131,10 @@ class LossScaleOptimizer(WrapperOfOne):
                     self._adapt(scale, False)
                     scale.commit()
 
-    def _adapt(self, steps, finite):
+    def _adapt(self, steps: _core.Transaction, finite: bool) -> None:
         """Tells a transaction how the scale moves after its step, whose gradients are, or are not, all finite."""
-        inner, counter = self.inner_optimizer, min(self.step_counter + 1, _core.MOST_STEPS) if finite else 0
+        inner: Any = self.inner_optimizer
+        counter = min(self.step_counter + 1, _core.MOST_STEPS) if finite else 0
         scale = inner.loss_scale_factor
         if not finite:
             scale = max(scale / 2, 2.0 ** -126)
@@ -129,19 +147,20 @@ class LossScaleOptimizer(WrapperOfOne):
             steps.set_value(inner, 0, inner._index["loss_scale_factor"], scale)
 
     @older_spellings
-    def finalize_variable_values(self, weights=None):
+    def finalize_variable_values(self, weights: Weights | None = None) -> None:
         """The inner optimizer's."""
-        self.inner_optimizer.finalize_variable_values(weights)
+        self._leading.finalize_variable_values(weights)
 
     @older_spellings
-    def averaged(self, weights=None):
+    def averaged(self, weights: Weights | None = None) -> _core.Averaged:
         """The inner optimizer's."""
-        return self.inner_optimizer.averaged(weights)
+        context: _core.Averaged = self._leading.averaged(weights)
+        return context
 
-    def _own_variables(self):
+    def _own_variables(self) -> list[Array]:
         return [np.array(self.step_counter), np.array(self.dynamic_scale)]
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The constructor's arguments as a dict of plain values."""
         inner = registry.serialize(self.inner_optimizer)
         inner["config"]["loss_scale_factor"] = None
@@ -149,10 +168,10 @@ class LossScaleOptimizer(WrapperOfOne):
                 "dynamic_growth_steps": self.dynamic_growth_steps}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Classes | None = None) -> Self:
         """A new wrapper from what `get_config` gave."""
         inner = registry.deserialize(config["inner_optimizer"], custom_objects)
         return cls(**{**config, "inner_optimizer": inner})
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<LossScaleOptimizer({self.inner_optimizer!r}): scale {self.dynamic_scale:g}>"

@@ -4,6 +4,10 @@ A copy has the configuration, the state and the step count.  This module imports
 optimizer that it is given.  Next: torch_names.py.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from optimc import registry
@@ -12,8 +16,15 @@ from optimc.base.rules import kept_slots, used_slots
 from optimc.base.storage import IN_WORDS, TYPES, Like, likes_of
 from optimc.torch_names import TORCH
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
-def from_keras(optimizer):
+    from optimc.base.optimizer import Optimizer
+    from optimc.loss_scale import LossScaleOptimizer
+
+
+def from_keras(optimizer: Any) -> Optimizer | LossScaleOptimizer:
     """Copies a live Keras optimizer into an optimizer of optimc, which continues from the same state.
 
     Args:
@@ -30,12 +41,13 @@ def from_keras(optimizer):
     name = _class_name(optimizer, "keras")
     config = optimizer.get_config()
     if name == "LossScaleOptimizer":
-        ours = registry.deserialize({"class_name": name, "config": {
+        around: Any = registry.deserialize({"class_name": name, "config": {
             **config, "inner_optimizer": registry.serialize(from_keras(optimizer.inner_optimizer))}})
-        ours.inner_optimizer = from_keras(optimizer.inner_optimizer)
-        ours.inner_optimizer.loss_scale_factor = float(optimizer.dynamic_scale)
-        ours.step_counter = int(optimizer.step_counter)
-        return ours
+        around.inner_optimizer = from_keras(optimizer.inner_optimizer)
+        around.inner_optimizer.loss_scale_factor = float(optimizer.dynamic_scale)
+        around.step_counter = int(optimizer.step_counter)
+        wrapper: LossScaleOptimizer = around
+        return wrapper
     if name not in registry.classes:
         raise ValueError(f"optimc has no optimizer {name!r}, only {', '.join(sorted(registry.classes))}")
     config["name"] = optimizer.name
@@ -56,8 +68,8 @@ def from_keras(optimizer):
     averages = [next(state) for _ in weights] if ours.use_ema else None
     accumulators = [next(state) for _ in weights] if ours.gradient_accumulation_steps else None
     kept = kept_slots(ours._kernels(names, weights))
-    slots = {slot: [None] * len(weights) for slot in kept if slot not in ours._scratch_slots}
-    in_keras = kept
+    slots: dict[str, list[Any]] = {slot: [None] * len(weights) for slot in kept if slot not in ours._scratch_slots}
+    in_keras: Mapping[str, list[Any]] = kept
     if name == "Adafactor":                         # Keras keeps every slot of every weight, used or not
         in_keras = {slot: [True] * len(weights) for block in ours._keras_slots for slot in block}
     for slot, _, i in keras_order.slots_in_order(ours._keras_slots, in_keras):
@@ -73,7 +85,7 @@ def from_keras(optimizer):
     return ours
 
 
-def from_torch(optimizer):
+def from_torch(optimizer: Any) -> Optimizer:
     """Copies a live torch optimizer into an optimizer of optimc, which continues from the same state.
 
     Args:
@@ -93,14 +105,15 @@ def from_torch(optimizer):
     sources = counterpart.sources(optimizer.param_groups[0])
     first, *others = [{source.argument: source.read(group) for source in sources}
                       for group in optimizer.param_groups]
-    groups, position = [], len(optimizer.param_groups[0]["params"])
+    groups: list[dict[str, Any]] = []
+    position = len(optimizer.param_groups[0]["params"])
     for values, group in zip(others, optimizer.param_groups[1:], strict=True):
         n = len(group["params"])
         different = {key: value for key, value in values.items() if value != first[key]}
         if different:
             groups.append({"weights": list(range(position, position + n)), **different})
         position += n
-    ours = registry.classes[counterpart.name](**first, groups=groups, style="torch")
+    ours: Optimizer = registry.classes[counterpart.name](**first, groups=groups, style="torch")
     params = [p for group in optimizer.param_groups for p in group["params"]]
     states = [optimizer.state.get(p, {}) for p in params]
     if not any(states):
@@ -124,12 +137,12 @@ def from_torch(optimizer):
     return ours
 
 
-def _hold(ours, calls, **held):
+def _hold(ours: Optimizer, calls: int, **held: Any) -> None:
     """Makes an optimizer take over parts of a state and a number of steps."""
     ours._hold(ours._state.but(**held), (calls, 0, ours._get_running()))
 
 
-def _like_of(label, variable):
+def _like_of(label: str, variable: Any) -> Like:
     """The `Like` of a variable or a tensor of another library."""
     name = str(variable.dtype).rpartition(".")[2]
     if name not in TYPES:
@@ -137,7 +150,7 @@ def _like_of(label, variable):
     return Like(tuple(variable.shape), TYPES[name].dtype)
 
 
-def _class_name(optimizer, library):
+def _class_name(optimizer: object, library: str) -> str:
     """The name of the optimizer's class, or of its nearest base class that belongs to the library."""
     for cls in type(optimizer).__mro__:
         if cls.__module__.split(".")[0] == library or cls.__module__ == f"optimc.{library}":
@@ -145,7 +158,7 @@ def _class_name(optimizer, library):
     raise TypeError(f"expected an optimizer of {library}, got {type(optimizer).__name__}")
 
 
-def _numpy(variable):
+def _numpy(variable: Any) -> Any:
     value = getattr(variable, "value", variable)
     value = value() if callable(value) else value
     return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)

@@ -5,7 +5,10 @@ of the user's has been written so far, so an error or Ctrl-C leaves everything u
 for the matrices, Adam's for all other weights.
 """
 
+from __future__ import annotations
+
 import re
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +16,11 @@ from optimc import _core
 from optimc.base.arguments import HIGH_OPEN, Option, Value, count, fraction, patterns, real
 from optimc.base.optimizer import Optimizer
 from optimc.base.spellings import older_spellings
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from optimc._types import Array, Config, Gradients, Weights
 
 __all__ = ["Muon"]
 
@@ -72,25 +80,25 @@ class Muon(Optimizer):
     _keras_slots = ({"m": "momentum", "v": "velocity"},)
     _scratch_slots = ("update",)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {**super().get_config(), "exclude_layers": list(self.exclude_layers or ())}      # as in Keras
 
     get_config.__doc__ = Optimizer.get_config.__doc__
 
-    def _kernel_of(self, name, weight):
+    def _kernel_of(self, name: str | None, weight: Any) -> str:
         name = name or ""
         excluded = (self.exclude_embeddings and "embedding" in name.lower()) or any(
             re.search(pattern, name) for pattern in self.exclude_layers or ())
         return "muon" if weight.ndim == 2 and weight.size and not excluded else "muon_adam"
 
-    def _decay_of(self, kernel):
+    def _decay_of(self, kernel: str) -> str:
         return "weight_decay" if kernel == "muon" else "adam_weight_decay"
 
-    def _factor(self, weight):
+    def _factor(self, weight: Array) -> float:
         return max(weight.shape, default=1) ** 0.5
 
     @older_spellings
-    def apply(self, grads, weights=None):
+    def apply(self, grads: Gradients, weights: Weights | None = None) -> None:
         with _core.Transaction() as steps:
             if steps.check(self, grads, weights):
                 self._between()
@@ -98,7 +106,7 @@ class Muon(Optimizer):
 
     apply.__doc__ = Optimizer.apply.__doc__
 
-    def _between(self):
+    def _between(self) -> None:
         """Fills `update` of every matrix that has a gradient."""
         index = self._index["momentum"]
         with np.errstate(all="ignore"):             # as in C, what is not finite goes its way in silence
@@ -116,7 +124,7 @@ class Muon(Optimizer):
                 self._orthogonalise(room)
                 np.copyto(update, room.y)
 
-    def _room_for(self, matrix):
+    def _room_for(self, matrix: Array) -> Room:
         """Scratch for matrices of this shape, kept between steps."""
         rooms = self.__dict__.setdefault("_rooms", {})
         key = matrix.shape, matrix.dtype
@@ -124,7 +132,7 @@ class Muon(Optimizer):
             rooms[key] = Room(matrix)
         return rooms[key]
 
-    def _orthogonalise(self, room):
+    def _orthogonalise(self, room: Room) -> None:
         """Makes room.y the orthogonal matrix nearest to it, roughly: its singular values come near 1."""
         lane = room.y.dtype.type
         a, b, c = lane(self.muon_a), lane(self.muon_b), lane(self.muon_c)
@@ -161,7 +169,7 @@ class Muon(Optimizer):
 class Room:
     """Room to orthogonalise a matrix in: it and a copy, both also with the shorter side first; its squares."""
 
-    def __init__(self, matrix):
+    def __init__(self, matrix: Array) -> None:
         side = min(matrix.shape)
         self.y, self.other = np.empty(matrix.shape, matrix.dtype), np.empty(matrix.shape, matrix.dtype)
         turned = matrix.shape[0] > matrix.shape[1]
@@ -170,7 +178,7 @@ class Room:
             np.empty((side, side), matrix.dtype) for _ in range(5))
 
 
-def _polynomial(gram, square, factor, b, c):
+def _polynomial(gram: Array, square: Array, factor: Array, b: Any, c: Any) -> None:
     """factor <- b gram + c gram gram.  gram is symmetric; so written, NumPy computes half of the square."""
     np.matmul(gram, gram.T, out=factor)
     factor *= c

@@ -4,35 +4,48 @@ This module imports nothing of optimc but its table of names.  Classes register 
 optimizer of optimc by its base class, the base class and the wrappers by the decorators `base` and `wrapper`.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
 from optimc.base import names
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from optimc._types import AnyOptimizer, Classes, Config
+    from optimc.base.optimizer import Optimizer
+
+Class = TypeVar("Class", bound=type)
+One = TypeVar("One", bound="AnyOptimizer")
+
 #: every optimizer class of optimc, by its name
-classes: dict[str, type] = {}
+classes: dict[str, type[Optimizer]] = {}
 #: the wrappers, likewise
-_wrappers: dict[str, type] = {}
+_wrappers: dict[str, type[Any]] = {}
 #: the classes that every optimizer and wrapper is an instance of
 _bases: list[type] = []
 
 
-def optimizer(cls):
+def optimizer(cls: Any) -> None:
     """Registers an optimizer class, if it is one of optimc: a user's own is named by `custom_objects`."""
     if cls._rule and names.is_ours(cls):
         classes[cls.__name__] = cls
 
 
-def base(cls):
+def base(cls: Class) -> Class:
     """Registers the class that all optimizers are derived from."""
     _bases.append(cls)
     return cls
 
 
-def wrapper(cls):
+def wrapper(cls: Class) -> Class:
     """Registers a wrapper."""
     _wrappers[cls.__name__] = cls
     return base(cls)
 
 
-def serialize(optimizer):
+def serialize(optimizer: AnyOptimizer) -> Config:
     """The class and configuration of an optimizer as a dict of plain values, for `deserialize`.
 
     Example:
@@ -45,9 +58,9 @@ def serialize(optimizer):
     return {"class_name": type(optimizer).__name__, "config": optimizer.get_config()}
 
 
-def _find(name, custom_objects=None):
+def _find(name: str, custom_objects: Classes | None = None) -> type[Any]:
     """The optimizer or wrapper class of a name, without regard to case, underscores, hyphens and spaces."""
-    known = {**classes, **_wrappers, **(custom_objects or {})}
+    known: dict[str, type[Any]] = {**classes, **_wrappers, **(custom_objects or {})}
     cls = {names.plain(one): cls for one, cls in known.items()}.get(names.plain(name))
     if cls is not None:
         return cls
@@ -55,7 +68,7 @@ def _find(name, custom_objects=None):
                      + (names.optimizer_hint(name, known) or f"; there are {', '.join(sorted(classes))}"))
 
 
-def deserialize(config, custom_objects=None):
+def deserialize(config: Mapping[str, Any], custom_objects: Classes | None = None) -> AnyOptimizer:
     """A new optimizer from what `serialize` gave.
 
     Args:
@@ -69,10 +82,21 @@ def deserialize(config, custom_objects=None):
     arguments = config.get("config", {})
     if not isinstance(arguments, dict):
         raise ValueError(f"config of {config['class_name']}: expected a dict, got {arguments!r}")
-    return cls.from_config(arguments, custom_objects)
+    made: AnyOptimizer = cls.from_config(arguments, custom_objects)
+    return made
 
 
-def get(identifier, **arguments):
+@overload
+def get(identifier: None) -> None: ...
+@overload
+def get(identifier: str, **arguments: Any) -> Optimizer: ...
+@overload
+def get(identifier: Mapping[str, Any]) -> AnyOptimizer: ...
+@overload
+def get(identifier: type[One], **arguments: Any) -> One: ...
+@overload
+def get(identifier: One) -> One: ...
+def get(identifier: Any, **arguments: Any) -> Any:
     """An optimizer from a name, a class, a `serialize` dict, or an optimizer, which is returned as it is.
 
     Args:

@@ -1,7 +1,10 @@
 """Routing: each weight steps with the optimizer that its name is mapped to."""
 
+from __future__ import annotations
+
 import math
 import re
+from typing import TYPE_CHECKING, cast
 
 from optimc import _core, registry
 from optimc.base import averages
@@ -10,6 +13,13 @@ from optimc.base.names import Elsewhere, Strict
 from optimc.base.optimizer import Optimizer
 from optimc.base.spellings import older_spellings
 from optimc.base.wrapper import Wrapper
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any, NoReturn, Self
+
+    from optimc._types import Array, Classes, Config, Gradient, Loss
+    from optimc.schedules import Number
 
 
 class OptimizerMap(Strict):
@@ -26,16 +36,19 @@ class OptimizerMap(Strict):
         <SGD(learning_rate=0.01): 0 steps, not built>
     """
 
-    def __init__(self, default_optimizer, optimizer_map=None):
+    default_optimizer: Optimizer
+
+    def __init__(self, default_optimizer: Optimizer, optimizer_map: Mapping[str, Optimizer] | None = None) -> None:
         if not isinstance(default_optimizer, Optimizer):
             raise TypeError(f"default_optimizer must be an optimizer, got {type(default_optimizer).__name__}")
         if optimizer_map is not None and not isinstance(optimizer_map, dict):
             raise TypeError(f"optimizer_map must be a dict, got {type(optimizer_map).__name__}")
-        self.default_optimizer, self._map = default_optimizer, {}
+        self.default_optimizer = default_optimizer
+        self._map: dict[str, Optimizer] = {}
         for key, optimizer in (optimizer_map or {}).items():
             self[key] = optimizer
 
-    def __setitem__(self, key, optimizer):
+    def __setitem__(self, key: str, optimizer: Optimizer) -> None:
         if not isinstance(key, str):
             raise ValueError(f"keys must be str, got {type(key).__name__}")
         if key in self._map:
@@ -48,7 +61,7 @@ class OptimizerMap(Strict):
             raise ValueError(f"{key!r} is not a regular expression: {error}") from None
         self._map[key] = optimizer
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> Optimizer:
         if name in self._map:
             return self._map[name]
         matches = [key for key in self._map if re.fullmatch(key, name)]
@@ -58,37 +71,38 @@ class OptimizerMap(Strict):
 
     __call__ = __getitem__
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._map)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._map)
 
-    def optimizers(self):
+    def optimizers(self) -> list[Optimizer]:
         """Every optimizer once, the default last."""
         return list({id(optimizer): optimizer
                      for optimizer in (*self._map.values(), self.default_optimizer)}.values())
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The constructor's arguments as a dict of plain values."""
         return {"default_optimizer": registry.serialize(self.default_optimizer),
                 "optimizer_map": {key: registry.serialize(value) for key, value in self._map.items()}}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Classes | None = None) -> Self:
         """A new map from what `get_config` gave."""
-        return cls(registry.deserialize(config["default_optimizer"], custom_objects),
-                   {key: registry.deserialize(value, custom_objects)
-                    for key, value in config["optimizer_map"].items()})
+        made: dict[str, Any] = {key: registry.deserialize(value, custom_objects)
+                                for key, value in config["optimizer_map"].items()}
+        default: Any = registry.deserialize(config["default_optimizer"], custom_objects)
+        return cls(default, made)
 
 
-def _parts_of(weights):
+def _parts_of(weights: Any) -> Callable[[Optimizer], dict[str, Array] | None]:
     """A function that gives an optimizer's part of `weights`, a dict; None for None."""
     weights = _core.flattened(weights)
     if weights is not None and not isinstance(weights, dict):
         raise TypeError(f"weights must be a dict, whose keys are the names, got {type(weights).__name__}")
 
-    def part(optimizer):
+    def part(optimizer: Optimizer) -> dict[str, Array] | None:
         if weights is None:
             return None
         for name in optimizer._names:
@@ -99,9 +113,9 @@ def _parts_of(weights):
     return part
 
 
-def _of_parts(name):
+def _of_parts(name: str) -> Any:
     """A property that mapped optimizers have, each its own: here it is an error that says so."""
-    def refuse(self, *value):
+    def refuse(self: MultiOptimizer, *value: object) -> NoReturn:
         raise AttributeError(f"a MultiOptimizer has no {name} of its own: ask the optimizers it maps to")
 
     return property(refuse, refuse)
@@ -128,37 +142,41 @@ class MultiOptimizer(Wrapper):
     """
 
     _scale_moves = False                    #: True within a LossScaleOptimizer: mapped optimizers keep their scales
-    iterations = Count()                #: calls of apply so far
+    iterations: Count = Count()         #: calls of apply so far
+    optimizer_map: OptimizerMap | Callable[[str], Optimizer]
+    name: str
 
-    def __init__(self, optimizer_map, loss_scale_factor=None, name=None):
+    def __init__(self, optimizer_map: OptimizerMap | Callable[[str], Optimizer],
+                 loss_scale_factor: Number | None = None, name: str | None = None) -> None:
         if not callable(optimizer_map) or isinstance(optimizer_map, (type, Elsewhere)):
             raise TypeError(f"optimizer_map must be an OptimizerMap or a function, got "
                             f"{type(optimizer_map).__name__}")
         self.optimizer_map, self.loss_scale_factor = optimizer_map, loss_scale_factor
         self.name = name or "multi_optimizer"
         self.iterations = 0
-        self._routes = {}                   # name -> optimizer
+        self._routes: dict[str, Optimizer] = {}
 
-    def _inner(self):
+    def _inner(self) -> list[Optimizer]:
         if isinstance(self.optimizer_map, OptimizerMap):
             return self.optimizer_map.optimizers()
         return self._routed()
 
-    def _routed(self):
+    def _routed(self) -> list[Optimizer]:
         """The optimizers that weights are routed to, once each."""
         routed = list(self._routes.values())            # a copy: another thread may add routes
         return list({id(optimizer): optimizer for optimizer in routed}.values())
 
-    def _numbers(self):
+    def _numbers(self) -> tuple[str, ...]:
         return ("iterations",)
 
     @property
-    def loss_scale_factor(self):
+    def loss_scale_factor(self) -> float | None:
         """That of every mapped optimizer, or None if each has its own."""
-        return kept(self, "loss_scale_factor")
+        factor: float | None = kept(self, "loss_scale_factor")
+        return factor
 
     @loss_scale_factor.setter
-    def loss_scale_factor(self, value):
+    def loss_scale_factor(self, value: Number | None) -> None:
         if value is not None:
             value = _core.check_number("loss_scale_factor", value, 0.0, math.inf, LOW_OPEN)
         used = {id(one): one for one in self._routed()} if "_routes" in self.__dict__ else {}
@@ -169,10 +187,11 @@ class MultiOptimizer(Wrapper):
             steps.store(self.__dict__, "loss_scale_factor", value, True)
             steps.commit()
 
-    learning_rate, skipped_steps, last_global_norm = map(_of_parts, ("learning_rate", "skipped_steps",
-                                                                     "last_global_norm"))
+    learning_rate: Any = _of_parts("learning_rate")
+    skipped_steps: Any = _of_parts("skipped_steps")
+    last_global_norm: Any = _of_parts("last_global_norm")
 
-    def _route(self, name, new):
+    def _route(self, name: str, new: dict[str, Optimizer]) -> Optimizer:
         """The optimizer of a name; `new` gets it if the name has none yet."""
         optimizer = self._routes.get(name) or new.get(name)
         if optimizer is None:
@@ -183,11 +202,12 @@ class MultiOptimizer(Wrapper):
             new[name] = optimizer
         return optimizer
 
-    def _split(self, what, entries, new):
+    def _split(self, what: str, entries: Any,
+               new: dict[str, Optimizer]) -> dict[int, tuple[Optimizer, dict[str, Any]]]:
         """Entries by optimizer: id -> (optimizer, dict).  `new` gets the routes of names that have none yet."""
         if not isinstance(entries, dict):
             raise TypeError(f"{what} must be a dict, whose keys are the names, got {type(entries).__name__}")
-        parts = {}
+        parts: dict[int, tuple[Optimizer, dict[str, Any]]] = {}
         for name, entry in entries.items():
             if not isinstance(name, str):
                 raise TypeError(f"{what}: keys must be str, got {type(name).__name__}")
@@ -195,7 +215,7 @@ class MultiOptimizer(Wrapper):
             parts.setdefault(id(optimizer), (optimizer, {}))[1][name] = entry
         return parts
 
-    def _scale_of(self, optimizer):
+    def _scale_of(self, optimizer: Optimizer) -> float | None:
         """The loss scale that an optimizer gets with its first weight here, or None: it has it, or keeps its own."""
         gives_none = self.loss_scale_factor is None or self._scale_moves
         if gives_none or any(optimizer is one for one in self._routed()):
@@ -205,7 +225,8 @@ class MultiOptimizer(Wrapper):
             return None
         return self.loss_scale_factor
 
-    def _keep(self, steps, new, scales):
+    def _keep(self, steps: _core.Transaction, new: dict[str, Optimizer],
+              scales: list[tuple[Optimizer, float]]) -> None:
         """Tells a transaction of new routes, and of the loss scales that optimizers get with them."""
         for name, optimizer in new.items():
             steps.store(self._routes, name, optimizer, True)
@@ -213,9 +234,10 @@ class MultiOptimizer(Wrapper):
             steps.set_value(optimizer, 0, optimizer._index["loss_scale_factor"], scale)
 
     @older_spellings
-    def build(self, weights):
+    def build(self, weights: Mapping[str, Array]) -> None:
         """Builds every optimizer for the weights that are mapped to it; all of them, or none if one is refused."""
-        new, scales = {}, []
+        new: dict[str, Optimizer] = {}
+        scales = []
         parts = self._split("weights", _core.flattened(weights), new)
         with _core.Transaction() as steps:
             for _, (optimizer, part) in sorted(parts.items()):      # as steps are locked
@@ -227,19 +249,20 @@ class MultiOptimizer(Wrapper):
             steps.commit()
 
     @older_spellings
-    def apply(self, grads, weights=None):
+    def apply(self, grads: Mapping[str, Gradient], weights: Mapping[str, Array] | None = None) -> None:
         """One step of every optimizer; arguments and errors are `Optimizer.apply`'s, with dicts."""
         with _core.Transaction() as steps:
             self._check_all(steps, grads, weights)
             steps.count(self.__dict__, "iterations")
             steps.commit()
 
-    def _check_all(self, steps, grads, weights, finite=False):
+    def _check_all(self, steps: _core.Transaction, grads: Any, weights: Any, finite: bool = False) -> bool:
         """Checks the step of every optimizer that has a gradient, in a transaction.
 
         finite: the caller asks whether all gradients are; False if one is not.
         """
-        new, scales, ready, good = {}, [], [], True
+        new: dict[str, Optimizer] = {}
+        scales, ready, good = [], [], True
         grads, weights = _core.flattened(grads), _core.flattened(weights)
         parts, weights_of = self._split("grads", grads, new), {}
         if weights is not None:
@@ -280,24 +303,25 @@ class MultiOptimizer(Wrapper):
             optimizer._between()
         return True
 
-    def scale_loss(self, loss):
+    def scale_loss(self, loss: Loss) -> Loss:
         """The loss multiplied by `loss_scale_factor`, if there is one."""
-        return loss if self.loss_scale_factor is None else loss * self.loss_scale_factor
+        factor, scaled = self.loss_scale_factor, cast("Any", loss)
+        return loss if factor is None else cast("Loss", scaled * factor)
 
     @older_spellings
-    def finalize_variable_values(self, weights=None):
+    def finalize_variable_values(self, weights: Mapping[str, Array] | None = None) -> None:
         """Every optimizer's."""
         averages.finalize([optimizer for optimizer in self._inner() if optimizer.built], _parts_of(weights))
 
     @older_spellings
-    def averaged(self, weights=None):
+    def averaged(self, weights: Mapping[str, Array] | None = None) -> _core.Averaged:
         """A context manager, `Optimizer.averaged`, for all weights whose optimizers keep averages."""
         kept = [optimizer for optimizer in self._inner() if optimizer.built and optimizer.keeps_averages]
         if not kept:
             raise ValueError(f"{self.name} keeps no averages: construct an optimizer with use_ema=True, and build it")
         return averages.averaged(kept, _parts_of(weights))
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The constructor's arguments as a dict of plain values; needs an `OptimizerMap`."""
         if not isinstance(self.optimizer_map, OptimizerMap):
             raise ValueError("a MultiOptimizer can be stored only with an OptimizerMap, not with a function")
@@ -305,19 +329,19 @@ class MultiOptimizer(Wrapper):
                 "name": self.name}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Classes | None = None) -> Self:
         """A new wrapper from what `get_config` gave."""
         return cls(**{**config, "optimizer_map": OptimizerMap.from_config(config["optimizer_map"],
                                                                           custom_objects)})
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<MultiOptimizer({', '.join(map(repr, self._inner()))})>"
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         routes = dict(self._routes)                     # a step may add some while they are copied
         used = list({id(one): one for one in routes.values()}.values())
         return {**self.__dict__, "_routes": routes, "_used": used}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        del self._used                      # only what reads older pickles knows it
+        del self.__dict__["_used"]          # only what reads older pickles knows it

@@ -482,5 +482,9 @@ def deserialize(config: Mapping[str, Any], custom_objects: Classes | None = None
     if config["class_name"] not in known:
         raise ValueError(f"Could not interpret schedule {config['class_name']!r}: pass its class in "
                          "custom_objects")
-    schedule: LearningRateSchedule = known[config["class_name"]].from_config(config["config"])
+    arguments = dict(config["config"])
+    if known[config["class_name"]] is Join:
+        arguments["schedules"] = [deserialize(part, custom_objects) if isinstance(part, dict) else part
+                                  for part in arguments["schedules"]]
+    schedule: LearningRateSchedule = known[config["class_name"]].from_config(arguments)
     return schedule

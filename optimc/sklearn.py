@@ -125,6 +125,10 @@ class _Fitting:
 class _Fits(Base):
     """Gives scikit-learn's class an optimizer of optimc, keeps its state between fits, and scores its averages."""
 
+    if TYPE_CHECKING:                   # checkers would read the type of `solver` from scikit-learn's default
+        def __init__(self, hidden_layer_sizes: Any = (100,), activation: str = "relu", *,
+                     solver: str | Optimizer | MultiOptimizer = "adam", **arguments: Any) -> None: ...
+
     coefs_: list[Array]
     intercepts_: list[Array]
     optimizer_: Any
@@ -197,7 +201,7 @@ class _Fits(Base):
             config |= {"momentum": self.momentum, "nesterov": bool(self.nesterovs_momentum)}
         elif solver == "adam":
             config |= {"beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}
-        optimizer = registry.get({"class_name": solver, "config": config} if isinstance(solver, str)
+        optimizer: Any = registry.get({"class_name": solver, "config": config} if isinstance(solver, str)
                                  else copy.deepcopy(solver))
         if optimizer.loss_scale_factor is not None:
             raise ValueError(f"solver: expected one without loss_scale_factor, as the loss is not scaled, got "

@@ -9,6 +9,7 @@ import inspect
 import textwrap
 
 from optimc.base.arguments import Option, Value, patterns
+from optimc.base.optimizer import Optimizer
 from optimc.registry import classes
 from optimc.torch_names import TORCH
 
@@ -26,9 +27,13 @@ KERAS = '''
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import keras
+
 from optimc.keras.optimizer import KerasOptimizer
 from optimc.keras.schedule import Schedule as Schedule
-from optimc.schedules import Rate
+from optimc.schedules import Number, Rate
+
+_Rate = Rate | keras.optimizers.schedules.LearningRateSchedule
 '''
 
 
@@ -49,14 +54,14 @@ def type_of(parameter, reading=False):
     return (type(parameter.default).__name__ if parameter.default is not None else "int") + optional
 
 
-def constructor(cls):
-    """The lines of the constructor of a class, as that of an optimizer or of its class for Keras."""
+def constructor(cls, rename=lambda name, text: text):
+    """The lines of the constructor of a class; `rename` gives the type of an argument from its name and type."""
     lines, starred = ["    def __init__(\n        self,"], False
     for name, parameter in cls._signature.parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not starred:
             lines.append("        *,")
             starred = True
-        lines.append(f"        {name}: {type_of(cls._arguments.get(name))} = {parameter.default!r},")
+        lines.append(f"        {name}: {rename(name, type_of(cls._arguments.get(name)))} = {parameter.default!r},")
     return [*lines, "    ) -> None: ..."]
 
 
@@ -65,8 +70,10 @@ def stub(cls, bases):
     lines = [f"class {cls.__name__}({bases}):"]
     for name, parameter in vars(cls).items():
         if isinstance(parameter, (Value, Option)):
+            base = vars(Optimizer).get(name)
+            narrower = "  # type: ignore[override]" * (isinstance(base, Value) and base.default != parameter.default)
             lines += [f"    @property\n    def {name}(self) -> {type_of(parameter, True)}: ...",
-                      f"    @{name}.setter\n    def {name}(self, value: {type_of(parameter)}) -> None: ..."]
+                      f"    @{name}.setter{narrower}\n    def {name}(self, value: {type_of(parameter)}) -> None: ..."]
     return "\n".join([*lines, *constructor(cls), ""])
 
 
@@ -83,11 +90,18 @@ def of_optimizers(module):
                       *(stub(cls, ", ".join(base.__name__ for base in cls.__bases__)) for cls in own)])
 
 
+def keras_stub(cls):
+    """The stub of a class for Keras: only its learning rate follows a schedule, which may be Keras's."""
+    kept = [f"    {name}: {type_of(argument, True)}" for name, argument in cls._arguments.items()
+            if name != "learning_rate" and (argument.keyword_only or name not in vars(Optimizer))]
+    made = constructor(cls, lambda name, text: text.replace("Rate", "_Rate" if name == "learning_rate" else "Number"))
+    return "\n".join([f"class {cls.__name__}(KerasOptimizer):", *kept, *made, ""])
+
+
 def of_keras():
     """The stubs of optimc.keras, whose classes have the arguments and attributes of the optimizers."""
     return "\n".join([HEAD + KERAS, exported([*classes, "Schedule"]),
-                      *(f"class {cls.__name__}(KerasOptimizer):\n" + "\n".join([*constructor(cls), ""])
-                        for cls in classes.values())])
+                      *(keras_stub(cls) for cls in classes.values())])
 
 
 def of_torch():

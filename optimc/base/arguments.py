@@ -1,14 +1,26 @@
 """The arguments that an optimizer class declares: each has a default, a range and a place where its value is kept."""
 
+from __future__ import annotations
+
 import math
 import re
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 
 from optimc import _core, schedules
 from optimc.base import documents, setting
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Never, Self
+
+    from optimc._types import Array, Classes, Gradient, Pairs
+    from optimc.schedules import Rate
+
 LOW_OPEN, HIGH_OPEN = _core.LOW_OPEN, _core.HIGH_OPEN           # ends of a range that are not allowed
+
+Read = TypeVar("Read")          # the type of an attribute when it is read
 
 
 class Argument:
@@ -17,43 +29,61 @@ class Argument:
     In the signature it comes before the arguments of every optimizer, after them (`last`), or is `keyword_only`.
     """
 
-    def __init__(self, default, keyword_only=False, last=False):
+    name: str
+    owner: type
+    default: Any
+    keyword_only: bool
+    last: bool
+
+    def __init__(self, default: Any, keyword_only: bool = False, last: bool = False) -> None:
         self.default, self.keyword_only, self.last = default, keyword_only, last
 
-    def __set_name__(self, owner, name):
+    def __set_name__(self, owner: type, name: str) -> None:
         self.name, self.owner = name, owner
 
 
-class Value(Argument):
+class Value(Argument, Generic[Read]):
     """A finite real number in [low, high] that the kernels read.  A schedule or callable may give it.
 
     It can be changed at any time.  None disables it; None is allowed if it is the default or with `optional`.
     `also` is a second value for the tests, for instance one that chooses another kernel.
     """
 
-    def __init__(self, default, low=0.0, high=math.inf, *, open=0, also=None, optional=False, **place):
+    low: float
+    high: float
+    open: int
+    also: object
+    optional: bool
+
+    def __init__(self, default: Read, low: float = 0.0, high: float = math.inf, *, open: int = 0, also: object = None,
+                 optional: bool = False, **place: bool) -> None:
         super().__init__(default, **place)
         self.low, self.high, self.open, self.also = low, high, open, also
         self.optional = optional or default is None
 
-    def __get__(self, optimizer, owner=None):
+    @overload
+    def __get__(self, optimizer: None, owner: type | None = None) -> Self: ...
+    @overload
+    def __get__(self, optimizer: object, owner: type | None = None) -> Read: ...
+
+    def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
         return self if optimizer is None else optimizer._ask_value(0, optimizer._index[self.name])
 
-    def __set__(self, optimizer, value):
+    def __set__(self, optimizer: Any, value: Rate | Read) -> None:
         setting.change(optimizer, 0, self.name, value)
 
 
-def fraction(default, **keywords):
+def fraction(default: float, **keywords: Any) -> Value[float]:
     """A `Value` in [0, 1].  `open=HIGH_OPEN` makes it [0, 1), for formulas that divide by 1 minus the value."""
     return Value(default, 0.0, 1.0, **keywords)
 
 
-def cautious():
+def cautious() -> Option[bool]:
     """The `Option` `cautious` of rules with momentum; `Optimizer` documents it."""
     return Option(False, core="_cautious", fixed=False, keyword_only=True)
 
 
-def kept(owner, name):
+def kept(owner: object, name: str) -> Any:
     """The attribute that an optimizer or wrapper keeps in its dict; a RuntimeError if it was never constructed."""
     try:
         return owner.__dict__[name]
@@ -61,7 +91,7 @@ def kept(owner, name):
         raise RuntimeError(f"{type(owner).__name__}: __init__ was not called, or failed") from None
 
 
-class Option(Argument):
+class Option(Argument, Generic[Read]):
     """An argument that is no `Value`: a flag, a name, a count.
 
     Args:
@@ -70,14 +100,25 @@ class Option(Argument):
         fixed: the value cannot change once the optimizer is built.
     """
 
-    def __init__(self, default, check=None, *, core=None, encode=int, fixed=True, **place):
+    check: Callable[[str, Any], Any]
+    core: str | None
+    encode: Callable[[Any], int]
+    fixed: bool
+
+    def __init__(self, default: Any, check: Callable[[str, Any], Any] | None = None, *, core: str | None = None,
+                 encode: Callable[[Any], int] = int, fixed: bool = True, **place: bool) -> None:
         super().__init__(default, **place)
         self.check, self.core, self.encode, self.fixed = check or check_bool, core, encode, fixed
 
-    def __get__(self, optimizer, owner=None):
+    @overload
+    def __get__(self, optimizer: None, owner: type | None = None) -> Self: ...
+    @overload
+    def __get__(self, optimizer: object, owner: type | None = None) -> Read: ...
+
+    def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
         return self if optimizer is None else kept(optimizer, self.name)
 
-    def __set__(self, optimizer, value):
+    def __set__(self, optimizer: Any, value: Read) -> None:
         value = self.check(self.name, value)
         if self.fixed and optimizer.built and value != optimizer.__dict__[self.name]:
             raise ValueError(f"{self.name} cannot change once the optimizer is built")
@@ -89,10 +130,10 @@ class Option(Argument):
 class _Documented:
     """The `__doc__` of a kind of argument: the class has its own text, an argument that of its owner's docstring."""
 
-    def __init__(self, text):
+    def __init__(self, text: str | None) -> None:
         self.text = text
 
-    def __get__(self, argument, kind=None):
+    def __get__(self, argument: Any, kind: type | None = None) -> str | None:
         if argument is None:
             return self.text
         return documents.document(argument.owner, argument.name, argument.default)
@@ -102,92 +143,106 @@ for _kind in (Value, Option):
     _kind.__doc__ = _Documented(_kind.__doc__)      # type: ignore[assignment]
 
 
-class Fixed:
+class Fixed(Generic[Read]):
     """An attribute of an optimizer that only its constructor sets, in the object's dict."""
 
-    def __init__(self, doc):
+    def __init__(self, doc: str) -> None:
         self.__doc__ = doc
 
-    def __set_name__(self, owner, name):
+    def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, optimizer, owner=None):
+    name: str
+
+    @overload
+    def __get__(self, optimizer: None, owner: type | None = None) -> Self: ...
+    @overload
+    def __get__(self, optimizer: object, owner: type | None = None) -> Read: ...
+
+    def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
         return self if optimizer is None else kept(optimizer, self.name)
 
-    def __set__(self, optimizer, value):
+    def __set__(self, optimizer: Any, value: Never) -> None:
         raise AttributeError(f"{self.name} cannot be replaced: give them to the constructor of another optimizer",
                              obj=optimizer)
 
 
-def is_switch(argument):
+def is_switch(argument: object) -> bool:
     """True if an argument is a flag."""
     return isinstance(argument, Option) and isinstance(argument.default, bool)
 
 
-def check_bool(name, value):
+def check_bool(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
     return value
 
 
-def check_name(name, value):
+def check_name(name: str, value: object) -> str | None:
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{name} must be a str, got {type(value).__name__}")
     return value
 
 
-def at_least_zero(name, value):
+def at_least_zero(name: str, value: object) -> float:
     """The `check` of an `Option` that is a finite number >= 0."""
     return _core.check_number(name, value, 0.0, math.inf, 0)
 
 
-def count(least, optional=False):
+def count(least: int, optional: bool = False) -> Callable[[str, Any], int | None]:
     """The `check` of an `Option` that is a whole number from `least` up to 2^31 - 1.
 
     With `optional`, None and 0 are allowed too and disable it.
     """
-    def check(name, value):
+    def check(name: str, value: Any) -> int | None:
         if value is None and optional:
             return None
         if isinstance(value, (bool, np.ndarray)) or not hasattr(type(value), "__index__"):
             raise TypeError(f"{name} must be an int{' or None' * optional}, got {type(value).__name__}")
-        value = value.__index__()
-        if not (least <= value < 2 ** 31 or (optional and value == 0)):
+        number = int(value.__index__())
+        if not (least <= number < 2 ** 31 or (optional and number == 0)):
             raise ValueError(f"{name} must be {'None or ' * optional}at least {least}"
-                             f"{' and below 2**31' * (value > least)}, got {value}")
-        return value
+                             f"{' and below 2**31' * (number > least)}, got {number}")
+        return number
     return check
 
 
-def check_count(name, value):
+def check_count(name: str, value: Any) -> int:
     """A count of steps: a whole number that a file can hold."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    value = value.__index__()
-    if not 0 <= value <= _core.MOST_STEPS:
-        raise ValueError(f"{name} must be in [0, {_core.MOST_STEPS}], got {value}")
-    return value
+    number = int(value.__index__())
+    if not 0 <= number <= _core.MOST_STEPS:
+        raise ValueError(f"{name} must be in [0, {_core.MOST_STEPS}], got {number}")
+    return number
 
 
 class Count:
     """An attribute that counts steps.  It is kept in the object's dict, where a transaction stores it."""
 
-    def __set_name__(self, owner, name):
+    def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, counter, owner=None):
+    name: str
+
+    @overload
+    def __get__(self, counter: None, owner: type | None = None) -> Self: ...
+    @overload
+    def __get__(self, counter: object, owner: type | None = None) -> int: ...
+
+    def __get__(self, counter: Any, owner: type | None = None) -> Any:
         return self if counter is None else kept(counter, self.name)
 
-    def __set__(self, counter, value):
+    def __set__(self, counter: Any, value: int) -> None:
         counter.__dict__[self.name] = check_count(self.name, value)
 
 
-def real(name, value):
+def real(name: str, value: object) -> float:
     """The `check` of an `Option` that is any finite number."""
     return _core.check_number(name, value, -math.inf, math.inf, 0)
 
 
-def patterns(name, value):
+def patterns(name: str, value: object) -> list[str] | None:
     """The `check` of an `Option` that is None or a list of regular expressions."""
     if value is None:
         return None
@@ -201,29 +256,29 @@ def patterns(name, value):
     return list(value)
 
 
-def one_of(*choices):
+def one_of(*choices: str) -> Callable[[str, Any], str]:
     """The `check` of an `Option` that is one of a few words."""
-    def check(name, value):
+    def check(name: str, value: object) -> str:
         if not isinstance(value, str) or value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
         return value
-    check.choices = choices                 # type: ignore[attr-defined]    # for stubs
+    vars(check)["choices"] = choices           # for stubs
     return check
 
 
-def plain(value):
+def plain(value: object) -> Any:
     """An argument as a configuration stores it: a schedule becomes a dict."""
     return schedules.serialize(value) if schedules.is_schedule(value) else value
 
 
-def from_plain(value, custom_objects=None):
+def from_plain(value: Any, custom_objects: Classes | None = None) -> Any:
     """An argument from the result of `plain`."""
     if isinstance(value, dict) and "class_name" in value:
         return schedules.deserialize(value, custom_objects)
     return value
 
 
-def unzip(grads_and_vars):
+def unzip(grads_and_vars: Pairs) -> tuple[tuple[Gradient, ...], tuple[Array, ...]]:
     """Splits pairs (gradient, weight) into gradients and weights."""
     pairs = list(grads_and_vars)
     if not pairs:

@@ -5,15 +5,26 @@
 program leaves half of them.
 """
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
 
 from optimc import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from optimc._types import Array, Weights
+    from optimc.base.optimizer import Optimizer
+
+    Bound = tuple[Array, ...]
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_core.leave_dead_evaluations)
 
 
-def bound(known, weights):
+def bound(known: Bound | None, weights: Weights | None) -> Bound:
     """The weights that an optimizer is bound to.  Raises if `weights` is given and differs from them."""
     if known is None:
         raise ValueError("the optimizer is not built: it has no weights yet")
@@ -29,11 +40,11 @@ def bound(known, weights):
     return known
 
 
-def _everything(optimizer):
+def _everything(optimizer: Optimizer) -> None:
     """The `weights` of the contexts below that names no weights."""
 
 
-def finalize(optimizers, params_of=_everything):
+def finalize(optimizers: Iterable[Optimizer], params_of: Callable[[Optimizer], Weights | None] = _everything) -> None:
     """Copies the averages of `use_ema` into the weights of these optimizers."""
     for optimizer in optimizers:
         bound(optimizer._weights, params_of(optimizer))
@@ -41,14 +52,15 @@ def finalize(optimizers, params_of=_everything):
                    lambda optimizer: optimizer._averages).finalize()
 
 
-def averaged(optimizers, params_of=_everything, whole=None):
+def averaged(optimizers: Iterable[Optimizer], params_of: Callable[[Optimizer], Weights | None] = _everything,
+             whole: Bound | None = None) -> _core.Averaged:
     """A context in which the weights of these optimizers hold their averages, and steps are refused.
 
     params_of: a function of an optimizer that gives the weights that it must have, or None.
     whole: arrays that are put back instead of the weights, which are parts of them.
     """
-    def averages_of(optimizer):
+    def averages_of(optimizer: Optimizer) -> Iterable[Array] | None:
         weights = bound(optimizer._weights, params_of(optimizer))
         return None if optimizer._evaluating else optimizer._evaluation_weights(weights)
 
-    return _core.Averaged(optimizers, averages_of, *[whole] * bool(whole))
+    return _core.Averaged(optimizers, averages_of, *([whole] if whole else ()))

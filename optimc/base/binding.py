@@ -5,14 +5,29 @@
 Neither changes the optimizer.  Call both through `_locked`, between two steps, or from the step itself.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from optimc import _core
 from optimc.base import memory
 from optimc.base.rules import rule_of, slots_of, slots_of_rule
 from optimc.base.selection import Places
 from optimc.base.storage import likes_of
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
-def carried(optimizer, before, names, weights, may_add=False, adopted=None, averages=None, accumulators=None):
+    from optimc._types import Array, Names
+    from optimc.base.optimizer import Optimizer
+    from optimc.base.state import State
+
+    Given = Sequence[Array] | None
+
+
+def carried(optimizer: Optimizer, before: State, names: Names, weights: Sequence[Array], may_add: bool = False,
+            adopted: dict[str, Any] | None = None, averages: Given = None, accumulators: Given = None) -> State:
     """The state of an optimizer for weights, made from its state `before`.
 
     `Optimizer.build` documents the arrays that may be given.  may_add: weights may be added to a state that has some.
@@ -38,7 +53,7 @@ def carried(optimizer, before, names, weights, may_add=False, adopted=None, aver
         waiting=tuple(k is not None and k < len(waiting) and waiting[k] for k in old))
 
 
-def plan_of(optimizer, weights, state):
+def plan_of(optimizer: Optimizer, weights: Sequence[Array], state: State) -> _core.Plan:
     """The sealed plan of weights and their state.  The optimizer does not change."""
     names = state.names
     excluded, groups = state.excluded.find(Places(weights, names)), state.group_of_each(names, weights)
@@ -46,7 +61,7 @@ def plan_of(optimizer, weights, state):
     for i, (weight, kernel) in enumerate(zip(weights, optimizer._kernels(names, weights), strict=True)):
         kept, slot_names = slots_of(kernel), slots_of_rule(rule_of(kernel))
         plan.add(
-            weight, name=names and names[i], kernel=_core.kernels[kernel][0], slot_names=slot_names,
+            weight, name=names[i] if names else None, kernel=_core.kernels[kernel][0], slot_names=slot_names,
             slots=tuple(state.slots[slot][i] if slot in kept else None for slot in slot_names),
             average=state.averages and state.averages[i], accumulator=state.accumulators and state.accumulators[i],
             decay=-1 if i in excluded else optimizer._index[optimizer._decay_of(kernel)],
@@ -55,7 +70,8 @@ def plan_of(optimizer, weights, state):
     return plan
 
 
-def _match(state, names, weights, kernels, scratch, may_add):
+def _match(state: State, names: Names, weights: Sequence[Array], kernels: Sequence[str], scratch: Sequence[str],
+           may_add: bool) -> list[int | None]:
     """For each weight its position in a state, or None for a weight that is new."""
     held = state.likes
     if not held:
@@ -90,7 +106,7 @@ def _match(state, names, weights, kernels, scratch, may_add):
     return old
 
 
-def _checked(slots, kernels, scratch):
+def _checked(slots: dict[str, Any], kernels: Sequence[str], scratch: Sequence[str]) -> dict[str, list[Array | None]]:
     """Checks the slots that the caller gave.  Only scratch slots may be missing."""
     used = {slot for kernel in kernels for slot in slots_of(kernel)}
     needed = used.difference(scratch)
@@ -106,7 +122,8 @@ def _checked(slots, kernels, scratch):
     return {name: list(arrays) for name, arrays in slots.items()}
 
 
-def _slot(optimizer, before, slot, k, weights, kept, groups, old):
+def _slot(optimizer: Optimizer, before: State, slot: str, k: int, weights: Sequence[Array], kept: Sequence[bool],
+          groups: Sequence[int], old: Sequence[int | None]) -> list[Array | None]:
     """New arrays for a slot, None for a weight without it.  They hold the values of the state, or initial ones."""
     arrays_before = before.slots.get(slot)
     held = [None if position is None or arrays_before is None else arrays_before[position] for position in old]
@@ -122,7 +139,8 @@ def _slot(optimizer, before, slot, k, weights, kept, groups, old):
     return arrays
 
 
-def _beside(what, given, wanted, weights, old, held, k, initial):
+def _beside(what: str, given: Given, wanted: bool, weights: Sequence[Array], old: Sequence[int | None], held: Given,
+            k: int, initial: Callable[[int], Array | int]) -> list[Array] | None:
     """Averages or accumulators: those given, or new arrays (number `k` of each weight), or None if not wanted.
 
     A new array holds the value in the state, or `initial` of the weight's position.

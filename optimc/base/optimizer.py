@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import math
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -48,11 +48,23 @@ from optimc.base.storage import like_of
 
 if TYPE_CHECKING:
     import inspect
-    from typing import ClassVar
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import ClassVar, Self
 
-    from numpy.typing import NDArray
-
+    from optimc._types import (
+        Array,
+        CheckFinite,
+        Classes,
+        Config,
+        Loss,
+        Pairs,
+        Path,
+        Style,
+        Tensors,
+        Weights,
+    )
     from optimc.base.arguments import Argument
+    from optimc.base.storage import Like
 
 
 @registry.base
@@ -95,7 +107,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
     three clips can be set.  A clip of 0 or less is disabled.
     """
 
-    _rule: str | None = None     #: the row of csrc/optimizers.def with its coefficients
+    _rule: str = ""              #: the row of csrc/optimizers.def with its coefficients
     #: for each group of slots that Keras creates together: {name in optimc: name in Keras}
     _keras_slots: tuple[dict[str, str], ...] = ()
     #: the arguments by which other libraries' conventions differ from the defaults, by library
@@ -106,32 +118,33 @@ class Optimizer(_core.Optimizer, Elsewhere):
     _late_slots: tuple[str, ...] = ()
     #: True if each element can be stepped without the rest of its weight
     _elementwise: bool = True
-
-    learning_rate: float                    # of each optimizer, which declares its default
+    learning_rate: Value[float]             # of each optimizer, which declares its default
     _arguments: ClassVar[dict[str, Argument]]
     _signature: ClassVar[inspect.Signature]
+    __signature__: ClassVar[inspect.Signature | None]
     _index: ClassVar[dict[str, int]]        # of each value in C
 
-    weight_decay = Value(None)
-    clipnorm = Value(None, -math.inf)
-    clipvalue = Value(None, -math.inf)
-    global_clipnorm = Value(None, -math.inf)
-    use_ema = Option(False, core="_use_ema")
-    ema_momentum = fraction(0.99)
-    ema_overwrite_frequency = Option(None, count(1, optional=True), core="_overwrite", encode=lambda n: n or 0,
-                                     fixed=False)
-    loss_scale_factor = Value(None, open=LOW_OPEN)
-    gradient_accumulation_steps = Option(None, count(2, optional=True), core="_steps", encode=lambda n: n or 1)
-    name = Option(None, check_name, fixed=False)
-    check_finite = Option("propagate", one_of(*POLICIES), core="_check_finite", encode=POLICIES.index,
-                          fixed=False, keyword_only=True)
-    coupled_weight_decay = Option(False, core="_coupled", fixed=False, keyword_only=True)
-    maximize = Option(False, core="_maximize", fixed=False, keyword_only=True)
-    style = Option("keras", one_of("keras", "torch", "optax"), keyword_only=True)
+    weight_decay: Value[float | None] = Value(None)
+    clipnorm: Value[float | None] = Value(None, -math.inf)
+    clipvalue: Value[float | None] = Value(None, -math.inf)
+    global_clipnorm: Value[float | None] = Value(None, -math.inf)
+    use_ema: Option[bool] = Option(False, core="_use_ema")
+    ema_momentum: Value[float] = fraction(0.99)
+    ema_overwrite_frequency: Option[int | None] = Option(None, count(1, optional=True), core="_overwrite",
+                                                         encode=lambda n: n or 0, fixed=False)
+    loss_scale_factor: Value[float | None] = Value(None, open=LOW_OPEN)
+    gradient_accumulation_steps: Option[int | None] = Option(None, count(2, optional=True), core="_steps",
+                                                             encode=lambda n: n or 1)
+    name: Option[str] = Option(None, check_name, fixed=False)
+    check_finite: Option[CheckFinite] = Option("propagate", one_of(*POLICIES), core="_check_finite",
+                                               encode=POLICIES.index, fixed=False, keyword_only=True)
+    coupled_weight_decay: Option[bool] = Option(False, core="_coupled", fixed=False, keyword_only=True)
+    maximize: Option[bool] = Option(False, core="_maximize", fixed=False, keyword_only=True)
+    style: Option[Style] = Option("keras", one_of("keras", "torch", "optax"), keyword_only=True)
 
-    groups = Fixed("The groups of weights with values of their own: `opt.groups[0]['learning_rate']`.")
+    groups: Fixed[tuple[Group, ...]] = Fixed("Weights with values of their own: `opt.groups[0]['learning_rate']`.")
 
-    def __init_subclass__(cls, **keywords):
+    def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         cls._arguments = signature.arguments_of(cls, Optimizer)
         cls._signature = signature.signature_of(cls._arguments)
@@ -142,7 +155,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
             signature.name_common_arguments(cls)
         registry.optimizer(cls)
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Takes the arguments in the signature of the class."""
         if not self._rule:
             raise TypeError(f"{type(self).__name__} is a base class: use one of its subclasses")
@@ -158,7 +171,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
             self._forget()
             raise
 
-    def _initialize(self, groups=None, **given):
+    def _initialize(self, groups: Any = None, **given: Any) -> None:
         """Sets what `__init__` was given."""
         signature.declare_values(self)
         self._name_scalars(scalars_of(self._rule))
@@ -175,7 +188,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
             self.name = signature.snake_case(type(self).__name__)
         if isinstance(groups, (dict, str, np.ndarray)):
             raise TypeError(f"groups: expected a list of dicts, got {groups!r}")
-        chosen = []
+        chosen: list[Selection] = []
         self.__dict__["groups"] = tuple([Group(self, f"groups[{k}]", overrides, chosen)
                                          for k, overrides in enumerate(() if groups is None else groups)])
         self._hold(State(grouped=tuple(chosen)))
@@ -184,34 +197,34 @@ class Optimizer(_core.Optimizer, Elsewhere):
 
     # ---------------------------------------------------------- methods that subclasses override
 
-    def _advise(self, given):
+    def _advise(self, given: dict[str, Any]) -> None:
         """Warns of arguments, as given to the constructor, that have no effect together."""
 
-    def _kernel(self):
+    def _kernel(self) -> str:
         """The kernel of the rule (a KERNEL_ROW) that these arguments ask for."""
         return self._rule
 
-    def _initial(self, slot, weight, group):
+    def _initial(self, slot: str, weight: Array | Like, group: int) -> Any:
         """The initial value of a slot of a weight in a group (0: in none)."""
         return 0
 
-    def _kernel_of(self, name, weight):
+    def _kernel_of(self, name: str | None, weight: Array | Like) -> str:
         """The kernel for one weight, if weights have different kernels; `name` may be None.
 
         Values and groups make a difference only by way of `_kernel`.
         """
         return self._kernel()
 
-    def _slot_like(self, slot, weight):
+    def _slot_like(self, slot: str, weight: Array | Like) -> Like:
         """The `Like` of a slot of a weight."""
         like, axis = like_of(weight), factors_of(self._rule).get(slot)
         return like._replace(shape=without_axis(like.shape, axis)) if axis else like
 
-    def _decay_of(self, kernel):
+    def _decay_of(self, kernel: str) -> str:
         """The name of the value that is the weight decay of weights with this kernel."""
         return "weight_decay"
 
-    def _factor(self, weight):
+    def _factor(self, weight: Array) -> float:
         """A factor of this weight's own that its coefficients depend on."""
         return 1.0
 
@@ -223,7 +236,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
 
     # ------------------------------------------------------------------------------- values
 
-    def _in_use(self, name):
+    def _in_use(self, name: str) -> bool:
         """True if a value is not zero for some weight, or comes from a schedule."""
         index = self._index[name]
         return any(self._get_value(group, index) != 0 for group in self._owners(index))
@@ -231,7 +244,8 @@ class Optimizer(_core.Optimizer, Elsewhere):
     # ---------------------------------------------------------------------------- building
 
     @older_spellings
-    def build(self, weights, *, slots=None, averages=None, accumulators=None):
+    def build(self, weights: Weights, *, slots: Mapping[str, Sequence[Array | None]] | None = None,
+              averages: Sequence[Array] | None = None, accumulators: Sequence[Array] | None = None) -> None:
         """Binds the optimizer to its weights and makes their slots.
 
         The first call of `apply` builds the optimizer if it is not built.  Build it again to move it to new
@@ -256,52 +270,52 @@ class Optimizer(_core.Optimizer, Elsewhere):
         """
         self._locked(self._move, weights, may_add=True, adopted=slots, averages=averages, accumulators=accumulators)
 
-    def _build(self, weights, **given):
+    def _build(self, weights: Weights, **given: Any) -> _core.Plan:
         """A plan of weights and their state.  The first step asks for it, and keeps it unless the step is refused."""
         names, weights = _core.weights_of(weights)
         state = binding.carried(self, self._chosen_by_position(), names, weights, **given)
         return binding.plan_of(self, weights, state)
 
-    def _move(self, weights, **given):
+    def _move(self, weights: Weights, **given: Any) -> tuple[_core.Plan | None, State]:
         """`build`, called through `_locked`.  Returns the mark for `_come_back`."""
         before = self._mark()
         self._bind(self._build(weights, **given))
         return before
 
-    def _mark(self):
+    def _mark(self) -> tuple[_core.Plan | None, State]:
         """The present plan and state, to which `_come_back` returns."""
         return self._plan, self._state
 
-    def _come_back(self, mark):
+    def _come_back(self, mark: tuple[_core.Plan | None, State]) -> None:
         plan, state = mark
         if plan is None:
             self._hold(state)
         else:
             self._bind(plan)
 
-    def _kernels(self, names, weights):
+    def _kernels(self, names: Sequence[str] | None, weights: Sequence[Array | Like]) -> list[str]:
         """The kernel of each weight."""
         if type(self)._kernel_of is Optimizer._kernel_of:
             return [self._kernel()] * len(weights)
-        return [self._kernel_of(names and names[i], weight) for i, weight in enumerate(weights)]
+        return [self._kernel_of(names[i] if names else None, weight) for i, weight in enumerate(weights)]
 
-    def _state_now(self):
+    def _state_now(self) -> State:
         """The state, with the plan's newer `waiting`."""
         return self._state.but(waiting=self._waiting()) if self.built else self._state
 
-    def _chosen_by_position(self):
+    def _chosen_by_position(self) -> State:
         """`_state_now`, in which excluded and grouped weights are given by their positions."""
         state = self._state_now()
         return state.numbered(self._weights) if self.built else state
 
-    def _rebind(self, state):
+    def _rebind(self, state: State) -> None:
         """Takes over a state, and binds it to the weights if the optimizer has any.  Called through `_locked`."""
         if self.built:
             self._bind(binding.plan_of(self, self._weights, state))
         else:
             self._hold(state)
 
-    def _fill_late_slots(self):
+    def _fill_late_slots(self) -> None:
         """Starts the late slots from the present weights and learning rate."""
         groups = self._state.group_of_each(self._names, self._weights)
         for slot in self._late_slots:
@@ -310,7 +324,8 @@ class Optimizer(_core.Optimizer, Elsewhere):
 
     # ------------------------------------------------------------------- choosing weights
 
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+    def exclude_from_weight_decay(self, var_list: Iterable[Array] | None = None,
+                                  var_names: str | Iterable[str] | None = None) -> None:
         """Exempts weights from weight decay.  Each call replaces the weights of the call before.
 
         Args:
@@ -329,11 +344,11 @@ class Optimizer(_core.Optimizer, Elsewhere):
 
     # ---------------------------------------------------------------------------- stepping
 
-    def _between(self):
+    def _between(self) -> None:
         """Prepares a step that a transaction has checked and not yet committed.  An error cancels the step."""
 
     @pairs_alone
-    def apply_gradients(self, grads_and_vars):
+    def apply_gradients(self, grads_and_vars: Pairs) -> int:
         """`apply` for pairs, as `zip(grads, weights)` gives them.  Returns `iterations`.
 
         Example:
@@ -345,31 +360,31 @@ class Optimizer(_core.Optimizer, Elsewhere):
         self.apply(*unzip(grads_and_vars))
         return self.iterations
 
-    def scale_loss(self, loss):
+    def scale_loss(self, loss: Loss) -> Loss:
         """Multiplies a loss by `loss_scale_factor`.  Returns the loss itself if that is None."""
-        factor = self.loss_scale_factor
-        return loss if factor is None else loss * factor
+        factor, scaled = self.loss_scale_factor, cast("Any", loss)
+        return loss if factor is None else cast("Loss", scaled * factor)
 
     # ----------------------------------------------------------------- averages of weights
 
     @property
-    def keeps_averages(self):
+    def keeps_averages(self) -> bool:
         """True if the optimizer keeps averages that `averaged` can use."""
         return self.use_ema or type(self)._evaluation_weights is not Optimizer._evaluation_weights
 
-    def _evaluation_weights(self, weights):
+    def _evaluation_weights(self, weights: tuple[Array, ...]) -> Any:
         """The arrays that `averaged` copies into the weights, one per weight."""
         if not self.use_ema:
             raise ValueError(f"{self.name} keeps no averages: construct it with use_ema=True")
         return self._averages
 
     @older_spellings
-    def finalize_variable_values(self, weights=None):
+    def finalize_variable_values(self, weights: Weights | None = None) -> None:
         """Copies the averages of `use_ema` into the weights, as Keras does at the end of `fit`."""
         averages.finalize([self], lambda optimizer: weights)
 
     @older_spellings
-    def averaged(self, weights=None):
+    def averaged(self, weights: Weights | None = None) -> _core.Averaged:
         """A context manager for evaluation: puts the averages into the weights, and restores the weights at its end.
 
         If several threads enter it, the last to leave restores the weights, in whatever order they leave.  Steps,
@@ -393,7 +408,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
     # ---------------------------------------------------------------------- state and copies
 
     @property
-    def variables(self):
+    def variables(self) -> list[Array]:
         """The state as a list of arrays, in Keras's order.
 
         The first two are copies: `iterations`, and the learning rate unless it is a schedule or callable.  The
@@ -402,7 +417,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
         return keras_order.variables_of(self)
 
     @property
-    def slots(self) -> dict[str, dict[int | str, NDArray[Any]]]:
+    def slots(self) -> dict[str, dict[int | str, Array]]:
         """The arrays that the rule keeps: read-only views by slot, and by name or position of the weight.
 
         Each read makes a new dict of views of the live arrays, which show later steps too.  The dict is empty before
@@ -420,12 +435,12 @@ class Optimizer(_core.Optimizer, Elsewhere):
         """
         return self._state.without(self._scratch_slots).views()
 
-    def _given(self):
+    def _given(self) -> dict[str, Any]:
         """The arguments as they were given or later set."""
         return {name: self._get_value(0, self._index[name]) if isinstance(argument, Value)
                 else getattr(self, name) for name, argument in self._arguments.items()}
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The constructor's arguments as a dict of plain values.  Schedules become dicts.
 
         A callable that is no schedule stays as it is.  Such a configuration can be used, but not stored.
@@ -437,7 +452,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
         return config
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Classes | None = None) -> Self:
         """A new optimizer from the result of `get_config`; `custom_objects` names further schedules."""
         arguments = {name: from_plain(value, custom_objects) for name, value in config.items()}
         if arguments.get("groups"):
@@ -445,7 +460,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
                                    for group in arguments["groups"]]
         return cls(**arguments)
 
-    def save(self, path):
+    def save(self, path: Path) -> None:
         """Writes a checkpoint from which `optimc.load` continues bit for bit; see optimc.checkpoint.
 
         The file is replaced atomically: after a crash the old file or the new one is there, never a part.
@@ -456,12 +471,12 @@ class Optimizer(_core.Optimizer, Elsewhere):
         """
         self._locked(checkpoint.save, path, self)
 
-    def state_dict(self):
+    def state_dict(self) -> Config:
         """A copy of the state as a dict, for `load_state_dict`.  It does not include the configuration."""
         description, tensors = self._locked(copies.described, self, np.array)
         return {**description, "tensors": tensors}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a copy of a state that `state_dict` of an optimizer of this class returned.
 
         Everything is checked before anything changes.  A built optimizer keeps its weights; their shapes and
@@ -476,57 +491,58 @@ class Optimizer(_core.Optimizer, Elsewhere):
             raise TypeError("state: expected what state_dict gave")
         self._locked(copies.load, self, state)
 
-    def _export(self):
+    def _export(self) -> tuple[Config, Tensors]:
         """The configuration and state as plain values, and a dict of the live arrays; for a checkpoint."""
         return copies.exported(self)
 
-    def _import(self, description, tensors):
+    def _import(self, description: Config, tensors: Tensors) -> None:
         """Takes over the result of `_export` and empties `tensors`.  Raises before it changes anything."""
         copies.take_over(self, description, tensors)
 
-    def __setstate__(self, picture):
+    def __setstate__(self, picture: dict[str, Any]) -> None:
         Optimizer.__init__(self, **picture["arguments"], groups=picture["groups"])
         copies.restore(self, picture)
 
-    def _scalar_names(self):
+    def _scalar_names(self) -> tuple[str, ...]:
         """Names of the rule's scalars, in the order of its row."""
         return scalars_of(self._rule)
 
-    def _scalars(self, group=0):
+    def _scalars(self, group: int = 0) -> tuple[float, ...]:
         """The rule's scalars in one group, in the order of its row."""
         return tuple(self._get_running()[group]["scalars"].values())
 
-    def _all_scalars(self):
+    def _all_scalars(self) -> list[float]:
         """The rule's scalars in every group, one group after the other."""
         return [value for one in self._get_running() for value in one["scalars"].values()]
 
-    def _set_all_scalars(self, values):
+    def _set_all_scalars(self, values: Iterable[float]) -> None:
         """Sets what `_all_scalars` gives."""
         rest = iter(values)
         self._set_running(tuple({**one, "scalars": dict(zip(one["scalars"], rest, strict=False))}
                                 for one in self._get_running()))
 
-    def _set_scalars(self, values, group=None):
+    def _set_scalars(self, values: Sequence[float], group: int | None = None) -> None:
         """Sets the rule's scalars, in one group or in all."""
         scalars = dict(zip(self._scalar_names(), values, strict=True))
         self._set_running(tuple({**one, "scalars": scalars} if group in (None, k) else one
                                 for k, one in enumerate(self._get_running())))
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         picture = copies.pictured(self)
         copies.check_picklable(picture)
         return type(self).__new__, (type(self),), picture
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         other = type(self).__new__(type(self))
         memo[id(self)] = other
         other.__setstate__(copies.duplicated(copies.pictured(self), lambda values: copy.deepcopy(values, memo)))
         return other
 
-    def __copy__(self):
+    def __copy__(self) -> Self:
         return copy.deepcopy(self)
 
-    __repr__ = documents.text_of
+    def __repr__(self) -> str:
+        return documents.text_of(self)
 
 
-Optimizer.__signature__ = signature.signature_of(signature.arguments_of(Optimizer, Optimizer))  # type: ignore[attr-defined]
+Optimizer.__signature__ = signature.signature_of(signature.arguments_of(Optimizer, Optimizer))

@@ -3,6 +3,8 @@
 Weights are listed as arrays, as positions, or as regular expressions for their names.
 """
 
+from __future__ import annotations
+
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,8 +16,15 @@ from optimc.base.arguments import Value, plain
 from optimc.base.names import hint, meant
 from optimc.base.rules import WHOLE
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
 
-def entries_of(argument, given):
+    from optimc._types import Array, Config, Names
+    from optimc.base.optimizer import Optimizer
+    from optimc.schedules import Rate
+
+
+def entries_of(argument: str, given: Any) -> list[Any]:
     """The entries of an argument that is a list, any other iterable that is no array, or None."""
     if given is None:
         return []
@@ -32,12 +41,14 @@ class Places:
         names: their names, or None.
     """
 
-    def __init__(self, weights, names=None):
+    names: Names
+
+    def __init__(self, weights: Sequence[Array], names: Names = None) -> None:
         self.names, self._length = names, len(weights)
         self._by_address = {_core.address(weight): i for i, weight in enumerate(weights) if weight.size}
         self._empty = {id(weight): i for i, weight in enumerate(weights) if not weight.size}
 
-    def of(self, entry):
+    def of(self, entry: Array | int) -> int | None:
         """The position of an array, or a position itself; None if no weight is there."""
         if not isinstance(entry, np.ndarray):
             return entry if 0 <= entry < self._length else None
@@ -45,7 +56,7 @@ class Places:
             return self._by_address.get(_core.address(entry))
         return self._empty.get(id(entry))               # it may share its address with others
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._length
 
 
@@ -60,7 +71,7 @@ class Selection(NamedTuple):
     patterns: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, label, entries):
+    def of(cls, label: str, entries: Any) -> Selection:
         """A selection from a list of weights, positions and regular expressions."""
         arrays, patterns = [], []
         if not isinstance(entries, (list, tuple)):
@@ -78,10 +89,10 @@ class Selection(NamedTuple):
                 raise TypeError(f"{label}: expected names or weights, got {type(entry).__name__}")
         return cls(label, tuple(arrays), tuple(patterns))
 
-    def find(self, places):
+    def find(self, places: Places) -> set[int]:
         """The positions of the selected weights.  Raises if an entry selects none."""
-        names = places.names
-        if self.patterns and names is None:
+        names = places.names or ()
+        if self.patterns and places.names is None:
             raise ValueError(f"{self.label}: {self.patterns[0]!r} is matched against names, but the weights have "
                              "none: pass a dict")
         chosen = self._listed(places)
@@ -93,7 +104,7 @@ class Selection(NamedTuple):
             chosen.update(matches)
         return chosen
 
-    def _listed(self, places):
+    def _listed(self, places: Places) -> set[int]:
         """The positions of the weights that are listed."""
         chosen = set()
         for k, entry in enumerate(self.arrays):
@@ -104,22 +115,22 @@ class Selection(NamedTuple):
             chosen.add(position)
         return chosen
 
-    def numbered(self, places):
+    def numbered(self, places: Places) -> Selection:
         """The same selection with positions for arrays."""
         return self._replace(arrays=tuple(sorted(self._listed(places)))) if self.arrays else self
 
-    def positions(self):
+    def positions(self) -> list[int]:
         """The positions of the weights that are not chosen by a pattern.  Arrays have none yet: a ValueError."""
         if any(isinstance(entry, np.ndarray) for entry in self.arrays):
             raise ValueError(f"{self.label}: a list of weights can be stored only once the optimizer is built")
         return list(self.arrays)
 
-    def without_memory(self):
+    def without_memory(self) -> tuple[str, list[Any], tuple[str, ...]]:
         """The selection as plain values that are the same in another process, which has other arrays alike."""
         return self.label, [entry if isinstance(entry, int) else (entry.shape, entry.dtype.str)
                             for entry in self.arrays], self.patterns
 
-    def renumbered(self, now):
+    def renumbered(self, now: Mapping[int, int]) -> Selection:
         """The same selection after weights have moved from position k to now[k]; others stay."""
         return self._replace(arrays=tuple(now.get(entry, entry) if isinstance(entry, int) else entry
                                                       for entry in self.arrays))
@@ -136,7 +147,10 @@ class Group:
         >>> opt.groups[0]["learning_rate"] = 0.01
     """
 
-    def __init__(self, optimizer, label, overrides, chosen):
+    label: str
+
+    def __init__(self, optimizer: Optimizer, label: str, overrides: Mapping[str, Any],
+                 chosen: list[Selection]) -> None:
         """`chosen` is the list of the groups' selections, to which that of this group is added."""
         named = [name for name in ("weights", "params") if isinstance(overrides, dict) and name in overrides]
         if len(named) != 1:
@@ -145,7 +159,7 @@ class Group:
         weights = overrides[named[0]]
         self._optimizer = optimizer
         self.label = label
-        self._own = []
+        self._own: list[str] = []
         selection = Selection.of(label, [weights] if isinstance(weights, str) else weights)
         for name in values:
             self._check(name)
@@ -155,25 +169,27 @@ class Group:
         chosen.append(selection)
 
     @property
-    def selection(self):
+    def selection(self) -> Selection:
         """The weights of the group."""
-        return self._optimizer._state.grouped[self._k - 1]
+        chosen: Selection = self._optimizer._state.grouped[self._k - 1]
+        return chosen
 
-    def _check(self, name):
+    def _check(self, name: str) -> None:
         if not isinstance(self._optimizer._arguments.get(name), Value) or name in WHOLE:
             raise ValueError(f"{self.label}: {name!r} is not a value that weights can have of their own"
                              f"{hint(name, self._optimizer._index)}")
 
-    def _set(self, name, value):
+    def _set(self, name: str, value: object) -> None:
         setting.change(self._optimizer, self._k, name, value)
         if name not in self._own:
             self._own.append(name)
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> float | None:
         self._check(name)
-        return self._optimizer._ask_value(self._k, self._optimizer._index[name])
+        value: float | None = self._optimizer._ask_value(self._k, self._optimizer._index[name])
+        return value
 
-    def __setitem__(self, name, value):
+    def __setitem__(self, name: str, value: Rate | None) -> None:
         self._check(name)
         self._set(name, value)
 
@@ -186,7 +202,7 @@ class Group:
                 raise self._unknown(name)
             super().__setattr__(name, value)
 
-    def _unknown(self, name):
+    def _unknown(self, name: str) -> AttributeError:
         """The error for an attribute that a group does not have: its values are entries."""
         if name[:1] == "_":
             return AttributeError(f"a group has no attribute {name!r}", obj=self)
@@ -195,13 +211,13 @@ class Group:
         advice = f": its values are entries, {self.label}[{value!r}]" if value else ""
         return AttributeError(f"{self.label} has no attribute {name!r}{advice}", obj=self)
 
-    def given(self, arrays):
+    def given(self, arrays: Iterable[Any]) -> Config:
         """The group as the constructor takes it."""
         return {"weights": [*arrays, *self.selection.patterns],
                 **{name: self._optimizer._get_value(self._k, self._optimizer._index[name])
                    for name in self._own}}
 
-    def get_config(self, selection=None):
+    def get_config(self, selection: Selection | None = None) -> Config:
         """The group as plain values.  Weights become their positions; this needs a built optimizer.
 
         Args:
@@ -210,6 +226,6 @@ class Group:
         selection = selection or self._optimizer._chosen_by_position().grouped[self._k - 1]
         return {name: plain(value) for name, value in self.given(selection.positions()).items()}
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         values = ", ".join(f"{name}={self[name]!r}" for name in self._own)
         return f"<group of {len(self.selection.arrays)} weights and {list(self.selection.patterns)}: {values}>"

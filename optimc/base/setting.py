@@ -5,17 +5,26 @@ whole optimizer: it refuses a value with which the optimizer could not go on.  A
 set, in one turn: no step and no other thread ever sees a value that is refused.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from optimc import schedules
 from optimc.base.names import Elsewhere, closest, plain
 from optimc.base.rules import CLIPS, OPTIONS, slots_of
 
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
-def change(optimizer, group, name, value):
+    from optimc.base.optimizer import Optimizer
+
+
+def change(optimizer: Optimizer, group: int, name: str, value: object) -> None:
     """Sets a value of a group (0: of the weights in none).  Refuses a value that the optimizer cannot go on with."""
     optimizer._in_turn(_change, optimizer, group, name, value)
 
 
-def _change(optimizer, group, name, value):
+def _change(optimizer: Optimizer, group: int, name: str, value: object) -> None:
     index = optimizer._index[name]
     try:
         value = optimizer._read_value(index, value)
@@ -40,7 +49,7 @@ _SCHEDULES = {"linear": "PolynomialDecay", "step": "PiecewiseConstantDecay", "mu
               "warmup": "CosineDecay"}
 
 
-def _advice(name, value):
+def _advice(name: str, value: object) -> str:
     """The end of an error about something that is no value; nothing if it is like nothing known."""
     if isinstance(value, str):
         try:
@@ -54,19 +63,19 @@ def _advice(name, value):
 
 def refuse_weights(value: object) -> None:
     """Refuses a container or an array in place of the learning rate: it may be weights, which torch takes there."""
-    if isinstance(value, (list, tuple, dict)) or hasattr(value, "__next__") or getattr(value, "ndim", 0):
+    if isinstance(value, (list, tuple, dict)) or hasattr(value, "__next__") or getattr(value, "ndim", False):
         raise TypeError(f"learning_rate must be a number, a schedule or a callable, got {type(value).__name__}: "
                         "weights are given to apply(grads, weights), not here; optimc.torch takes "
                         "parameters") from None
 
 
-def _schedule_like(word):
+def _schedule_like(word: str) -> str | None:
     """The schedule whose name has this word in it, or is most like it."""
     names = schedules.classes()
     return next((name for name in names if plain(word) in plain(name)), None) or closest(word, names)
 
 
-def _check_clips(optimizer, group, name):
+def _check_clips(optimizer: Optimizer, group: int, name: str) -> None:
     """Refuses a clip of a group beside another that holds for a weight."""
     index = optimizer._index[name]
     changed = {group} if group else {k for clip in CLIPS for k in optimizer._owners(optimizer._index[clip])
@@ -79,13 +88,13 @@ def _check_clips(optimizer, group, name):
                              f"got {' and '.join(given)}")
 
 
-def _considering(optimizer, group, index, value):
+def _considering(optimizer: Optimizer, group: int, index: int, value: object) -> Optimizer:
     """An optimizer that says which kernels this one would need if a value were another."""
-    def get(k, i):
+    def get(k: int, i: int) -> object:
         new = i == index and (k == group or (not group and not optimizer._is_own(k, i)))
         return value if new else optimizer._get_value(k, i)
 
-    def owners(i):
+    def owners(i: int) -> Collection[int]:
         return {group, *optimizer._owners(i)} if i == index else optimizer._owners(i)
 
     other = type(optimizer).__new__(type(optimizer))
@@ -93,7 +102,7 @@ def _considering(optimizer, group, index, value):
     return other
 
 
-def _check_slots(optimizer, considered, name, value):
+def _check_slots(optimizer: Optimizer, considered: Optimizer, name: str, value: object) -> None:
     """Refuses a value that needs a slot that the optimizer does not keep."""
     kernels = considered._kernels(optimizer._names, optimizer._weights)
     if any(slot not in optimizer._slots or optimizer._slots[slot][i] is None

@@ -7,19 +7,30 @@ This module makes the signature, binds a call to it and declares the values to C
 does, as the values are set.
 """
 
+from __future__ import annotations
+
 import inspect
 import math
 import re
 import warnings
+from typing import TYPE_CHECKING
 
 from optimc import registry
 from optimc.base import names, setting
 from optimc.base.arguments import Argument, Value
 
+if TYPE_CHECKING:
+    from typing import Any
 
-def arguments_of(cls, base):
+    from optimc.base.optimizer import Optimizer
+
+
+def arguments_of(cls: type, base: type) -> dict[str, Argument]:
     """The arguments of a class by name, in the order of its signature; those of `base` are every optimizer's."""
-    own, common, last, named = {}, {}, {}, {}
+    own: dict[str, Argument] = {}
+    common: dict[str, Argument] = {}
+    last: dict[str, Argument] = {}
+    named: dict[str, Argument] = {}
     for owner in cls.__mro__:
         for name, argument in vars(owner).items():
             if isinstance(argument, Argument) and not any(name in seen for seen in (own, last, named)):
@@ -32,13 +43,13 @@ def arguments_of(cls, base):
 class _Signature(inspect.Signature):
     """A signature that is written over several lines, as it has about twenty arguments."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         import textwrap  # only for `help`
         return textwrap.fill(super().__str__(), 100, subsequent_indent=" " * 4, break_long_words=False,
                              break_on_hyphens=False)
 
 
-def signature_of(arguments):
+def signature_of(arguments: dict[str, Argument]) -> inspect.Signature:
     """The signature with these arguments, and `groups`."""
     return _Signature([
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY if argument.keyword_only
@@ -47,7 +58,7 @@ def signature_of(arguments):
         inspect.Parameter("groups", inspect.Parameter.KEYWORD_ONLY, default=None)])
 
 
-def check_values(cls):
+def check_values(cls: type[Optimizer]) -> None:
     """Refuses a class with a `Value` that its rule does not read."""
     strange = [name for name, argument in cls._arguments.items()
                if isinstance(argument, Value) and name not in cls._index]
@@ -56,7 +67,7 @@ def check_values(cls):
                         "one optimizer, and declare other arguments as Option")
 
 
-def declare_values(optimizer):
+def declare_values(optimizer: Optimizer) -> None:
     """Tells C the values of an optimizer and their ranges."""
     for name in optimizer._index:
         value = optimizer._arguments.get(name)
@@ -66,20 +77,20 @@ def declare_values(optimizer):
             optimizer._declare(name, -math.inf, math.inf, 0, True)
 
 
-def snake_case(name):
+def snake_case(name: str) -> str:
     """The name of a class as the display name of an optimizer."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-def name_common_arguments(cls):
+def name_common_arguments(cls: type) -> None:
     """Adds to the docstring of a class, before its example, where the arguments of every optimizer are explained."""
-    if "Example:" in (cls.__doc__ or ""):
+    if cls.__doc__ and "Example:" in cls.__doc__:
         cls.__doc__ = cls.__doc__.replace(
             "    Example:", "    Options of every optimizer (weight_decay, clipnorm, use_ema, groups, ...): "
             "help(optimc.Optimizer).\n\n    Example:", 1)
 
 
-def given_to(optimizer, args, kwargs):
+def given_to(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments given to the constructor of an optimizer, by name; unknown ones are refused."""
     first = args[:1] if next(iter(optimizer._signature.parameters)) == "learning_rate" else ()
     for value in (*first, kwargs.get("learning_rate")):

@@ -7,13 +7,21 @@ A state knows the shapes, dtypes and names of the weights, not their memory; bin
 not hold hyperparameters, step counts or running values (running.py).
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from optimc.base.selection import Places, Selection
 from optimc.base.storage import NAMES, Like
 from optimc.checkpoint.descriptions import ACCUMULATOR, AVERAGE, like_from
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Sequence
+    from typing import Self
+
+    from optimc._types import Array, Config, Names, Tensors
 
 NOTHING_EXCLUDED = Selection("exclude_from_weight_decay")
 
@@ -42,15 +50,15 @@ class State(NamedTuple):
     excluded: Selection = NOTHING_EXCLUDED
     grouped: tuple[Selection, ...] = ()
 
-    def but(self, **changes):
+    def but(self, **changes: Any) -> Self:
         """The same state with other values of these fields."""
         return self._replace(**changes)
 
     # ------------------------------------------------------------------------- selected weights
 
-    def group_of_each(self, names, weights):
+    def group_of_each(self, names: Names, weights: Sequence[Array]) -> tuple[int, ...]:
         """For each weight the number of its group; 0 if it is in no group."""
-        groups, places = [0] * len(weights), self.grouped and Places(weights, names)
+        groups, places = [0] * len(weights), Places(weights if self.grouped else (), names)
         for k, selection in enumerate(self.grouped, 1):
             for i in selection.find(places):
                 if groups[i]:
@@ -59,13 +67,13 @@ class State(NamedTuple):
                 groups[i] = k
         return tuple(groups)
 
-    def numbered(self, weights):
+    def numbered(self, weights: Sequence[Array]) -> Self:
         """The same state, in which weights are selected by position instead of by array."""
         places = Places(weights)
         return self.but(excluded=self.excluded.numbered(places),
                         grouped=tuple(selection.numbered(places) for selection in self.grouped))
 
-    def renumbered(self, old):
+    def renumbered(self, old: Sequence[int | None]) -> Self:
         """The same state for other weights: weight i was weight old[i] before; None for a new one."""
         now = {k: i for i, k in enumerate(old) if k is not None}
         return self.but(excluded=self.excluded.renumbered(now),
@@ -73,20 +81,21 @@ class State(NamedTuple):
 
     # --------------------------------------------------------------------------- plain values, copies
 
-    def description(self):
+    def description(self) -> Config:
         """The description of this state in a file, without its tensors."""
         return {"names": self.names and list(self.names),
                 "shapes": [[list(like.shape), NAMES[like.dtype]] for like in self.likes],
                 "waiting": list(self.waiting), "slots": list(self.slots)}
 
-    def tensors(self):
+    def tensors(self) -> Tensors:
         """The live arrays by their names in a file."""
         parts = {**self.slots, AVERAGE: self.averages or (), ACCUMULATOR: self.accumulators or ()}
         return {f"{what}/{i}": array for what, arrays in parts.items()
                 for i, array in enumerate(arrays) if array is not None}
 
     @classmethod
-    def from_description(cls, description, tensors, slot_like, averages, accumulators):
+    def from_description(cls, description: Config, tensors: Tensors, slot_like: Callable[[str, Like], Like],
+                         averages: bool, accumulators: bool) -> Self:
         """A state from the results of `description` and `tensors`.  Takes its arrays out of `tensors`.
 
         Args:
@@ -117,7 +126,7 @@ class State(NamedTuple):
                    averages=parts[AVERAGE] if averages and likes else None,
                    accumulators=parts[ACCUMULATOR] if accumulators and likes else None, waiting=waiting)
 
-    def without(self, slots):
+    def without(self, slots: Container[str]) -> Self:
         """The same state without some slots."""
         return self.but(slots={slot: arrays for slot, arrays in self.slots.items() if slot not in slots})
 
@@ -127,24 +136,24 @@ class State(NamedTuple):
         return {slot: {key: _read_only(array) for key, array in zip(keys, arrays, strict=True) if array is not None}
                 for slot, arrays in self.slots.items()}
 
-    def mapped(self, function):
+    def mapped(self, function: Callable[[Sequence[Array | None]], list[Array | None]]) -> Self:
         """The same state with other arrays: `function` maps each list of arrays, one per weight, to a new list."""
         return self.but(slots={slot: function(arrays) for slot, arrays in self.slots.items()},
                         averages=self.averages and function(self.averages),
                         accumulators=self.accumulators and function(self.accumulators))
 
-    def copied(self):
+    def copied(self) -> Self:
         """The same state with arrays of its own."""
         return self.mapped(lambda arrays: [None if array is None else np.array(array) for array in arrays])
 
 
-def _read_only(array):
+def _read_only(array: Array) -> Array:
     view = array.view()
     view.flags.writeable = False
     return view
 
 
-def _check_part(name, array, like, expected, is_slot):
+def _check_part(name: str, array: Array | None, like: Like, expected: bool, is_slot: bool) -> None:
     """Refuses a stored slot, average or accumulator that is missing, unexpected, or of the wrong shape or dtype."""
     if array is None:
         if expected and not is_slot:

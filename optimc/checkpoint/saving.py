@@ -24,7 +24,7 @@ def save(path: Path, optimizer: AnyOptimizer) -> None:
     write(path, tensors, {"optimizer": encode(description)})
 
 
-def load(path: Path, custom_objects: Classes | None = None) -> Any:
+def load(path: Path, custom_objects: Classes | None = None) -> AnyOptimizer:
     """Loads an optimizer or wrapper from a file that `save` wrote.  It continues bit for bit.
 
     Its next step binds it to weights, whose shapes and dtypes must match the slots of the file.
@@ -57,7 +57,7 @@ def load(path: Path, custom_objects: Classes | None = None) -> Any:
 
 
 def restore(path: Path, metadata: dict[str, str], custom_objects: Classes | None,
-            tensors_for: Callable[[Any, Config], Tensors]) -> Any:
+            tensors_for: Callable[[Any, Config], Tensors]) -> AnyOptimizer:
     """An optimizer from the metadata of a file.
 
     tensors_for: a function of the optimizer and its description that returns the tensors.

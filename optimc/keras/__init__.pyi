@@ -3,32 +3,45 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import keras
+
 from optimc.keras.optimizer import KerasOptimizer
 from optimc.keras.schedule import Schedule as Schedule
-from optimc.schedules import Rate
+from optimc.schedules import Number, Rate
+
+_Rate = Rate | keras.optimizers.schedules.LearningRateSchedule
 
 __all__ = ["ASGD", "LARS", "SGD", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax",
            "Adan", "Ftrl", "Lamb", "Lion", "Muon", "Nadam", "RAdam", "RMSprop", "Rprop", "Schedule",
            "ScheduleFreeAdamW", "Yogi"]
 
 class SGD(KerasOptimizer):
+    momentum: float
+    nesterov: bool
+    dampening: float
+    rate_in_velocity: bool
+    cautious: bool
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.01,
-        momentum: Rate = 0.0,
+        learning_rate: _Rate = 0.01,
+        momentum: Number = 0.0,
         nesterov: bool = False,
-        weight_decay: Rate | None = None,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
-        dampening: Rate = 0.0,
+        dampening: Number = 0.0,
         rate_in_velocity: bool = True,
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
@@ -39,21 +52,32 @@ class SGD(KerasOptimizer):
     ) -> None: ...
 
 class RMSprop(KerasOptimizer):
+    rho: float
+    momentum: float
+    epsilon: float
+    centered: bool
+    epsilon_outside: bool
+    rate_in_velocity: bool
+    cautious: bool
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.001,
-        rho: Rate = 0.9,
-        momentum: Rate = 0.0,
-        epsilon: Rate = 1e-07,
+        learning_rate: _Rate = 0.001,
+        rho: Number = 0.9,
+        momentum: Number = 0.0,
+        epsilon: Number = 1e-07,
         centered: bool = False,
-        weight_decay: Rate | None = None,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
@@ -68,21 +92,32 @@ class RMSprop(KerasOptimizer):
     ) -> None: ...
 
 class Adam(KerasOptimizer):
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    amsgrad: bool
+    bias_correction: bool
+    corrected_epsilon: bool
+    cautious: bool
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.001,
-        beta_1: Rate = 0.9,
-        beta_2: Rate = 0.999,
-        epsilon: Rate = 1e-07,
+        learning_rate: _Rate = 0.001,
+        beta_1: Number = 0.9,
+        beta_2: Number = 0.999,
+        epsilon: Number = 1e-07,
         amsgrad: bool = False,
-        weight_decay: Rate | None = None,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
@@ -97,21 +132,32 @@ class Adam(KerasOptimizer):
     ) -> None: ...
 
 class AdamW(KerasOptimizer):
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    amsgrad: bool
+    bias_correction: bool
+    corrected_epsilon: bool
+    cautious: bool
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.001,
-        weight_decay: Rate = 0.004,
-        beta_1: Rate = 0.9,
-        beta_2: Rate = 0.999,
-        epsilon: Rate = 1e-07,
+        learning_rate: _Rate = 0.001,
+        weight_decay: Number = 0.004,
+        beta_1: Number = 0.9,
+        beta_2: Number = 0.999,
+        epsilon: Number = 1e-07,
         amsgrad: bool = False,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
@@ -126,24 +172,32 @@ class AdamW(KerasOptimizer):
     ) -> None: ...
 
 class Adagrad(KerasOptimizer):
+    initial_accumulator_value: float
+    epsilon: float
+    epsilon_outside: bool
+    learning_rate_decay: float
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.001,
+        learning_rate: _Rate = 0.001,
         initial_accumulator_value: float = 0.1,
-        epsilon: Rate = 1e-07,
-        weight_decay: Rate | None = None,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        epsilon: Number = 1e-07,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
         epsilon_outside: bool = False,
-        learning_rate_decay: Rate = 0.0,
+        learning_rate_decay: Number = 0.0,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
@@ -152,19 +206,25 @@ class Adagrad(KerasOptimizer):
     ) -> None: ...
 
 class Adadelta(KerasOptimizer):
+    rho: float
+    epsilon: float
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.001,
-        rho: Rate = 0.95,
-        epsilon: Rate = 1e-07,
-        weight_decay: Rate | None = None,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        learning_rate: _Rate = 0.001,
+        rho: Number = 0.95,
+        epsilon: Number = 1e-07,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
@@ -176,20 +236,29 @@ class Adadelta(KerasOptimizer):
     ) -> None: ...
 
 class Adamax(KerasOptimizer):
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    epsilon_in_norm: bool
+    cautious: bool
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.001,
-        beta_1: Rate = 0.9,
-        beta_2: Rate = 0.999,
-        epsilon: Rate = 1e-07,
-        weight_decay: Rate | None = None,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        learning_rate: _Rate = 0.001,
+        beta_1: Number = 0.9,
+        beta_2: Number = 0.999,
+        epsilon: Number = 1e-07,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
@@ -203,24 +272,33 @@ class Adamax(KerasOptimizer):
     ) -> None: ...
 
 class Nadam(KerasOptimizer):
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    momentum_decay: float
+    cautious: bool
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.001,
-        beta_1: Rate = 0.9,
-        beta_2: Rate = 0.999,
-        epsilon: Rate = 1e-07,
-        weight_decay: Rate | None = None,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        learning_rate: _Rate = 0.001,
+        beta_1: Number = 0.9,
+        beta_2: Number = 0.999,
+        epsilon: Number = 1e-07,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
-        momentum_decay: Rate = 1.0,
+        momentum_decay: Number = 1.0,
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
@@ -230,23 +308,33 @@ class Nadam(KerasOptimizer):
     ) -> None: ...
 
 class Ftrl(KerasOptimizer):
+    learning_rate_power: float
+    initial_accumulator_value: float
+    l1_regularization_strength: float
+    l2_regularization_strength: float
+    l2_shrinkage_regularization_strength: float
+    beta: float
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.001,
-        learning_rate_power: Rate = -0.5,
+        learning_rate: _Rate = 0.001,
+        learning_rate_power: Number = -0.5,
         initial_accumulator_value: float = 0.1,
-        l1_regularization_strength: Rate = 0.0,
-        l2_regularization_strength: Rate = 0.0,
-        l2_shrinkage_regularization_strength: Rate = 0.0,
-        beta: Rate = 0.0,
-        weight_decay: Rate | None = None,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        l1_regularization_strength: Number = 0.0,
+        l2_regularization_strength: Number = 0.0,
+        l2_shrinkage_regularization_strength: Number = 0.0,
+        beta: Number = 0.0,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
@@ -258,19 +346,26 @@ class Ftrl(KerasOptimizer):
     ) -> None: ...
 
 class Lion(KerasOptimizer):
+    beta_1: float
+    beta_2: float
+    cautious: bool
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.001,
-        beta_1: Rate = 0.9,
-        beta_2: Rate = 0.99,
-        weight_decay: Rate | None = None,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        learning_rate: _Rate = 0.001,
+        beta_1: Number = 0.9,
+        beta_2: Number = 0.99,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
@@ -283,21 +378,29 @@ class Lion(KerasOptimizer):
     ) -> None: ...
 
 class ScheduleFreeAdamW(KerasOptimizer):
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    warmup_steps: float
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.0025,
-        beta_1: Rate = 0.9,
-        beta_2: Rate = 0.999,
-        epsilon: Rate = 1e-08,
-        warmup_steps: Rate = 0,
-        weight_decay: Rate | None = None,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        learning_rate: _Rate = 0.0025,
+        beta_1: Number = 0.9,
+        beta_2: Number = 0.999,
+        epsilon: Number = 1e-08,
+        warmup_steps: Number = 0,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
@@ -309,20 +412,29 @@ class ScheduleFreeAdamW(KerasOptimizer):
     ) -> None: ...
 
 class RAdam(KerasOptimizer):
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    corrected_epsilon: bool
+    cautious: bool
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.001,
-        beta_1: Rate = 0.9,
-        beta_2: Rate = 0.999,
-        epsilon: Rate = 1e-07,
-        weight_decay: Rate | None = None,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        learning_rate: _Rate = 0.001,
+        beta_1: Number = 0.9,
+        beta_2: Number = 0.999,
+        epsilon: Number = 1e-07,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
@@ -336,21 +448,32 @@ class RAdam(KerasOptimizer):
     ) -> None: ...
 
 class Yogi(KerasOptimizer):
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    initial_accumulator_value: float
+    initial_mean: float
+    corrected_epsilon: bool
+    cautious: bool
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.01,
-        beta_1: Rate = 0.9,
-        beta_2: Rate = 0.999,
-        epsilon: Rate = 0.001,
+        learning_rate: _Rate = 0.01,
+        beta_1: Number = 0.9,
+        beta_2: Number = 0.999,
+        epsilon: Number = 0.001,
         initial_accumulator_value: float = 1e-06,
-        weight_decay: Rate | None = None,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
@@ -365,20 +488,28 @@ class Yogi(KerasOptimizer):
     ) -> None: ...
 
 class AdaBelief(KerasOptimizer):
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    cautious: bool
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.001,
-        beta_1: Rate = 0.9,
-        beta_2: Rate = 0.999,
-        epsilon: Rate = 1e-16,
-        weight_decay: Rate | None = None,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        learning_rate: _Rate = 0.001,
+        beta_1: Number = 0.9,
+        beta_2: Number = 0.999,
+        epsilon: Number = 1e-16,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
@@ -391,21 +522,29 @@ class AdaBelief(KerasOptimizer):
     ) -> None: ...
 
 class Rprop(KerasOptimizer):
+    eta_minus: float
+    eta_plus: float
+    min_step: float
+    max_step: float
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.01,
-        eta_minus: Rate = 0.5,
-        eta_plus: Rate = 1.2,
-        min_step: Rate = 1e-06,
-        max_step: Rate = 50.0,
-        weight_decay: Rate | None = None,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        learning_rate: _Rate = 0.01,
+        eta_minus: Number = 0.5,
+        eta_plus: Number = 1.2,
+        min_step: Number = 1e-06,
+        max_step: Number = 50.0,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
@@ -417,20 +556,27 @@ class Rprop(KerasOptimizer):
     ) -> None: ...
 
 class ASGD(KerasOptimizer):
+    lambd: float
+    alpha: float
+    t0: float
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.01,
-        lambd: Rate = 0.0001,
-        alpha: Rate = 0.75,
-        t0: Rate = 1000000.0,
-        weight_decay: Rate | None = None,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        learning_rate: _Rate = 0.01,
+        lambd: Number = 0.0001,
+        alpha: Number = 0.75,
+        t0: Number = 1000000.0,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
@@ -442,21 +588,30 @@ class ASGD(KerasOptimizer):
     ) -> None: ...
 
 class Adan(KerasOptimizer):
+    beta_1: float
+    beta_2: float
+    beta_3: float
+    epsilon: float
+    cautious: bool
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.001,
-        beta_1: Rate = 0.98,
-        beta_2: Rate = 0.92,
-        beta_3: Rate = 0.99,
-        epsilon: Rate = 1e-08,
-        weight_decay: Rate | None = None,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        learning_rate: _Rate = 0.001,
+        beta_1: Number = 0.98,
+        beta_2: Number = 0.92,
+        beta_3: Number = 0.99,
+        epsilon: Number = 1e-08,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
@@ -469,20 +624,27 @@ class Adan(KerasOptimizer):
     ) -> None: ...
 
 class Lamb(KerasOptimizer):
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.001,
-        beta_1: Rate = 0.9,
-        beta_2: Rate = 0.999,
-        epsilon: Rate = 1e-07,
-        weight_decay: Rate | None = None,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        learning_rate: _Rate = 0.001,
+        beta_1: Number = 0.9,
+        beta_2: Number = 0.999,
+        epsilon: Number = 1e-07,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
@@ -494,21 +656,31 @@ class Lamb(KerasOptimizer):
     ) -> None: ...
 
 class LARS(KerasOptimizer):
+    momentum: float
+    nesterov: bool
+    trust_coefficient: float
+    epsilon: float
+    joint_norm: bool
+    coupled_weight_decay: bool
+    cautious: bool
+    check_finite: Literal['propagate', 'raise', 'skip']
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 1.0,
-        momentum: Rate = 0.9,
+        learning_rate: _Rate = 1.0,
+        momentum: Number = 0.9,
         nesterov: bool = False,
-        trust_coefficient: Rate = 0.001,
-        epsilon: Rate = 0.0,
-        weight_decay: Rate | None = None,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        trust_coefficient: Number = 0.001,
+        epsilon: Number = 0.0,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
@@ -522,22 +694,31 @@ class LARS(KerasOptimizer):
     ) -> None: ...
 
 class Adafactor(KerasOptimizer):
+    beta_2_decay: float
+    epsilon_1: float
+    epsilon_2: float
+    clip_threshold: float
+    relative_step: bool
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.001,
-        beta_2_decay: Rate = -0.8,
-        epsilon_1: Rate = 1e-30,
-        epsilon_2: Rate = 0.001,
-        clip_threshold: Rate = 1.0,
+        learning_rate: _Rate = 0.001,
+        beta_2_decay: Number = -0.8,
+        epsilon_1: Number = 1e-30,
+        epsilon_2: Number = 0.001,
+        clip_threshold: Number = 1.0,
         relative_step: bool = True,
-        weight_decay: Rate | None = None,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
@@ -549,21 +730,39 @@ class Adafactor(KerasOptimizer):
     ) -> None: ...
 
 class Muon(KerasOptimizer):
+    adam_beta_1: float
+    adam_beta_2: float
+    adam_weight_decay: float
+    epsilon: float
+    exclude_layers: list[str] | None
+    exclude_embeddings: bool
+    muon_a: float
+    muon_b: float
+    muon_c: float
+    adam_lr_ratio: float
+    momentum: float
+    ns_steps: int
+    nesterov: bool
+    rms_rate: float
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
-        learning_rate: Rate = 0.001,
-        adam_beta_1: Rate = 0.9,
-        adam_beta_2: Rate = 0.999,
-        adam_weight_decay: Rate = 0.004,
-        epsilon: Rate = 1e-07,
-        weight_decay: Rate = 0.004,
-        clipnorm: Rate | None = None,
-        clipvalue: Rate | None = None,
-        global_clipnorm: Rate | None = None,
+        learning_rate: _Rate = 0.001,
+        adam_beta_1: Number = 0.9,
+        adam_beta_2: Number = 0.999,
+        adam_weight_decay: Number = 0.004,
+        epsilon: Number = 1e-07,
+        weight_decay: Number = 0.004,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
         use_ema: bool = False,
-        ema_momentum: Rate = 0.99,
+        ema_momentum: Number = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: Rate | None = None,
+        loss_scale_factor: Number | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         exclude_layers: Sequence[str] | None = None,
@@ -571,11 +770,11 @@ class Muon(KerasOptimizer):
         muon_a: float = 3.4445,
         muon_b: float = -4.775,
         muon_c: float = 2.0315,
-        adam_lr_ratio: Rate = 1.0,
-        momentum: Rate = 0.95,
+        adam_lr_ratio: Number = 1.0,
+        momentum: Number = 0.95,
         ns_steps: int = 5,
         nesterov: bool = True,
-        rms_rate: Rate = 0.2,
+        rms_rate: Number = 0.2,
         *,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,

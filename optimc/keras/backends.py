@@ -141,7 +141,7 @@ class Torch(Backend):
         self.torch.autograd.graph.increment_version(values)
 
     def is_compiling(self) -> bool:
-        return self.torch.compiler.is_compiling()
+        return bool(self.torch.compiler.is_compiling())
 
     def uncompiled(self, function: Callable[..., Any], *args: Any) -> Any:
         return self._uncompiled(function, args)
@@ -213,7 +213,7 @@ class Jax(Backend):
     def __init__(self) -> None:
         import jax
         self.jax = jax
-        self.in_buffers = hasattr(jax, "ffi") and jax.default_backend() == "cpu"
+        self.in_buffers: bool = hasattr(jax, "ffi") and jax.default_backend() == "cpu"
         if self.in_buffers:
             jax.ffi.register_ffi_target("optimc_step", _core._xla_target(Traced.call), platform="cpu")
 

@@ -4,8 +4,11 @@ Keras counts, schedules, checks, applies constraints and EMA overwrites; everyth
 by way of the `Stepper`.  Next: stepper.py.
 """
 
+from __future__ import annotations
+
 import functools
 import operator
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -23,6 +26,12 @@ from optimc.keras.layout import Layout, name_of
 from optimc.keras.schedule import Schedule
 from optimc.keras.stepper import Stepper
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+    from optimc._types import Config
+
 #: what Keras's base class takes beside the learning rate and the name
 COMMON = ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "use_ema", "ema_momentum",
           "ema_overwrite_frequency", "loss_scale_factor", "gradient_accumulation_steps")
@@ -33,7 +42,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
 
     _ours = ""                      # the class of the inner optimizer
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         inner = registry.classes[self._ours](*args, **kwargs)
         kwargs.pop("decay", None)
         name = inner._signature.bind_partial(*args, **kwargs).arguments.get("name")
@@ -54,12 +63,12 @@ class KerasOptimizer(keras.optimizers.Optimizer):
     # ----------------------------------------------------------------------------- arguments
 
     @property
-    def learning_rate(self):
+    def learning_rate(self) -> Any:
         """Keras's: a variable, or what the schedule or callable gives now.  Settable."""
         return self._get_current_learning_rate()
 
     @learning_rate.setter
-    def learning_rate(self, rate):
+    def learning_rate(self, rate: Any) -> None:
         if isinstance(rate, schedules.LearningRateSchedule):
             rate = Schedule(rate)
         keras.optimizers.Optimizer.learning_rate.fset(self, rate)
@@ -68,22 +77,23 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         if self._stepper is not None:
             self._stepper.told = None
 
-    def _rate(self):
+    def _rate(self) -> Any:
         """The learning rate of the step, or None if the inner optimizer asks the schedule itself."""
         return None if isinstance(self._learning_rate, Schedule) else self._get_current_learning_rate()
 
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+    def exclude_from_weight_decay(self, var_list: Iterable[Any] | None = None,
+                                  var_names: Iterable[str] | None = None) -> None:
         """Exempts variables from weight decay, as Keras does: the variables given, or those whose names match."""
         super().exclude_from_weight_decay(var_list, var_names)
         if self._stepper is not None:
             self._stepper.forget()
 
-    def _excluded(self):
+    def _excluded(self) -> list[int]:
         """The positions of the weights without weight decay."""
         return [i for i, variable in enumerate(self._stepper.layout.weights)
                 if not self._use_weight_decay(backend.known_to_keras(variable))]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         inner = self._inner
         shown = [f"learning_rate={self._learning_rate.schedule!r}" if isinstance(self._learning_rate, Schedule)
                  else f"learning_rate={float(self.learning_rate):g}", *documents.shown_arguments(inner)]
@@ -91,7 +101,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         return f"<optimc.keras.{type(self).__name__}({', '.join(shown)}): " \
                f"{counted(int(self.iterations), 'step')}, {bound}>"
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """Keras's configuration of this optimizer, and optimc's arguments that were given."""
         own = {}
         for name, value in self._inner.get_config().items():
@@ -104,7 +114,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
     # ------------------------------------------------------------------------------ building
 
     @keras.src.utils.tracking.no_automatic_dependency_tracking
-    def build(self, variables):
+    def build(self, variables: Iterable[Any]) -> None:
         """Makes the variables of the state for the variables of a model.  A second call has no effect.
 
         Raises:
@@ -136,13 +146,13 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         backend.state_is_made(layout.held)
         self.__dict__["_stepper"] = Stepper(self._inner, layout, self._excluded)
 
-    def _add_slots(self, layout):
+    def _add_slots(self, layout: Layout) -> None:
         """Makes the variables of the slots, in Keras's order."""
         for slot, name, i in keras_order.slots_in_order(self._inner._keras_slots, kept_slots(layout.kernels)):
             variables = layout.slots.setdefault(slot, [None] * len(layout.weights))
             variables[i] = self._add_slot(layout, slot, name, i)
 
-    def _add_slot(self, layout, slot, name, i):
+    def _add_slot(self, layout: Layout, slot: str, name: str, i: int) -> Any:
         weight, like, inner = layout.weights[i], layout.likes[i], self._inner
         slot_like = inner._slot_like(slot, like)
         initial = "zeros" if slot in inner._late_slots else keras.initializers.Constant(inner._initial(slot, like, 0))
@@ -153,7 +163,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
 
     # ------------------------------------------------------------------------------ the step
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """One step; arguments, warnings and errors are Keras's.
 
         Raises:
@@ -166,7 +176,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
             if self._inner.check_finite == "skip":              # Keras has counted the step
                 self._iterations.assign(self._counted)
 
-    def _apply_tensors(self, grads, variables):
+    def _apply_tensors(self, grads: Sequence[Any], variables: Sequence[Any] | None) -> bool:
         """The whole step on torch, if it is like the one before; else False, and nothing has happened."""
         stepper = self._stepper
         if stepper is None or stepper.tensors is None or in_stateless_scope() or self._inner._moved:
@@ -190,7 +200,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
             count.fill_(self._inner._calls)
         return True
 
-    def _backend_apply_gradients(self, grads, trainable_variables):
+    def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:
         """What Keras leaves to a backend: all but checking, unscaling, constraints and counting."""
         if len(grads) != len(trainable_variables):
             raise ValueError(f"grads has {len(grads)} entries, trainable_variables {len(trainable_variables)}")
@@ -202,7 +212,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         else:
             self._step_by_values(chosen, grads)
 
-    def _step_in_place(self, chosen, grads):
+    def _step_in_place(self, chosen: list[int], grads: list[Any]) -> None:
         inner, stepper, layout = self._inner, self._stepper, self._stepper.layout
         values = [variable._value for variable in layout.variables]
         with stepper.mutex:
@@ -215,18 +225,18 @@ class KerasOptimizer(keras.optimizers.Optimizer):
             self._stepped_in_place(values[:len(layout.weights)])
             self.__dict__["_counted"] = inner._calls
 
-    def _is_plain(self):
+    def _is_plain(self) -> bool:
         """Whether a step is one call into C: nothing for Keras to do, or for Muon between its halves."""
         return type(self._inner)._between is Optimizer._between \
             and len(self._stepper.layout.weights) == len(self._trainable_variables) \
             and all(variable.constraint is None for variable in self._trainable_variables)
 
-    def _stepped_in_place(self, weights):
+    def _stepped_in_place(self, weights: list[Any]) -> None:
         for variable, value in zip(self._stepper.layout.scalars, self._stepper.scalars(), strict=True):
             variable.assign(value)
         backend.has_stepped(weights)
 
-    def _step_by_values(self, chosen, grads):
+    def _step_by_values(self, chosen: list[int], grads: list[Any]) -> None:
         stepper, layout, rate = self._stepper, self._stepper.layout, self._rate()
         variables = [self._iterations, *layout.scalars, *layout.variables]
         values = [variable.value if isinstance(variable, keras.Variable) else variable for variable in variables]
@@ -247,36 +257,36 @@ class KerasOptimizer(keras.optimizers.Optimizer):
             self.assign(variable, result)
         self.__dict__["_counted"] = count
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
         """With `use_ema`, copies the averages into the variables, as `fit` does at its end."""
         super().finalize_variable_values(var_list)
         if self.use_ema:
             backend.averages_are_put_in(var_list)
 
 
-def _same(these, those):
+def _same(these: Sequence[object], those: Sequence[object]) -> bool:
     """Whether two lists hold the same objects."""
     return len(these) == len(those) and all(map(operator.is_, these, those))
 
 
-def _check_number(inner, name, value):
+def _check_number(inner: Optimizer, name: str, value: object) -> None:
     if isinstance(inner._arguments[name], Value) and name != "learning_rate" and callable(value):
         raise TypeError(f"{name}: expected a number, got {value!r}; only the learning rate can follow a schedule")
 
 
-def _passed_on(name):
+def _passed_on(name: str) -> property:
     """The property by which an argument is the inner optimizer's."""
-    def get(self):
+    def get(self: KerasOptimizer) -> Any:
         return getattr(self._inner, name)
 
-    def put(self, value):
+    def put(self: KerasOptimizer, value: Any) -> None:
         _check_number(self._inner, name, value)
         setattr(self._inner, name, value)
 
     return property(get, put)
 
 
-def make_class(name):
+def make_class(name: str) -> Any:
     """The class for optimc's of that name."""
     ours = registry.classes[name]
     cls = type(name, (KerasOptimizer,), {

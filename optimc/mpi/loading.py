@@ -36,7 +36,8 @@ def load(path: Path, comm: MPI.Intracomm = MPI.COMM_WORLD, *, custom_objects: Cl
         CheckpointError, OSError: as `optimc.load`.
     """
     team = Team(comm, options.get("timeout", TIMEOUT))
-    return team.together("load", _load, team, path, custom_objects, options)
+    sharded: Sharded = team.together("load", _load, team, path, custom_objects, options)
+    return sharded
 
 
 def _load(call: Call, team: Team, path: Path, custom_objects: Classes | None, options: dict[str, Any]) -> Sharded:
@@ -53,7 +54,8 @@ def _load(call: Call, team: Team, path: Path, custom_objects: Classes | None, op
 
         checkpoint.saving.restore(path, metadata, custom_objects, tensors_for)
     else:
-        sharded._wrap(checkpoint.load(path, custom_objects))
+        whole: Any = checkpoint.load(path, custom_objects)
+        sharded._wrap(whole)
     call.agree([Fact.of("has another checkpoint", metadata), *sharded._facts_of_setup()[1:]])
     sharded._join()
     return sharded

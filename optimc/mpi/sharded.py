@@ -7,8 +7,11 @@ Next: team.py lets the ranks agree, share.py holds the optimizers of a rank, lay
 exchange.py sends gradients and weights, checkpoints.py saves.
 """
 
+from __future__ import annotations
+
 import contextlib
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 from mpi4py import MPI
@@ -26,6 +29,15 @@ from optimc.mpi.interrupts import Interrupts
 from optimc.mpi.layout import default_bucket
 from optimc.mpi.share import Share
 from optimc.mpi.team import TIMEOUT, Fact, Team, check_timeout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from contextlib import ExitStack
+    from typing import Any, NoReturn
+
+    from optimc._types import Array, Config, Gradients, Pairs, Path, Tensors, Weights
+    from optimc.mpi.layout import Bucket
+    from optimc.mpi.team import Call
 
 
 class Sharded(WrapperOfOne):
@@ -64,19 +76,27 @@ class Sharded(WrapperOfOne):
         print(w)                                        # [0.75 0.75 0.75 0.75], twice
     """
 
-    def __init__(self, optimizer, comm=MPI.COMM_WORLD, *, average=True, deterministic=False, bucket_bytes=None,
-                 timeout=TIMEOUT):
+    optimizer: Optimizer | LossScaleOptimizer   #: the wrapped optimizer: its values may be set
+    average: bool
+    deterministic: bool
+    bucket_bytes: int
+    _exchange: Any
+
+    def __init__(self, optimizer: Optimizer | LossScaleOptimizer, comm: MPI.Intracomm = MPI.COMM_WORLD, *,
+                 average: bool = True, deterministic: bool = False, bucket_bytes: int | None = None,
+                 timeout: float | None = TIMEOUT) -> None:
         team = Team(comm, timeout)
         team.together("Sharded", self._begin, team, optimizer, average=average, deterministic=deterministic,
                       bucket_bytes=bucket_bytes, timeout=timeout)
 
-    def _begin(self, call, team, optimizer, **options):
+    def _begin(self, call: Call, team: Team, optimizer: Optimizer | LossScaleOptimizer, **options: Any) -> None:
         self._set_options(team, **options)
         self._wrap(optimizer)
         call.agree(self._facts_of_setup())
         self._join()
 
-    def _set_options(self, team, average=True, deterministic=False, bucket_bytes=None, timeout=TIMEOUT):
+    def _set_options(self, team: Team, average: bool = True, deterministic: bool = False,
+                     bucket_bytes: int | None = None, timeout: float | None = TIMEOUT) -> None:
         """Takes the constructor's options, on this rank alone, before it knows the optimizer."""
         check_bool("average", average)
         check_bool("deterministic", deterministic)
@@ -86,62 +106,62 @@ class Sharded(WrapperOfOne):
         self._team, self._exchange = team, None
         self.bucket_bytes = bucket_bytes or default_bucket(self.size)
 
-    def _wrap(self, optimizer):
+    def _wrap(self, optimizer: Optimizer | LossScaleOptimizer) -> None:
         """The rest of what the constructor does on this rank alone."""
         inner = optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
         if not isinstance(inner, Optimizer):
             raise TypeError(f"optimizer must be an optimizer or a LossScaleOptimizer, got {type(inner).__name__}")
-        self.optimizer = optimizer          #: the wrapped optimizer: its values may be set
+        self.optimizer = optimizer
         self._local = inner                 # steps this rank's share
         self._share = Share(inner, self.rank, self.size)
 
-    def _facts_of_setup(self):
+    def _facts_of_setup(self) -> list[Fact]:
         """The facts that must be the same on all ranks for a new optimizer."""
         kinds = type(self.optimizer).__name__, type(self._local).__name__, len(self._local.groups)
         return [Fact.of("has another optimizer", kinds),
                 Fact.of("has another average or deterministic", self.average, self.deterministic),
                 Fact.of("has other bucket_bytes", self.bucket_bytes)]
 
-    def _join(self):
+    def _join(self) -> None:
         """Numbers the optimizer, once all ranks have it."""
         line = self._team.line
         line.optimizers += 1
         self._team.optimizer = line.optimizers
 
     @property
-    def rank(self):
+    def rank(self) -> int:
         """The number of this process, from 0 to `size` - 1."""
         return self._team.rank
 
     @property
-    def size(self):
+    def size(self) -> int:
         """The number of processes."""
         return self._team.size
 
-    def _inner(self):
+    def _inner(self) -> list[Optimizer]:
         return [self._local]
 
     @property
-    def built(self):
+    def built(self) -> bool:
         """True if the optimizer is bound to weights."""
         return self._share.built
 
     @property
-    def _weights(self):
+    def _weights(self) -> tuple[Array, ...] | None:
         """The bound weights, whole: a tuple, or None."""
         return self._share.plan.weights if self.built else None
 
     # ------------------------------------------------------------------------------- building
 
     @older_spellings
-    def build(self, weights):
+    def build(self, weights: Weights) -> None:
         """Binds the optimizer to its weights, whose bytes must be the same on all ranks; see `Optimizer.build`.
 
         A second call moves it to new memory.  It cannot add weights.
         """
         self._team.together("build", self._build, weights)
 
-    def _build(self, call, weights):
+    def _build(self, call: Call, weights: Weights) -> None:
         with self._or_undone():
             held = self._share.held()
             names, likes = self._share.build(weights)
@@ -156,7 +176,7 @@ class Sharded(WrapperOfOne):
                         Fact.of("has other state", held)])
 
     @contextlib.contextmanager
-    def _or_undone(self):
+    def _or_undone(self) -> Iterator[None]:
         """Puts this rank back to where it was if its body raises."""
         share, exchange = self._share.before_build(), self._exchange
         try:
@@ -166,11 +186,12 @@ class Sharded(WrapperOfOne):
             self._exchange = exchange
             raise
 
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+    def exclude_from_weight_decay(self, var_list: Iterable[Array] | None = None,
+                                  var_names: Iterable[str] | None = None) -> None:
         """Exempts weights from weight decay, the same on all ranks; see `Optimizer.exclude_from_weight_decay`."""
         self._team.together("exclude_from_weight_decay", self._exclude, var_list, var_names)
 
-    def _exclude(self, call, var_list, var_names):
+    def _exclude(self, call: Call, var_list: Any, var_names: Any) -> None:
         with self._or_undone():
             if self.built and var_list is not None:
                 var_list = self._share.numbered("exclude_from_weight_decay", var_list)
@@ -180,7 +201,7 @@ class Sharded(WrapperOfOne):
     # ------------------------------------------------------------------------------- stepping
 
     @older_spellings
-    def apply(self, grads, weights=None):
+    def apply(self, grads: Gradients, weights: Weights | None = None) -> None:
         """Updates the weights by one step with the gradients of all ranks; see `Optimizer.apply`.
 
         Args:
@@ -191,15 +212,15 @@ class Sharded(WrapperOfOne):
         self._team.together("apply", self._apply, grads, weights)
 
     @pairs_alone
-    def apply_gradients(self, grads_and_vars):
+    def apply_gradients(self, grads_and_vars: Pairs) -> int:
         """`apply` for pairs, as `zip(grads, weights)` gives them.  Returns `iterations`."""
         self._team.together("apply", self._apply_pairs, grads_and_vars)
         return self.iterations
 
-    def _apply_pairs(self, call, grads_and_vars):
+    def _apply_pairs(self, call: Call, grads_and_vars: Pairs) -> None:
         self._apply(call, *unzip(grads_and_vars))
 
-    def _apply(self, call, grads, weights):
+    def _apply(self, call: Call, grads: Gradients, weights: Weights | None) -> None:
         if self.built or weights is None:
             self._step(call, grads, weights)
             return
@@ -208,7 +229,7 @@ class Sharded(WrapperOfOne):
             call.reopen("first step")
             self._step(call, grads, weights)
 
-    def _step(self, call, grads, weights):
+    def _step(self, call: Call, grads: Gradients, weights: Weights | None) -> None:
         local, plan = self._local, self._share.plan
         if plan is None:
             raise ValueError("the optimizer is not built: pass the weights too, apply(grads, weights), or "
@@ -221,15 +242,15 @@ class Sharded(WrapperOfOne):
             call.agree(self._facts(taken))
             self._do(call, steps, taken)
 
-    def _facts(self, taken):
+    def _facts(self, taken: Sequence[bool]) -> list[Fact]:
         """Returns the facts that must be the same on all ranks at a step; raises if the cuts do not allow it."""
         local = self._local
         self._share.check_cut()
         values = [local._current(group, k) for group in range(len(local.groups) + 1)
                   for k in range(len(local._index))]
-        options = (local._check_finite, local._steps, local._overwrite, local._cautious, local._coupled,
-                   local._maximize, self.average, [
-                       chosen.without_memory() for chosen in (local._state.excluded, *local._state.grouped)])
+        options: tuple[Any, ...] = (
+            local._check_finite, local._steps, local._overwrite, local._cautious, local._coupled, local._maximize,
+            self.average, [chosen.without_memory() for chosen in (local._state.excluded, *local._state.grouped)])
         if isinstance(self.optimizer, LossScaleOptimizer):
             growth, counter = self.optimizer.dynamic_growth_steps, self.optimizer.step_counter
             options += growth, counter, counter + 1 >= growth       # raises here if they are no numbers
@@ -237,7 +258,7 @@ class Sharded(WrapperOfOne):
                 Fact("has gradients for other weights", zlib.crc32(bytes(taken))),
                 Fact.of("has other hyperparameters", values, options)]
 
-    def _do(self, call, steps, taken):
+    def _do(self, call: Call, steps: _core.Transaction, taken: Sequence[bool]) -> None:
         """Does a step that all ranks have agreed on, or skips it, and commits."""
         local, exchange = self._local, self._exchange
         updating = (local._calls + 1) % local._steps == 0
@@ -258,7 +279,7 @@ class Sharded(WrapperOfOne):
                 local._between()
                 call.agree()
 
-        def advance(bucket):
+        def advance(bucket: Bucket) -> None:
             steps.advance(local, bucket.dtype.itemsize == 8, bucket.begin, bucket.end)
 
         steps.advance(local, False, 0, 0)               # begins, even if this rank has no elements
@@ -269,13 +290,13 @@ class Sharded(WrapperOfOne):
                 advance(bucket)
         self._commit(steps, True)
 
-    def _commit(self, steps, good):
+    def _commit(self, steps: _core.Transaction, good: bool) -> None:
         """Commits a step, together with how a loss scale moves after it."""
         if isinstance(self.optimizer, LossScaleOptimizer):
             self.optimizer._adapt(steps, good)
         steps.commit()
 
-    def _survey(self, call, steps, finite):
+    def _survey(self, call: Call, steps: _core.Transaction, finite: bool) -> bool:
         """Looks at the gradients; returns whether the step can be done.  Norms are made of the sums of all ranks."""
         local = self._local
         call.reopen("look at the gradients")
@@ -300,11 +321,11 @@ class Sharded(WrapperOfOne):
     # ------------------------------------------------------------------------------- averages of weights
 
     @older_spellings
-    def finalize_variable_values(self, weights=None):
+    def finalize_variable_values(self, weights: Weights | None = None) -> None:
         """Copies the averages of `use_ema` into the weights, on all ranks."""
         self._team.together("finalize_variable_values", self._finalize, weights)
 
-    def _finalize(self, call, weights):
+    def _finalize(self, call: Call, weights: Weights | None) -> None:
         averages.bound(self._weights, weights)
         if self._local._evaluating:
             raise RuntimeError("within averaged() the weights hold their averages: finalize them after it")
@@ -315,7 +336,7 @@ class Sharded(WrapperOfOne):
 
     @older_spellings
     @contextlib.contextmanager
-    def averaged(self, weights=None):
+    def averaged(self, weights: Weights | None = None) -> Iterator[None]:
         """A context manager that puts the averages into the weights, on all ranks; see `Optimizer.averaged`.
 
         The ranks enter it together.  Each leaves it alone.
@@ -331,7 +352,7 @@ class Sharded(WrapperOfOne):
             stack.close()
             interrupts.release()
 
-    def _enter_averaged(self, call, stack, weights):
+    def _enter_averaged(self, call: Call, stack: ExitStack, weights: Weights | None) -> None:
         weights = averages.bound(self._weights, weights)
         with Interrupts():                              # the stack has what it has entered
             stack.enter_context(averages.averaged([self._local], whole=weights))
@@ -341,11 +362,11 @@ class Sharded(WrapperOfOne):
     # ------------------------------------------------------------------------------- state
 
     @property
-    def variables(self):
+    def variables(self) -> list[Array]:
         """This rank's share of the arrays that `Optimizer.variables` gives."""
         return self._local.variables
 
-    def save(self, path):
+    def save(self, path: Path) -> None:
         """Writes a checkpoint: a file per rank beside `path`, each with its share, then `path`, which joins them.
 
         `optimc.mpi.load` continues from it in a job of any size, `optimc.load` in one process.  Until `path` is
@@ -357,21 +378,21 @@ class Sharded(WrapperOfOne):
         """
         self._team.together("save", checkpoints.save, path, self._share.layout, self._export, self._local._locked)
 
-    def _export(self):
+    def _export(self) -> tuple[Config, dict[str, Any]]:
         layout = self._share.layout
         if layout is None:
             raise ValueError("the optimizer is not built: it has no state to save")
         return checkpoints.share_of(self.optimizer._export(), layout, self.rank, self._share.slot_names)
 
-    def _take_shards(self, path, shards, description):
+    def _take_shards(self, path: Path, shards: dict[str, Any], description: Config) -> Tensors:
         """Cuts the weights that a checkpoint describes; returns this rank's tensors."""
         self._share.slot_names = checkpoints.slot_names_of(description)
         layout = self._share.layout = checkpoints.layout_of(description, shards["orders"], self.size,
                                                             self._share.cut())
         return checkpoints.read_share(path, shards, description, layout, self.rank)
 
-    def __reduce__(self):
+    def __reduce__(self) -> NoReturn:
         raise TypeError("a Sharded optimizer belongs to its job and cannot be copied or pickled: use save and load")
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Sharded({self.optimizer!r}): rank {self.rank} of {self.size}>"

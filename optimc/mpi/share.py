@@ -3,8 +3,11 @@
 It builds both, and undoes that; it knows the layout, and sends nothing.  Next: sharded.py, which steps it.
 """
 
+from __future__ import annotations
+
 import copy
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +16,15 @@ from optimc.base.rules import slots_of
 from optimc.base.selection import Places, Selection
 from optimc.base.storage import like_of
 from optimc.mpi.layout import CUTS, Layout, flat
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from optimc._types import Array, Names, Weights
+    from optimc.base.optimizer import Optimizer
+    from optimc.base.state import State
+    from optimc.base.storage import Like
 
 
 class Share:
@@ -28,33 +40,40 @@ class Share:
         slot_names: the slots that the optimizer keeps for the weights of all ranks.
     """
 
-    def __init__(self, optimizer, rank, ranks):
+    local: Optimizer
+    rank: int
+    ranks: int
+    plan: Any
+    layout: Any
+    slot_names: list[str]
+
+    def __init__(self, optimizer: Optimizer, rank: int, ranks: int) -> None:
         self.rank, self.ranks = rank, ranks
         self.local = optimizer
         self.plan, self.layout, self.slot_names = None, None, []
 
     @property
-    def built(self):
+    def built(self) -> bool:
         """Whether the share is bound to weights."""
         return self.plan is not None
 
-    def before_build(self):
+    def before_build(self) -> tuple[Any, ...]:
         """Returns what `undo_build` needs."""
         return self.layout, self.plan, self.local._mark()
 
-    def undo_build(self, before):
+    def undo_build(self, before: tuple[Any, ...]) -> None:
         """Puts the share back to where it was at `before_build`."""
         self.layout, self.plan, local = before
         self.local._come_back(local)
 
-    def held(self):
+    def held(self) -> tuple[Any, ...]:
         """What the optimizer holds and is the same on all ranks, as plain values."""
         numbers = 0
         for array in self.local._state.tensors().values() if self.layout is None else ():
-            numbers = zlib.crc32(np.ascontiguousarray(array), numbers)
+            numbers = zlib.crc32(np.ascontiguousarray(array).data, numbers)
         return self.local._calls, self.local._get_running(), numbers
 
-    def build(self, weights):
+    def build(self, weights: Weights) -> tuple[Names, list[Like]]:
         """Builds both; the first time, cuts the weights.  Returns the names (or None) and likes of the weights."""
         names, weights = _core.weights_of(weights)
         likes = [like_of(weight) for weight in weights]
@@ -77,31 +96,31 @@ class Share:
         self.plan = plan
         return names, likes
 
-    def check_cut(self):
+    def check_cut(self) -> None:
         """Raises if the weights are not cut as the optimizer needs it now."""
         if CUTS.index(self.layout.cut) < CUTS.index(self.cut()):
             raise ValueError("clipnorm, global_clipnorm and cautious can be turned on only before the optimizer is "
                              "built: weights are cut as they need it")
 
-    def cut(self):
+    def cut(self) -> str:
         """Where the weights may be cut, as the optimizer is set now."""
         if not self.local._elementwise or self.local._cautious:
             return "tensors"
         return "blocks" if self._may_clip() else "elements"
 
-    def _may_clip(self):
+    def _may_clip(self) -> bool:
         """Whether a norm is asked for, or could be: a callable may ask for it later."""
         local = self.local
         values = [local._get_value(group, local._index[name]) for group in range(len(local.groups) + 1)
                   for name in ("clipnorm", "global_clipnorm")]
         return any(value is not None and (callable(value) or value > 0) for value in values)
 
-    def numbered(self, label, entries):
+    def numbered(self, label: str, entries: Any) -> list[Any]:
         """Turns weights in a list into their positions, which hold for the pieces too; `label` names the list."""
         chosen = Selection.of(label, entries).numbered(Places(self.plan.weights))
         return [*chosen.arrays, *chosen.patterns]
 
-    def _own_part(self, state, names):
+    def _own_part(self, state: State, names: Names) -> State:
         """Cuts the state that the optimizer came with down to this rank's pieces."""
         layout = self.layout
         if [like[:2] for like in state.likes] != [like[:2] for like in layout.likes] \
@@ -109,17 +128,17 @@ class Share:
             raise ValueError("weights: expected the weights, in their order, that the optimizer holds state for")
         pieces = layout.pieces(self.rank)
 
-        def mine(arrays):
+        def mine(arrays: Sequence[Array | None]) -> list[Array | None]:
             return [copy.copy(layout.piece_of(i, *pieces[i], array)) if pieces[i][0] < pieces[i][1]
                     else np.empty(0, layout.likes[i].dtype) for i, array in enumerate(arrays)]
 
         return state.mapped(mine).but(likes=layout.likes_of(self.rank))
 
 
-def _plan_of(names, weights):
+def _plan_of(names: Names, weights: Sequence[Array]) -> _core.Plan:
     """A plan of weights that no optimizer holds."""
     plan = _core.Plan(len(weights))
     for i, weight in enumerate(weights):
-        plan.add(weight, name=names and names[i], kernel=_core.kernels["sgd"][0], slot_names=(), slots=())
+        plan.add(weight, name=names[i] if names else None, kernel=_core.kernels["sgd"][0], slot_names=(), slots=())
     plan.seal()
     return plan

@@ -139,7 +139,7 @@ def _add_passes(results):
     if wrong:
         results[PASSES] = wrong
     elif parts:
-        slowest = {}
+        slowest: dict[str, Any] = {}
         for name, entry in parts.items():
             number = name.split()[-2]
             slowest[number] = max(slowest.get(number, entry), entry, key=operator.itemgetter("median"))
@@ -187,7 +187,7 @@ def _messages(jobs, set_name):
         orders.seek(0)
         process = subprocess.Popen([sys.executable, "-m", "optimc.cli.bench.processes", set_name], stdin=orders,
                                    stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **SETS[set_name][0]})
-        lines = queue.SimpleQueue()
+        lines: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=_listen, args=(process.stdout, lines), daemon=True).start()
         now, done, why = 0, 0, None
         try:

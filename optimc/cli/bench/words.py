@@ -124,7 +124,7 @@ def _pooled(entries):
     timed = [entry for entry in entries if "median" in entry]
     if not timed:
         return entries[0]
-    how = {"min": min, "max": max, "repeats": sum}
+    how: dict[str, Any] = {"min": min, "max": max, "repeats": sum}
     return {key: how.get(key, statistics.median)([entry[key] for entry in timed if key in entry])
             for key in dict.fromkeys(key for entry in timed for key in entry)}
 

@@ -173,7 +173,8 @@ def _compare(names, data, settings, out):
 def _progress(optimizers, settings):
     """Shows on standard error which run is under way, as a bar or in lines; yields the `tick` of `measure`."""
     sweep = 0 if settings.learning_rate else len(RATES) * min(SWEEP_SEEDS, settings.seeds)
-    total, start, heard = optimizers * (sweep + settings.seeds), time.monotonic(), []
+    total, start = optimizers * (sweep + settings.seeds), time.monotonic()
+    heard: list[float] = []
 
     def line():
         head = f"training {optimizers} optimizer{'s' * (optimizers != 1)}: "

@@ -23,7 +23,7 @@ class Data(NamedTuple):
 def load_data(path: str | None, target: str | None) -> Data:
     """The user's table, or scikit-learn's 442 diabetes patients."""
     if path is None:
-        from sklearn.datasets import load_diabetes  # type: ignore[import-untyped]
+        from sklearn.datasets import load_diabetes
         bunch = load_diabetes(scaled=False)
         return prepare("diabetes", bunch.feature_names, "progression", bunch.data, bunch.target)
     names, table = read_table(path)
