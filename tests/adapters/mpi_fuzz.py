@@ -20,6 +20,7 @@ from mpi_jobs import WORLD, mean, state
 
 import optimc
 from optimc import mpi
+from optimc.base.names import Hint
 from optimc.mpi import team
 
 RANK, LAST = WORLD.rank, WORLD.size - 1
@@ -109,7 +110,8 @@ def values(name, subject, folder, rng):
 
 def public():
     """The names of all that a program can reach."""
-    return [name for name in dir(mpi.Sharded) if not name.startswith("_")]
+    return [name for name in dir(mpi.Sharded)
+            if not name.startswith("_") and not isinstance(getattr(mpi.Sharded, name), Hint)]
 
 
 def call(name, subject, chosen):

@@ -3,6 +3,8 @@
 A case is a class with arguments that reach one kernel; together the cases reach every kernel.
 """
 
+import warnings
+
 import numpy as np
 
 import optimc
@@ -11,6 +13,9 @@ from optimc.base.arguments import Value, is_switch
 from optimc.registry import classes
 
 DTYPES = (np.float32, np.float64)
+
+# the cases of SGD include it; for jobs in other processes, where pyproject.toml sets no filters
+warnings.filterwarnings("ignore", r"SGD\(nesterov=True\) without momentum", UserWarning)
 
 #: kernels whose formula holds what is not + - x / and square root, and how far from the oracle they may
 #: be, as a share of the largest value.  A power's last bit is the C library's, and what Ftrl subtracts makes
