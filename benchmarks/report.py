@@ -1,4 +1,4 @@
-"""What is written of a file of results: all tables beside it, and the parts of README.md and docs/speed.md.
+"""Writes a file of results as text: all tables beside it, and the parts of README.md and docs/speed.md.
 
 The file is what `python -m benchmarks` wrote.  `make record` writes what shows benchmarks/results/speed.json, the one
 in the tree, whenever it is stale; nothing is timed for that.  Next: plots.py, which draws the pictures.

@@ -176,7 +176,7 @@ def test_what_was_disturbed_is_measured_again(tmp_path, monkeypatch, capsys):
     assert runs == {"lists/lesson": [], "lists/50 x 100": []}
     assert "numpy again: lists/lesson; spread 10%, now 2%" in capsys.readouterr().err
     assert "varied by more than 5% were measured again, for up to 1 min in all" in report.source(results)
-    # What no target of speed judges waits for what one does, though it comes first.
+    # Cases that no target of speed judges wait for those that one does, though they come first.
     still = {**calm, "limit: memory": {**figure(85.0), "low": 84.0, "high": 86.0}}
     runs.update({"lists/1000 x 64": [first, calm], "lists/100 x 10 000": [SETS["numpy"], still]})
     assert benchmark(["--cases", "lists/1000*,lists/100 x*", *argv[2:], "--patience", "1"]) == 0

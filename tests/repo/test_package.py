@@ -26,7 +26,7 @@ UNLINKED = "import sys\nsys.meta_path = [one for one in sys.meta_path if 'editab
 
 
 def run(code, folder=None, **variables):
-    """What Python prints for some code, and the last line of its errors."""
+    """Runs some code and gives its output and the last line of its errors."""
     environment = {**os.environ, **variables, **({"PYTHONPATH": str(folder)} if folder else {})}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment,
                           cwd=folder)

@@ -1,4 +1,4 @@
-"""What packages and pages outside the tree say about it holds: links, extras, versions, file names."""
+"""Packages and pages outside the tree tell the truth about it: links, extras, versions, file names."""
 
 import re
 import subprocess

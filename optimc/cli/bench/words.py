@@ -59,7 +59,7 @@ def _swing(entry):
 
 
 def too_noisy(figures: dict[str, dict[str, Any]], threads: int = 1) -> bool:
-    """Whether a busy machine spoilt the times of optimc or of the limit on so many threads."""
+    """True if a busy machine spoilt the times of optimc or of the limit on so many threads."""
     reached = share(figures, threads)
     return ((reached or 0) > BEYOND
             or swing(figures, with_threads(OURS, threads), with_threads(STREAM, threads), DIVIDER, PASSES) > SWING)
