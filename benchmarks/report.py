@@ -250,7 +250,8 @@ def in_readme(results):
     """Returns the text between the README's markers."""
     return (f"![{message(results)}](docs/speed.png)\n\n"
             f"Median times on {results['cpu']}, {results['date']}; each library in its fastest mode\n"
-            "([method](docs/speed.md)). The last columns of the table are multiples of optimc's time.\n\n"
+            "([method](docs/speed.md)). The last three columns are multiples of optimc's "
+            "time, measured in turn in one process.\n\n"
             + headline(results, README_ROWS, README_COLUMNS, times=False))
 
 

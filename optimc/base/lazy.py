@@ -26,6 +26,10 @@ class Adapter(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         return getattr(importlib.import_module(self.__name__), name)
 
+    @property
+    def __doc__(self) -> str | None:
+        return importlib.import_module(self.__name__).__doc__
+
     def __dir__(self) -> list[str]:
         return dir(importlib.import_module(self.__name__))
 

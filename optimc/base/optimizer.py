@@ -73,9 +73,10 @@ class Optimizer(_core.Optimizer, Elsewhere):
 
     Args (every optimizer has them, after its own):
         weight_decay: decoupled weight decay: before each update, w <- w - w weight_decay learning_rate.
-        clipnorm: scale each gradient down to this norm if its own norm is larger.
-        clipvalue: clip each element of a gradient to [-clipvalue, clipvalue].
-        global_clipnorm: scale all gradients by one factor, so that their common norm is at most this.
+        clipnorm: scale each gradient down to this norm if its own norm is larger; 0 or less is off.
+        clipvalue: clip each element of a gradient to [-clipvalue, clipvalue]; 0 or less is off.
+        global_clipnorm: scale all gradients by one factor, so that their common norm is at most this; 0 or less
+            is off.
         use_ema: keep an exponential moving average of the weights; see `averaged`.
         ema_momentum: momentum of the average, in [0, 1].
         ema_overwrite_frequency: copy the averages into the weights every N updates.
@@ -250,7 +251,8 @@ class Optimizer(_core.Optimizer, Elsewhere):
 
         The first call of `apply` builds the optimizer if it is not built.  Build it again to move it to new
         memory or to add weights.  Former weights keep their slots.  They are found by name if the weights have
-        names, otherwise by order.
+        names, otherwise by order.  A list for weights with names is in the order of the names in `build`, not sorted
+        as `jax.tree.leaves` sorts keys.
 
         Args:
             weights: list, tuple or dict of writable float32 or float64 arrays, or nested ones.  A weight within
@@ -488,7 +490,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
             ValueError: the weights are not those of the state.
         """
         if not isinstance(state, dict) or "tensors" not in state:
-            raise TypeError("state: expected what state_dict gave")
+            raise TypeError("state: expected what state_dict() returned; for a file, call optimc.load(path)")
         self._locked(copies.load, self, state)
 
     def _export(self) -> tuple[Config, Tensors]:

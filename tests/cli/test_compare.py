@@ -527,8 +527,8 @@ def test_results_are_not_overwritten_where_nobody_can_answer(tmp_path, capsys):
     assert call([*QUICK, "--out", tmp_path]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err == (
-        f"optimc compare: error: --out {tmp_path}: holds losses.png of an earlier run; --force overwrites them, "
-        "--out DIR takes another folder\n")
+        f"optimc compare: error: the folder {tmp_path} (--out) holds losses.png of an earlier run; "
+        "--force overwrites them, --out DIR takes another folder\n")
     assert (tmp_path / "losses.png").read_text() == "mine"
     assert call([*QUICK, "--out", tmp_path, "--force"]) == 0
     assert {path.name for path in tmp_path.iterdir()} == FILES
@@ -548,6 +548,7 @@ def test_a_terminal_is_asked(answer, overwrites, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with command._writing(tmp_path) if overwrites else pytest.raises(InputError, match="nothing was overwritten"):
         command._may_overwrite(tmp_path, False)
-    assert capsys.readouterr().err == f"--out {tmp_path}: holds compare.json of an earlier run. Overwrite? [y/N] "
+    assert capsys.readouterr().err == (
+        f"the folder {tmp_path} (--out) holds compare.json of an earlier run. Overwrite? [y/N] ")
     command._may_overwrite(tmp_path, True)
     assert capsys.readouterr().err == ""

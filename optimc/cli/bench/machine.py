@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import optimc
+from optimc.base.names import counted
 from optimc.cli.bench.peers import Work
 
 COPIES = 20             # times the size of the weights that the largest set of peers holds at once, about
@@ -27,7 +28,7 @@ def cpu() -> str:
         found = re.search(r"vendor_id\s*:\s*(\S+)", Path("/proc/cpuinfo").read_text("utf-8", errors="replace"))
         vendor = {"AuthenticAMD": "AMD", "GenuineIntel": "Intel"}.get(found[1], found[1]) if found else vendor
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{vendor} {platform.machine()}, {usable} CPUs, {optimc.isa}"
+    return f"{vendor} {platform.machine()}, {counted(usable or 1, 'CPU')}, {optimc.isa}"
 
 
 def versions() -> dict[str, str]:

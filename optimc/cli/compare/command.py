@@ -128,7 +128,7 @@ def _may_overwrite(folder, force):
     held = [name for name in FILES if (folder / name).exists()]
     if force or not held:
         return
-    said = f"--out {folder}: holds {joined(held)} of an earlier run"
+    said = f"the folder {folder} (--out) holds {joined(held)} of an earlier run"
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         raise InputError(f"{said}; --force overwrites them, --out DIR takes another folder")
     print(f"{said}. Overwrite? [y/N] ", end="", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from optimc.base.names import counted
 from optimc.cli.errors import InputError, no_such
 
 MIN_ROWS = 10
@@ -58,7 +59,7 @@ def read_table(path: str) -> tuple[list[str], np.ndarray]:
                              + (f"the name {name!r} of another column" if name else "no name"))
     for line, row in rows:
         if len(row) != len(names):
-            raise InputError(f"{path}: row {line}: expected {len(names)} cells, got {len(row)}")
+            raise InputError(f"{path}: row {line}: expected {counted(len(names), 'cell')}, got {len(row)}")
     if len(rows) < MIN_ROWS:
         raise InputError(f"{path}: expected {MIN_ROWS} rows of numbers or more, got {len(rows)}")
     return names, np.array([[_number(path, line, name, text)
