@@ -119,7 +119,7 @@ def test_every_attribute_has_a_text():
 def test_help_shows_the_attributes_and_no_internals():
     text = text_of(optimc.Adam)
     for shown in (" |  beta_1\n |      Decay of the two moments", " |  iterations\n |      Number of updates so far",
-                  " |  slots\n", " |  groups\n |      The groups", " |  Adam(learning_rate=0.001, beta_1=0.9"):
+                  " |  slots\n", " |  groups\n |      Weights with values of their own", " |  Adam(learning_rate=0.001, beta_1=0.9"):
         assert shown in text
     for hidden in ("rule = ", "keras_slots", "late_slots", "scratch_slots", "elementwise"):
         assert hidden not in text
