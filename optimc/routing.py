@@ -15,7 +15,7 @@ from optimc.base.spellings import older_spellings
 from optimc.base.wrapper import Wrapper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any, NoReturn, Self
 
     from optimc._types import Array, Classes, Config, Gradient, Loss
@@ -111,6 +111,17 @@ def _parts_of(weights: Any) -> Callable[[Optimizer], dict[str, Array] | None]:
         return {name: weights[name] for name in optimizer._names}
 
     return part
+
+
+def _branches(grads: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """Gradients by name; a None that is no weight's stands for all weights below its name."""
+    def names(name: str) -> list[str]:
+        below = [] if name in known else [one for one in known if one.startswith(f"{name}/")]
+        return below or [name]
+
+    if not any(grad is None and name not in known for name, grad in grads.items()):
+        return grads
+    return {one: grad for name, grad in grads.items() for one in (names(name) if grad is None else [name])}
 
 
 def _of_parts(name: str) -> Any:
@@ -264,6 +275,8 @@ class MultiOptimizer(Wrapper):
         new: dict[str, Optimizer] = {}
         scales, ready, good = [], [], True
         grads, weights = _core.flattened(grads), _core.flattened(weights)
+        if isinstance(grads, dict):
+            grads = _branches(grads, {**self._routes} if weights is None else weights)
         parts, weights_of = self._split("grads", grads, new), {}
         if weights is not None:
             weights_of = self._split("weights", weights, new)

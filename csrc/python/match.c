@@ -184,7 +184,7 @@ static int warn_missing(struct pairs pairs)
     PyObject *entries = PyList_New(0), *comma = PyUnicode_FromString(", "), *names = NULL;
     PyObject *keys = pairs.tree ? optimc_leaf_names(pairs.tree) : NULL;
     int more = entries && comma && (keys || !pairs.tree) ? 1 : -1;
-    if (keys)
+    if (keys && PyTuple_GET_SIZE(keys) == pairs.n)      /* code of the caller's may have changed the tree meanwhile */
         pairs.keys = keys;
     pairs.tree = NULL;
     while (more > 0 && (more = optimc_next_pair(&pairs)) > 0) {
@@ -269,16 +269,24 @@ static int match_tree(Plan *self, PyObject *grads, int quiet)
     return failed;
 }
 
-/* 1 if gradients are nested, and their weights left out; else 0.  The error that is raised stays. */
+/* 1 if gradients may be a tree whose weights are left out, else 0: they are nested, or a None may stand for a branch.
+   The error that is raised stays; Ctrl-C replaces it. */
 static int is_tree(const Plan *self, PyObject *grads, PyObject *weights)
 {
     PyObject *type, *value, *traceback;
     if (weights != Py_None || !self->names || !optimc_is_plain(grads) || !PyErr_ExceptionMatches(PyExc_Exception))
         return 0;
     PyErr_Fetch(&type, &value, &traceback);
-    const int nested = optimc_is_nested(grads) > 0;
+    const int nested = optimc_is_nested(grads);
+    if (nested < 0 && !PyErr_ExceptionMatches(PyExc_Exception)) {
+        Py_XDECREF(type);
+        Py_XDECREF(value);
+        Py_XDECREF(traceback);
+        return 0;
+    }
     PyErr_Restore(type, value, traceback);
-    return nested;
+    return nested > 0 || ((PyDict_Check(grads) || PySequence_Fast_GET_SIZE(grads) != PyTuple_GET_SIZE(self->weights))
+        && optimc_has_none(grads));
 }
 
 /* Matches dicts, lists and tuples. */
@@ -320,23 +328,14 @@ static int match_unusual(Plan *self, PyObject *grads, PyObject *weights, int qui
     return match_tree(self, grads, quiet);
 }
 
-/* Matches as at a step before, whose gradients were nested and came without weights. */
-static int match_again(Plan *self, PyObject *grads, int quiet)
-{
-    if (!match_tree(self, grads, quiet))
-        return 0;
-    if (!PyErr_ExceptionMatches(PyExc_Exception) || is_tree(self, grads, Py_None))
-        return -1;
-    PyErr_Clear();
-    drop_gradients(self);
-    return match_plain(self, grads, Py_None, quiet);
-}
-
 int optimc_match(Plan *self, PyObject *grads, PyObject *weights, int quiet)
 {
     self->matching = BUSY;
-    if (self->tree && weights == Py_None && optimc_is_plain(grads))
-        return match_again(self, grads, quiet);
+    if (self->tree && weights == Py_None && optimc_is_plain(grads)) {
+        const int nested = optimc_is_nested(grads);
+        if (nested)
+            return nested < 0 ? -1 : match_tree(self, grads, quiet);
+    }
     return match_plain(self, grads, weights, quiet) ? match_unusual(self, grads, weights, quiet) : 0;
 }
 

@@ -148,6 +148,11 @@ void optimc_ask_swapped(PyObject *grads, PyObject *weights)
         if (are_all(can_be_weight, leaves.grads) && are_all(can_only_be_gradient, leaves.weights))
             text = PyUnicode_FromFormat("%S (are grads and weights swapped?)", value ? value : Py_None);
         optimc_drop_leaves(&leaves);
+    } else if (!PyErr_ExceptionMatches(PyExc_Exception)) {      /* Ctrl-C, say */
+        Py_XDECREF(type);
+        Py_XDECREF(value);
+        Py_XDECREF(traceback);
+        return;
     }
     PyErr_Clear();
     if (text) {

@@ -80,6 +80,22 @@ static int is_flat(PyObject *container)
     return 1;
 }
 
+int optimc_has_none(PyObject *container)
+{
+    PyObject *entry;
+    Py_ssize_t i = 0;
+    if (PyDict_Check(container)) {
+        while (PyDict_Next(container, &i, NULL, &entry))
+            if (entry == Py_None)
+                return 1;
+        return 0;
+    }
+    while (i < PySequence_Fast_GET_SIZE(container))
+        if (PySequence_Fast_GET_ITEM(container, i++) == Py_None)
+            return 1;
+    return 0;
+}
+
 int optimc_is_nested(PyObject *container)
 {
     if (is_flat(container))
@@ -324,22 +340,24 @@ PyObject *optimc_leaf_names(PyObject *tree)
 
 /* ------------------------------------------------------- gradients without their weights - */
 
-/* The weights below a name, in a tuple; a None among the gradients stands for them.  They leave `rest`. */
+/* The weights below a name, in a dict by their full names, so that no gradients of another form fit it by chance; a
+   None among the gradients stands for them.  They leave `rest`. */
 static PyObject *take_below(PyObject *rest, PyObject *name)
 {
-    PyObject *below = PyList_New(0), *prefix = PyUnicode_FromFormat("%U/", name), *keys = PyDict_Keys(rest);
+    PyObject *below = PyDict_New(), *prefix = PyUnicode_FromFormat("%U/", name), *keys = PyDict_Keys(rest);
     int failed = !below || !prefix || !keys;
     for (Py_ssize_t i = 0; !failed && i < PyList_GET_SIZE(keys); i++) {
         PyObject *key = PyList_GET_ITEM(keys, i);
         const Py_ssize_t is_below = PyUnicode_Tailmatch(key, prefix, 0, PY_SSIZE_T_MAX, -1);
-        failed = is_below < 0 || (is_below && (PyList_Append(below, PyDict_GetItemWithError(rest, key))
-            || PyDict_DelItem(rest, key)));
+        PyObject *weight = is_below > 0 ? PyDict_GetItemWithError(rest, key) : NULL;
+        failed = is_below < 0 || (weight && (PyDict_SetItem(below, key, weight) || PyDict_DelItem(rest, key)))
+            || PyErr_Occurred();
     }
-    PyObject *tuple = failed ? NULL : PyList_AsTuple(below);
-    Py_XDECREF(below);
+    if (failed)
+        Py_CLEAR(below);
     Py_XDECREF(prefix);
     Py_XDECREF(keys);
-    return tuple;
+    return below;
 }
 
 /* The weight of a gradient, or the weights below a None, by name.  They leave `rest`, a dict of weights by name. */
@@ -350,7 +368,7 @@ static PyObject *take_named(PyObject *rest, PyObject *grad, const struct way *at
         Py_CLEAR(weight);
     if (!weight && name && grad == Py_None && !PyErr_Occurred()) {
         weight = take_below(rest, name);
-        if (weight && !PyTuple_GET_SIZE(weight))
+        if (weight && !PyDict_GET_SIZE(weight))
             Py_CLEAR(weight);
     }
     if (!weight && !PyErr_Occurred())
@@ -419,11 +437,11 @@ int optimc_flatten_like_plan(Plan *plan, PyObject *grads, struct leaves *leaves)
     if (plan->tree) {
         if (!optimc_flatten(grads, plan->tree, 0, leaves))
             return 0;
-        if (!PyErr_ExceptionMatches(PyExc_Exception))
-            return -1;                  /* Ctrl-C, say */
+        if (!PyErr_ExceptionMatches(PyExc_TypeError) && !PyErr_ExceptionMatches(PyExc_ValueError))
+            return -1;                  /* Ctrl-C, or an error of the caller's code */
         PyErr_Clear();                  /* they have another form than before */
         Py_CLEAR(plan->tree);
     }
-    plan->tree = tree_of(plan, grads);
+    Py_XSETREF(plan->tree, tree_of(plan, grads));
     return plan->tree ? optimc_flatten(grads, plan->tree, 0, leaves) : -1;
 }

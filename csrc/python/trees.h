@@ -23,6 +23,8 @@ PyObject *optimc_container(PyObject *object);
 
 int optimc_is_nested(PyObject *container);          /* whether an entry is a container: 1 or 0; -1 on an error */
 
+int optimc_has_none(PyObject *container);           /* whether an entry is None: 1 or 0 */
+
 /* Flattens weights, and gradients of the same form unless NULL.  0 or -1; optimc_drop_leaves follows after 0. */
 int optimc_flatten(PyObject *grads, PyObject *weights, int named, struct leaves *leaves);
 

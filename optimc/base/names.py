@@ -200,9 +200,13 @@ class Hint:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __get__(self, owner: Any, cls: type | None = None) -> "Hint":
+    def __get__(self, owner: Any, cls: type | None = None) -> Any:
         if owner is None:
             return self
+        for base in type(owner).__mro__:                # a mixin that comes after optimc's class may have it
+            found = vars(base).get(self.name, self)
+            if not isinstance(found, Hint):
+                return found.__get__(owner, type(owner)) if hasattr(type(found), "__get__") else found
         _refuse_attribute(owner, self.name)
 
     def __repr__(self) -> str:

@@ -198,3 +198,16 @@ def test_declared_values_are_set_without_a_look_at_names():
         optimizer.learning_rate, optimizer.name, optimizer.iterations = 0.5, "x", 3
         with pytest.raises(AssertionError):
             optimizer.lr = 1
+
+
+def test_a_mixin_after_the_class_keeps_its_names():
+    class Mixin:
+        state = "its own"
+
+        def step(self):
+            return self.state
+
+    class Mixed(optimc.SGD, Mixin):
+        pass
+
+    assert Mixed().step() == "its own"

@@ -275,3 +275,90 @@ def test_the_form_of_gradients_may_change_between_steps():
 
 def test_a_signature_says_that_trees_are_taken():
     assert "nested" in inspect.getdoc(optimc.Optimizer.apply) and "nested" in inspect.getdoc(optimc.Optimizer.build)
+
+
+# ------------------------------------------------------- containers with code, branches without gradients
+
+
+def ones(value=1.0):
+    return np.full(3, value, F)
+
+
+def test_weights_that_change_while_gradients_are_read_are_no_crash():
+    weights = {"a": {"x": ones(), **{f"y{i}": ones() for i in range(400)}}}
+    optimizer = optimc.SGD(0.5)
+    optimizer.build(weights)
+
+    class Shrinks:
+        def __array__(self, dtype=None, copy=None):
+            for name in list(weights["a"])[1:]:
+                del weights["a"][name]
+            return ones()
+
+    step = weights["a"]["x"]
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        optimizer.apply({"a": {name: Shrinks() if name == "x" else None for name in weights["a"]}}, weights)
+    assert (step == 0.5).all()
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+@pytest.mark.parametrize("before", [False, True])
+def test_a_branch_without_gradients_changes_no_later_match(before):
+    weights = {"a": {"1": ones(0), "0": ones(0)}, "b": {"z": ones(0)}}
+    optimizer = optimc.SGD(1.0)
+    optimizer.build(weights)
+    if before:
+        optimizer.apply({"a": None, "b": {"z": ones(0)}})
+    optimizer.apply({"a": [ones(10), ones(20)], "b": {"z": ones(0)}})
+    assert (weights["a"]["0"] == -10).all() and (weights["a"]["1"] == -20).all()
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_a_branch_without_gradients_comes_back_in_another_container():
+    weights = {"b": [ones(0), {"z": ones(0)}], "a": {"x": ones(0)}}
+    optimizer = optimc.SGD(1.0)
+    optimizer.build(weights)
+    optimizer.apply({"b": None, "a": {"x": ones()}})
+    optimizer.apply({"b": [ones(), types.MappingProxyType({"z": ones()})], "a": {"x": ones()}})
+    assert (weights["b"][0] == -1).all() and (weights["b"][1]["z"] == -1).all() and (weights["a"]["x"] == -2).all()
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+@pytest.mark.parametrize("before", [False, True])
+def test_flat_gradients_match_by_position_whatever_came_before(before):
+    weights = {"1": {"x": ones(0)}, "0": ones(0)}
+    optimizer = optimc.SGD(1.0)
+    optimizer.build(weights)
+    if before:
+        optimizer.apply({"1": {"x": ones(0)}, "0": ones(0)})
+    optimizer.apply([ones(10), None])
+    assert (weights["1"]["x"] == -10).all() and (weights["0"] == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist", "ignore:.*left as they are")
+@pytest.mark.parametrize("given", [False, True], ids=["weights left out", "weights given"])
+@pytest.mark.parametrize("make", [
+    lambda: optimc.SGD(1.0),
+    lambda: optimc.MultiOptimizer(optimc.OptimizerMap(optimc.SGD(1.0), {"a/.*": optimc.SGD(1.0)})),
+], ids=["optimizer", "wrapper"])
+def test_none_stands_for_a_branch(make, given):
+    weights = {"a": {"x": ones(0), "y": ones(0)}, "b": ones(0)}
+    optimizer = make()
+    optimizer.build(weights)
+    optimizer.apply({"a": None, "b": ones()}, *([weights] if given else []))
+    assert (weights["b"] == -1).all() and (weights["a"]["x"] == 0).all() and (weights["a"]["y"] == 0).all()
+
+
+def test_an_error_of_a_container_is_not_taken_for_another_form():
+    weights = {"a": {"x": ones()}, "b": ones()}
+    optimizer = optimc.SGD(1.0)
+    optimizer.build(weights)
+    optimizer.apply({"a": {"x": ones(0)}, "b": ones(0)})
+
+    class Broken(collections.UserDict):
+        def __getitem__(self, name):
+            raise OSError("unplugged")
+
+    with pytest.raises(OSError, match="unplugged"):
+        optimizer.apply({"a": Broken(x=ones()), "b": ones()})
+    assert (weights["b"] == 1).all() and optimizer.iterations == 1

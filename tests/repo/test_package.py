@@ -3,6 +3,7 @@
 import inspect
 import os
 import pydoc
+import re
 import shutil
 import subprocess
 import sys
@@ -119,11 +120,13 @@ def test_every_attribute_has_a_text():
 def test_help_shows_the_attributes_and_no_internals():
     text = text_of(optimc.Adam)
     for shown in (" |  beta_1\n |      Decay of the two moments", " |  iterations\n |      Number of updates so far",
-                  " |  slots\n", " |  groups\n |      Weights with values of their own", " |  Adam(learning_rate=0.001, beta_1=0.9"):
+                  " |  slots\n", " |  groups\n |      Weights with values of their own",
+                  " |  Adam(learning_rate=0.001, beta_1=0.9"):
         assert shown in text
     for hidden in ("rule = ", "keras_slots", "late_slots", "scratch_slots", "elementwise"):
         assert hidden not in text
-    assert max(map(len, text.splitlines())) < 125
+    methods = re.compile(r" \|  \w+\(self")             # whose signatures pydoc does not wrap before Python 3.13
+    assert max(len(line) for line in text.splitlines() if not methods.match(line)) < 125
     assert "Optimizer(weight_decay=None" in text_of(optimc.Optimizer)
 
 
