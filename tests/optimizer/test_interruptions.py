@@ -87,7 +87,8 @@ OPERATIONS = {
     "build": (0, lambda job: job.optimizer.build(job.weights)),
     "refused build": (0, lambda job: job.optimizer.build({**job.weights, "c": np.ones(2, int)})),
     "build for more": (1, lambda job: job.optimizer.build(job.more)),
-    "loss scale": (1, lambda job: setattr(job.optimizer, "loss_scale_factor", 4.0)),
+    "loss scale": (1, lambda job: hasattr(job.optimizer, "loss_scale_factor")
+                   and setattr(job.optimizer, "loss_scale_factor", 4.0)),
     "deepcopy": (1, lambda job: copy.deepcopy(job.optimizer)),
     "pickle": (1, lambda job: None if "function" in repr(job) else pickle.dumps(job.optimizer)),
     "save": (1, lambda job: job.optimizer.save(os.devnull)),

@@ -72,18 +72,24 @@ def test_memory_is_flat_over_many_steps(case, steps):
     weights, grads = lesson()
     optimizer = case.make()
     apply = optimizer.apply
-    for _ in range(10):
-        apply(grads, weights)
+
+    def grown(times):
+        """Bytes by which traced memory has grown after some steps, and at most within them."""
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        for _ in range(times):
+            apply(grads, weights)
+        return np.subtract(tracemalloc.get_traced_memory(), before)
+
+    resident = resource.getrusage(resource.RUSAGE_SELF)
     tracemalloc.start()
     try:
-        before, resident = tracemalloc.get_traced_memory()[0], resource.getrusage(resource.RUSAGE_SELF)
-        tracemalloc.reset_peak()
-        for _ in range(steps // len(case.cls._arguments)):
-            apply(grads, weights)
-        after, peak = tracemalloc.get_traced_memory()
+        grown(10)
+        # the least of three: another thread of the test's process may allocate within one of them
+        least = np.min([grown(steps // len(case.cls._arguments) // 3) for _ in range(3)], axis=0)
     finally:
         tracemalloc.stop()
-    assert after - before < 2000 and peak - before < 10_000
+    assert least[0] < 700 and least[1] < 10_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident.ru_maxrss < 1024
 
 
