@@ -27,7 +27,7 @@ class Adapter(types.ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
     @property
-    def __doc__(self) -> str | None:
+    def __doc__(self) -> str | None:  # type: ignore[override]
         return importlib.import_module(self.__name__).__doc__
 
     def __dir__(self) -> list[str]:
