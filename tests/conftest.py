@@ -12,13 +12,18 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).with_name("support")))
 
-from cases import CASES, DTYPES
+from cases import CASES, DTYPES, EXPECTED_WARNING
 
 import optimc
 from optimc import _core
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:       # as in the background of a script; tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config):
+    for line in ("error", f"ignore:{EXPECTED_WARNING}:UserWarning"):        # the last one that fits decides
+        config.addinivalue_line("filterwarnings", line)
 
 
 def pytest_report_header():

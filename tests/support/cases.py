@@ -14,8 +14,9 @@ from optimc.registry import classes
 
 DTYPES = (np.float32, np.float64)
 
-# the cases of SGD include it; for jobs in other processes, where pyproject.toml sets no filters
-warnings.filterwarnings("ignore", r"SGD\(nesterov=True\) without momentum", UserWarning)
+#: a warning of some cases of SGD; conftest.py tells pytest, and this line jobs in other processes
+EXPECTED_WARNING = r"SGD\(nesterov=True\) without momentum"
+warnings.filterwarnings("ignore", EXPECTED_WARNING, UserWarning)
 
 #: kernels whose formula holds what is not + - x / and square root, and how far from the oracle they may
 #: be, as a share of the largest value.  A power's last bit is the C library's, and what Ftrl subtracts makes
