@@ -72,7 +72,7 @@ def make_golden():
 
 
 def make_speed():
-    """What shows the results of the benchmark: parts of README.md and docs/speed.md, tables, pictures."""
+    """Makes the parts that show results of the benchmark: of README.md and docs/speed.md, tables, pictures."""
     from benchmarks import report
     return report.files(report.load(report.RESULTS), ROOT)
 

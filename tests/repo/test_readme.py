@@ -28,7 +28,7 @@ def blocks(language, text=TEXT):
 
 
 def printed(program, **environment):
-    """What a program prints; a warning is an error."""
+    """Runs a program, in which a warning is an error, and returns its output."""
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": search_path(ROOT), **environment}, check=False)
     assert done.returncode == 0 and not done.stderr, done.stderr
