@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import io
 import json
 import math
 import os
 import re
-import secrets
 import stat
 import struct
 import sys
@@ -99,12 +97,15 @@ def target_of(path: Path) -> str:
 def stem_of(name: str, added: int) -> str:
     """The begin of a name that adds bytes to a file name: the file name, or its digest if it is too long."""
     data = os.fsencode(name)
-    return name if len(data) + added <= MOST_NAME else hashlib.blake2b(data, digest_size=16).hexdigest()
+    if len(data) + added <= MOST_NAME:
+        return name
+    import hashlib  # brings OpenSSL along, a tenth of the time of the whole import
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def _write_beside(path: str, directory: str, name: str, header: bytes, flat: dict[str, Bytes]) -> bool:
     """Writes the new file and renames it to `path`; False if another saver swept it before it was locked."""
-    temporary = os.path.join(directory, f".{stem_of(name, TEMPORARY)}.{secrets.token_hex(8)}.tmp")
+    temporary = os.path.join(directory, f".{stem_of(name, TEMPORARY)}.{os.urandom(8).hex()}.tmp")
     try:
         with io.FileIO(temporary, "x") as file:         # `os.fdopen` imports, which is too late at exit
             if fcntl:
