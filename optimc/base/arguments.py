@@ -143,11 +143,8 @@ for _kind in (Value, Option):
     _kind.__doc__ = _Documented(_kind.__doc__)      # type: ignore[assignment]
 
 
-class Fixed(Generic[Read]):
-    """An attribute of an optimizer that only its constructor sets, in the object's dict."""
-
-    def __init__(self, doc: str) -> None:
-        self.__doc__ = doc
+class _Kept(Generic[Read]):
+    """An attribute that is kept in the object's dict."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -161,6 +158,13 @@ class Fixed(Generic[Read]):
 
     def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
         return self if optimizer is None else kept(optimizer, self.name)
+
+
+class Fixed(_Kept[Read]):
+    """An attribute of an optimizer that only its constructor sets, in the object's dict."""
+
+    def __init__(self, doc: str) -> None:
+        self.__doc__ = doc
 
     def __set__(self, optimizer: Any, value: Never) -> None:
         raise AttributeError(f"{self.name} cannot be replaced: give them to the constructor of another optimizer",
@@ -217,21 +221,8 @@ def check_count(name: str, value: Any) -> int:
     return number
 
 
-class Count:
+class Count(_Kept[int]):
     """An attribute that counts steps.  It is kept in the object's dict, where a transaction stores it."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    name: str
-
-    @overload
-    def __get__(self, counter: None, owner: type | None = None) -> Self: ...
-    @overload
-    def __get__(self, counter: object, owner: type | None = None) -> int: ...
-
-    def __get__(self, counter: Any, owner: type | None = None) -> Any:
-        return self if counter is None else kept(counter, self.name)
 
     def __set__(self, counter: Any, value: int) -> None:
         counter.__dict__[self.name] = check_count(self.name, value)
