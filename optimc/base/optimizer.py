@@ -548,3 +548,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
 
 
 Optimizer.__signature__ = signature.signature_of(signature.arguments_of(Optimizer, Optimizer))
+
+
+for _method in (Optimizer.build, Optimizer.exclude_from_weight_decay):
+    signature.wrap_signature(_method)

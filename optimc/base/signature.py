@@ -45,8 +45,15 @@ class _Signature(inspect.Signature):
 
     def __str__(self) -> str:
         import textwrap  # only for `help`
-        return textwrap.fill(super().__str__(), 100, subsequent_indent=" " * 4, break_long_words=False,
+        return textwrap.fill(super().__str__(), 90, subsequent_indent=" " * 4, break_long_words=False,
                              break_on_hyphens=False)
+
+
+def wrap_signature(method: Any) -> None:
+    """Writes the signature of a method over several lines in `help`, as Python does from 3.13 on."""
+    signature = inspect.signature(method)
+    method.__signature__ = _Signature(list(signature.parameters.values()),
+                                      return_annotation=signature.return_annotation)
 
 
 def signature_of(arguments: dict[str, Argument]) -> inspect.Signature:
