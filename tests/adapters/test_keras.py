@@ -40,7 +40,7 @@ def run_pytest(backend, *arguments):
 @each_backend
 def test_on_backend(backend):
     files = [str(path) for path in sorted(HERE.glob("keras*_on_backend.py"))]
-    assert run_pytest(backend, *files, "-o", "filterwarnings=default") >= 80
+    assert run_pytest(backend, *files, "-W", "default") >= 80
 
 
 @each_backend
