@@ -1,6 +1,6 @@
 """Builds optimc._core, and makes the description for PyPI of README.md.
 
-This is the only place with compiler flags; docs/design/compiler-flags.md gives their reasons.
+This is the only place with compiler flags; docs/project/design/compiler-flags.md gives their reasons.
 
 Switches, from the environment:
     OPTIMC_STRICT=1     all warnings, as errors

@@ -151,7 +151,7 @@ def main(argv=None):
     add("--out", metavar="FILE.json", type=pathlib.Path, default=pathlib.Path("build/speed.json"),
         help="default: %(default)s")
     add("--readme", action="store_true", help="write to benchmarks/results/speed.json, and from it the README's "
-        "table and picture, and docs/speed.md")
+        "table and picture, and docs/performance/results.md")
     add("--list", action="store_true", help="print the names of the cases and stop")
     args = parser.parse_args(argv)
     try:

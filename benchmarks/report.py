@@ -1,4 +1,4 @@
-"""Writes a file of results as text: all tables beside it, and the parts of README.md and docs/speed.md.
+"""Writes a file of results as text: all tables beside it, and the parts of README.md and docs/performance/results.md.
 
 The file is what `python -m benchmarks` wrote.  `make record` writes what shows benchmarks/results/speed.json, the one
 in the tree, whenever it is stale; nothing is timed for that.  Next: plots.py, which draws the pictures.
@@ -18,7 +18,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
 MARKED = re.compile(r"(<!-- speed -->\n).*?(\n<!-- end -->)", re.S)
 #: a larger spread of a case's times shows that something else kept the machine busy
 CALM = 0.05
-#: columns of the table in docs/speed.md
+#: columns of the table in docs/performance/results.md
 COLUMNS = ("NumPy out=", "torch fused", "torch foreach", "optax jit", "Keras on torch", "thinc", "scikit-learn")
 #: its rows: the case and its name there
 ROWS = {
@@ -248,9 +248,9 @@ def _threads(found, entries):
 
 def in_readme(results):
     """Returns the text between the README's markers."""
-    return (f"![{message(results)}](docs/speed.png)\n\n"
+    return (f"![{message(results)}](docs/performance/speed.png)\n\n"
             f"Median times on {results['cpu']}, {results['date']}; each library in its fastest mode\n"
-            "([method](docs/speed.md)). The last three columns are multiples of optimc's "
+            "([method](docs/performance/results.md)). The last three columns are multiples of optimc's "
             "time, measured in turn in one process.\n\n"
             + headline(results, README_ROWS, README_COLUMNS, times=False))
 
@@ -264,7 +264,7 @@ def message(results):
 
 
 def in_page(results):
-    """Returns the text between the markers of docs/speed.md."""
+    """Returns the text between the markers of docs/performance/results.md."""
     return f"{headline(results)}\n\n{source(results)}"
 
 
@@ -278,9 +278,9 @@ def filled(text, section):
 
 def files(results, root=ROOT):
     """Returns path -> content of every file in the tree that shows the results."""
-    documents = {root / "README.md": in_readme, root / "docs" / "speed.md": in_page}
+    documents = {root / "README.md": in_readme, root / "docs" / "performance" / "results.md": in_page}
     return ({path: filled(path.read_text("utf-8"), section(results)).encode() for path, section in documents.items()}
-            | pictures({root / "docs" / "speed.png": "lesson"}, results)
+            | pictures({root / "docs" / "performance" / "speed.png": "lesson"}, results)
             | files_beside(root / RESULTS.relative_to(ROOT), results))
 
 

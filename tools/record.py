@@ -72,7 +72,7 @@ def make_golden():
 
 
 def make_speed():
-    """Makes the parts that show results of the benchmark: of README.md and docs/speed.md, tables, pictures."""
+    """Makes what shows results of the benchmark: parts of README.md and of docs/performance/results.md, pictures."""
     from benchmarks import report
     return report.files(report.load(report.RESULTS), ROOT)
 

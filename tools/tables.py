@@ -46,7 +46,7 @@ def conventions():
     return "\n".join(rows)
 
 
-TABLES = {"README.md": {"optimizers": optimizers}, "docs/conventions.md": {"conventions": conventions}}
+TABLES = {"README.md": {"optimizers": optimizers}, "docs/explain/conventions.md": {"conventions": conventions}}
 
 
 def filled(path, text):

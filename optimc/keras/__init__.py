@@ -10,7 +10,7 @@ iterations, the learning rate and every slot are Keras variables of the optimize
 
 A step takes one of two routes.  *In place*, on torch and numpy: the plan lies over the memory of the variables.  *By
 values*, on tensorflow and jax, and in `stateless_apply` on every backend: the framework calls back with the values of
-all variables and gets new ones.  Nothing is remembered from step to step.  docs/keras.md says what each costs.
+all variables and gets new ones.  Nothing is remembered from step to step.  docs/howto/keras.md says what each costs.
 
 Next: optimizer.py (the class), layout.py (the order of the variables), stepper.py (the step over arrays), backends.py
 (what differs between frameworks).

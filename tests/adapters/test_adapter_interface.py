@@ -1,4 +1,4 @@
-"""docs/design/adapters.md lists every underscore name of optimc's core that adapters use, and no other."""
+"""docs/project/design/adapters.md lists every underscore name of optimc's core that adapters use, and no other."""
 
 import ast
 import re
@@ -8,7 +8,7 @@ import optimc
 from optimc import _core
 
 TOP = Path(__file__).parents[2]
-PAGE = TOP / "docs" / "design" / "adapters.md"
+PAGE = TOP / "docs" / "project" / "design" / "adapters.md"
 ADAPTERS = [*(TOP / "optimc" / "torch").glob("*.py"), *(TOP / "optimc" / "keras").glob("*.py"),
             TOP / "optimc" / "sklearn.py", TOP / "optimc" / "migrate.py"]
 

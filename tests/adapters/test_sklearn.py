@@ -323,7 +323,7 @@ def test_examples_run():
 
 
 def test_the_example_of_the_docs_runs():
-    text = (ROOT / "docs" / "sklearn.md").read_text()
+    text = (ROOT / "docs" / "howto" / "scikit-learn.md").read_text()
     names = {}
     exec(text.split("```python\n")[1].split("```")[0], names)
     clf = names["clf"]

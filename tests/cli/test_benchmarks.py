@@ -91,7 +91,7 @@ def test_no_share_above_the_limit_is_written(results, stream, said, verdict):
 
 def test_what_is_committed_has_no_share_above_the_limit():
     above = r"\b(10[1-9]|1[1-9]\d|[2-9]\d\d)(\.\d)?%"
-    for path in ("README.md", "docs/speed.md", "notebooks/speed.ipynb"):
+    for path in ("README.md", "docs/performance/results.md", "notebooks/speed.ipynb"):
         assert not re.search(above, (ROOT / path).read_text("utf-8")), path
     text = report.RESULTS.with_suffix(".md").read_text("utf-8")
     assert re.search(r" 9\d% \|$", text, re.M) and not re.search(above + r" \|$", text, re.M)     # spreads may be

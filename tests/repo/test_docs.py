@@ -27,7 +27,7 @@ def modules(package):
 
 
 MODULES = list(modules(optimc))
-PAGES = [page for page in sorted(ROOT.glob("docs/*.md")) if ">>> " in page.read_text("utf-8")]
+PAGES = [page for page in sorted(ROOT.glob("docs/**/*.md")) if ">>> " in page.read_text("utf-8")]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)

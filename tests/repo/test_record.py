@@ -38,7 +38,7 @@ def tree(tmp_path, monkeypatch):
     ("stubs", "optimc/optimizers.pyi", "    def nesterov(self) -> bool: ...\n"),
     ("tables", "README.md", "| `Nadam` |"),
     ("speed", "README.md", "| GPT-2 small"),
-    ("speed", "docs/speed.md", "| 50 arrays of 100 |"),
+    ("speed", "docs/performance/results.md", "| 50 arrays of 100 |"),
 ])
 def test_a_stale_file_is_named_and_written_again(tree, capsys, part, name, line):
     path = tree / name

@@ -2,7 +2,7 @@
 
 A rule is a function of the tree's root that returns lines such as "csrc/plan/plan.c:9: includes Python.h".
 test_walls.py runs each rule on this tree, where it must find nothing, and on a copy with a planted breach, which it
-must find.  docs/design/architecture.md says what the walls are for.
+must find.  docs/project/design/architecture.md says what the walls are for.
 """
 
 import ast
