@@ -1,6 +1,6 @@
 """The cost of a sharded step (optimc/mpi/) for 8 to 4096 ranks: calculated by formulas, checked by a simulation.
 
-    python benchmarks/mpi_reckoning.py          # fills the tables of docs/howto/mpi.md
+    python benchmarks/mpi_reckoning.py          # fills the tables of docs/explain/scaling.md
 
 The simulation plays every message of a step; nothing is sent.  Each rank has a clock for its processor and one for
 its link.  Buckets are those that optimc.mpi cuts.  A message costs a latency, and its bytes over a bandwidth.
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-PAGE = Path(__file__).parents[1] / "docs" / "howto" / "mpi.md"
+PAGE = Path(__file__).parents[1] / "docs" / "explain" / "scaling.md"
 WIDTH = 4                                   # bytes of a weight
 RANKS = (8, 64, 512, 4096)
 #: seconds per weight on one core: reading gradients into a message, weights out of one, and Adam's step; measured

@@ -7,7 +7,7 @@
 
 In a step the ranks reduce the gradients, so that each rank has the sums for its share.  Each rank steps its share
 with the kernels of optimc.  Then all ranks get the new weights (ZeRO, stage 1: Rajbhandari et al., 2019, arXiv
-1910.02054).  mpi4py and the MPI library communicate; docs/howto/mpi.md estimates the cost.
+1910.02054).  mpi4py and the MPI library communicate; docs/explain/scaling.md estimates the cost.
 
     layout.py       which elements are whose.  Weights of one type are one vector, cut once per rank.
     exchange.py     a share is reduced, stepped and sent on in buckets, so that one waits for the network while

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from optimc._types import Array
 
-BUCKET, PART = 4 << 20, 64 << 10    # bytes of a bucket, and of each rank's part in it, at least (docs/howto/mpi.md)
+# bytes of a bucket, and of each rank's part in it, at least (docs/explain/scaling.md)
+BUCKET, PART = 4 << 20, 64 << 10
 CUTS = ("elements", "blocks", "tensors")    # where weights may be cut, each allowing less
 
 

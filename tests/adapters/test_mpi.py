@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -294,6 +295,16 @@ def test_a_step_beside_averages_that_end_is_whole():
     finally:
         sys.settrace(None)
     assert sharded.iterations > 1 and weights[0].tolist() == [1 - 0.25 * sharded.iterations] * 3
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_program_of_the_how_to_prints_what_it_says(ranks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "howto" / "mpi.md").read_text("utf-8")
+    fences = dict(re.findall(r"^```(python|text)\n(.*?)^```", page, re.M | re.S)[:2])
+    (tmp_path / "train.py").write_text(fences["python"])
+    assert run(ranks, script=tmp_path / "train.py") == fences["text"]
+    assert (tmp_path / "run.optimc").exists()
 
 
 RECKONING = runpy.run_path(str(ROOT / "benchmarks" / "mpi_reckoning.py"))

@@ -3,11 +3,16 @@
 import doctest
 import importlib
 import inspect
+import os
 import pkgutil
 import re
+import subprocess
+import sys
 
 import pytest
-from places import ROOT
+from conftest import require
+from pages import failures, needs
+from places import ROOT, TESTS, search_path
 
 import optimc
 from optimc.registry import classes
@@ -43,9 +48,30 @@ def test_examples_of_the_core_run():
         assert runner.run(test).failed == 0
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_examples_of_pages_run(page):
-    assert doctest.testfile(str(page), module_relative=False, encoding="utf-8").failed == 0
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT / "docs").as_posix())
+def test_examples_of_pages_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)                 # what an example writes
+    modules = needs(page)
+    for name in [*modules, *["torch"] * ("keras" in modules)]:
+        require(name)
+    if not modules:
+        assert failures(page) == 0
+        return
+    # a framework stays out of this process; Keras takes one backend per process
+    run = subprocess.run(
+        [sys.executable, "-W", "error", TESTS / "support" / "pages.py", page], capture_output=True, text=True,
+        env={**os.environ, "KERAS_BACKEND": "torch", "PYTHONPATH": search_path(ROOT)})
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_an_example_that_fails_would_be_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```pycon\n>>> import keras.ops, os, optimc.torch\n>>> from torch.optim import SGD\n```\n")
+    assert needs(page) == ["keras", "optimc.torch", "torch"]
+    page.write_text("```pycon\n>>> x = 1\n>>> x\n1\n```\n\n```pycon\n>>> x + 1\n2\n```\n")
+    assert failures(page) == 0
+    page.write_text("```pycon\n>>> 1 + 1\n3\n```\n")
+    assert failures(page) == 1
 
 
 def test_public_names_are_documented():
