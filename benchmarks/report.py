@@ -250,7 +250,7 @@ def in_readme(results):
     """Returns the text between the README's markers."""
     return (f"![{message(results)}](docs/performance/speed.png)\n\n"
             f"Median times on {results['cpu']}, {results['date']}; each library in its fastest mode\n"
-            "([method](docs/performance/results.md)). The last three columns are multiples of optimc's "
+            "([method](docs/performance/method.md)). The last three columns are multiples of optimc's "
             "time, measured in turn in one process.\n\n"
             + headline(results, README_ROWS, README_COLUMNS, times=False))
 

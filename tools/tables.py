@@ -11,15 +11,38 @@ import numpy as np
 from optimc import _core
 from optimc.base.rules import slots_of
 from optimc.registry import classes
+from optimc.torch_names import TORCH
+
+#: optimc's class -> the name of the class in optimc.torch
+IN_TORCH = {counterpart.name: f"`{name}`" for name, counterpart in TORCH.items()}
 
 
 def optimizers():
     """A row per class: what it is, and what it keeps per weight."""
     rows = ["| optimizer | after | keeps per weight |", "| --- | --- | --- |"]
-    for name, cls in sorted(classes.items(), key=lambda item: item[0].lower()):
-        source = "; ".join(re.findall(r"\(([^()]*?\d{4})", cls.__doc__.split("\n")[0]))
-        rows.append(f"| `{name}` | {source} | {', '.join(f'`{slot}`' for slot in kept(cls)) or 'nothing'} |")
+    rows += [f"| `{name}` | {source(cls)} | {state(cls)} |" for name, cls in sorted_classes()]
     return "\n".join(rows)
+
+
+def all_optimizers():
+    """The same with links to the pages of the site, the styles, and the class of optimc.torch."""
+    rows = ["| optimizer | after | keeps per weight | styles | `optimc.torch` |", "| --- | --- | --- | --- | --- |"]
+    rows += [f"| {{py:class}}`~optimc.{name}` | {source(cls)} | {state(cls)} | {', '.join(cls.styles) or '-'} | "
+             f"{IN_TORCH.get(name, '-')} |" for name, cls in sorted_classes()]
+    return "\n".join(rows)
+
+
+def sorted_classes():
+    return sorted(classes.items(), key=lambda item: item[0].lower())
+
+
+def source(cls):
+    """The papers that the first line of a docstring names."""
+    return "; ".join(re.findall(r"\(([^()]*?\d{4})", cls.__doc__.split("\n")[0]))
+
+
+def state(cls):
+    return ", ".join(f"`{slot}`" for slot in kept(cls)) or "nothing"
 
 
 def kept(cls):
@@ -35,7 +58,7 @@ def kept(cls):
 def conventions():
     """A row per argument in which a library differs from the defaults, which are Keras's."""
     rows = ["| optimizer | argument | Keras | torch | optax |", "| --- | --- | --- | --- | --- |"]
-    for name, cls in sorted(classes.items(), key=lambda item: item[0].lower()):
+    for name, cls in sorted_classes():
         if not cls.styles:
             continue
         for argument in [a for a in cls._arguments if any(a in preset for preset in cls.styles.values())]:
@@ -46,7 +69,11 @@ def conventions():
     return "\n".join(rows)
 
 
-TABLES = {"README.md": {"optimizers": optimizers}, "docs/explain/conventions.md": {"conventions": conventions}}
+TABLES = {
+    "README.md": {"optimizers": optimizers},
+    "docs/reference/optimizers.md": {"optimizers": all_optimizers},
+    "docs/explain/conventions.md": {"conventions": conventions},
+}
 
 
 def filled(path, text):

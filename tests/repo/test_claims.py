@@ -1,0 +1,106 @@
+"""What the pages of the site say about options, environment variables and figures is what the sources hold."""
+
+import re
+import sys
+import tomllib
+
+import pytest
+from places import ROOT
+
+import optimc
+from optimc.base.arguments import Argument, Fixed, Option, Value
+
+if not (ROOT / "notebooks").exists():
+    pytest.skip("needs the repository: an sdist has neither notebooks nor benchmarks", allow_module_level=True)
+
+sys.path.append(str(ROOT))          # last: optimc may be an installed one
+
+from benchmarks import report
+from optimc.cli.bench.processes import OURS, STREAM, with_threads
+from optimc.cli.bench.words import duration, merged
+
+READ = re.compile(r"""(?:getenv\(|environ(?:\.get\(|\[))["'](OPTIMC_\w+)""")
+
+
+def page(name):
+    return (ROOT / "docs" / name).read_text("utf-8")
+
+
+def rows(text):
+    """The cells of every row of a page's tables whose first cell is code: its content, then the other cells."""
+    found = re.findall(r"^\| `([^`|]+)` \| (.*) \|$", text, re.M)
+    return [(name, *rest.split(" | ")) for name, rest in found]
+
+
+def variables_read(root):
+    """The environment variables of optimc that a source reads."""
+    files = [path for folder in ("optimc", "csrc", "tests", "benchmarks", "tools")
+             for ending in ("py", "c", "h", "inc") for path in root.glob(f"{folder}/**/*.{ending}")]
+    return {name for path in [root / "setup.py", *files] for name in READ.findall(path.read_text("utf-8"))}
+
+
+def test_every_environment_variable_has_a_line():
+    assert {name for name, *_ in rows(page("reference/environment.md"))} == variables_read(ROOT)
+
+
+def test_a_new_environment_variable_would_be_noticed(tmp_path):
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "a.c").write_text("const char *a = getenv(" + '"OPTIMC_A");')
+    (tmp_path / "setup.py").write_text("environ[" + "'OPTIMC_B'], environ.get(" + '"OPTIMC_C"), "OPTIMC_D"')
+    assert variables_read(tmp_path) == {"OPTIMC_A", "OPTIMC_B", "OPTIMC_C"}
+
+
+def kind(argument):
+    if isinstance(argument, Value):
+        return "value"
+    return "fixed" if isinstance(argument, Fixed) or (isinstance(argument, Option) and argument.fixed) else "setting"
+
+
+def test_every_option_has_a_line_with_its_kind_and_default():
+    common = {name: argument for name, argument in vars(optimc.Optimizer).items()
+              if isinstance(argument, (Argument, Fixed))} | {"cautious": optimc.Adam._arguments["cautious"]}
+    said = {name: re.match(r"(\w+), `([^`]*)`", cells[0]).groups() for name, *cells in
+            rows(page("reference/options.md"))}
+    assert said == {name: (kind(argument), repr(getattr(argument, "default", None)).replace("'", '"'))
+                    for name, argument in common.items()}
+    assert f"(`AdamW`: `{optimc.AdamW().weight_decay}`)" in page("reference/options.md")
+
+
+@pytest.fixture(scope="module")
+def figures():
+    """The committed figures: case -> who -> what was measured."""
+    return {case["name"]: merged(case["sets"]) for case in report.load(report.RESULTS)["cases"]}
+
+
+def test_figures_of_the_reasons_are_those_of_the_results(figures):
+    text = " ".join(page("explain/why-it-is-fast.md").split())
+    small, million, large = (figures[name] for name in ("lists/lesson", "sizes/1 000 000", "sizes/25 000 000"))
+    ours, numpy = ([duration(figure[name]["median"]) for figure in (small, large)] for name in (OURS, "NumPy out="))
+    assert f"769 weights {ours[0]}, where NumPy needs {numpy[0]}" in text
+    assert f"optimc takes {ours[1]}, NumPy {numpy[1]}" in text
+    two = [figure[with_threads(OURS, 2)]["ratio"] for figure in (million, large)]
+    assert "Two threads take {:.0%} of the time at a million weights, and {:.0%} at 25 million".format(*two).replace(
+        "%", " %") in text
+    assert f"and takes {large['torch fused']['ratio']:.2f} times as long at 25 million" in text
+    speed = large[STREAM]["bytes"] / large[STREAM]["median"]
+    assert f"At {speed:.0f} GB/s" in text and f"that is {28 / speed:.1f} ns per weight" in text
+    assert f"about {duration(figures['sizes/1'][OURS]['median'])}" in text
+
+
+def test_figures_of_whole_steps_are_those_of_the_adapters_pages():
+    table = {cells[0]: cells[1] for cells in
+             (line.strip("| ").split(" | ") for line in page("performance/whole-steps.md").splitlines()
+              if line.startswith("| "))}
+    keras = re.findall(r"^\| (\w+) \|.* ([\d.]+) \([\d.]+ to [\d.]+\) \|$", page("howto/keras.md"), re.M)
+    of = {backend: sorted(float(ratio) for name, ratio in keras if name == backend) for backend, _ in keras}
+    assert table["Keras on torch, 10 → 64 → 1"] == f"{of['torch'][0]}"
+    assert table["Keras on tensorflow, two networks"].startswith("{} to {}: ".format(*of["tensorflow"]))
+    assert table["Keras on jax, small and large network"].startswith("{} to {}: ".format(*of["jax"]))
+    sklearn = [float(ratio) for ratio in re.findall(r"\| ([\d.]+) \(", page("howto/scikit-learn.md"))]
+    assert table["scikit-learn's `MLPClassifier`, digits"] == f"{min(sklearn)} to {max(sklearn)}"
+
+
+def test_the_entry_to_cite_has_the_version_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert f"version = {{{project['version']}}}" in page("project/citing.md")
+    assert f"license = {{{project['license']}}}" in page("project/citing.md")
