@@ -2,7 +2,7 @@
 PYTHON ?= .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help build test strict lint record check-record bench-quick step sanitize versions platforms packaging soak ci
+.PHONY: help build test strict lint record check-record bench-quick step docs sanitize versions platforms packaging soak ci
 
 help:            ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -30,6 +30,9 @@ step: build      ## time the step path; compare before and after a change
 
 bench-quick: build     ## time the main cases beside other libraries, in two minutes
 	$(PYTHON) -m benchmarks --quick
+
+docs:            ## build the site in docs/_build/html, in an environment of its own, with every warning an error
+	.ci/site
 
 sanitize:        ## run the sanitizers and the leak loop
 	.ci/sanitize

@@ -31,10 +31,15 @@ GRAM_FROM = 2.0
 class Muon(Optimizer):
     """Muon (Jordan et al., 2024): orthogonalised momentum for matrices, Adam for all other weights.
 
-    m <- m + (g + m (momentum - 1));  y = g + momentum m (nesterov) or m;  update = the orthogonal matrix
-    nearest to y, by `ns_steps` Newton-Schulz steps y <- a y + (b A + c A A) y, A = y y';
-    w <- w - learning_rate update sqrt(longer side) rms_rate.  The matrix products are NumPy's, so the last
-    bits depend on its BLAS.  Slots: `m`; `v` for Adam's weights; `update`, scratch.
+    Formula:
+        m <- m + (g + m (momentum - 1))
+        y = g + momentum m, or m without nesterov
+        y <- y / norm(y)
+        y <- muon_a y + (muon_b A + muon_c A A) y, ns_steps times, with A = y y'
+        w <- w - learning_rate rms_rate sqrt(longer_side) y
+
+    After the Newton-Schulz steps y is close to the orthogonal matrix nearest to it.  The matrix products are NumPy's,
+    so the last bits depend on its BLAS.  Slots: `m`; `v` for Adam's weights; `update`, scratch.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.

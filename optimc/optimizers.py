@@ -14,8 +14,11 @@ from optimc.base.optimizer import Optimizer
 class SGD(Optimizer):
     """Gradient descent, optionally with momentum (Polyak, 1964) or Nesterov momentum (Sutskever et al., 2013).
 
-    velocity <- momentum velocity - learning_rate g;  w <- w + velocity.  The learning rate is inside the
-    velocity, as in Keras.  Slots: `velocity`, only with momentum.
+    Formula:
+        velocity <- momentum velocity - learning_rate g
+        w <- w + velocity
+
+    The learning rate is inside the velocity, as in Keras.  Slots: `velocity`, only with momentum.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
@@ -62,7 +65,10 @@ class SGD(Optimizer):
 class RMSprop(Optimizer):
     """RMSprop (Tieleman & Hinton, 2012), optionally with momentum or centered (Graves, 2013).
 
-    v <- rho v + (1 - rho) g^2;  w <- w - learning_rate g / sqrt(v + epsilon), epsilon inside the root.
+    Formula:
+        v <- rho v + (1 - rho) g^2
+        w <- w - learning_rate g / sqrt(v + epsilon)
+
     Slots: `v`; `velocity` with momentum; `average`, of gradients, if centered.
 
     Args:
@@ -105,8 +111,12 @@ class RMSprop(Optimizer):
 class Adam(Optimizer):
     """Adam (Kingma & Ba, 2014, arXiv 1412.6980), optionally AMSGrad (Reddi et al., 2018, arXiv 1904.09237).
 
-    m <- m + (g - m)(1 - beta_1);  v <- v + (g^2 - v)(1 - beta_2);
-    w <- w - m alpha / (sqrt(v) + epsilon) with alpha = learning_rate sqrt(1 - beta_2^t) / (1 - beta_1^t).
+    Formula:
+        m <- m + (g - m)(1 - beta_1)
+        v <- v + (g^2 - v)(1 - beta_2)
+        alpha = learning_rate sqrt(1 - beta_2^t) / (1 - beta_1^t)
+        w <- w - alpha m / (sqrt(v) + epsilon)
+
     Slots: `m`, `v`; `v_max` with amsgrad.
 
     Args:
@@ -147,8 +157,10 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov & Hutter, 2017, arXiv 1711.05101).
 
-    Before Adam's update, w <- w - w weight_decay learning_rate.  Slots and arguments are Adam's, except that
-    `weight_decay` is the second argument and must be a number.
+    Formula:
+        w <- w - weight_decay learning_rate w, before Adam's update
+
+    Slots and arguments are Adam's, except that `weight_decay` is the second argument and must be a number.
 
     Example:
         >>> import numpy as np, optimc
@@ -169,8 +181,11 @@ class AdamW(Adam):
 class Adagrad(Optimizer):
     """Adagrad (Duchi et al., 2011, JMLR 12).
 
-    accumulator <- accumulator + g^2;  w <- w - learning_rate g / sqrt(accumulator + epsilon), epsilon
-    inside the root.  Slots: `accumulator`.
+    Formula:
+        accumulator <- accumulator + g^2
+        w <- w - learning_rate g / sqrt(accumulator + epsilon)
+
+    Slots: `accumulator`.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
@@ -207,8 +222,13 @@ class Adagrad(Optimizer):
 class Adadelta(Optimizer):
     """Adadelta (Zeiler, 2012, arXiv 1212.5701), with a learning rate.
 
-    accumulator <- rho accumulator + (1 - rho) g^2;  d = sqrt(delta + epsilon) g / sqrt(accumulator +
-    epsilon);  delta <- rho delta + (1 - rho) d^2;  w <- w - learning_rate d.  Slots: `accumulator`, `delta`.
+    Formula:
+        accumulator <- rho accumulator + (1 - rho) g^2
+        d = sqrt(delta + epsilon) g / sqrt(accumulator + epsilon)
+        delta <- rho delta + (1 - rho) d^2
+        w <- w - learning_rate d
+
+    Slots: `accumulator`, `delta`.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
@@ -237,15 +257,19 @@ class Adadelta(Optimizer):
 class Adamax(Optimizer):
     """Adamax (Kingma & Ba, 2014, arXiv 1412.6980, section 7.1): Adam with the infinity norm.
 
-    m <- m + (g - m)(1 - beta_1);  u <- max(beta_2 u, |g|);
-    w <- w - learning_rate m / ((1 - beta_1^t)(u + epsilon)).  Slots: `m`, `u`.
+    Formula:
+        m <- m + (g - m)(1 - beta_1)
+        u <- max(beta_2 u, |g|)
+        w <- w - learning_rate m / ((1 - beta_1^t)(u + epsilon))
+
+    Slots: `m`, `u`.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
         beta_1: decay of the mean, in [0, 1).
         beta_2: decay of the norm, in [0, 1].
         epsilon: >= 0.
-        epsilon_in_norm: add epsilon to |g| in the norm instead.
+        epsilon_in_norm: add epsilon to `|g|` in the norm instead.
 
     Example:
         >>> import numpy as np, optimc
@@ -272,9 +296,15 @@ class Adamax(Optimizer):
 class Nadam(Optimizer):
     """Nadam (Dozat, 2016, ICLR workshop): Adam with Nesterov momentum.
 
-    u_t = beta_1 (1 - 0.96^(t momentum_decay) / 2) and U_t = u_1 ... u_t; m and v as in Adam;
-    m_hat = u_(t+1) m / (1 - U_(t+1)) + (1 - u_t) g / (1 - U_t);
-    w <- w - learning_rate m_hat / (sqrt(v / (1 - beta_2^t)) + epsilon).  Slots: `m`, `v`.
+    Formula:
+        u_t = beta_1 (1 - 0.96^(t momentum_decay) / 2)
+        U_t = U_(t-1) u_t, the product of all so far
+        m <- m + (g - m)(1 - beta_1)
+        v <- v + (g^2 - v)(1 - beta_2)
+        m_hat = u_(t+1) m / (1 - U_(t+1)) + (1 - u_t) g / (1 - U_t)
+        w <- w - learning_rate m_hat / (sqrt(v / (1 - beta_2^t)) + epsilon)
+
+    Slots: `m`, `v`.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
@@ -307,9 +337,13 @@ class Nadam(Optimizer):
 class Ftrl(Optimizer):
     """FTRL-Proximal (McMahan et al., 2013, KDD), for sparse linear models; shrinkage as in TensorFlow.
 
-    n = accumulator + g^2, p = -learning_rate_power;
-    linear <- linear + (g + 2 l2_shrinkage w) - (n^p - accumulator^p) / learning_rate w;
-    w <- (clip(linear, -l1, l1) - linear) / (n^p / learning_rate + 2 (l2 + beta / (2 learning_rate))).
+    Formula:
+        p = -learning_rate_power
+        n = accumulator + g^2
+        linear <- linear + (g + 2 l2_shrinkage w) - (n^p - accumulator^p) / learning_rate w
+        accumulator <- n
+        w <- (clip(linear, -l1, l1) - linear) / (n^p / learning_rate + 2 (l2 + beta / (2 learning_rate)))
+
     The weight is computed from the slots alone, so its value before the first step has no effect.  Slots:
     `accumulator`, `linear`.  With a power other than -0.5 the last bit depends on the C library.
 
@@ -350,7 +384,11 @@ class Ftrl(Optimizer):
 class Lion(Optimizer):
     """Lion (Chen et al., 2023, arXiv 2302.06675): each element moves by learning_rate or not at all.
 
-    w <- w - learning_rate sign(beta_1 m + (1 - beta_1) g);  m <- beta_2 m + (1 - beta_2) g.  Slots: `m`.
+    Formula:
+        w <- w - learning_rate sign(beta_1 m + (1 - beta_1) g)
+        m <- beta_2 m + (1 - beta_2) g
+
+    Slots: `m`.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
@@ -377,9 +415,14 @@ class Lion(Optimizer):
 class ScheduleFreeAdamW(Optimizer):
     """Schedule-free AdamW (Defazio et al., 2024, arXiv 2405.15682): an average of weights replaces the schedule.
 
-    z <- z - learning_rate g / (sqrt(v / (1 - beta_2^t)) + epsilon);  x <- (1 - 1/t) x + z / t;
-    the weight holds y = (1 - beta_1) z + beta_1 x.  Compute gradients at y.  Evaluate with x:
-    `with opt.averaged(): ...`.  Slots: `z`, which starts as the weight, and `v`.
+    Formula:
+        v <- v + (g^2 - v)(1 - beta_2)
+        z <- z - learning_rate g / (sqrt(v / (1 - beta_2^t)) + epsilon)
+        x <- (1 - 1 / t) x + z / t
+        w = (1 - beta_1) z + beta_1 x
+
+    Compute gradients at w.  Evaluate with x: `with opt.averaged(): ...`.  Slots: `z`, which starts as the weight,
+    and `v`.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
@@ -422,9 +465,17 @@ class ScheduleFreeAdamW(Optimizer):
 class RAdam(Optimizer):
     """Rectified Adam (Liu et al., 2019, arXiv 1908.03265): momentum alone until the second moment is reliable.
 
-    rho = 2 / (1 - beta_2) - 1, rho_t = rho - 2 t beta_2^t / (1 - beta_2^t); m and v as in Adam.  Once
-    rho_t > 5, Adam's update with alpha times the paper's r_t; before, w <- w - learning_rate m / (1 -
-    beta_1^t).  Slots: `m`, `v`.
+    Formula:
+        rho = 2 / (1 - beta_2) - 1
+        rho_t = rho - 2 t beta_2^t / (1 - beta_2^t)
+        r_t = sqrt((rho_t - 4)(rho_t - 2) rho / ((rho - 4)(rho - 2) rho_t))
+        m <- m + (g - m)(1 - beta_1)
+        v <- v + (g^2 - v)(1 - beta_2)
+        alpha = learning_rate sqrt(1 - beta_2^t) / (1 - beta_1^t)
+        w <- w - learning_rate m / (1 - beta_1^t), as long as rho_t <= 5
+        w <- w - r_t alpha m / (sqrt(v) + epsilon), as soon as rho_t > 5
+
+    Slots: `m`, `v`.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
@@ -456,7 +507,13 @@ class RAdam(Optimizer):
 class Yogi(Optimizer):
     """Yogi (Zaheer et al., 2018, NeurIPS): Adam with a second moment that grows slowly.
 
-    v <- v - (1 - beta_2) sign(v - g^2) g^2; m and the update as in Adam.  Slots: `m`, `v`.
+    Formula:
+        m <- m + (g - m)(1 - beta_1)
+        v <- v - (1 - beta_2) sign(v - g^2) g^2
+        alpha = learning_rate sqrt(1 - beta_2^t) / (1 - beta_1^t)
+        w <- w - alpha m / (sqrt(v) + epsilon)
+
+    Slots: `m`, `v`.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
@@ -492,8 +549,12 @@ class Yogi(Optimizer):
 class AdaBelief(Optimizer):
     """AdaBelief (Zhuang et al., 2020, arXiv 2010.07468): longer steps where gradients are close to their mean.
 
-    m as in Adam;  s <- s + ((g - m)^2 - s)(1 - beta_2) + epsilon;
-    w <- w - learning_rate m / (1 - beta_1^t) / (sqrt(s / (1 - beta_2^t)) + epsilon).  Slots: `m`, `s`.
+    Formula:
+        m <- m + (g - m)(1 - beta_1)
+        s <- s + ((g - m)^2 - s)(1 - beta_2) + epsilon
+        w <- w - learning_rate m / (1 - beta_1^t) / (sqrt(s / (1 - beta_2^t)) + epsilon)
+
+    Slots: `m`, `s`.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
@@ -520,8 +581,12 @@ class AdaBelief(Optimizer):
 class Rprop(Optimizer):
     """iRprop- (Igel & Huesken, 2003), for full batches: a step size per element, from the signs of gradients.
 
-    Where the gradient keeps its sign, the size is multiplied by eta_plus.  Where the sign changes, the size is
-    multiplied by eta_minus and the element stays.  w <- w - sign(g) size.  Slots: `previous` gradient and `size`.
+    Formula:
+        size <- min(eta_plus size, max_step), where the gradient keeps its sign
+        size <- max(eta_minus size, min_step), where the sign changes; there the element stays
+        w <- w - sign(g) size
+
+    Slots: `previous` gradient and `size`.
 
     Args:
         learning_rate: the initial size, finite and >= 0; later changes have no effect.
@@ -554,9 +619,12 @@ class Rprop(Optimizer):
 class ASGD(Optimizer):
     """Averaged gradient descent (Polyak & Juditsky, 1992), with Bottou's rates, as in torch.
 
-    eta = learning_rate / (1 + lambd learning_rate (t - 1))^alpha;  w <- w (1 - lambd eta) - eta g;
-    from t0 on `average` is the mean of the weights.  Evaluate with it: `with opt.averaged(): ...`.
-    Slots: `average`.  With an alpha other than 0.75 the last bit of eta depends on the C library.
+    Formula:
+        rate = learning_rate / (1 + lambd learning_rate (t - 1))^alpha
+        w <- w (1 - lambd rate) - rate g
+
+    From step t0 on `average` is the mean of the weights.  Evaluate with it: `with opt.averaged(): ...`.
+    Slots: `average`.  With an alpha other than 0.75 the last bit of the rate depends on the C library.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
@@ -589,9 +657,15 @@ class ASGD(Optimizer):
 class Adan(Optimizer):
     """Adan (Xie et al., 2022, arXiv 2208.06677): Nesterov momentum from differences of gradients.
 
-    d = g - previous (0 at first);  m <- m + (g - m)(1 - beta_1);  v <- v + (d - v)(1 - beta_2);
-    n <- n + ((g + beta_2 d)^2 - n)(1 - beta_3);  w <- w - learning_rate (m / (1 - beta_1^t) + beta_2 v /
-    (1 - beta_2^t)) / (sqrt(n / (1 - beta_3^t)) + epsilon).  Slots: `m`, `v`, `n`, `previous`.
+    Formula:
+        d = g - previous, 0 at first
+        m <- m + (g - m)(1 - beta_1)
+        v <- v + (d - v)(1 - beta_2)
+        n <- n + ((g + beta_2 d)^2 - n)(1 - beta_3)
+        u = m / (1 - beta_1^t) + beta_2 v / (1 - beta_2^t)
+        w <- w - learning_rate u / (sqrt(n / (1 - beta_3^t)) + epsilon)
+
+    Slots: `m`, `v`, `n`, `previous`.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
@@ -618,9 +692,14 @@ class Adan(Optimizer):
 class Lamb(Optimizer):
     """LAMB (You et al., 2019, arXiv 1904.00962), for large batches: Adam with steps scaled to the weight's norm.
 
-    m and v as in Adam;  u = m / (1 - beta_1^t) / (sqrt(v / (1 - beta_2^t)) + epsilon);
-    w <- w - |w| / |u| learning_rate u, with the norms of the whole weight, the ratio 1 if either is 0.
-    Two passes: over w, g, m, v, u and over w, u.  Slots: `m`, `v`; `update`, scratch for u.
+    Formula:
+        m <- m + (g - m)(1 - beta_1)
+        v <- v + (g^2 - v)(1 - beta_2)
+        u = m / (1 - beta_1^t) / (sqrt(v / (1 - beta_2^t)) + epsilon)
+        w <- w - norm(w) / norm(u) learning_rate u
+
+    The norms are of the whole weight; the ratio is 1 if either is 0.  Two passes: over w, g, m, v, u and over w, u.
+    Slots: `m`, `v`; `update`, scratch for u.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
@@ -648,11 +727,15 @@ class Lamb(Optimizer):
 class LARS(Optimizer):
     """LARS (You et al., 2017, arXiv 1708.03888), for large batches: momentum with a rate for each weight.
 
-    rate = learning_rate trust_coefficient |w| / (|g| + weight_decay |w| + epsilon), with the norms of the whole
-    weight, or learning_rate if one of them is 0; velocity <- momentum velocity - rate (g + weight_decay w);
-    w <- w + velocity.  Weight decay is in the gradient and in the norm.  Two passes: over w, g and over w, g,
-    velocity.  Slots: `velocity`.  To exclude biases and scales from rate and decay, as is usual, give them a group
-    with trust_coefficient=0 and weight_decay=0, which is plain momentum.
+    Formula:
+        rate = learning_rate trust_coefficient norm(w) / (norm(g) + weight_decay norm(w) + epsilon)
+        velocity <- momentum velocity - rate (g + weight_decay w)
+        w <- w + velocity
+
+    The norms are of the whole weight; the rate is learning_rate if one of them is 0.  Weight decay is in the gradient
+    and in the norm.  Two passes: over w, g and over w, g, velocity.  Slots: `velocity`.  To exclude biases and scales
+    from rate and decay, as is usual, give them a group with trust_coefficient=0 and weight_decay=0, which is plain
+    momentum.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
@@ -692,11 +775,18 @@ class LARS(Optimizer):
 class Adafactor(Optimizer):
     """Adafactor (Shazeer & Stern, 2018, arXiv 1804.04235): a second moment from its row and column means.
 
-    For matrices (the last two axes), row and column are averages of g^2 + epsilon_1 over the other axis, with
-    decay 1 - t^beta_2_decay, and velocity = row / mean(row) column.  Otherwise velocity is such an average.
-    u = g / sqrt(velocity);  w <- w - max(epsilon_2, RMS(w)) min(learning_rate, 1 / sqrt(t)) u / max(1,
-    RMS(u) / clip_threshold).  Three passes over g and velocity, two over w.  Slots: `velocity`; for matrices
-    `row` and `column`.  Weights with two or more axes must be in C order.
+    Formula:
+        b = 1 - t^beta_2_decay
+        row <- b row + (1 - b) mean(g^2 + epsilon_1), over columns
+        column <- b column + (1 - b) mean(g^2 + epsilon_1), over rows
+        velocity = row / mean(row) column
+        u = g / sqrt(velocity)
+        alpha = max(epsilon_2, RMS(w)) min(learning_rate, 1 / sqrt(t))
+        w <- w - alpha u / max(1, RMS(u) / clip_threshold)
+
+    Rows and columns are the last two axes.  A weight with fewer axes keeps the average of g^2 + epsilon_1 itself as
+    `velocity`.  Three passes over g and velocity, two over w.  Slots: `velocity`; for matrices `row` and `column`.
+    Weights with two or more axes must be in C order.
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.

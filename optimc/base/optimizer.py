@@ -69,9 +69,9 @@ if TYPE_CHECKING:
 
 @registry.base
 class Optimizer(_core.Optimizer, Elsewhere):
-    """Base class of all optimizers; use one of its subclasses.
+    """Base class of all optimizers; use one of its subclasses.  Each takes these arguments after its own.
 
-    Args (every optimizer has them, after its own):
+    Args:
         weight_decay: decoupled weight decay: before each update, w <- w - w weight_decay learning_rate.
         clipnorm: scale each gradient down to this norm if its own norm is larger; 0 or less is off.
         clipvalue: clip each element of a gradient to [-clipvalue, clipvalue]; 0 or less is off.

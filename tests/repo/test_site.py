@@ -1,0 +1,77 @@
+"""What builds and checks the site finds what it is for; .ci/site builds the site itself."""
+
+import sys
+
+import pytest
+from places import ROOT
+
+from optimc.registry import classes
+
+if not (ROOT / "notebooks").is_dir():
+    pytest.skip("needs the repository: an sdist has no notebooks", allow_module_level=True)
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "docs" / "_ext"))
+
+import pages
+
+from tools import check_site, tables
+
+PAGE = '<a href="{}">x</a>'
+
+
+def made(folder, files):
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def test_links_that_lead_nowhere_are_found(tmp_path):
+    site = made(tmp_path, {
+        "index.html": "".join(map(PAGE.format, ("a/b.html", "a/none.html", "a/b.html#here", "a/b.html#gone", "#top",
+                                                "https://x.y/z", "a/"))) + "<img src='a/b.html'>",
+        "a/b.html": PAGE.format("../index.html?q=1") + "<p id='here'>", "a/index.html": ""})
+    assert [fault.split(" ", 1)[1] for fault in check_site.broken(site, check_site.read(site))] == [
+        "a/none.html leads to no file", "a/b.html#gone leads to no place on its page",
+        "#top leads to no place on its page", "picture a/b.html has no text (alt)"]
+
+
+def test_names_too_far_from_the_index_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(check_site, "public_names", lambda: ["near", "far", "absent"])
+    chain = {f"{k}.html": PAGE.format(f"{k + 1}.html") + f"<p id='{'near' if k == 3 else 'far' if k == 4 else k}'>"
+             for k in range(1, 5)}
+    site = made(tmp_path, {"index.html": PAGE.format("1.html"), **chain, "5.html": ""})
+    assert list(check_site.too_far(check_site.read(site))) == [
+        "far is 4 clicks away from the index, expected at most 3", "absent is on no page that the index leads to"]
+
+
+@pytest.mark.parametrize("place, page, link, expected", [
+    ("docs/howto/a.md", "howto/a.md", "../faq.md#x", "../faq.md#x"),
+    ("docs/howto/a.md", "howto/a.md", "../../SECURITY.md", "../project/security.md"),
+    ("docs/howto/a.md", "howto/a.md", "../../notebooks/torch.ipynb", "../tutorials/torch.ipynb"),
+    ("docs/howto/a.md", "howto/a.md", "../../csrc/rules.inc#L3", f"{pages.GITHUB}/blob/main/csrc/rules.inc#L3"),
+    ("docs/howto/a.md", "howto/a.md", "../../examples", f"{pages.GITHUB}/tree/main/examples"),
+    ("CHANGELOG.md", "project/changelog.md", "docs/howto/keras.md", "../howto/keras.md"),
+    ("notebooks/torch.ipynb", "tutorials/torch.ipynb", "../docs/faq.md", "../faq.md"),
+    ("notebooks/torch.ipynb", "tutorials/torch.ipynb", "keras.ipynb", "keras.ipynb"),
+    ("docs/faq.md", "faq.md", "https://a.b/c.md", "https://a.b/c.md"),
+])
+def test_links_hold_on_github_and_on_the_site(place, page, link, expected):
+    assert pages.relinked(f"[text]({link})", place, page) == f"[text]({expected})"
+
+
+@pytest.mark.parametrize("name", classes)
+def test_every_optimizer_has_a_page(name):
+    page = pages.page_of(name, classes[name])
+    assert f".. autoclass:: optimc.{name}" in page and f".. minigallery:: optimc.{name}" in page
+    state = page.partition("## State")[2].partition("##")[0]
+    for slot in tables.kept(classes[name]):
+        assert f"| `{slot}` |" in state
+
+
+def test_public_names_are_those_of_the_library():
+    names = set(check_site.public_names())
+    assert {"optimc.Adam", "optimc.load", "optimc.schedules.CosineDecay", "optimc.Optimizer.apply",
+            "optimc.Optimizer.slots"} <= names
+    assert not {"optimc.Optimizer.step", "optimc.Optimizer._slots"} & names
