@@ -8,7 +8,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 sys.path.insert(0, str(HERE.parent))
 
-import pages  # noqa: E402
+import site_pages  # noqa: E402
 
 import optimc  # noqa: E402
 
@@ -19,7 +19,7 @@ version = release = optimc.__version__
 
 extensions = [
     "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_design", "sphinx_copybutton", "sphinx_gallery.gen_gallery",
-    "sphinx-mathjax-offline", "myst_nb", "formulas", "pages",
+    "sphinx-mathjax-offline", "myst_nb", "formulas", "site_pages",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 default_role = "code"                   # `name` in docstrings
@@ -57,7 +57,7 @@ html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {
-    "github_url": pages.GITHUB,
+    "github_url": site_pages.GITHUB,
     "navbar_align": "left", "header_links_before_dropdown": 7, "show_toc_level": 2, "navigation_with_keys": False,
     "footer_start": ["copyright"], "footer_end": ["theme-version"],
     "search_bar_text": "Search, for example: weight_decay",

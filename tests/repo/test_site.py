@@ -12,7 +12,7 @@ if not (ROOT / "notebooks").is_dir():
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 
-import pages
+import site_pages
 
 from tools import check_site, tables
 
@@ -50,20 +50,20 @@ def test_names_too_far_from_the_index_are_found(tmp_path, monkeypatch):
     ("docs/howto/a.md", "howto/a.md", "../faq.md#x", "../faq.md#x"),
     ("docs/howto/a.md", "howto/a.md", "../../SECURITY.md", "../project/security.md"),
     ("docs/howto/a.md", "howto/a.md", "../../notebooks/torch.ipynb", "../tutorials/torch.ipynb"),
-    ("docs/howto/a.md", "howto/a.md", "../../csrc/rules.inc#L3", f"{pages.GITHUB}/blob/main/csrc/rules.inc#L3"),
-    ("docs/howto/a.md", "howto/a.md", "../../examples", f"{pages.GITHUB}/tree/main/examples"),
+    ("docs/howto/a.md", "howto/a.md", "../../csrc/rules.inc#L3", f"{site_pages.GITHUB}/blob/main/csrc/rules.inc#L3"),
+    ("docs/howto/a.md", "howto/a.md", "../../examples", f"{site_pages.GITHUB}/tree/main/examples"),
     ("CHANGELOG.md", "project/changelog.md", "docs/howto/keras.md", "../howto/keras.md"),
     ("notebooks/torch.ipynb", "tutorials/torch.ipynb", "../docs/faq.md", "../faq.md"),
     ("notebooks/torch.ipynb", "tutorials/torch.ipynb", "keras.ipynb", "keras.ipynb"),
     ("docs/faq.md", "faq.md", "https://a.b/c.md", "https://a.b/c.md"),
 ])
 def test_links_hold_on_github_and_on_the_site(place, page, link, expected):
-    assert pages.relinked(f"[text]({link})", place, page) == f"[text]({expected})"
+    assert site_pages.relinked(f"[text]({link})", place, page) == f"[text]({expected})"
 
 
 @pytest.mark.parametrize("name", classes)
 def test_every_optimizer_has_a_page(name):
-    page = pages.page_of(name, classes[name])
+    page = site_pages.page_of(name, classes[name])
     assert f".. autoclass:: optimc.{name}" in page and f".. minigallery:: optimc.{name}" in page
     state = page.partition("## State")[2].partition("##")[0]
     for slot in tables.kept(classes[name]):
