@@ -120,8 +120,8 @@ def source(results):
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     absent = "".join(f" Without {peer}: {module} was not installed." for peer, module in results["missing"].items())
     return (f"Measured on {results['date']} on {results['cpu']}, with {versions}, by `{results['command']}`. Times "
-            "are medians. The libraries of one process step in turn, and the multiple of optimc's time there is in "
-            "brackets. The hardware limit is the least time in which the machine can read and write the arrays of "
+            "are medians. Libraries in one process step in turn, and each is compared with optimc in the same "
+            "process. The hardware limit is the least time in which the machine can read and write the arrays of "
             f"the step and do its roots and divisions.{absent}"
             + f" Cases whose repeats varied by more than {CALM:.0%} were measured again, for up to "
             f"{results.get('patience', 0):g} min in all, and the less noisy result was kept."
@@ -265,7 +265,7 @@ def message(results):
 
 def in_page(results):
     """Returns the text between the markers of docs/performance/results.md."""
-    return f"{headline(results)}\n\n{source(results)}"
+    return f"{headline(results, times=False)}\n\n{source(results)}"
 
 
 def filled(text, section):

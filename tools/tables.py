@@ -25,11 +25,12 @@ def optimizers():
 
 
 def all_optimizers():
-    """The same with links to the pages of the site, the styles, and the class of optimc.torch."""
+    """The same with links to the pages of the site, the styles, and the class of optimc.torch; and the pages."""
     rows = ["| optimizer | after | keeps per weight | styles | `optimc.torch` |", "| --- | --- | --- | --- | --- |"]
     rows += [f"| {{py:class}}`~optimc.{name}` | {source(cls)} | {state(cls)} | {', '.join(cls.styles) or '-'} | "
              f"{IN_TORCH.get(name, '-')} |" for name, cls in sorted_classes()]
-    return "\n".join(rows)
+    pages = [f"optimizers/{name}" for name, _ in sorted_classes()]
+    return "\n".join([*rows, "", "```{toctree}", ":hidden:", "", *pages, "```"])
 
 
 def sorted_classes():
