@@ -13,7 +13,6 @@ import pytest
 from cases import assert_same_bits
 from conftest import require
 from interrupting import every_interruption
-from places import ROOT
 
 import optimc
 from optimc.base.extras import advice
@@ -320,14 +319,6 @@ def test_gradients_that_are_not_finite(tables):
 def test_examples_run():
     failed, attempted = doctest.testmod(adapter)
     assert attempted and not failed
-
-
-def test_the_example_of_the_docs_runs():
-    text = (ROOT / "docs" / "howto" / "scikit-learn.md").read_text()
-    names = {}
-    exec(text.split("```python\n")[1].split("```")[0], names)
-    clf = names["clf"]
-    assert clf.optimizer_.iterations == 60 * 9 and clf.score(names["X"] / 16, names["y"]) > 0.95
 
 
 def test_it_is_imported_only_when_asked_for():

