@@ -1,10 +1,12 @@
 """What builds and checks the site finds what it is for; .ci/site builds the site itself."""
 
+import re
 import sys
 
 import pytest
 from places import ROOT
 
+from optimc import torch_names
 from optimc.registry import classes
 
 if not (ROOT / "notebooks").is_dir():
@@ -68,6 +70,11 @@ def test_every_optimizer_has_a_page(name):
     state = page.partition("## State")[2].partition("##")[0]
     for slot in tables.kept(classes[name]):
         assert f"| `{slot}` |" in state
+
+
+def test_the_page_of_adapters_has_every_class_of_torch():
+    text = (ROOT / "docs" / "reference" / "adapters.md").read_text("utf-8")
+    assert re.findall(r"py:class:: optimc\.torch\.(\w+)", text) == sorted(torch_names.TORCH)
 
 
 def test_public_names_are_those_of_the_library():
