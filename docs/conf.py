@@ -19,7 +19,7 @@ version = release = optimc.__version__
 
 extensions = [
     "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_design", "sphinx_copybutton", "sphinx_gallery.gen_gallery",
-    "sphinx-mathjax-offline", "myst_nb", "formulas", "site_pages",
+    "sphinx-mathjax-offline", "myst_nb", "site_pages",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 default_role = "code"                   # `name` in docstrings

@@ -1,4 +1,4 @@
-"""Typesets the formulas of docstrings: the lines of a section `Formula:` become TeX.
+"""The formulas of docstrings as TeX: the lines of a section `Formula:`, in the notation of the docstrings.
 
 `<-` assigns; two factors side by side are a product, and `/` divides all before it in its product; `^` raises; `x_t`
 and `u_(t+1)` have an index; `|x|` is an absolute value, `y'` a transpose.  What follows a comma and a space is text.
@@ -180,26 +180,13 @@ def name(token):
 
 
 def display(lines):
-    """The lines of a section as the body of a `math` directive."""
+    """The lines of a section as aligned formulas."""
     rows = [rf"{tex(parsed(left))} &{'=' if sign == '=' else chr(92) + 'leftarrow'} {tex(parsed(right))}"
             + (rf" \quad \text{{{text}}}" if text else "") for left, sign, right, text in lines]
-    return "\\begin{aligned}\n" + " \\\\\n".join(rows) + "\n\\end{aligned}"
+    return "\\begin{aligned}\n" + " \\\\[4pt]\n".join(rows) + "\n\\end{aligned}"
 
 
-def typeset(app, what, owner, obj, options, lines):
-    """autodoc-process-docstring: the section becomes a `math` directive, and the names of its letters."""
-    text = "\n".join(lines) + "\n"
-    formulas = section(text)
-    if not formulas:
-        return
-    names = set(re.findall(r"[a-z_]+", " ".join(left + " " + right for left, _, right, _ in formulas)))
-    said = ", ".join(f":math:`{LETTERS[known]}` is ``{known}``" for known in LETTERS if known in names)
-    block = [".. math::", "", *("   " + line for line in display(formulas).splitlines()), "",
-             f"Here {said}." if said else "", ""]
-    found = SECTION.search(text)
-    lines[:] = [*text[:found.start()].splitlines(), *block, *text[found.end():].splitlines()]
-
-
-def setup(app):
-    app.connect("autodoc-process-docstring", typeset, priority=100)     # before napoleon
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+def letters(lines):
+    """The pairs of letter and name that a reader must be told."""
+    names = set(re.findall(r"[a-z_]+", " ".join(f"{left} {right}" for left, _, right, _ in lines)))
+    return [(letter, name) for name, letter in LETTERS.items() if name in names]

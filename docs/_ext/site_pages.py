@@ -4,10 +4,12 @@ The notebooks and the project's own documents are copied into docs/; every optim
 link that leaves docs/ leads to the copy of its target if there is one, otherwise to GitHub.
 """
 
+import inspect
 import os
 import re
 from pathlib import Path
 
+import formulas
 import numpy as np
 
 from optimc.registry import classes
@@ -23,6 +25,7 @@ COPIES = {
     "csrc/README.md": "project/code.md",
     **{f"notebooks/{path.name}": f"tutorials/{path.name}" for path in sorted(ROOT.glob("notebooks/*.ipynb"))},
 }
+ARXIV = re.compile(r"arXiv (\d{4}\.\d{5}|\d{4}\.\d{4})")
 LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)\s]+)\)")
 
 
@@ -50,37 +53,80 @@ def write(page, text):
         path.write_text(text, "utf-8")
 
 
+#: the page of an optimizer
+PAGE = """\
+# {name}
+
+{summary}
+
+$$
+{formula}
+$$
+
+{letters}
+
+## Arguments, slots, example
+
+```{{eval-rst}}
+.. autoclass:: optimc.{name}
+   :no-members:
+```
+
+[Options](../options.md) explains the arguments of every optimizer, from `weight_decay` to `groups`; the
+[base class](../optimizer.md) has the methods.
+
+## State
+
+{state}
+
+## Defaults by style
+
+{styles}
+
+## In the gallery
+
+```{{eval-rst}}
+.. minigallery:: optimc.{name}
+```
+"""
+
+
 def page_of(name, cls):
     """The page of an optimizer: its docstring, its state, its defaults by style, the examples that use it."""
+    summary, lines = inspect.getdoc(cls).partition("\n")[0], formulas.section(inspect.getdoc(cls))
+    letters = ", ".join(f"${letter}$ is `{word}`" for letter, word in formulas.letters(lines))
+    return PAGE.format(
+        name=name, summary=ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", summary),
+        formula=formulas.display(lines), letters=f"Here {letters}." if letters else "",
+        state=state_of(cls), styles=styles_of(cls))
+
+
+def state_of(cls):
+    """A table of the slots after a step."""
     optimizer, weight = cls(), np.zeros((3, 2), np.float32)
     optimizer.apply([np.ones_like(weight)], [weight])
-    kept = {slot: arrays[0] for slot, arrays in optimizer.slots.items() if slot not in cls._scratch_slots}
-    state = [f"| `{slot}` | {'only with some arguments or shapes' if kept.get(slot) is None else kept[slot].shape} |"
-             for slot in tables.kept(cls)]
-    styles = [(argument, cls._arguments[argument].default, *(cls.styles.get(style, {}).get(argument)
-                                                             for style in ("torch", "optax")))
-              for argument in cls._arguments if any(argument in preset for preset in cls.styles.values())]
-    lines = [
-        f"# {name}", "", "```{eval-rst}", f".. autoclass:: optimc.{name}", "   :no-members:", "```", "",
-        "The options of every optimizer, from `weight_decay` to `groups`, are on the page [Options](../options.md).",
-        "[Base class](../optimizer.md) lists its methods.", "", "## State", "",
-        *(["Arrays that it keeps for a weight of shape (3, 2), in the weight's dtype. `opt.slots` shows them.", "",
-           "| slot | shape |", "| --- | --- |", *state] if state else ["It keeps nothing."]), "",
-        "## Defaults by style", "",
-        *(["The defaults are Keras's.  With `style=` they are those of another library"
-           " ([conventions](../../explain/conventions.md)).", "",
-           "| argument | Keras | `style=\"torch\"` | `style=\"optax\"` |", "| --- | --- | --- | --- |",
-           *(f"| `{argument}` | `{default}` | {shown(torch)} | {shown(optax)} |"
-             for argument, default, torch, optax in styles)]
-          if styles else ["The defaults are Keras's or the paper's; torch and optax have no others."]), "",
-        "## In the gallery", "", "```{eval-rst}", f".. minigallery:: optimc.{name}", "```", "",
-    ]
-    return "\n".join(lines)
+    shapes = {slot: arrays[0].shape for slot, arrays in optimizer.slots.items() if arrays[0] is not None}
+    rows = [f"| `{slot}` | {shapes.get(slot, 'only with some arguments or shapes')} |" for slot in tables.kept(cls)]
+    return "\n".join([
+        "Arrays that it keeps for a weight of shape (3, 2), in the weight's dtype. `opt.slots` shows them.", "",
+        "| slot | shape |", "| --- | --- |", *rows])
 
 
-def shown(value):
-    """A value in a table; a style without one has Keras's."""
-    return "as Keras" if value is None else f"`{value}`"
+def styles_of(cls):
+    """A table of the arguments in which a library differs from Keras."""
+    names = [name for name in cls._arguments if any(name in preset for preset in cls.styles.values())]
+    if not names:
+        return "The defaults are Keras's or the paper's, in every style."
+
+    def shown(style, name):
+        return f"`{cls.styles[style][name]}`" if name in cls.styles.get(style, {}) else "as Keras"
+
+    rows = [f"| `{name}` | `{cls._arguments[name].default}` | {shown('torch', name)} | {shown('optax', name)} |"
+            for name in names]
+    return "\n".join([
+        "The defaults are Keras's. With `style=` they are those of another library",
+        "([conventions](../../explain/conventions.md)).", "",
+        "| argument | Keras | `style=\"torch\"` | `style=\"optax\"` |", "| --- | --- | --- | --- |", *rows])
 
 
 def make(app, config):
@@ -98,7 +144,16 @@ def relink(app, docname, source):
         source[0] = relinked(source[0], f"docs/{page}", page)
 
 
+def shorten(app, what, owner, cls, options, lines):
+    """autodoc-process-docstring: leaves out of a class what its page says before: what it is, and the formula."""
+    text = "\n".join(lines)
+    if cls in classes.values():
+        text = formulas.SECTION.sub("", text.partition("\n")[2] + "\n")
+        lines[:] = re.sub(r"^Options of every optimizer.*", "", text, flags=re.M).splitlines()
+
+
 def setup(app):
     app.connect("config-inited", make)
+    app.connect("autodoc-process-docstring", shorten, priority=100)     # before napoleon
     app.connect("source-read", relink)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
