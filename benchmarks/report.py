@@ -18,9 +18,11 @@ RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
 MARKED = re.compile(r"(<!-- speed -->\n).*?(\n<!-- end -->)", re.S)
 #: a larger spread of a case's times shows that something else kept the machine busy
 CALM = 0.05
-#: columns of the table in docs/performance/results.md
+#: columns of the tables
 COLUMNS = ("NumPy out=", "torch fused", "torch foreach", "optax jit", "Keras on torch", "thinc", "scikit-learn")
-#: its rows: the case and its name there
+#: columns of each table in docs/performance/results.md, whose lines are short
+PAGE_COLUMNS = (COLUMNS[:4], COLUMNS[4:])
+#: rows: the case and its name there
 ROWS = {
     "lists/lesson": "10 → 64 → 1 network: 4 arrays, 769 weights", "lists/50 x 100": "50 arrays of 100",
     "lists/1000 x 64": "1000 arrays of 64", "lists/100 x 10 000": "100 arrays of 10 000",
@@ -265,7 +267,12 @@ def message(results):
 
 def in_page(results):
     """Returns the text between the markers of docs/performance/results.md."""
-    return f"{headline(results, times=False)}\n\n{source(results)}"
+    found = {case["name"]: merged(case["sets"]) for case in results["cases"]}
+    tables = []
+    for columns in PAGE_COLUMNS:
+        rows = [name for name in ROWS if any("ratio" in found.get(name, {}).get(peer, {}) for peer in columns)]
+        tables.append(headline(results, rows, columns, times=False))
+    return "\n\n".join([*tables, source(results)])
 
 
 def filled(text, section):
