@@ -1,0 +1,32 @@
+"""Figures of the gallery: their style on the site, and the alternative text that each script gives for its figure."""
+
+import re
+from pathlib import Path
+
+from optimc.cli.style import BLUE, ORANGE, STYLE
+
+#: after Okabe and Ito: readers with any kind of colour vision can tell them apart
+COLOURS = [BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
+
+
+def style(gallery_conf, script):
+    """Sets matplotlib's style before each script, for sphinx-gallery's `reset_modules`."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(STYLE | {"axes.prop_cycle": plt.cycler(color=COLOURS), "figure.titleweight": "bold",
+                                 "figure.titlesize": 11, "axes.titlesize": 10})
+
+
+def alt_text(source):
+    """The text of `.. alt text:`, a comment that ends the docstring of a script and is not shown on its page."""
+    found = re.search(r'^\.\. alt text: (.+?)\n"""', source, re.M | re.S)
+    return " ".join(found[1].split()) if found else None
+
+
+def scrape(block, block_vars, gallery_conf):
+    """Saves the figures as sphinx-gallery does.  Their alternative text is the script's, not the figure's title."""
+    from sphinx_gallery.scrapers import matplotlib_scraper
+
+    rst = matplotlib_scraper(block, block_vars, gallery_conf)
+    text = alt_text(Path(block_vars["src_file"]).read_text("utf-8"))
+    return re.sub(r"^( +:alt:).*", lambda line: f"{line[1]} {text}", rst, flags=re.M)
