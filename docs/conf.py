@@ -19,7 +19,7 @@ version = release = optimc.__version__
 
 extensions = [
     "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_design", "sphinx_copybutton", "sphinx_gallery.gen_gallery",
-    "sphinx-mathjax-offline", "myst_nb", "site_pages",
+    "sphinx-mathjax-offline", "myst_nb", "gallery_figures", "site_pages",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 default_role = "code"                   # `name` in docstrings
@@ -40,13 +40,13 @@ python_maximum_signature_line_length = 90
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 
-if not (HERE.parent / "examples" / "gallery").is_dir():
-    extensions.remove("sphinx_gallery.gen_gallery")
 sphinx_gallery_conf = {
     "examples_dirs": "../examples/gallery", "gallery_dirs": "gallery", "filename_pattern": r"/plot_",
     "backreferences_dir": "gallery/used", "doc_module": ("optimc",), "inspect_global_variables": False,
     "download_all_examples": False, "show_memory": False, "remove_config_comments": True,
     "abort_on_example_error": True, "reference_url": {"optimc": None}, "capture_repr": (),
+    "image_scrapers": ("gallery_figures.scrape",), "reset_modules": ("matplotlib", "gallery_figures.style"),
+    "within_subsection_order": "FileNameSortKey", "notebook_extensions": set(), "show_signature": False,
 }
 warnings.filterwarnings("ignore", "FigureCanvasAgg is non-interactive")
 

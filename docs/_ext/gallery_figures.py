@@ -1,10 +1,14 @@
-"""Figures of the gallery: their style on the site, and the alternative text that each script gives for its figure."""
+"""Figures of the gallery: their style on the site, and the alternative text that each script gives for its figure.
+
+The figure on the script's own page gets the whole text, its thumbnails on other pages the first sentence.
+"""
 
 import re
 from pathlib import Path
 
 from optimc.cli.style import BLUE, ORANGE, STYLE
 
+SCRIPTS = Path(__file__).parents[2] / "examples" / "gallery"
 #: after Okabe and Ito: readers with any kind of colour vision can tell them apart
 COLOURS = [BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
 
@@ -30,3 +34,19 @@ def scrape(block, block_vars, gallery_conf):
     rst = matplotlib_scraper(block, block_vars, gallery_conf)
     text = alt_text(Path(block_vars["src_file"]).read_text("utf-8"))
     return re.sub(r"^( +:alt:).*", lambda line: f"{line[1]} {text}", rst, flags=re.M)
+
+
+def describe_thumbnails(app, doctree):
+    """doctree-read: gives the thumbnails of a page their text, which sphinx-gallery leaves empty."""
+    from docutils import nodes
+
+    for image in doctree.findall(nodes.image):
+        found = re.search(r"sphx_glr_(plot_\w+)_thumb\.png$", image["uri"])
+        if found:
+            text = alt_text((SCRIPTS / f"{found[1]}.py").read_text("utf-8"))
+            image["alt"] = re.split(r"(?<=\.) ", text)[0]
+
+
+def setup(app):
+    app.connect("doctree-read", describe_thumbnails)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

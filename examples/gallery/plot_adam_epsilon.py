@@ -4,12 +4,12 @@ Epsilon decides which gradients are too small to count
 
 Adam's steps do not depend on the size of the gradient, until it comes near epsilon.
 RMSprop and Adagrad add epsilon *inside* the root, so their 1e-7 starts to act at
-gradients of :math:`\sqrt{10^{-7}}`, about 3e-4: the same number means something else.
+gradients of about 3e-4, its root: the same number means something else.
 
 .. alt text: Step length as a multiple of the learning rate, by size of the gradient
    from 1e-10 to 1, for three optimizers.  Each curve is flat at 1 for large gradients
    and falls for small ones.  Adam with epsilon 1e-7 falls around 1e-7, with 1e-4 around
-   1e-4; RMSprop with epsilon 1e-7 falls around 3e-4.
+   1e-4; RMSprop with epsilon 1e-7 falls around 2e-4.
 """
 import matplotlib.pyplot as plt
 import numpy as np

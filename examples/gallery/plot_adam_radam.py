@@ -4,8 +4,8 @@ RAdam has its warm-up built in
 
 Adam's estimate of the gradient's size is unreliable at first, so people raise the
 learning rate slowly over the first steps.  RAdam computes how reliable the estimate is
-and shortens its own steps by as much.  That is much like a linear warm-up over 2000 =
-:math:`2 / (1 - \beta_2)` steps.
+and shortens its own steps by as much.  That is much like a linear warm-up over 2000
+steps.
 
 In its first five steps RAdam does not divide by the estimate at all: it is momentum,
 whose steps are as long as the gradient, which is 1 here.
@@ -21,8 +21,8 @@ import numpy as np
 import optimc
 
 # %%
-# The gradient is constant and 1, so that only the rule itself changes the length of a
-# step.
+# The rule of thumb for the warm-up is :math:`2 / (1 - \beta_2)` steps.  The gradient is
+# constant and 1, so that only the rule itself changes the length of a step.
 
 warmup = optimc.schedules.join([optimc.schedules.PolynomialDecay(
     0.0, decay_steps=2000, end_learning_rate=0.001), 0.001], [2000])

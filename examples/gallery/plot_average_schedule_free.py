@@ -51,7 +51,7 @@ free = train(optimc.ScheduleFreeAdamW(0.03), 1000)
 cosine = {steps: train(optimc.AdamW(optimc.schedules.CosineDecay(0.03, steps)), steps)
           for steps in (250, 500, 1000)}
 for steps, losses in cosine.items():
-    print(f"{steps}: cosine {losses[-1]:.3f}, schedule-free {free[steps // 10 - 1]:.3f}")
+    print(f"{steps}: cosine {losses[-1]:.3f}, free {free[steps // 10 - 1]:.3f}")
 
 # %%
 

@@ -21,18 +21,18 @@ sizes = np.logspace(-4, 2, 25)
 rng = np.random.default_rng(0)
 
 # %%
-# Each column of weights has gradients of another size.  They are noise, 400 draws a
+# Each column of weights has gradients of another size.  They are noise, 200 draws a
 # step, so that on average only the decay moves the weights.
 
 left = {}
 for name, opt in (("decoupled: AdamW", optimc.AdamW(0.001, weight_decay=0.5)),
                   ("coupled: Adam", optimc.Adam(0.001, weight_decay=0.5,
                                                 coupled_weight_decay=True))):
-    w = np.ones((400, 25))
+    w = np.ones((200, 25))
     for _ in range(2000):
         opt.apply([rng.normal(size=w.shape) * sizes], [w])
     left[name] = w.mean(axis=0)
-    print(f"{name}: {left[name].min():.2f} to {left[name].max():.2f} left")
+    print(f"{name}: {left[name].min():.2f} to {left[name].max():.2f} are left")
 print(f"(1 - 0.001 * 0.5) ** 2000 = {(1 - 0.001 * 0.5) ** 2000:.2f}")
 
 # %%

@@ -34,8 +34,8 @@ for step in range(1000):
 
 # %%
 
-skipped = 1000 - opt.iterations
-print(f"{skipped} of 1000 steps skipped, scale {scales[0]:.0f} -> {scales[-1]:.0f}")
+print(f"skipped steps: {1000 - opt.iterations} of 1000")
+print(f"scale: {scales[0]:.0f} at first, {min(scales):.0f} at the lowest")
 
 # %%
 

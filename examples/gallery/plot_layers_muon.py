@@ -42,7 +42,7 @@ for opt in (optimc.SGD(0.1, momentum=0.9), optimc.Adam(0.001), optimc.Muon(0.001
     name = type(opt).__name__
     value = np.linalg.svd(weights[0] - before, compute_uv=False)
     values[name] = value / value[0]
-    print(name, "10th and last value / largest:", *values[name][[9, -1]].round(4))
+    print(f"{name}: shares of the tenth and the last", *values[name][[9, -1]].round(4))
 
 # %%
 

@@ -38,7 +38,7 @@ for size in 569, 16:
             opt.apply([x[rows].T @ (probability(w, x[rows]) - t[rows]) / size], [w])
             p = probability(w, x)
             run.append(-np.log(np.where(t == 1, p, 1 - p) + 1e-12).mean())
-        print(f"batches of {size}, {type(opt).__name__}: {run[-1]:.4f}")
+        print(f"{size} rows, {type(opt).__name__}: loss {run[-1]:.4f}")
 
 # %%
 
