@@ -70,10 +70,48 @@ def conventions():
     return "\n".join(rows)
 
 
+#: classes whose epsilon is always in the same place -> their denominator
+DENOMINATORS = {
+    "AdaBelief": r"\sqrt{\hat s} + \epsilon", "Adadelta": r"\sqrt{v + \epsilon}",
+    "Adan": r"\sqrt{\hat n} + \epsilon", "Lamb": r"\sqrt{\hat v} + \epsilon",
+    "Muon": r"\sqrt{v} + \epsilon", "Nadam": r"\sqrt{\hat v} + \epsilon",
+    "ScheduleFreeAdamW": r"\sqrt{\hat v} + \epsilon",
+}
+#: the argument that moves epsilon -> the denominator without and with it
+MOVED = {
+    "corrected_epsilon": (r"\sqrt{v} + \epsilon", r"\sqrt{\hat v} + \epsilon"),
+    "epsilon_outside": (r"\sqrt{v + \epsilon}", r"\sqrt{v} + \epsilon"),
+    "joint_norm": (r"\lVert g \rVert + \lambda \lVert w \rVert + \epsilon",
+                   r"\lVert g + \lambda w \rVert + \epsilon"),
+    "epsilon_in_norm": (r"u + \epsilon", r"\max(\beta_2 u, \lvert g \rvert + \epsilon)"),
+}
+
+
+def denominator(cls, style):
+    """What a step of a class is divided by, in a style."""
+    values = {**{name: argument.default for name, argument in cls._arguments.items()}, **cls.styles.get(style, {})}
+    for argument, forms in MOVED.items():
+        if argument in values:
+            return forms[values[argument]]
+    return DENOMINATORS[cls.__name__]
+
+
+def epsilon():
+    """A row per class with an epsilon: the denominator, and the default value, in each style."""
+    rows = ["| optimizer | optimc, and Keras | torch | optax |", "| --- | --- | --- | --- |"]
+    for name, cls in sorted_classes():
+        if "epsilon" not in cls._arguments:
+            continue
+        cells = [f"${denominator(cls, style)}$, `{cls(style=style).epsilon}`" if style in ("keras", *cls.styles)
+                 else "-" for style in ("keras", "torch", "optax")]
+        rows.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 TABLES = {
     "README.md": {"optimizers": optimizers},
     "docs/reference/optimizers.md": {"optimizers": all_optimizers},
-    "docs/explain/conventions.md": {"conventions": conventions},
+    "docs/explain/conventions.md": {"conventions": conventions, "epsilon": epsilon},
 }
 
 
