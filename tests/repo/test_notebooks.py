@@ -1,6 +1,8 @@
 """The notebooks: what is committed is whole, small and tells nothing of a machine; each runs in a fresh kernel."""
 
 import ast
+import base64
+import io
 import os
 import re
 import shutil
@@ -17,6 +19,31 @@ FOLDER = ROOT / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 #: what a notebook must print, by its name; numbers as its text claims them
 FACTS = {
+    "tutorial_1_formula_to_code": [
+        *(rf"{rule}: 0 of 1000 weights differ, same bits: True\nmoves 1, 2, 10, 100: \[ *{moves}\]"
+          for rule, moves in {
+            "momentum": r"1\. +1\.9 +6\.51 +10\. *", "adagrad": r"0\.95 0\.69 0\.31 0\.1 *",
+            "rmsprop": r"3\.16 2\.29 1\.24 1\. *", "adam": r"1\. 1\. 1\. 1\.",
+            "uncorrected": r"3\.16 4\.25 6\.53 3\.24"}.items()),
+        r"sgd: 0 of 1000 weights differ, same bits: True",
+        *(rf"{name}: backward ([+-]\d\.\d{{8}})\d, nudged \1\d\n" for name in ("W1", "b1", "W2", "b2")),
+        *(rf"{name} +loss: 1\.\d\d at the start, 0\.5\d at the end" for name in (
+            "sgd", "momentum", "nesterov", "rmsprop", "adam")),
+        r"adagrad +loss: 1\.\d\d at the start, 0\.6\d at the end",
+    ],
+    "tutorial_2_landscapes": [
+        r"move 1:  \[ 0\.5 -0\.5\]\nmove 60: \[ 0\.04 -0\.  \]",
+        r"sgd +rate 0\.02 +loss after 10 steps +1\.4, after 100 +0\.043\n",
+        r"nesterov +rate 0\.005 +loss after 10 steps +4\.2, after 100 +7\.5e-05\n",
+        r"adagrad +rate 0\.1 +loss after 10 steps +4\.8, after 100 +3\.2\n",
+        r"sgd +half way to a minimum after 131 steps",
+        r"adagrad +half way to a minimum after  58 steps\nrmsprop +half way to a minimum after   4 steps",
+        r"sgd +mean loss of the last 100 steps 0\.07\d\d\nmomentum +mean loss of the last 100 steps 0\.0[45]",
+        r"adagrad +mean loss of the last 100 steps 0\.01",
+        r"sgd +\d+ +\d+ +\d+ +0\nmomentum +\d+ +\d+ +\d+ +3\n",
+        r"sgd +rate 0\.1 +first 5 jumps 0\.2",
+        r"adagrad +rate \S+ +first 5 jumps 0\.[23]\d+, last 5 jumps 0\.[789]\d+",
+    ],
     "lesson": [
         *(rf"{rule} +200 steps of 1000 weights, same bits: True"
           for rule in ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "textbook_adam", "adam")),
@@ -42,6 +69,23 @@ FACTS = {
         r"optimc\.keras\.Adam, 36 steps, weights equal to the bit: True",
     ],
 }
+#: what the answers to its exercises must print
+ANSWERS = {
+    "tutorial_1_formula_to_code": [
+        r"nesterov: 0 of 1000 weights differ, same bits: True\n1\.9\n",
+        r"rate 0\.1 +loss after 5 epochs 0\.[45]",
+    ],
+    "tutorial_2_landscapes": [
+        r"loss after 60 steps: \d\.\d+e-1[1-9]",
+        *(rf"{name} +straight +(\d+\.\d\d), turned +\1\n" for name in ("sgd", "momentum")),
+        r"adagrad +straight +11\.\d\d, turned +24\.\d\d\n(.*\n)adam +straight +1\.\d\d, turned +7\.\d\d\n",
+        r"sgd +constant 0\.0\d+, falling 0\.00\d+, 1\d\.\d times lower\nadam .* 6\.\d times lower",
+    ],
+}
+#: the notebooks that make a course
+COURSE = [path for path in PATHS if path.stem.startswith("tutorial_")]
+by_name = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+by_tutorial = pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
 PRIVATE = re.compile(r"/(?:home|root|tmp|usr)/|[A-Z]:\\\\|site-packages|localhost")
 
 
@@ -57,7 +101,12 @@ def modules(notebook):
     """The modules that it imports, without the standard library and optimc; and the adapters of optimc."""
     names = set()
     for cell in code(notebook):
-        for node in ast.walk(ast.parse(cell.source)):
+        tree = ast.parse(cell.source)
+        optional = {id(part) for node in ast.walk(tree) if isinstance(node, ast.Try)
+                    for statement in node.body for part in ast.walk(statement)}
+        for node in ast.walk(tree):
+            if id(node) in optional:
+                continue
             if isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
@@ -66,10 +115,29 @@ def modules(notebook):
 
 
 def printed(notebook):
-    """The text of all outputs."""
-    return "\n".join(text if isinstance(text, str) else "".join(text)
-                     for cell in code(notebook) for out in cell.outputs
-                     for text in (out.get("text", ""), out.get("data", {}).get("text/markdown", "")))
+    """The text of all outputs; a stream may have arrived in pieces."""
+    return "\n".join("".join(text if isinstance(text, str) else "".join(text) for out in cell.outputs
+                             for text in (out.get("text", ""), out.get("data", {}).get("text/markdown", "")))
+                     for cell in code(notebook))
+
+
+def text_of(notebook):
+    """The text of its Markdown cells."""
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def answers(notebook):
+    """The code in the answers to its exercises, as cells that know the cell they stand in."""
+    new = require("nbformat").v4.new_code_cell
+    return [new(source, metadata={"below": cell}) for cell in notebook.cells if cell.cell_type == "markdown"
+            for answer in re.findall(r"<details>.*?</details>", cell.source, re.S)
+            for source in re.findall(r"^```python\n(.*?)^```", answer, re.S | re.M)]
+
+
+def in_a_fresh_place(folder, monkeypatch):
+    """Kernels import this optimc and see nobody's settings."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(optimc.__file__).parents[1]), prepend=os.pathsep)
+    monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
 
 
 def kinds(notebook):
@@ -81,7 +149,7 @@ def test_every_fact_is_of_a_notebook():
     assert set(FACTS) <= {path.stem for path in PATHS}
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+@by_name
 def test_what_is_committed(path):
     notebook = read(path)
     assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
@@ -95,7 +163,45 @@ def test_what_is_committed(path):
         assert re.search(fact, printed(notebook)), fact
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+@by_tutorial
+def test_every_picture_has_an_alt_text(path):
+    notebook = read(path)
+    for cell in code(notebook):
+        for out in cell.outputs:
+            if "image/png" in out.get("data", {}):
+                assert len(cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")) > 40, cell.source
+            for tag in re.findall(r"<img[^>]*>", out.get("data", {}).get("text/html", "")):
+                assert re.search(r'alt="[^"]{40}', tag), cell.source
+    assert not re.search(r"!\[\]\(|<img(?![^>]*alt=)", text_of(notebook))
+
+
+@by_tutorial
+def test_every_picture_is_sharp_and_needs_no_network(path):
+    image = require("PIL.Image")
+    for cell in code(read(path)):
+        for out in cell.outputs:
+            if "image/png" in out.get("data", {}):
+                picture = image.open(io.BytesIO(base64.b64decode(out.data["image/png"])))
+                assert round(picture.info["dpi"][0]) >= 150, cell.source
+            assert not re.search(r"(src|href)=.?https?:|url\(https?:", out.get("data", {}).get("text/html", ""))
+
+
+@by_tutorial
+def test_every_line_of_code_has_at_most_88_columns(path):
+    notebook = read(path)
+    long = [line for cell in (*code(notebook), *answers(notebook)) for line in cell.source.splitlines()
+            if len(line) > 88]
+    assert not long
+
+
+@by_tutorial
+def test_every_tutorial_asks_and_answers(path):
+    text = text_of(read(path))
+    assert text.count("**Before you run the cell") >= 2
+    assert text.count("# Exercise") == text.count("<details>\n<summary>Answer") >= 1
+
+
+@by_name
 def test_it_runs_and_shows_the_same(path, tmp_path, monkeypatch):
     nbclient = require("nbclient")
     require("ipykernel")
@@ -103,13 +209,49 @@ def test_it_runs_and_shows_the_same(path, tmp_path, monkeypatch):
     for name in sorted(modules(committed) - set(sys.stdlib_module_names)):
         require(name)
     shutil.copytree(FOLDER, tmp_path / "notebooks")
-    monkeypatch.setenv("PYTHONPATH", str(Path(optimc.__file__).parents[1]), prepend=os.pathsep)
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))         # nobody's settings
+    in_a_fresh_place(tmp_path, monkeypatch)
     fresh = read(tmp_path / "notebooks" / path.name)
     for cell in code(fresh):
         cell.outputs, cell.execution_count = [], None
+    tried = answers(fresh)
+    clock = require("nbformat").v4.new_code_cell("import time\nprint(time.process_time())")
+    own = [*fresh.cells]
+    for cell in tried:                                              # an answer runs where it stands
+        fresh.cells.insert(fresh.cells.index(cell.metadata.pop("below")) + 1, cell)
+    fresh.cells.append(clock)
     nbclient.NotebookClient(fresh, timeout=1200, kernel_name="python3",
                             resources={"metadata": {"path": str(tmp_path / "notebooks")}}).execute()
+    seconds = float(clock.outputs[0].text)
+    said = "\n".join(out.get("text", "") for cell in tried for out in cell.outputs)
+    fresh.cells = own
     assert kinds(fresh) == kinds(committed)
     for fact in FACTS.get(path.stem, []):
         assert re.search(fact, printed(fresh)), fact
+    for fact in ANSWERS.get(path.stem, []):
+        assert re.search(fact, said), (fact, said)
+    if path in COURSE:
+        assert seconds < 60
+
+
+@pytest.mark.parametrize("path", [path for path in COURSE if "interact(" in path.read_text("utf-8")],
+                         ids=lambda path: path.stem)
+def test_a_slider_is_there_where_a_person_runs_the_notebook(path, tmp_path, monkeypatch):
+    """The kernel knows a person by the client, which can ask for input."""
+    require("ipywidgets")
+    manager = require("jupyter_client.manager")
+    in_a_fresh_place(tmp_path, monkeypatch)
+    cells = code(read(path))
+    end = next(k for k, cell in enumerate(cells) if "interact(" in cell.source)
+    for person, kind in ((True, "application/vnd.jupyter.widget-view+json"), (False, "image/png")):
+        messages = []
+        keeper, client = manager.start_new_kernel(kernel_name="python3")
+        try:
+            for cell in cells[:end + 1]:
+                messages.clear()
+                reply = client.execute_interactive(cell.source, allow_stdin=person, stdin_hook=print,
+                                                   output_hook=messages.append, timeout=300)
+                assert reply["content"]["status"] == "ok"
+        finally:
+            client.stop_channels()
+            keeper.shutdown_kernel(now=True)
+        assert any(kind in message["content"].get("data", {}) for message in messages)
