@@ -79,11 +79,13 @@ def test_figures_of_the_reasons_are_those_of_the_results(figures):
     assert f"769 weights {ours[0]}, where NumPy needs {numpy[0]}" in text
     assert f"optimc takes {ours[1]}, NumPy {numpy[1]}" in text
     two = [figure[with_threads(OURS, 2)]["ratio"] for figure in (million, large)]
-    assert "Two threads take {:.0%} of the time at a million weights, and {:.0%} at 25 million".format(*two).replace(
+    assert "Two threads take {:.0%} of the time of one at a million weights, and {:.0%} at 25 million".format(*two).replace(
         "%", " %") in text
     assert f"and takes {large['torch fused']['ratio']:.2f} times as long at 25 million" in text
+    ratio = figures["options/clip, AdamW, EMA"]["torch fused"]["ratio"]
+    assert f"torch's fused AdamW takes {ratio:.2f} times as long as optimc at 25 million" in text
     speed = large[STREAM]["bytes"] / large[STREAM]["median"]
-    assert f"At {speed:.0f} GB/s" in text and f"that is {28 / speed:.1f} ns per weight" in text
+    assert f"reads and writes {speed:.0f} GB/s, so that is {28 / speed:.1f} ns per weight" in text
     assert f"about {duration(figures['sizes/1'][OURS]['median'])}" in text
 
 
