@@ -175,7 +175,9 @@ class Group:
         return chosen
 
     def _check(self, name: str) -> None:
-        if not isinstance(self._optimizer._arguments.get(name), Value) or name in WHOLE:
+        if name in WHOLE:
+            raise ValueError(f"{self.label}: {name} is one value for all weights: set it on the optimizer")
+        if not isinstance(self._optimizer._arguments.get(name), Value):
             raise ValueError(f"{self.label}: {name!r} is not a value that weights can have of their own"
                              f"{hint(name, self._optimizer._index)}")
 

@@ -9,6 +9,7 @@ from places import ROOT
 
 import optimc
 from optimc.base.arguments import Argument, Fixed, Option, Value
+from optimc.base.rules import WHOLE
 
 if not (ROOT / "notebooks").exists():
     pytest.skip("needs the repository: an sdist has neither notebooks nor benchmarks", allow_module_level=True)
@@ -63,6 +64,8 @@ def test_every_option_has_a_line_with_its_kind_and_default():
             rows(page("reference/options.md"))}
     assert said == {name: (kind(argument), repr(getattr(argument, "default", None)).replace("'", '"'))
                     for name, argument in common.items()}
+    whole = re.search(r"except for (.*?)\.\n", page("reference/options.md"))[1]
+    assert set(re.findall(r"`(\w+)`", whole)) == set(WHOLE)
     assert f"(`AdamW`: `{optimc.AdamW().weight_decay}`)" in page("reference/options.md")
 
 
@@ -78,9 +81,8 @@ def test_figures_of_the_reasons_are_those_of_the_results(figures):
     ours, numpy = ([duration(figure[name]["median"]) for figure in (small, large)] for name in (OURS, "NumPy out="))
     assert f"769 weights {ours[0]}, where NumPy needs {numpy[0]}" in text
     assert f"optimc takes {ours[1]}, NumPy {numpy[1]}" in text
-    two = [figure[with_threads(OURS, 2)]["ratio"] for figure in (million, large)]
-    assert "Two threads take {:.0%} of the time of one at a million weights, and {:.0%} at 25 million".format(*two).replace(
-        "%", " %") in text
+    two = [f"{100 * figure[with_threads(OURS, 2)]['ratio']:.0f} %" for figure in (million, large)]
+    assert f"Two threads take {two[0]} of the time of one at a million weights, and {two[1]} at 25 million" in text
     assert f"and takes {large['torch fused']['ratio']:.2f} times as long at 25 million" in text
     ratio = figures["options/clip, AdamW, EMA"]["torch fused"]["ratio"]
     assert f"torch's fused AdamW takes {ratio:.2f} times as long as optimc at 25 million" in text
