@@ -7,13 +7,14 @@ They are computed in double precision; Keras rounds every operation to float32.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from optimc import _core
-from optimc.base.names import Strict, is_ours, says_what_it_takes
+from optimc.base.names import Strict, is_ours, says_what_it_takes, schedule_meant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -488,3 +489,10 @@ def deserialize(config: Mapping[str, Any], custom_objects: Classes | None = None
                                   for part in arguments["schedules"]]
     schedule: LearningRateSchedule = known[config["class_name"]].from_config(arguments)
     return schedule
+
+
+if not TYPE_CHECKING:               # a checker would take it to mean that every name is there
+    def __getattr__(name):
+        found = schedule_meant(name, classes())
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}"
+                             f"{f': did you mean {found}?' if found else ''}", obj=sys.modules[__name__])

@@ -74,6 +74,11 @@ class Counterpart(NamedTuple):
                 found.append(Source(argument.removeprefix("not "), key, negated=argument.startswith("not ")))
         return found
 
+    def word_for(self, argument: str) -> str | None:
+        """torch's argument for one of optimc's; None if torch has none."""
+        return next((key for key, ours in self.arguments.items()
+                     if argument in (ours if isinstance(ours, tuple) else (ours,))), None)
+
     def initial_value(self, key: str, group: Mapping[str, Any]) -> float:
         """The number that a slot or scalar, by torch's key, starts from in a parameter group."""
         value = self.initial.get(key, 0.0)

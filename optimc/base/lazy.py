@@ -48,13 +48,21 @@ def find(name: str, public: Iterable[str]) -> Any:
     asked_by_import = sys._getframe(2).f_globals.get("__name__") in ("importlib._bootstrap", "_frozen_importlib")
     if name in ADAPTERS and not asked_by_import:        # `from optimc import torch` then imports it, or says why not
         return Adapter(f"optimc.{name}")
-    public = [*public, *ADAPTERS]
-    hint = names.optimizer_hint(name, public)
-    if names.plain(name) not in names.CLASSES:
-        found = names.closest(name, public)
-        hint = f": did you mean optimc.{found}?" if found else ""
+    hint = names.optimizer_hint(name, ()) if names.plain(name) in names.CLASSES else _hint(name, [*public, *ADAPTERS])
     # `obj` without `name` keeps Python from adding a suggestion of its own
     raise AttributeError(f"module 'optimc' has no attribute {name!r}{hint}", obj=sys.modules["optimc"])
+
+
+def _hint(name: str, public: Iterable[str]) -> str:
+    """The end of an error about a name that the package does not have."""
+    if name == "save":
+        return ": an optimizer saves itself, opt.save(path)"
+    found = names.closest(name, public)
+    if found:
+        return f": did you mean optimc.{found}?"
+    from optimc import schedules  # which imports names, as this module does
+    found = names.schedule_meant(name, schedules.classes()) if len(name) > 3 else None
+    return f": did you mean optimc.schedules.{found}?" if found else ""
 
 
 def needs(adapter: str, error: BaseException) -> NoReturn:

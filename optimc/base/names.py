@@ -73,6 +73,7 @@ ELSEWHERE = {
     "get_slot": Other("Keras 2", (), "see slots"),
     "defaults": Other("torch", (), "call get_config()"),
     "steps": Other("optax", ("iterations",)),
+    "load": Other("", (), "optimc.load(path) gives the optimizer that was saved"),
     "global_step": Other("TensorFlow 1", ("iterations",)),
 }
 
@@ -81,6 +82,18 @@ CLASSES = {
     "momentum": "SGD(momentum=0.9)", "nesterov": "SGD(momentum=0.9, nesterov=True)",
     "sgdmomentum": "SGD(momentum=0.9)", "nag": "SGD(momentum=0.9, nesterov=True)", "gradientdescent": "SGD()",
     "gd": "SGD()", "amsgrad": "Adam(amsgrad=True)", "schedulefree": "ScheduleFreeAdamW()",
+}
+
+
+#: words for schedules, and those of other libraries -> schedules of `optimc.schedules`; `plain` names
+SCHEDULES = {
+    "linear": "PolynomialDecay", "step": "PiecewiseConstantDecay", "multistep": "PiecewiseConstantDecay",
+    "warmup": "CosineDecay",
+    "steplr": "PiecewiseConstantDecay", "multisteplr": "PiecewiseConstantDecay", "exponentiallr": "ExponentialDecay",
+    "cosineannealinglr": "CosineDecay", "cosineannealingwarmrestarts": "CosineDecayRestarts",
+    "polynomiallr": "PolynomialDecay", "linearlr": "PolynomialDecay", "onecyclelr": "OneCycle",
+    "sequentiallr": "Join", "exponentialdecayschedule": "ExponentialDecay", "cosinedecayschedule": "CosineDecay",
+    "warmupcosinedecayschedule": "CosineDecay", "joinschedules": "Join", "cosineonecycleschedule": "OneCycle",
 }
 
 
@@ -98,6 +111,9 @@ def closest(name: str, known: Iterable[str], cutoff: float = 0.65) -> str | None
     """The known name that a wrong one is most like, or None."""
     import difflib  # only on the way to an error
     by_plain = {plain(one): one for one in known}
+    swapped = [one for one in by_plain if sorted(one) == sorted(plain(name))]       # letters in another order
+    if swapped:
+        return by_plain[swapped[0]]
     found = difflib.get_close_matches(plain(name), by_plain, 1, cutoff)
     return by_plain[found[0]] if found else None
 
@@ -126,6 +142,13 @@ def optimizer_hint(name: str, known: Iterable[str], prefix: str = "optimc.") -> 
         return f": did you mean {prefix}{expression}?"
     found = closest(name, known)
     return f": did you mean {found.lower()!r}?" if found else ""
+
+
+def schedule_meant(name: str, known: Iterable[str]) -> str | None:
+    """The schedule that a wrong name stands for: one with this word in its name, or else the one it is most like."""
+    known = list(known)
+    return SCHEDULES.get(plain(name)) or next((one for one in known if plain(name) in plain(one)), None) \
+        or closest(name, known)
 
 
 # ------------------------------------------------------------------------------------------------ arguments
@@ -208,6 +231,10 @@ class Hint:
             if not isinstance(found, Hint):
                 return found.__get__(owner, type(owner)) if hasattr(type(found), "__get__") else found
         _refuse_attribute(owner, self.name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses a call of the attribute of a class, as in `optimc.SGD.step()`."""
+        raise AttributeError(f"optimizers have no method {self.name!r}{hint(self.name, ())}", obj=self)
 
     def __repr__(self) -> str:
         other = ELSEWHERE[self.name]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from optimc import schedules
-from optimc.base.names import Elsewhere, closest, plain
+from optimc.base.names import Elsewhere, schedule_meant
 from optimc.base.rules import CLIPS, OPTIONS, slots_of
 
 if TYPE_CHECKING:
@@ -44,18 +44,13 @@ def _change(optimizer: Optimizer, group: int, name: str, value: object) -> None:
     optimizer._set_value(group, index, value, schedules.is_schedule(value))
 
 
-#: words for schedules -> names in optimc.schedules
-_SCHEDULES = {"linear": "PolynomialDecay", "step": "PiecewiseConstantDecay", "multistep": "PiecewiseConstantDecay",
-              "warmup": "CosineDecay"}
-
-
 def _advice(name: str, value: object) -> str:
     """The end of an error about something that is no value; nothing if it is like nothing known."""
     if isinstance(value, str):
         try:
             return f": pass the number {float(value)!r}, not the text {value!r}"
         except ValueError:
-            meant = _SCHEDULES.get(plain(value)) or _schedule_like(value)
+            meant = schedule_meant(value, schedules.classes())
             return f" {value!r}" + (f": did you mean optimc.schedules.{meant}(...)?" if meant else
                                     ": see optimc.schedules")
     return ""
@@ -67,12 +62,6 @@ def refuse_weights(value: object) -> None:
         raise TypeError(f"learning_rate must be a number, a schedule or a callable, got {type(value).__name__}: "
                         "weights are given to apply(grads, weights), not here; optimc.torch takes "
                         "parameters") from None
-
-
-def _schedule_like(word: str) -> str | None:
-    """The schedule whose name has this word in it, or is most like it."""
-    names = schedules.classes()
-    return next((name for name in names if plain(word) in plain(name)), None) or closest(word, names)
 
 
 def _check_clips(optimizer: Optimizer, group: int, name: str) -> None:

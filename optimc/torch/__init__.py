@@ -22,7 +22,9 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
+from optimc import registry
 from optimc.base import lazy
+from optimc.base.names import closest
 
 try:
     import torch
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 def _make(name: str) -> Any:
     """The class of that name: torch's, with `TorchOptimizer` before it."""
     theirs = getattr(torch.optim, name)
+    signature = inspect.signature(theirs)
     return type(name, (TorchOptimizer, theirs), {
         "__doc__": f"""torch.optim.{name} with the step in C.  Arguments, formula and state are torch's.
 
@@ -53,8 +56,8 @@ def _make(name: str) -> Any:
             >>> bool((p != 1).all())
             True
         """,
-        "__module__": __name__, "_counterpart": TORCH[name],
-        "_sources": TORCH[name].sources(inspect.signature(theirs).parameters),
+        "__module__": __name__, "__signature__": signature, "_counterpart": TORCH[name],
+        "_sources": TORCH[name].sources(signature.parameters),
     })
 
 
@@ -69,5 +72,17 @@ NAdam = _make("NAdam")
 RAdam = _make("RAdam")
 Rprop = _make("Rprop")
 ASGD = _make("ASGD")
+
+if not TYPE_CHECKING:               # a checker would take it to mean that every name is there
+    def __getattr__(name):
+        meant = next((theirs for theirs, ours in TORCH.items() if ours.name == name), None)
+        if meant is None and name in registry.classes:
+            advice = f": torch has no such optimizer; optimc.{name} steps arrays, optimc.keras.{name} Keras models"
+        else:
+            meant = meant or closest(name, TORCH, 0.75)
+            advice = f": did you mean {meant}?" if meant else ""
+        # `obj` without `name` keeps Python from adding a suggestion of its own
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{advice}", obj=torch)
+
 
 __all__ = ["ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"]

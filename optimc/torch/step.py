@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import os
 import threading
@@ -17,13 +18,14 @@ import torch.optim.optimizer as _torch
 
 from optimc import _core
 from optimc._core import CHECKED, NOT_AS_PLANNED
+from optimc.base.names import UnknownArgument, closest
 from optimc.torch import tensors
 from optimc.torch.cohorts import Cohorts
 from optimc.torch.inner import make_inner
 from optimc.torch.states import check_loaded, place_loaded, place_numbers, with_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from typing import Any
 
     from torch import Tensor
@@ -44,7 +46,11 @@ class TorchOptimizer(Base):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._cohorts = Cohorts(self, self._counterpart, self._sources)
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except TypeError:
+            self._refuse_unknown(kwargs, inspect.signature(super().__init__).parameters)
+            raise
         for name in ("capturable", "differentiable"):
             if any(group.get(name) for group in self.param_groups):
                 raise ValueError(f"optimc.torch.{type(self).__name__} has no {name}=True")
@@ -52,6 +58,18 @@ class TorchOptimizer(Base):
         self._cohorts.watch_state()
         self._cohorts.states.known = False          # torch has made what is in it, if anything
         self._check_groups(self.param_groups)
+
+    def _refuse_unknown(self, given: Collection[str], known: Collection[str]) -> None:
+        """Refuses arguments that torch does not have, with torch's word for those that optimc has.
+
+        Raises:
+            UnknownArgument: names the first of them.
+        """
+        for name in (name for name in given if name not in known):
+            theirs = self._counterpart.word_for(name) or ("torch.nn.utils.clip_grad_norm_" if "clip" in name else
+                                                          closest(name, known))
+            raise UnknownArgument(f"optimc.torch.{type(self).__name__} has no argument {name!r}"
+                                  f"{f': did you mean {theirs}?' if theirs else ''}") from None
 
     def add_param_group(self, param_group: Config) -> None:
         with self._cohorts.turn:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from conftest import require
-from torch_cases import close, parameters, set_grads
+from torch_cases import close, each_class, parameters, set_grads
 
 torch = require("torch")
 ot = pytest.importorskip("optimc.torch")
@@ -157,3 +157,24 @@ def test_errors_number_parameters_as_the_optimizer_does():
             ours.step()
     with pytest.raises(ValueError, match=r"grads\[3\]: overlaps"):
         ours.step()
+
+
+@each_class
+def test_words_of_optimc_are_refused_with_torchs(name):
+    cls, params = getattr(ot, name), [torch.nn.Parameter(torch.ones(2))]
+    for ours, theirs in (("learning_rate", "lr"), ("clipnorm", "torch.nn.utils.clip_grad_norm_"), ("zzz", None)):
+        with pytest.raises(TypeError, match=rf"^optimc.torch.{name} has no argument '{ours}'"
+                           + (rf": did you mean {theirs}\?$" if theirs else "")):
+            cls(params, **{ours: 0.1})
+    with pytest.raises(TypeError) as raised:
+        cls()
+    assert "params" in str(raised.value)
+
+
+@pytest.mark.parametrize("name, message", [
+    ("Lion", r": torch has no such optimizer; optimc.Lion steps arrays, optimc.keras.Lion Keras models$"),
+    ("Nadam", r": did you mean NAdam\?$"), ("adamw", r": did you mean AdamW\?$"), ("zzz", "'zzz'$")])
+def test_a_class_that_torch_does_not_have(name, message):
+    with pytest.raises(AttributeError, match=rf"^module 'optimc.torch' has no attribute '{name}'.*{message}"
+                       if message.startswith(":") else message):
+        getattr(ot, name)

@@ -5,6 +5,7 @@ import re
 import pytest
 
 import optimc
+from optimc.base.names import SCHEDULES
 from optimc.registry import classes
 
 
@@ -40,7 +41,8 @@ def test_arguments_go_with_names_and_classes_only():
 
 @pytest.mark.parametrize(("wrong", "meant"), [
     ("adam", "Adam"), ("RMSProp", "RMSprop"), ("NAdam", "Nadam"), ("AdaGrad", "Adagrad"), ("Adm", "Adam"),
-    ("Momentum", "SGD(momentum=0.9)"), ("schedule", "schedules"), ("laod", "load"), ("kears", "keras")])
+    ("Momentum", "SGD(momentum=0.9)"), ("schedule", "schedules"), ("laod", "load"), ("kears", "keras"),
+    ("adma", "Adam"), ("CosineDecay", "schedules.CosineDecay"), ("StepLR", "schedules.PiecewiseConstantDecay")])
 def test_a_name_of_the_package_that_is_wrong_says_what_is_meant(wrong, meant):
     with pytest.raises(AttributeError, match=rf"^module 'optimc' has no attribute '{wrong}': did you mean "
                        rf"optimc.{re.escape(meant)}\?$"):
@@ -50,3 +52,22 @@ def test_a_name_of_the_package_that_is_wrong_says_what_is_meant(wrong, meant):
 def test_a_name_like_nothing_is_an_ordinary_error():
     with pytest.raises(AttributeError, match=r"^module 'optimc' has no attribute 'zzzzz'$"):
         _ = optimc.zzzzz
+
+
+def test_what_is_looked_for_in_the_wrong_place_is_found():
+    with pytest.raises(AttributeError, match=r"'save': an optimizer saves itself, opt.save\(path\)$"):
+        _ = optimc.save
+    with pytest.raises(AttributeError, match=r"^module 'optimc.schedules' .*: did you mean CosineDecay\?$"):
+        _ = optimc.schedules.CosineAnnealingLR
+    with pytest.raises(AttributeError, match=r"^module 'optimc.schedules' has no attribute 'zzzzz'$"):
+        _ = optimc.schedules.zzzzz
+    for call in (lambda: optimc.Adam.load("x"), lambda: optimc.Adam().load("x")):
+        with pytest.raises(AttributeError, match=r"'load': optimc.load\(path\) gives the optimizer that was saved$"):
+            call()
+    with pytest.raises(AttributeError, match=r"no method 'step' \(torch has it\): call apply\(grads, weights\)$"):
+        optimc.SGD.step()
+
+
+def test_words_of_other_libraries_for_schedules_name_schedules():
+    for name in SCHEDULES.values():
+        assert name in optimc.schedules.classes()
