@@ -46,7 +46,8 @@ sphinx_gallery_conf = {
     "download_all_examples": False, "show_memory": False, "remove_config_comments": True,
     "abort_on_example_error": True, "reference_url": {"optimc": None}, "capture_repr": (),
     "image_scrapers": ("gallery_figures.scrape",), "reset_modules": ("matplotlib", "gallery_figures.style"),
-    "within_subsection_order": "FileNameSortKey", "notebook_extensions": set(), "show_signature": False,
+    "within_subsection_order": "gallery_figures.Order", "thumbnail_size": (600, 330), "notebook_extensions": set(),
+    "show_signature": False,
 }
 warnings.filterwarnings("ignore", "FigureCanvasAgg is non-interactive")
 

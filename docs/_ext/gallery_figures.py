@@ -11,6 +11,21 @@ from optimc.cli.style import BLUE, ORANGE, STYLE
 SCRIPTS = Path(__file__).parents[2] / "examples" / "gallery"
 #: after Okabe and Ito: readers with any kind of colour vision can tell them apart
 COLOURS = [BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
+#: the first words of the scripts' names, in the gallery's order
+SUBJECTS = ["momentum", "adaptive", "adam", "sign", "layers", "average", "schedule", "decay", "gradient"]
+
+
+class Order:
+    """Sort key for sphinx-gallery: scripts by subject, then by name."""
+
+    def __init__(self, folder):
+        pass
+
+    def __call__(self, name):
+        return SUBJECTS.index(name.split("_")[1]), name
+
+    def __repr__(self):                 # sphinx compares it with that of the build before
+        return "<Order>"
 
 
 def style(gallery_conf, script):

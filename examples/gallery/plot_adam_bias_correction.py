@@ -8,8 +8,8 @@ is far too small at first, and the steps are too large.
 
 .. alt text: Length of a step, as a multiple of the learning rate, by step on a
    logarithmic axis, for a constant gradient.  With bias correction it is 1 throughout.
-   Without, it starts at 3, peaks near 7 after about 12 steps and returns to 1 after
-   1000.
+   Without, it starts at 3, peaks near 7 after about 12 steps and returns to 1 after a
+   few thousand.
 """
 import matplotlib.pyplot as plt
 import numpy as np

@@ -8,12 +8,13 @@ and shortens its own steps by as much.  That is much like a linear warm-up over 
 steps.
 
 In its first five steps RAdam does not divide by the estimate at all: it is momentum,
-whose steps are as long as the gradient, which is 1 here.
+whose steps are as long as the gradient times the learning rate.  The gradient is 1
+here.
 
 .. alt text: Length of a step, as a multiple of the learning rate, by step.  Adam's is 1
    throughout.  Adam with a linear warm-up grows from 0 to 1 over 2000 steps.  RAdam
-   makes a few steps of length 1, drops near 0 and then grows to 1 about as fast, fast
-   at first and then more slowly.
+   makes a few steps of length 1, drops near 0 and then grows to 1, at first faster than
+   the warm-up and later more slowly.
 """
 import matplotlib.pyplot as plt
 import numpy as np

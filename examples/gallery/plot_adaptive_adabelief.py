@@ -3,7 +3,7 @@ AdaBelief takes long steps where gradients agree
 ================================================
 
 Adam divides by the size of the gradients, AdaBelief by their distance from their own
-mean. Where one gradient is like the next, AdaBelief goes far; where they are mostly
+mean.  Where one gradient is like the next, AdaBelief goes far; where they are mostly
 noise, both are equally careful.
 
 .. alt text: Average step length as a multiple of the learning rate, by the noise of the

@@ -2,9 +2,9 @@
 Adadelta wants a learning rate of 1
 ===================================
 
-Adadelta computes its own step length, so its paper has no learning rate; 1 leaves it as
-it is.  Keras's default is 0.001, which is optimc's, too, and with it Adadelta hardly
-moves.  Set it to 1, or say ``style="torch"``, whose default is 1.
+Adadelta computes its own step length, so its paper has no learning rate, and 1 leaves
+the step as it is.  The default of Keras and optimc is 0.001, with which Adadelta hardly
+moves.  Set it to 1, or use ``style="torch"``, whose default is 1.
 
 .. alt text: Loss by step for three learning rates.  With 0.001 the loss stays at 2.3,
    that of guessing.  With 0.1 it falls a little, with 1 to 0.4 in 1000 steps.

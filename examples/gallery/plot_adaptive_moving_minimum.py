@@ -8,7 +8,7 @@ weights keep changing, as in reinforcement learning or on streams of data.
 
 .. alt text: Two panels with a minimum that moves as a wave, and two weights that follow
    it.  In the first 2000 steps both stay close to the wave.  After 30 000 steps RMSprop
-   still does, while Adagrad's wave is flatter and a quarter of a period late.
+   still does, while Adagrad's wave is flatter and comes late.
 """
 import matplotlib.pyplot as plt
 import numpy as np

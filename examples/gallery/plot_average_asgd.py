@@ -4,11 +4,11 @@ Noise keeps the weights moving, their average settles
 
 Near the minimum, gradients of small batches are mostly noise, and with a constant
 learning rate the weights wander about.  ASGD keeps the average of the weights, from
-step ``t0`` on. ``averaged`` puts it into the weights for as long as you test them.
+step ``t0`` on.  ``averaged`` puts it into the weights for as long as you test them.
 
 .. alt text: A cloud of 1000 grey dots around a minimum, the weights after each step.  A
-   blue line, the average of the weights, starts at the edge of the cloud, moves to its
-   centre and stays there.
+   blue line, the average of the weights, starts outside the cloud, moves to its centre
+   and stays there.
 """
 import matplotlib.pyplot as plt
 import numpy as np

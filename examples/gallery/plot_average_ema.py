@@ -3,8 +3,8 @@ The moving average of the weights is a better network
 =====================================================
 
 With a constant learning rate and small batches the weights never settle: each batch
-pulls them its own way.  ``use_ema`` keeps their moving average, which does.  It costs
-memory and a little time, and no schedule.
+pulls them its own way.  ``use_ema`` keeps a moving average of the weights, which
+settles.  It takes memory and a little time, and needs no schedule.
 
 .. alt text: Loss on test data by step.  The loss of the weights jumps up and down
    between 0.17 and 0.7.  The loss of their moving average falls smoothly to 0.15 and

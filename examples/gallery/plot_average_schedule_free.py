@@ -2,12 +2,13 @@
 Schedule-free training needs no end date
 ========================================
 
-A cosine schedule must know the last step before the first.  Stopped early, it has not
-come down; and to go on, it must start again.  ScheduleFreeAdamW averages instead, and
-is close to the end of each of these schedules at *every* step.
+A cosine schedule must know the last step before the first.  Before its end the learning
+rate is still high, and after it there is nothing left to learn with.  ScheduleFreeAdamW
+averages the weights instead.  One run of it is as good as each of these schedules at
+its end.
 
 .. alt text: Loss on test data by step.  Three cosine schedules of 250, 500 and 1000
-   steps each fall to their end.  The curve of schedule-free AdamW runs along these
+   steps each fall to their end.  The curve of schedule-free AdamW runs just below these
    ends.
 """
 from contextlib import nullcontext

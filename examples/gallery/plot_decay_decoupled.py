@@ -3,9 +3,10 @@ Decoupled weight decay shrinks all weights alike, coupled decay does not
 ========================================================================
 
 Weight decay that is added to the gradient (``coupled_weight_decay``, or L2
-regularisation) is divided by the size of the gradient too, as all that Adam is given.
-Weights with large gradients then hardly decay.  AdamW takes the decay out of the
-gradient and shrinks every weight by the same factor.
+regularisation) is divided by the size of the gradients, like the gradient itself.
+Weights with large gradients then hardly decay.  Decoupled decay, as in AdamW, shrinks
+every weight by the same factor.  In optimc ``weight_decay`` is decoupled unless you set
+``coupled_weight_decay``.
 
 .. alt text: Share of a weight that is left after 2000 steps, by size of its gradients
    on a logarithmic axis.  With AdamW it is 0.37 for all sizes.  With Adam and coupled

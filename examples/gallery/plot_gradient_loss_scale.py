@@ -7,9 +7,9 @@ the loss is multiplied by a scale first.  ``LossScaleOptimizer`` halves the scal
 gradient overflows, and skips the step.  After enough good steps it doubles the scale.
 
 .. alt text: The loss scale by step, logarithmic, below a rough line above which
-   gradients overflow.  The scale starts far above the line and falls below it within 9
-   steps.  Then it rises with the line in stairs of a factor of 2; now and then it
-   touches the line and halves.
+   gradients overflow.  The scale starts far above the line and falls below it at once.
+   Then it rises with the line by factors of 2; now and then it touches the line and
+   halves.
 """
 import matplotlib.pyplot as plt
 import numpy as np

@@ -3,9 +3,9 @@ A row and a column describe most of a matrix of squared gradients
 =================================================================
 
 Adam averages the squared gradient of each weight.  Adafactor averages its means by row
-and by column, here 96 numbers instead of 2048, and divides by their product.  (Programs
-save memory by making the product anew at each step.  optimc keeps it in the slot
-``velocity``, as Keras does.)
+and by column, here 96 numbers instead of 2048, and divides by their product.  That
+saves memory only if the product is computed anew at each step.  optimc keeps it in the
+slot ``velocity``, as Keras does.
 
 .. alt text: Two heat maps of 64 by 32 cells.  Above, Adam's second moment of a weight
    matrix; below, the product of Adafactor's row and column.  Both show the same bright

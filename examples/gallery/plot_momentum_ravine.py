@@ -7,8 +7,8 @@ its steps on jumping from wall to wall.  With momentum the jumps cancel out in t
 velocity, while the small slopes along the ravine add up.
 
 .. alt text: Contour lines of a long, narrow ravine, with two paths of 40 steps that
-   start on its wall.  Plain gradient descent zigzags from wall to wall and ends far
-   from the minimum. The path with momentum swings a few times, straightens and ends at
+   start on its wall.  Plain gradient descent zigzags from wall to wall and ends short
+   of the minimum.  The path with momentum swings a few times, straightens and ends at
    the minimum.
 """
 import matplotlib.pyplot as plt

@@ -6,9 +6,9 @@ When a gradient changes its sign, Adam's average of gradients still points the o
 Nadam adds more of the newest gradient to it.  Adan adds an average of the *changes* of
 the gradient.  Both are ways to write Nesterov's look ahead, and both gain one step.
 
-.. alt text: Step by step, the direction of the update while the gradient changes its
-   sign after step 200.  The curves of Nadam and Adan run together, one step ahead of
-   Adam's all the way from minus 1 to plus 1.
+.. alt text: The length and direction of the update, by steps since the gradient changed
+   its sign.  The curves of Nadam and Adan run together, one step ahead of Adam's all
+   the way from minus 1 to plus 1.
 """
 import matplotlib.pyplot as plt
 import numpy as np

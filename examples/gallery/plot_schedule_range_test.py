@@ -1,15 +1,16 @@
 """
-One short run finds the range of learning rates
-===============================================
+One run finds the range of learning rates
+=========================================
 
 A learning-rate range test (Smith, 2015) raises the rate at every step, from far too
 small to far too large.  Rates are good where the loss falls fast, well below the rate
-at which it explodes.  Here it takes 400 steps, and eleven whole runs confirm it.
+at which it explodes.  Eleven runs at constant rates, each as long as the test, confirm
+it here.
 
 .. alt text: Loss by learning rate, which is logarithmic.  The curve of the range test
    is level, falls steeply around 0.02, is lowest at 0.2 and explodes above 0.5.  Dots
-   for the final loss of whole runs form a valley that is lowest at 0.3 and ends between
-   0.3 and 1.
+   for the final loss of the other runs form a valley that is lowest at 0.3 and ends
+   between 0.3 and 1.
 """
 import matplotlib.pyplot as plt
 import numpy as np
@@ -54,5 +55,5 @@ ax.plot([growing(step) for step in range(400)], test, color="C0", label="range t
 ax.plot(rates, ends, "o", color="C1", label="end of a run at this rate")
 ax.legend(loc="upper left")
 ax.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=(0, 4))
-fig.suptitle("One short run finds the range of learning rates")
+fig.suptitle("One run finds the range of learning rates")
 plt.show()

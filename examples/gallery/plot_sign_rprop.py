@@ -5,7 +5,7 @@ Rprop is fast on full batches and stops early on small ones
 Rprop gives each weight its own step size, which grows while the gradient keeps its sign
 and shrinks when it changes.  With all data in each gradient a change of sign means that
 the minimum has been passed.  In small batches it often means noise, and the sizes
-shrink to nothing.
+shrink until Rprop stands still.
 
 .. alt text: Two panels with the loss on all rows by step, for Rprop and Adam.  On full
    batches Rprop falls faster.  On batches of 16 Rprop falls, then stays level from step

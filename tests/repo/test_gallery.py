@@ -41,7 +41,7 @@ CLAIMS = {
     "layers_lars_lamb": lambda n: n["LARS"] == n["LAMB"] == [1, 1] and n["SGD"][1] > 900 and n["Adam"][1] > 9000,
     "layers_muon": lambda n: n["Muon"][0] > 0.8 and n["Muon"][1] > 0.1 > n["Adam"][1] > n["SGD"][1]
     and n["SGD"][0] < 0.3 and n["SGD"][1] < 0.01,
-    "momentum_nesterov": lambda n: n["Nesterov momentum"][0] > n["classical momentum"][0]
+    "momentum_swing": lambda n: n["Nesterov momentum"][0] > n["classical momentum"][0]
     and n["Nesterov momentum"][-1] < 50 < 80 < n["classical momentum"][-1],
     "momentum_ravine": lambda n: n["momentum 0.8"][1] < n["gradient descent"][1] / 100,
     "momentum_turn": lambda n: n == {"Adam": [6], "Nadam": [5], "Adan": [5]},
@@ -69,10 +69,11 @@ def names(path):
 @pytest.mark.parametrize("path", SCRIPTS.values(), ids=SCRIPTS)
 def test_form(path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs" / "_ext")
-    from gallery_figures import alt_text
+    from gallery_figures import SUBJECTS, alt_text
 
     text = path.read_text("utf-8")
-    assert path.name.startswith("plot_") and max(map(len, text.splitlines())) <= 88
+    assert path.match("plot_*.py") and path.stem.split("_")[1] in SUBJECTS
+    assert max(map(len, text.splitlines())) <= 88
     title, rule, *body = ast.get_docstring(ast.parse(text)).splitlines()
     assert rule == "=" * len(title) and body[1]
     code = re.sub(r'^r?""".*?"""', "", text, flags=re.S).splitlines()

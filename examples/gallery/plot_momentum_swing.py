@@ -7,8 +7,8 @@ measures the slope at the place where the velocity is about to carry the weight,
 brakes before it gets there.
 
 .. alt text: The weight by step, for momentum 0.95.  Both curves swing around the
-   minimum, drawn as a line at 0.  Classical momentum swings for all 150 steps. Nesterov
-   momentum is close to the minimum after about 40 steps.
+   minimum, drawn as a line at 0.  Classical momentum swings for all 150 steps.
+   Nesterov momentum is close to the minimum after about 40 steps.
 """
 import matplotlib.pyplot as plt
 import numpy as np
