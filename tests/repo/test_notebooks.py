@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -255,3 +256,16 @@ def test_a_slider_is_there_where_a_person_runs_the_notebook(path, tmp_path, monk
             client.stop_channels()
             keeper.shutdown_kernel(now=True)
         assert any(kind in message["content"].get("data", {}) for message in messages)
+
+
+def test_the_tool_writes_outputs_and_no_times(tmp_path, monkeypatch):
+    nbformat = require("nbformat")
+    require("nbclient")
+    require("ipykernel")
+    in_a_fresh_place(tmp_path, monkeypatch)
+    cell = nbformat.v4.new_code_cell("import time\nprint('a', flush=True)\ntime.sleep(1)\nprint('b')")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "some.ipynb")
+    subprocess.run([sys.executable, ROOT / "tools" / "run_notebook.py", tmp_path / "some.ipynb"], check=True)
+    written, = read(tmp_path / "some.ipynb").cells
+    assert written.execution_count == 1 and written.metadata == {}
+    assert [out.text for out in written.outputs] == ["a\nb\n"]
