@@ -69,7 +69,7 @@ def test_examples_of_pages_run(page, tmp_path, monkeypatch):
     # a framework stays out of this process; Keras takes one backend per process
     run = subprocess.run(
         [sys.executable, TESTS / "support" / "pages.py", page], capture_output=True, text=True,
-        env={**os.environ, "KERAS_BACKEND": "torch", "PYTHONPATH": search_path(ROOT)})
+        env={**os.environ, "KERAS_BACKEND": "torch", "OMP_NUM_THREADS": "1", "PYTHONPATH": search_path(ROOT)})
     assert run.returncode == 0, run.stdout + run.stderr
 
 
