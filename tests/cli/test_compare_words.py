@@ -1,11 +1,17 @@
 """The sentences of `optimc compare`: what they say of a comparison, and what they do not rank."""
 
+import io
+import json
 import math
+import re
 
+import numpy as np
 import pytest
+from places import ROOT
 
 from optimc.cli import compare
 from optimc.cli.compare import words
+from optimc.cli.compare.data import Data
 
 SWEPT = compare.Settings(epochs=50, batch_size=32, hidden=8, seeds=3)
 GIVEN = SWEPT._replace(learning_rate=0.5)
@@ -128,3 +134,24 @@ def test_the_key_explains_what_the_table_shows():
     said = "\n".join(words.key(GIVEN._replace(seeds=1), math.nan, [LOST]))
     assert "speed: not measured, because all runs diverged" in said
     assert "best of" not in said and "uncertain" not in said and "textbook" not in said
+
+
+# ----------------------------------------------------------------------------------- the page that quotes it
+
+PAGE = ROOT / "docs" / "start" / "first-comparison.md"
+
+
+def test_the_page_quotes_what_the_command_prints():
+    """first-comparison.json holds the numbers of the run that the page reads, as compare.json has them."""
+    console = pytest.importorskip("rich.console")
+    run = json.loads(PAGE.with_suffix(".json").read_text("utf-8"))
+    given, data = run["settings"], run["data"]
+    settings = compare.Settings(**{**given, "seeds": len(given["seeds"])})
+    parts = {part: (None, np.zeros(rows)) for part, rows in data["rows"].items()}
+    printed = io.StringIO()
+    words.show(console.Console(file=printed, width=88, highlight=False, markup=False, emoji=False),
+               Data(data["name"], data["features"], data["target"], parts), settings,
+               run["target_validation_loss"], run["results"])
+    quoted = "\n".join(re.findall(r"^```text\n(.*?)^```", PAGE.read_text("utf-8"), re.S | re.M))
+    assert [line.rstrip() for line in quoted.splitlines() if line] == [
+        line.rstrip() for line in printed.getvalue().splitlines() if line]
