@@ -149,7 +149,7 @@ def test_the_page_quotes_what_the_command_prints():
     settings = compare.Settings(**{**given, "seeds": len(given["seeds"])})
     parts = {part: (None, np.zeros(rows)) for part, rows in data["rows"].items()}
     printed = io.StringIO()
-    words.show(console.Console(file=printed, width=88, highlight=False, markup=False, emoji=False),
+    words.show(console.Console(file=printed, width=80, highlight=False, markup=False, emoji=False),
                Data(data["name"], data["features"], data["target"], parts), settings,
                run["target_validation_loss"], run["results"])
     quoted = "\n".join(re.findall(r"^```text\n(.*?)^```", PAGE.read_text("utf-8"), re.S | re.M))

@@ -28,7 +28,7 @@ def test_extras_are_those_of_the_package():
     assert set(named) == set(extras)
     for extra in ("torch", "keras", "sklearn", "mpi", "threadpoolctl", "compare", "notebooks", "bench"):
         said = {word.lower() for word in re.findall(r"[\w-]+", named[extra][2])}
-        for package in packages(extras[extra]) - {"ipykernel"}:
+        for package in packages(extras[extra]):
             assert package in said or package.removeprefix("py") in said, (extra, package)
     assert packages(extras["docs"]) >= {"sphinx", "playwright"}
     held = set(named) - {"all", "bench", "test", "docs"}
