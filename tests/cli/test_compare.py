@@ -522,6 +522,16 @@ def test_own_data_needs_no_scikit_learn(tmp_path, out, capsys, monkeypatch):
 QUICK = ["--epochs", "1", "--seeds", "1", "--hidden", "4", "--learning-rate", "0.01", "--optimizers", "sgd"]
 
 
+@pytest.mark.parametrize("columns, widest", [("82", (76, 82)), (None, (100, 120))])
+def test_columns_in_the_environment_set_the_width_of_the_output(columns, widest, out, monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert call([*QUICK, "--out", out]) == 0
+    printed = capsys.readouterr().out.partition("Written: ")[0]
+    assert widest[0] <= max(map(len, printed.splitlines())) <= widest[1]
+
+
 def test_results_are_not_overwritten_where_nobody_can_answer(tmp_path, capsys):
     (tmp_path / "losses.png").write_text("mine")
     assert call([*QUICK, "--out", tmp_path]) == 2

@@ -18,6 +18,7 @@ import contextlib
 import importlib.util
 import json
 import math
+import os
 import sys
 import tempfile
 import time
@@ -151,7 +152,8 @@ def _compare(names, data, settings, out):
         data = data or load_data(None, None)
         results = measure_all(names, data, settings, tick)
     terminal = sys.stdout.isatty()
-    console = Console(force_terminal=terminal, width=None if terminal else 120, highlight=False,
+    width = None if terminal or "COLUMNS" in os.environ else 120
+    console = Console(force_terminal=terminal, width=width, highlight=False,
                       markup=False, emoji=False)
     if not results:
         raise KeyboardInterrupt
