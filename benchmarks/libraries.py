@@ -4,7 +4,7 @@ from optimc.cli.bench.processes import OURS
 from optimc.cli.bench.words import merged
 
 #: the case, by its name
-CASE = "lists/lesson"
+CASE = "lists/small network"
 #: library -> the name of a contestant -> what this way is called beside the library
 LIBRARIES = {
     "NumPy": {"NumPy out=": "with out=", "NumPy plain": "expressions"}, "scikit-learn": {"scikit-learn": ""},

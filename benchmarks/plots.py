@@ -152,7 +152,7 @@ def timed(results, group):
 # ------------------------------------------------------------------------------------------- files
 
 
-def lesson(results):
+def small_network(results):
     """The README's picture; None if its case was not timed."""
     found = libraries.race(results)
     if found is None:
@@ -197,7 +197,7 @@ def drawn(path, make, results):
 
     Args:
         path: the file, which need not exist.
-        make: `lesson`, `overview` or `optimizers`.
+        make: `small_network`, `overview` or `optimizers`.
         results: what `report.load` returns.
     """
     mark = fingerprint(results)

@@ -24,7 +24,7 @@ COLUMNS = ("NumPy out=", "torch fused", "torch foreach", "optax jit", "Keras on 
 PAGE_COLUMNS = (COLUMNS[:4], COLUMNS[4:])
 #: rows: the case and its name there
 ROWS = {
-    "lists/lesson": "10 → 64 → 1 network: 4 arrays, 769 weights", "lists/50 x 100": "50 arrays of 100",
+    "lists/small network": "10 → 64 → 1 network: 4 arrays, 769 weights", "lists/50 x 100": "50 arrays of 100",
     "lists/1000 x 64": "1000 arrays of 64", "lists/100 x 10 000": "100 arrays of 10 000",
     "lists/ResNet-50": "ResNet-50: 161 arrays, 25.6 million",
     "lists/GPT-2 small": "GPT-2 small: 148 arrays, 124 million",
@@ -35,7 +35,7 @@ ROWS = {
 }
 #: what of it the README shows
 README_COLUMNS = ("NumPy out=", "torch fused", "optax jit")
-README_ROWS = ("lists/lesson", "lists/100 x 10 000", "lists/GPT-2 small")
+README_ROWS = ("lists/small network", "lists/100 x 10 000", "lists/GPT-2 small")
 
 
 def load(path):
@@ -212,8 +212,8 @@ def _speeds(found, entries):
             good = None if too_noisy(figures) else share(figures) >= least
             yield name, f"{least:.0%} of the limit", share_of_limit(figures), good
 
-    yield from most("lists/lesson", 600)
-    yield from times("lists/lesson", 33)
+    yield from most("lists/small network", 600)
+    yield from times("lists/small network", 33)
     yield from most("lists/50 x 100", 5000)
     yield from times("lists/100 x 10 000", 2.7, ("torch fused",))
     yield from near("lists/100 x 10 000", 1 / 1.12)
@@ -287,7 +287,7 @@ def files(results, root=ROOT):
     """Returns path -> content of every file in the tree that shows the results."""
     documents = {root / "README.md": in_readme, root / "docs" / "performance" / "results.md": in_page}
     return ({path: filled(path.read_text("utf-8"), section(results)).encode() for path, section in documents.items()}
-            | pictures({root / "docs" / "performance" / "speed.png": "lesson"}, results)
+            | pictures({root / "docs" / "performance" / "speed.png": "small_network"}, results)
             | files_beside(root / RESULTS.relative_to(ROOT), results))
 
 

@@ -11,11 +11,11 @@ import importlib.util
 import optimc
 from optimc.cli.bench.peers import Ours, Work, numpy_out, torch_step, torch_threads
 from optimc.cli.bench.processes import OURS
-from optimc.cli.bench.shapes import LESSON, in_words, read_shapes
+from optimc.cli.bench.shapes import SMALL_NETWORK, in_words, read_shapes
 from optimc.cli.bench.timing import Contestant, interleaved, summary
 from optimc.cli.bench.words import duration, merged, table
 
-WORKLOADS = (read_shapes(LESSON), [(100,)] * 50, [(10_000,)] * 100, [(25_000_000,)])
+WORKLOADS = (read_shapes(SMALL_NETWORK), [(100,)] * 50, [(10_000,)] * 100, [(25_000_000,)])
 
 
 def contestants(work):

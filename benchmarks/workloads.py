@@ -9,7 +9,7 @@ import optimc
 from optimc.base.arguments import Value, is_switch
 from optimc.cli.bench.peers import SETS, Work
 from optimc.cli.bench.processes import Job
-from optimc.cli.bench.shapes import LESSON, read_shapes
+from optimc.cli.bench.shapes import SMALL_NETWORK, read_shapes
 from optimc.registry import classes
 
 BIG = 25_000_000
@@ -30,7 +30,7 @@ EVERYWHERE = {                                                  # each option al
 }
 CLIP_EMA = {"global_clipnorm": 1.0, "use_ema": True}
 MODERN = {"loss_scale_factor": 1024.0, "check_finite": "skip", **CLIP_EMA}
-QUICK = ("lists/lesson", "lists/50 x 100", "lists/100 x 10 000", "sizes/1 000 000", "sizes/25 000 000",
+QUICK = ("lists/small network", "lists/50 x 100", "lists/100 x 10 000", "sizes/1 000 000", "sizes/25 000 000",
          "float64/1 000 000", "options/modern step")
 
 
@@ -98,7 +98,8 @@ def cases(threads):
         peers = None if n in WITH_ALL_PEERS else FAST
         yield Case("sizes", number(n), Job("", Work([(n,)]), both, peers=peers, seconds=0.01,
                                            budget=8.0 if n == BIG else 2.5))
-    for title, shapes in [("lesson", read_shapes(LESSON)), *((number(n), [(n,)]) for n in (32_000, 1_000_000, BIG))]:
+    for title, shapes in [("small network", read_shapes(SMALL_NETWORK)),
+                          *((number(n), [(n,)]) for n in (32_000, 1_000_000, BIG))]:
         yield Case("float64", title, Job("", Work(shapes, "float64"), both, peers=FAST,
                                          budget=8.0 if shapes == [(BIG,)] else 2.5))
     yield from optimizers()
@@ -113,9 +114,9 @@ def cases(threads):
 
 
 def lists(both):
-    """Lists of arrays, from the lesson's network to a language model."""
+    """Lists of arrays, from a small network to a language model."""
     for title, shapes, peers in (
-            ("lesson", read_shapes(LESSON), None), ("50 x 100", [(100,)] * 50, None),
+            ("small network", read_shapes(SMALL_NETWORK), None), ("50 x 100", [(100,)] * 50, None),
             ("1000 x 64", [(64,)] * 1000, None), ("100 x 10 000", [(10_000,)] * 100, None),
             ("ResNet-50", resnet50(), None), ("GPT-2 small", gpt2_small(), FAST)):
         yield Case("lists", title, Job("", Work(shapes), both, peers=peers, budget=4.0))

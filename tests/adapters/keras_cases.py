@@ -74,7 +74,7 @@ def data():
 
 
 def fit(optimizer, epochs=3, model=None, **keywords):
-    """The lesson's program; the losses."""
+    """The program that courses on optimizers print; the losses."""
     model = model or make_model()
     if optimizer is not None:
         model.compile(optimizer=optimizer, loss="mse")

@@ -88,15 +88,15 @@ def test_dtypes(dtype):
 
 # -------------------------------------------------------------------------------------- fit
 
-LESSON = {"sgd": ("SGD", {}), "momentum": ("SGD", {"momentum": 0.9}), "rmsprop": ("RMSprop", {}),
+OPTIMIZERS = {"sgd": ("SGD", {}), "momentum": ("SGD", {"momentum": 0.9}), "rmsprop": ("RMSprop", {}),
           "adam": ("Adam", {}), "adagrad": ("Adagrad", {}),
           "adamw": ("AdamW", {"clipnorm": 0.5, "use_ema": True, "ema_overwrite_frequency": 5})}
 
 
 @needs_fit
-@pytest.mark.parametrize("case", LESSON)
-def test_lesson(case):
-    name, options = LESSON[case]
+@pytest.mark.parametrize("case", OPTIMIZERS)
+def test_the_program_of_courses(case):
+    name, options = OPTIMIZERS[case]
     ours, a = fit(getattr(optimc.keras, name)(**options))
     theirs, b = fit(getattr(keras.optimizers, name)(**options))
     np.testing.assert_allclose(ours, theirs, 1e-3)

@@ -49,8 +49,8 @@ def results():
     return {"command": "python -m benchmarks", "date": "2026-01-02", "cpu": "a CPU", "versions": {"optimc": "0.1"},
             "missing": {"thinc": "thinc"}, "interrupted": False, "import_ms": 12.0, "seconds": 3,
             "cases": [{**case, "name": "sizes/25 000 000", "sets": SETS},
-                      {**case, "name": "lists/lesson", "group": "lists", "title": "lesson", "weights": 769,
-                       "sets": {"torch": {"optimc": figure(700.0), "torch fused": figure(350.0)}}},
+                      {**case, "name": "lists/small network", "group": "lists", "title": "small network",
+                       "weights": 769, "sets": {"torch": {"optimc": figure(700.0), "torch fused": figure(350.0)}}},
                       {**case, "name": "sizes/10", "title": "10", "weights": 10, "sets": {}}]}
 
 
@@ -99,7 +99,7 @@ def test_what_is_committed_has_no_share_above_the_limit():
 
 def test_targets_are_judged(results):
     text = report.targets(results)
-    assert "| lists/lesson: at most 600 ns | 700 ns | not met |" in text
+    assert "| lists/small network: at most 600 ns | 700 ns | not met |" in text
     assert "| sizes/25 000 000: 1.05 times as fast as torch fused | 1.1 (torch fused) | met |" in text
     assert "| sizes/25 000 000: 97% of the limit | 95% | not met |" in text
     assert "| import optimc: at most 30 ms more than NumPy's | 12.0 ms | met |" in text
@@ -122,19 +122,20 @@ def test_results_are_written_and_read_again(results, tmp_path):
 def test_a_picture_is_drawn_again_when_its_results_change(results, tmp_path):
     require("matplotlib")
     from benchmarks import plots
-    path = tmp_path / "lesson.png"
-    path.write_bytes(plots.drawn(path, plots.lesson, results))
+    path = tmp_path / "small.png"
+    path.write_bytes(plots.drawn(path, plots.small_network, results))
     path.write_bytes(path.read_bytes() + b"drawn by another matplotlib")
-    assert plots.drawn(path, plots.lesson, results) == path.read_bytes()
+    assert plots.drawn(path, plots.small_network, results) == path.read_bytes()
     results["cases"][1]["sets"]["torch"]["optimc"] = figure(701.0)
-    assert plots.drawn(path, plots.lesson, results) != path.read_bytes()
+    assert plots.drawn(path, plots.small_network, results) != path.read_bytes()
     results["cases"] = []
-    assert plots.drawn(path, plots.lesson, results) is None
+    assert plots.drawn(path, plots.small_network, results) is None
 
 
 def test_the_benchmark_runs_one_case(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "benchmarks", "--smoke", "--threads", "2", "--cases", "lists/lesson",
-                           "--peers", "numpy out", "--out", str(tmp_path / "s.json")],
+    done = subprocess.run([sys.executable, "-m", "benchmarks", "--smoke", "--threads", "2",
+                           "--cases", "lists/small network", "--peers", "numpy out",
+                           "--out", str(tmp_path / "s.json")],
                           cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     case, = report.load(tmp_path / "s.json")["cases"]
@@ -162,19 +163,20 @@ def test_what_was_disturbed_is_measured_again(tmp_path, monkeypatch, capsys):
     worse, failed = {"optimc": {**figure(99.0), "high": 999.0}}, {"optimc": {"error": "ValueError"}}
     lasting = {"limit: memory": {"error": "NoLimit"}}
     first, calm = {**SETS["numpy"], **lasting}, {**SETS["numpy"], **calm, **lasting}
-    runs = {"lists/lesson": [first, worse, failed, calm], "lists/50 x 100": [calm]}
+    runs = {"lists/small network": [first, worse, failed, calm], "lists/50 x 100": [calm]}
 
     def run(jobs, name):
         for job in jobs:
             yield job, runs[job.name].pop(0)
     monkeypatch.setattr(processes, "run", run)
     monkeypatch.setattr("benchmarks.__main__.import_time", lambda repeats: 1.0)
-    argv = ["--cases", "lists/lesson,lists/50 x 100", "--peers", "numpy out", "--out", str(tmp_path / "s.json")]
+    argv = ["--cases", "lists/small network,lists/50 x 100", "--peers", "numpy out",
+            "--out", str(tmp_path / "s.json")]
     assert benchmark([*argv, "--patience", "1"]) == 0
     results = report.load(tmp_path / "s.json")
     assert [case["sets"] for case in results["cases"]] == [{"numpy": calm}] * 2
-    assert runs == {"lists/lesson": [], "lists/50 x 100": []}
-    assert "numpy again: lists/lesson; spread 10%, now 2%" in capsys.readouterr().err
+    assert runs == {"lists/small network": [], "lists/50 x 100": []}
+    assert "numpy again: lists/small network; spread 10%, now 2%" in capsys.readouterr().err
     assert "varied by more than 5% were measured again, for up to 1 min in all" in report.source(results)
     # Cases that no target of speed judges wait for those that one does, though they come first.
     still = {**calm, "limit: memory": {**figure(85.0), "low": 84.0, "high": 86.0}}
@@ -183,7 +185,7 @@ def test_what_was_disturbed_is_measured_again(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err.splitlines()
     assert [line.split("; ")[0] for line in said if "again" in line] == [
         "numpy again: lists/100 x 10 000", "numpy again: lists/1000 x 64"]
-    runs.update({"lists/lesson": [SETS["numpy"]], "lists/50 x 100": [calm]})
+    runs.update({"lists/small network": [SETS["numpy"]], "lists/50 x 100": [calm]})
     assert benchmark(argv) == 0                             # without patience, nothing is
     assert report.load(tmp_path / "s.json")["cases"][0]["sets"] == {"numpy": SETS["numpy"]}
 

@@ -23,7 +23,7 @@ def case(request):
     return request.param
 
 
-def lesson():
+def small_network():
     rng = np.random.default_rng(0)
     shapes = [(10, 64), (64,), (64, 1), (1,)]
     return ([rng.standard_normal(s).astype(np.float32) for s in shapes],
@@ -69,7 +69,7 @@ def test_slots_that_are_not_large_take_no_more_for_huge_pages():
 
 @pytest.mark.parametrize("steps", [100_000])
 def test_memory_is_flat_over_many_steps(case, steps):
-    weights, grads = lesson()
+    weights, grads = small_network()
     optimizer = case.make()
     apply = optimizer.apply
 
@@ -107,7 +107,7 @@ def bad_calls(optimizer, weights, grads):
 
 
 def test_no_reference_is_leaked(case):
-    weights, grads = lesson()
+    weights, grads = small_network()
     optimizer = case.make()
     optimizer.apply(grads, weights)
     watched = [*weights, *grads, optimizer, None, True, np.dtype(np.float32), type(optimizer), int, list]
@@ -133,7 +133,7 @@ def test_no_reference_is_leaked(case):
 
 
 def test_memory_is_flat_over_builds_and_refusals(case):
-    weights, grads = lesson()
+    weights, grads = small_network()
 
     def grown(times):
         """Bytes by which traced memory grows over some rounds."""

@@ -77,7 +77,7 @@ def figures():
 
 def test_figures_of_the_reasons_are_those_of_the_results(figures):
     text = " ".join(page("explain/why-it-is-fast.md").split())
-    small, million, large = (figures[name] for name in ("lists/lesson", "sizes/1 000 000", "sizes/25 000 000"))
+    small, million, large = (figures[name] for name in ("lists/small network", "sizes/1 000 000", "sizes/25 000 000"))
     ours, numpy = ([duration(figure[name]["median"]) for figure in (small, large)] for name in (OURS, "NumPy out="))
     assert f"769 weights {ours[0]}, where NumPy needs {numpy[0]}" in text
     assert f"optimc takes {ours[1]}, NumPy {numpy[1]}" in text

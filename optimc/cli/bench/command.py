@@ -17,7 +17,7 @@ from optimc.cli.bench import processes
 from optimc.cli.bench.machine import about, cpu, memory, needed, versions
 from optimc.cli.bench.peers import SETS, Work
 from optimc.cli.bench.processes import Job
-from optimc.cli.bench.shapes import LESSON, in_words, read_shapes
+from optimc.cli.bench.shapes import SMALL_NETWORK, in_words, read_shapes
 from optimc.cli.bench.words import duration, merged, recommendation, table
 from optimc.cli.errors import InputError, no_such
 from optimc.cli.progress import spoken
@@ -25,7 +25,7 @@ from optimc.cli.progress import spoken
 EXAMPLES = f"""\
 examples:
   optimc bench
-      times Adam for a small network ({LESSON}) beside every installed library
+      times Adam for a small network ({SMALL_NETWORK}) beside every installed library
   optimc bench --shapes model.safetensors --optimizer sgd
       times SGD for the shapes of the arrays in a file
   optimc bench --shapes 1000x1000,1000 --threads 4 --peers torch
@@ -44,7 +44,7 @@ def add_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
         "throughput; measuring them needs a C compiler). Prints a table and a recommendation.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
-    add("--shapes", metavar="SHAPES", default=LESSON,
+    add("--shapes", metavar="SHAPES", default=SMALL_NETWORK,
         help="shapes of the weights, or a .npz or .safetensors file whose arrays have them (default: %(default)s)")
     add("--optimizer", metavar="NAME", default="adam", help="a class of optimc (default: %(default)s)")
     add("--dtype", choices=("float32", "float64"), default="float32", help="of the weights (default: %(default)s)")

@@ -15,7 +15,7 @@ from optimc import checkpoint
 from optimc.cli.bench.peers import Work
 from optimc.cli.errors import InputError
 
-LESSON = "10x64,64,64x1,1"
+SMALL_NETWORK = "10x64,64,64x1,1"
 
 
 def read_shapes(text: str) -> list[tuple[int, ...]]:
@@ -37,7 +37,8 @@ def read_shapes(text: str) -> list[tuple[int, ...]]:
     else:
         words = text.split(",")
         if not all(re.fullmatch(r"[1-9][0-9]{0,14}(x[1-9][0-9]{0,14})*", word) for word in words):
-            raise InputError(f"--shapes: expected shapes like {LESSON}, or a .npz or .safetensors file, got {text!r}")
+            raise InputError(f"--shapes: expected shapes like {SMALL_NETWORK}, or a .npz or .safetensors file, "
+                             f"got {text!r}")
         shapes = [tuple(map(int, word.split("x"))) for word in words]
     if not Work(shapes).weights:
         raise InputError(f"--shapes {text}: there are no weights in it")
