@@ -25,6 +25,8 @@ COPIES = {
     "csrc/README.md": "project/code.md",
     **{f"notebooks/{path.name}": f"tutorials/{path.name}" for path in sorted(ROOT.glob("notebooks/*.ipynb"))},
 }
+#: a script of the gallery, of which sphinx-gallery makes a page
+GALLERY = re.compile(r"examples/gallery/(plot_\w+)\.py")
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{5}|\d{4}\.\d{4})")
 LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)\s]+)\)")
 
@@ -35,6 +37,8 @@ def relinked(text, place, page):
         name, sign, heading = found[2].partition("#")
         target = os.path.normpath(os.path.join(os.path.dirname(place), name))
         inside = target.removeprefix("docs/") if target.startswith("docs/") else COPIES.get(target)
+        if script := GALLERY.fullmatch(target):
+            inside = f"gallery/{script[1]}.rst"
         if inside is None and name.endswith((".png", ".svg")):
             return found[1] + os.path.relpath(ROOT / target, (DOCS / page).parent) + ")"
         if inside is None:

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import json
 import os
 import pkgutil
 import re
@@ -122,11 +123,22 @@ def anchors(page):
             for text in re.findall(r"^#+ (.*)", page.read_text("utf-8"), re.M)}
 
 
+def prose(page):
+    """The text of a page, or of the Markdown cells of a notebook without the code in them."""
+    text = page.read_text("utf-8")
+    if page.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        text = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    return text
+
+
 def broken_links(root):
-    """The links of Markdown files that lead to no file, or to no heading of one."""
+    """The links of Markdown files and notebooks that lead to no file, or to no heading of one."""
     broken = []
-    for page in sorted({*root.glob("*.md"), *pages_in(root), *root.glob("csrc/*.md")}):
-        for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text("utf-8")):
+    pages = {*root.glob("*.md"), *pages_in(root), *root.glob("csrc/*.md"), *root.glob("notebooks/*.ipynb")}
+    for page in sorted(pages):
+        for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", prose(page)):
             name, _, heading = target.partition("#")
             path = page.parent / name if name else page
             if not path.exists() or (heading and heading not in anchors(path)):
@@ -142,4 +154,8 @@ def test_links_lead_somewhere():
 def test_a_broken_link_would_be_noticed(tmp_path):
     (tmp_path / "README.md").write_text(
         "# A b\n[1](nowhere.md) [2](#a-b) [3](#c) [4](README.md) [5](https://x.y/z)\n")
-    assert broken_links(tmp_path) == ["README.md: nowhere.md", "README.md: #c"]
+    (tmp_path / "notebooks").mkdir()
+    cells = [{"cell_type": "code", "source": "x[0](y)"},
+             {"cell_type": "markdown", "source": ["[1](../README.md)\n", "[2](gone.ipynb)\n", "```\nx[0](y)\n```"]}]
+    (tmp_path / "notebooks" / "a.ipynb").write_text(json.dumps({"cells": cells}))
+    assert broken_links(tmp_path) == ["README.md: nowhere.md", "README.md: #c", "notebooks/a.ipynb: gone.ipynb"]

@@ -54,6 +54,7 @@ def test_names_too_far_from_the_index_are_found(tmp_path, monkeypatch):
     ("docs/howto/a.md", "howto/a.md", "../../notebooks/torch.ipynb", "../tutorials/torch.ipynb"),
     ("docs/howto/a.md", "howto/a.md", "../../csrc/rules.inc#L3", f"{site_pages.GITHUB}/blob/main/csrc/rules.inc#L3"),
     ("docs/howto/a.md", "howto/a.md", "../../examples", f"{site_pages.GITHUB}/tree/main/examples"),
+    ("docs/howto/a.md", "howto/a.md", "../../examples/gallery/plot_a.py", "../gallery/plot_a.rst"),
     ("CHANGELOG.md", "project/changelog.md", "docs/howto/keras.md", "../howto/keras.md"),
     ("notebooks/torch.ipynb", "tutorials/torch.ipynb", "../docs/faq.md", "../faq.md"),
     ("notebooks/torch.ipynb", "tutorials/torch.ipynb", "keras.ipynb", "keras.ipynb"),

@@ -1,4 +1,4 @@
-"""The training of `optimc compare`: the lesson's network, its contestants, the sweep of learning rates.
+"""The training of `optimc compare`: the network, its contestants, the sweep of learning rates.
 
     network   inputs -> Dense 64 relu -> Dense 1, mean squared error, in NumPy and float32.
     sweep     every optimizer gets the rate of `RATES` with the lowest validation loss, averaged
