@@ -3,13 +3,14 @@
 tests/support/guides.py says how the rows of a table are run.
 """
 
+import ast
 import inspect
 import re
 
 import numpy as np
 import pytest
 from conftest import require
-from guides import GUIDE_OF, Row, check, rows_of
+from guides import GUIDE_OF, STEPS, Row, check, rows_of, run
 from places import ROOT
 
 from optimc.registry import classes
@@ -201,3 +202,41 @@ def test_denominators_are_those_of_the_steps(name, style, cell):
         denominators.append(DENOMINATORS[formula](opt, opt.slots[slot][0], correction))
     np.testing.assert_allclose(steps[0] / steps[1], denominators[1] / denominators[0], rtol=1e-12)
     assert denominators[1] != denominators[0]
+
+
+# ------------------------------------------------------------------------------------ no argument is there in vain
+
+#: arguments that have no effect on the weights: on ASGD's average alone
+IDLE = {("ASGD", "t0")}
+
+
+def last_weights(call, row, folder):
+    """The weights of optimc after all steps with the optimizer that a call makes."""
+    ours, _, grads = row.sides(folder)
+    ours.names["opt"] = run(ast.unparse(call), ours.names)
+    for k in range(STEPS):
+        ours.begin_step(k, grads[k])
+        run(ours.step, ours.names)
+    return ours.weights
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.kind in ("constructors", "arrays only", "update rules")],
+                         ids=repr)
+def test_every_argument_has_an_effect(row, tmp_path):
+    """Without it the weights differ; or a row would agree whatever the argument means.
+
+    `style` may have no effect, because the other arguments can be all that it sets; so may a default that is given.
+    """
+    if row.guide == "optax":
+        require("jax")
+    call, = (ast.parse(piece, mode="eval").body for piece in row.right)
+    given = last_weights(call, row, tmp_path)
+    for k, keyword in enumerate(call.keywords):
+        known = classes[call.func.attr]._arguments if call.func.attr in classes else {}
+        is_default = keyword.arg in known and ast.unparse(keyword.value) == str(known[keyword.arg].default)
+        if keyword.arg == "style" or is_default or (call.func.attr, keyword.arg) in IDLE:
+            continue
+        less = ast.Call(call.func, call.args, call.keywords[:k] + call.keywords[k + 1:])
+        (tmp_path / str(k)).mkdir()
+        without = last_weights(less, row, tmp_path / str(k))
+        assert any(not np.array_equal(given[name], without[name]) for name in given), keyword.arg

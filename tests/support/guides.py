@@ -189,7 +189,7 @@ GUIDE_OF = {"numpy-loop": Loop, "torch": Torch, "keras": Keras, "optax": Optax}
 
 
 def agree(ours, theirs, tolerance, what):
-    """Asserts that two values, or two dicts of them, are equal within a tolerance."""
+    """Asserts that two values, or two dicts of them, are finite and equal within a tolerance."""
     if isinstance(ours, dict):
         assert set(ours) == set(theirs), what
         for name in ours:
@@ -224,9 +224,11 @@ class Row:
 
     def sides(self, folder):
         """The loops of both libraries, with the same weights, and the gradients of each step."""
-        (folder / "theirs").mkdir()
-        (folder / "ours").mkdir()
+        (folder / "theirs").mkdir(parents=True)
+        (folder / "ours").mkdir(parents=True)
         start, grads = problem(self.side.dtype)
+        if "finite" in "".join(self.left):
+            grads[3] = {name: np.full_like(g, np.nan) for name, g in grads[3].items()}
         theirs = self.side(start, folder / "theirs" / "state")
         return Ours(start, folder / "ours" / "state"), theirs, grads
 
