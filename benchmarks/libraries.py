@@ -13,11 +13,6 @@ LIBRARIES = {
 }
 
 
-def multiple(ratio):
-    """Writes a ratio of times: two decimals below ten, else two digits."""
-    return f"{ratio:.2f}" if ratio < 9.95 else f"{float(f'{ratio:.2g}'):,.0f}"
-
-
 def race(results):
     """Returns optimc's figures, library -> (its figures, its way), the fastest first, and the number of weights.
 

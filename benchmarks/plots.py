@@ -16,6 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from benchmarks import libraries
 from optimc.cli import style
+from optimc.cli.bench import words
 from optimc.cli.bench.processes import OURS, with_threads
 from optimc.cli.bench.words import NOISY, bound, duration, is_peer, merged, share, share_of_limit, too_noisy
 from optimc.cli.style import BLUE, GREY, ORANGE, STYLE
@@ -43,7 +44,7 @@ def beside(axes):
 def draw_race(axes, ours, others, weights):
     """A row per library, each by its fastest way: the time of one step, as a multiple of optimc's."""
     rows = [(OURS, 1, f"{duration(ours['median'])} = 1", {"color": BLUE, "fontweight": "bold"})]
-    rows += [(f"{library} ({way})" if way else library, entry["ratio"], libraries.multiple(entry["ratio"]),
+    rows += [(f"{library} ({way})" if way else library, entry["ratio"], words.multiple(entry["ratio"]),
               {"color": "0.25"}) for library, (entry, way) in others.items()]
     for k, (_, ratio, label, look) in enumerate(rows):
         axes.plot(ratio, k, "o", color=look["color"], markersize=11)

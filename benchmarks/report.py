@@ -9,9 +9,9 @@ import pathlib
 import re
 import sys
 
-from benchmarks.libraries import multiple, race
+from benchmarks.libraries import race
 from optimc.cli.bench.processes import OURS, STREAM, with_threads
-from optimc.cli.bench.words import duration, is_peer, merged, share, share_of_limit, too_noisy
+from optimc.cli.bench.words import duration, is_peer, merged, multiple, share, share_of_limit, too_noisy
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "speed.json"

@@ -18,7 +18,7 @@ import optimc
 from optimc import _core
 from optimc.__main__ import main
 from optimc.base.rules import slots_of
-from optimc.cli.bench import limit, peers, processes, timing, words
+from optimc.cli.bench import command, limit, peers, processes, timing, words
 from optimc.cli.bench.peers import Ours, Unsupported, Work
 from optimc.cli.bench.processes import Job
 from optimc.cli.bench.shapes import read_shapes
@@ -297,12 +297,23 @@ def test_without_a_compiler_there_is_no_limit(monkeypatch):
 # ------------------------------------------------------------------------------------------ the command
 
 
+def test_a_library_that_was_disturbed_is_marked(monkeypatch, capsys):
+    def times(median, slowest):
+        return {"min": median * 0.9, "median": median, "max": median * slowest, "low": median, "high": median}
+
+    figures = {"optimc": times(100.0, 1.1), "NumPy out=": times(5e3, 1.1), "NumPy plain": times(8e3, 4.0)}
+    monkeypatch.setattr(command, "_timed", lambda job, there: {"numpy": figures})
+    assert main(["bench", "--shapes", "4", "--peers", "numpy out,numpy plain"]) == 0
+    rows = {line[:12].strip(): line.split()[-2:] for line in capsys.readouterr().out.splitlines()}
+    assert rows["NumPy out="][-1] == "50" and rows["NumPy plain"] == ["80", "noisy"]
+
+
 def test_the_command_times_and_recommends(tmp_path):
     done = subprocess.run([sys.executable, "-m", "optimc", "bench", "--shapes", "4x3,3", "--seconds", "0.01",
                            "--peers", "numpy out", "--json", str(tmp_path / "b.json")],
                           capture_output=True, text=True, timeout=100, check=True)
     assert re.search(r"^Adam, float32, 2 arrays, 15 weights; ", done.stdout)
-    assert re.search(r"^optimc +\S+ [nµm]s .* 1\.00$", done.stdout, re.M)
+    assert re.search(r"^optimc +\S+ [nµm]s .* 1\.00( +noisy)?$", done.stdout, re.M)
     assert re.search(r"^NumPy out= ", done.stdout, re.M)
     assert done.stdout.splitlines()[3].endswith("relative time (optimc = 1)")
     assert re.search("times as fast as the fastest peer here, NumPy out=.|^Too noisy to judge: ", done.stdout, re.M)

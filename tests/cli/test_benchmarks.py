@@ -76,7 +76,7 @@ def test_the_readme_compares_each_library_by_its_fastest_way(results):
 
 @pytest.mark.parametrize("ratio, text", [(0.5, "0.50"), (9.949, "9.95"), (9.96, "10"), (83.7, "84"), (3902, "3,900")])
 def test_multiples_have_as_many_digits_as_they_deserve(ratio, text):
-    assert libraries.multiple(ratio) == text
+    assert words.multiple(ratio) == text
 
 
 @pytest.mark.parametrize("stream, said, verdict", [

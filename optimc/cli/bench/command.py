@@ -18,7 +18,7 @@ from optimc.cli.bench.machine import about, cpu, memory, needed, versions
 from optimc.cli.bench.peers import SETS, Work
 from optimc.cli.bench.processes import Job
 from optimc.cli.bench.shapes import SMALL_NETWORK, in_words, read_shapes
-from optimc.cli.bench.words import duration, merged, recommendation, table
+from optimc.cli.bench.words import SWING, duration, merged, multiple, recommendation, swing, table
 from optimc.cli.errors import InputError, no_such
 from optimc.cli.progress import spoken
 
@@ -102,11 +102,12 @@ def run(args: argparse.Namespace) -> int:
     sets = _timed(job, there)
     figures = merged(sets)
     failed = [f"{name}: {entry['error']}" for name, entry in figures.items() if "error" in entry]
-    rows = [[name, *(duration(entry[key]) for key in ("min", "median", "max")), f"{entry['ratio']:.2f}"]
+    rows = [[name, *(duration(entry[key]) for key in ("min", "median", "max")), multiple(entry["ratio"]),
+             "noisy" if swing(figures, name) > SWING else ""]
             for name, entry in figures.items() if "ratio" in entry]
     if not rows:
         raise InputError(f"nothing was timed: {'; '.join(failed) or 'no process answered'}")
-    print(table(("one step", "min", "median", "max", "relative time (optimc = 1)"), rows))
+    print(table(("one step", "min", "median", "max", "relative time (optimc = 1)", ""), rows))
     absent += [f"{name} ({entry['skipped']})" for entries in sets.values() for name, entry in entries.items()
                if "skipped" in entry]
     print(*failed, *([f"skipped: {', '.join(absent)}"] if absent else []), "", *recommendation(work, threads, sets),

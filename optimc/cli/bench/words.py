@@ -91,6 +91,11 @@ def share_of_limit(figures: dict[str, dict[str, Any]], threads: int = 1) -> str:
     return f"{reached:.0%}" if reached < 0.995 else "at the limit"
 
 
+def multiple(ratio: float) -> str:
+    """Writes a ratio of times: two decimals below ten, else two digits."""
+    return f"{ratio:.2f}" if ratio < 9.95 else f"{float(f'{ratio:.2g}'):,.0f}"
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in plain text, the first column to the left, the others to the right."""
     lines = [list(header), *map(list, rows)]
