@@ -47,7 +47,7 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True, "reference_url": {"optimc": None}, "capture_repr": (),
     "image_scrapers": ("gallery_figures.scrape",), "reset_modules": ("matplotlib", "gallery_figures.style"),
     "within_subsection_order": "gallery_figures.Order", "thumbnail_size": (600, 330), "notebook_extensions": set(),
-    "show_signature": False,
+    "show_signature": False, "write_computation_times": False,
 }
 warnings.filterwarnings("ignore", "FigureCanvasAgg is non-interactive")
 

@@ -182,8 +182,15 @@ def name(token):
 def display(lines):
     """The lines of a section as aligned formulas."""
     rows = [rf"{tex(parsed(left))} &{'=' if sign == '=' else chr(92) + 'leftarrow'} {tex(parsed(right))}"
-            + (rf" \quad \text{{{text}}}" if text else "") for left, sign, right, text in lines]
+            + (rf" \quad {beside(text)}" if text else "") for left, sign, right, text in lines]
     return "\\begin{aligned}\n" + " \\\\[4pt]\n".join(rows) + "\n\\end{aligned}"
+
+
+def beside(text):
+    """The TeX of the text beside a formula, in which names with an index and comparisons are formulas."""
+    parts = re.split(r"(\w+_\w\b|<=|>)", text)
+    signs = {"<=": r"\le", ">": ">"}
+    return "".join(signs.get(part) or name(part) if k % 2 else rf"\text{{{part}}}" for k, part in enumerate(parts))
 
 
 def letters(lines):

@@ -123,4 +123,5 @@ def test_a_wrong_formula_would_be_noticed():
         formulas.parsed("a ) b")
     with pytest.raises(formulas.FormulaError, match="cannot read '\\$'"):
         formulas.parsed("a $ b")
+    assert formulas.beside("as long as rho_t <= 5") == r"\text{as long as }\rho_{t}\text{ }\le\text{ 5}"
     assert formulas.tex(formulas.parsed("m / (1 - beta_1^t) x")) == r"\frac{m}{1 - \beta_{1}^{t}}\,x"
