@@ -248,7 +248,7 @@ def test_it_runs_and_shows_the_same(path, tmp_path, monkeypatch):
     nbclient.NotebookClient(fresh, timeout=1200, kernel_name="python3",
                             resources={"metadata": {"path": str(tmp_path / "notebooks")}}).execute()
     seconds = float(clock.outputs[0].text)
-    said = "\n".join(out.get("text", "") for cell in tried for out in cell.outputs)
+    said = "\n".join("".join(out.get("text", "") for out in cell.outputs) for cell in tried)
     fresh.cells = own
     assert kinds(fresh) == kinds(committed)
     for fact in FACTS.get(path.stem, []):
