@@ -46,9 +46,9 @@ FACTS = {
         r"adagrad +rate \S+ +first 5 jumps 0\.[23]\d+, last 5 jumps 0\.[789]\d+",
     ],
     "tutorial_3_compare": [
-        r"Each at its best rate, all 6 optimizers reached the target loss in 2-4 epochs",
+        r"Each at its best rate, all 6 optimizers reached the target loss in\s+2-4\s+epochs",
         r"Textbook\s+ranking:\s+adam,\s+rmsprop,\s+momentum,\s+sgd\.\s+Measured:",
-        r"epochs_to_target: [345] of 6 pairs as in the textbook, \d tied; adam 2, rmsprop 3, momentum 2, sgd 4\n",
+        r"epochs_to_target: [345] of 6 pairs as in the textbook, \d tied;\n +adam 2, rmsprop 3, momentum 2, sgd 4",
         r"loss_spread: [0-3] of 6 pairs as in the textbook",
         *(rf"{name} +within 25 % of the best score: [5-8] of 13 rates" for name in ("adam", "momentum")),
         r"adam\s+reached\s+the\s+target\s+loss\s+in\s+[12]\d\s+epochs\s+\(median\s+of\s+10\s+runs\);\s+sgd, ",
@@ -94,7 +94,7 @@ ANSWERS = {
     ],
     "tutorial_3_compare": [
         r"sgd +7 \(\d+-\d+\)(.*\n){4}rmsprop .* ±0\.0[45]\d +yes +4 +0\.01 0\.\d+ 0\.6\d+",
-        r"first rprop \(4\), last momentum \(10\)(.*\n)+rprop +4 \(3-8\) .* 0\.7\d\d\d 0\.5\d\d\d",
+        r"first\s+rprop\s+\(4\),\s+last\s+momentum\s+\(10\)(.*\n)+rprop +4 \(3-8\) .* 0\.7\d\d\d 0\.5\d\d\d",
     ],
     "tutorial_4_advice": [
         r"adam +rate \S+ +score 0\.1[78]\d\n",
