@@ -134,7 +134,13 @@ def styles_of(cls):
 
 
 def make(app, config):
-    """config-inited: writes the pages that are made of other files."""
+    """config-inited: writes the pages that are made of other files, and deletes those whose file is gone."""
+    sources = {*COPIES.values(), *(f"reference/optimizers/{name}.md" for name in classes)}
+    scripts = {path.stem for path in ROOT.glob("examples/gallery/*.py")}
+    made = [*DOCS.glob("tutorials/*.ipynb"), *DOCS.glob("reference/optimizers/*.md")]
+    for path in [path for path in made if path.relative_to(DOCS).as_posix() not in sources] \
+            + [path for path in DOCS.glob("gallery/plot_*.rst") if path.stem not in scripts]:
+        path.unlink()
     for place, page in COPIES.items():
         write(page, relinked((ROOT / place).read_text("utf-8"), place, page))
     for name, cls in classes.items():
