@@ -43,11 +43,15 @@ class Muon(Optimizer):
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
-        adam_beta_1, adam_beta_2, epsilon: Adam's, in [0, 1), [0, 1) and >= 0.
+        adam_beta_1: Adam's beta_1, in [0, 1).
+        adam_beta_2: Adam's beta_2, in [0, 1).
+        epsilon: Adam's, >= 0.
         adam_weight_decay: weight decay of Adam's weights; `weight_decay` is for the matrices.
         exclude_layers: regular expressions; Adam steps weights whose name matches one.
         exclude_embeddings: Adam steps weights with "embedding" in their name.
-        muon_a, muon_b, muon_c: coefficients of a Newton-Schulz step.
+        muon_a: coefficient of y in a Newton-Schulz step.
+        muon_b: coefficient of A y in a Newton-Schulz step.
+        muon_c: coefficient of A A y in a Newton-Schulz step.
         adam_lr_ratio: Adam's learning rate divided by Muon's.
         momentum: in [0, 1].
         ns_steps: Newton-Schulz steps, >= 1.

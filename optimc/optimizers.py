@@ -121,7 +121,8 @@ class Adam(Optimizer):
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
-        beta_1, beta_2: decay of the two moments, in [0, 1).
+        beta_1: decay of the first moment m, in [0, 1).
+        beta_2: decay of the second moment v, in [0, 1).
         epsilon: >= 0, added to the uncorrected root (the paper's "epsilon hat").
         amsgrad: divide by the largest second moment so far.
         bias_correction: False leaves out the corrections: alpha = learning_rate.
@@ -308,7 +309,8 @@ class Nadam(Optimizer):
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
-        beta_1, beta_2: decay of the two moments, in [0, 1).
+        beta_1: decay of the first moment m, in [0, 1).
+        beta_2: decay of the second moment v, in [0, 1).
         epsilon: >= 0.
         momentum_decay: how fast the momentum grows to beta_1; >= 0.
 
@@ -479,7 +481,8 @@ class RAdam(Optimizer):
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
-        beta_1, beta_2: decay of the two moments, in [0, 1).
+        beta_1: decay of the first moment m, in [0, 1).
+        beta_2: decay of the second moment v, in [0, 1).
         epsilon: >= 0, added to the uncorrected root.
         corrected_epsilon: add epsilon to the root of v / (1 - beta_2^t) instead.
 
@@ -517,7 +520,8 @@ class Yogi(Optimizer):
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
-        beta_1, beta_2: decay of the two moments, in [0, 1).
+        beta_1: decay of the first moment m, in [0, 1).
+        beta_2: decay of the second moment v, in [0, 1).
         epsilon: >= 0, added to the uncorrected root.
         initial_accumulator_value: initial value of v, >= 0.
         initial_mean: initial value of m.
@@ -558,7 +562,8 @@ class AdaBelief(Optimizer):
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
-        beta_1, beta_2: decay of the two averages, in [0, 1).
+        beta_1: decay of the mean m, in [0, 1).
+        beta_2: decay of the average s, in [0, 1).
         epsilon: >= 0.
 
     Example:
@@ -590,8 +595,10 @@ class Rprop(Optimizer):
 
     Args:
         learning_rate: the initial size, finite and >= 0; later changes have no effect.
-        eta_minus, eta_plus: factors, eta_minus in (0, 1), eta_plus > 1.
-        min_step, max_step: bounds of the size, >= 0.
+        eta_minus: factor where the sign changes, in (0, 1).
+        eta_plus: factor where the gradient keeps its sign, > 1.
+        min_step: lower bound of the size, >= 0.
+        max_step: upper bound of the size, >= 0.
 
     Example:
         >>> import numpy as np, optimc
@@ -669,7 +676,9 @@ class Adan(Optimizer):
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
-        beta_1, beta_2, beta_3: decay of the three averages, in [0, 1).
+        beta_1: decay of m, the mean of gradients, in [0, 1).
+        beta_2: decay of v, the mean of their differences, in [0, 1).
+        beta_3: decay of n, the mean of squares, in [0, 1).
         epsilon: >= 0.
 
     Example:
@@ -703,7 +712,8 @@ class Lamb(Optimizer):
 
     Args:
         learning_rate: >= 0; a number, schedule or callable.
-        beta_1, beta_2: decay of the two moments, in [0, 1).
+        beta_1: decay of the first moment m, in [0, 1).
+        beta_2: decay of the second moment v, in [0, 1).
         epsilon: >= 0.
 
     Example:

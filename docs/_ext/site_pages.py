@@ -98,29 +98,42 @@ $$
 def page_of(name, cls):
     """The page of an optimizer: its docstring, its state, its defaults by style, the examples that use it."""
     summary, lines = inspect.getdoc(cls).partition("\n")[0], formulas.section(inspect.getdoc(cls))
-    letters = ", ".join(f"${letter}$ is `{word}`" for letter, word in formulas.letters(lines))
+    letters = ["$g$ is the gradient", "$w$ the weight", "$t$ the number of the step, from 1",
+               *(f"${letter}$ is `{word}`" for letter, word in formulas.letters(lines))]
     return PAGE.format(
         name=name, summary=ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", summary),
-        formula=formulas.display(lines), letters=f"Here {letters}." if letters else "",
+        formula=formulas.display(lines), letters=f"Here {', '.join(letters)}.",
         state=state_of(cls), styles=styles_of(cls))
 
 
 def state_of(cls):
-    """A table of the slots after a step."""
-    optimizer, weight = cls(), np.zeros((3, 2), np.float32)
-    optimizer.apply([np.ones_like(weight)], [weight])
-    shapes = {slot: arrays[0].shape for slot, arrays in optimizer.slots.items() if arrays[0] is not None}
-    rows = [f"| `{slot}` | {shapes.get(slot, 'only with some arguments or shapes')} |" for slot in tables.kept(cls)]
+    """A table of the slots: the shape of each, and with which argument or for which weight it is kept."""
+    switches = [{name: True} for name, argument in cls._arguments.items()
+                if argument.default is False and name != "nesterov"]
+    cases = [({}, (3, 2), ""), ({}, (2,), "for a weight of shape (2,)")]
+    cases += [(given, (3, 2), f"with `{next(iter(given))}=True`") for given in switches]
+    cases += [({"momentum": 0.9}, (3, 2), "with `momentum=0.9`")] * ("momentum" in cls._arguments)
+    found = {}
+    for given, shape, words in cases:
+        optimizer = cls(**given)
+        optimizer.build([np.zeros(shape, np.float32)])
+        for slot, arrays in optimizer.slots.items():
+            for array in arrays.values():
+                found.setdefault(slot, f"{array.shape}{', ' * bool(words)}{words}")
+    rows = [f"| `{slot}` | {found[slot]} |" for slot in tables.kept(cls)]
+    scratch = [f"`{slot}` is scratch memory of the weight's size, which no checkpoint holds."
+               for slot in cls._scratch_slots]
     return "\n".join([
         "Arrays that it keeps for a weight of shape (3, 2), in the weight's dtype. `opt.slots` shows them.", "",
-        "| slot | shape |", "| --- | --- |", *rows])
+        "| slot | shape |", "| --- | --- |", *rows,
+        "", *scratch])
 
 
 def styles_of(cls):
     """A table of the arguments in which a library differs from Keras."""
     names = [name for name in cls._arguments if any(name in preset for preset in cls.styles.values())]
     if not names:
-        return "The defaults are Keras's or the paper's, in every style."
+        return "Keras's or the paper's; `style=` changes nothing here."
 
     def shown(style, name):
         return f"`{cls.styles[style][name]}`" if name in cls.styles.get(style, {}) else "as Keras"
