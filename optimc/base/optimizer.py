@@ -187,11 +187,10 @@ class Optimizer(_core.Optimizer, Elsewhere):
             setattr(self, name, given.get(name, preset.get(name, argument.default)))
         if self.name is None:
             self.name = signature.snake_case(type(self).__name__)
-        if isinstance(groups, (dict, str, np.ndarray)):
-            raise TypeError(f"groups: expected a list of dicts, got {groups!r}")
         chosen: list[Selection] = []
+        given_groups = entries_of("groups", groups, "a list of dicts")
         self.__dict__["groups"] = tuple([Group(self, f"groups[{k}]", overrides, chosen)
-                                         for k, overrides in enumerate(() if groups is None else groups)])
+                                         for k, overrides in enumerate(given_groups)])
         self._hold(State(grouped=tuple(chosen)))
 
     _check_attribute = check_attribute          # C calls it for a name that the class does not declare

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from optimc.schedules import Rate
 
 
-def entries_of(argument: str, given: Any) -> list[Any]:
+def entries_of(argument: str, given: Any, expected: str = "a list or None") -> list[Any]:
     """The entries of an argument that is a list, any other iterable that is no array, or None."""
     if given is None:
         return []
     if isinstance(given, (str, bytes, dict, np.ndarray)) or not hasattr(given, "__iter__"):
-        raise TypeError(f"{argument} must be a list or None, got {type(given).__name__}")
+        raise TypeError(f"{argument} must be {expected}, got {type(given).__name__}")
     return list(given)
 
 

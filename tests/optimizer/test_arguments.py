@@ -125,9 +125,9 @@ def test_any_other_iterable_is_a_list_of_weights():
     assert weights["kernel"][0] == 0.125
 
 
-@pytest.mark.parametrize("groups", [np.zeros(0), np.zeros(1), np.ones((2, 2))])
-def test_an_array_is_no_list_of_groups(groups):
-    with pytest.raises(TypeError, match=r"^groups: expected a list of dicts, got array"):
+@pytest.mark.parametrize("groups", [np.zeros(0), np.ones((2, 2)), False, 0, 3.5, "bias", b"bias", {}], ids=repr)
+def test_what_is_no_list_of_groups(groups):
+    with pytest.raises(TypeError, match=rf"^groups must be a list of dicts, got {type(groups).__name__}$"):
         optimc.SGD(groups=groups)
 
 

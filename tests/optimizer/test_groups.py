@@ -72,7 +72,7 @@ def test_groups_of_weights_and_positions():
 @pytest.mark.parametrize("groups,error,message", [
     ([{"learning_rate": 1.0}], TypeError, "an entry 'weights'"),
     (["bias"], TypeError, r"^groups\[0\]: expected a dict with an entry 'weights', got 'bias'$"),
-    ({"weights": "bias"}, TypeError, "^groups: expected a list of dicts, got {'weights': 'bias'}$"),
+    ({"weights": "bias"}, TypeError, "^groups must be a list of dicts, got dict$"),
     ([{"weights": "bias"}, {}], TypeError, r"^groups\[1\]: expected a dict with an entry 'weights', got {}$"),
     ([{"weights": "bias", "no_such": 1.0}], ValueError, "'no_such' is not a value"),
     ([{"weights": "bias", "global_clipnorm": 1.0}], ValueError,
