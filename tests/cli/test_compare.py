@@ -522,10 +522,11 @@ def test_own_data_needs_no_scikit_learn(tmp_path, out, capsys, monkeypatch):
 QUICK = ["--epochs", "1", "--seeds", "1", "--hidden", "4", "--learning-rate", "0.01", "--optimizers", "sgd"]
 
 
-@pytest.mark.parametrize("columns, widest", [("82", (76, 82)), (None, (100, 120))])
+@pytest.mark.parametrize("columns, widest", [
+    ("82", (76, 82)), *((columns, (100, 120)) for columns in (None, "", "0", "abc", "-5", "80.5"))])
 def test_columns_in_the_environment_set_the_width_of_the_output(columns, widest, out, monkeypatch, capsys):
     monkeypatch.delenv("COLUMNS", raising=False)
-    if columns:
+    if columns is not None:
         monkeypatch.setenv("COLUMNS", columns)
     assert call([*QUICK, "--out", out]) == 0
     printed = capsys.readouterr().out.partition("Written: ")[0]
