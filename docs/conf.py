@@ -6,7 +6,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
-sys.path.insert(0, str(HERE.parent))
+sys.path.append(str(HERE.parent))            # at the end: an installed optimc comes before this tree
 
 import site_pages  # noqa: E402
 

@@ -7,14 +7,13 @@ They are computed in double precision; Keras rounds every operation to float32.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from optimc import _core
-from optimc.base.names import Strict, is_ours, says_what_it_takes, schedule_meant
+from optimc.base.names import Strict, is_ours, refuse_name, says_what_it_takes, schedule_named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -472,6 +471,11 @@ def classes() -> dict[str, type[LearningRateSchedule]]:
             and issubclass(value, LearningRateSchedule) and not name.startswith("_")}
 
 
+def public() -> list[str]:
+    """The names of schedules for people: the classes and `join`."""
+    return [name for name in (*classes(), "join") if name not in ("LearningRateSchedule", "Join")]
+
+
 def serialize(schedule: LearningRateSchedule) -> Config:
     """The class and configuration of a schedule as a dict of plain values, for `deserialize`."""
     return {"class_name": type(schedule).__name__, "config": schedule.get_config()}
@@ -493,6 +497,5 @@ def deserialize(config: Mapping[str, Any], custom_objects: Classes | None = None
 
 if not TYPE_CHECKING:               # a checker would take it to mean that every name is there
     def __getattr__(name):
-        found = schedule_meant(name, classes())
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}"
-                             f"{f': did you mean {found}?' if found else ''}", obj=sys.modules[__name__])
+        found = schedule_named(name, public())
+        refuse_name(__name__, name, f": did you mean {found}?" if found else "")

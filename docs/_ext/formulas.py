@@ -195,5 +195,6 @@ def beside(text):
 
 def letters(lines):
     """The pairs of letter and name that a reader must be told."""
-    names = set(re.findall(r"[a-z_]+", " ".join(f"{left} {right}" for left, _, right, _ in lines)))
-    return [(letter, name) for name, letter in LETTERS.items() if name in names]
+    tokens = {token for left, _, right, _ in lines for token in re.findall(r"[A-Za-z]\w*", f"{left} {right}")}
+    return [(name(token), token) for known in LETTERS
+            for token in sorted(tokens) if re.fullmatch(rf"{known}(_\d)?", token)]

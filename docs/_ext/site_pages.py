@@ -5,6 +5,7 @@ link that leaves docs/ leads to the copy of its target if there is one, otherwis
 """
 
 import inspect
+import json
 import os
 import re
 from pathlib import Path
@@ -28,23 +29,36 @@ COPIES = {
 #: a script of the gallery, of which sphinx-gallery makes a page
 GALLERY = re.compile(r"examples/gallery/(plot_\w+)\.py")
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{5}|\d{4}\.\d{4})")
-LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)\s]+)\)")
+#: a link to a file; code comes first, so that what looks like a link in it is none
+LINK = re.compile(r"^(?: *)(```|~~~).*?^ *\1|`[^`\n]*`|(\]\()(?![a-z]+:|#)([^)\s]+)\)", re.S | re.M)
 
 
 def relinked(text, place, page):
-    """The text of a page with links as they are seen from docs/PAGE, where it stands at PLACE in the repository."""
+    """The text of a page with links as they are seen from docs/PAGE, where it stands at PLACE in the repository.
+
+    In a notebook only the links of its text change.
+    """
+    if place.endswith(".ipynb"):
+        notebook = json.loads(text)
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "markdown":
+                cell["source"] = relinked("".join(cell["source"]), place.removesuffix(".ipynb"), page)
+        return json.dumps(notebook, indent=1, ensure_ascii=False)
+
     def link(found):
-        name, sign, heading = found[2].partition("#")
+        if not found[2]:
+            return found[0]
+        name, sign, heading = found[3].partition("#")
         target = os.path.normpath(os.path.join(os.path.dirname(place), name))
         inside = target.removeprefix("docs/") if target.startswith("docs/") else COPIES.get(target)
         if script := GALLERY.fullmatch(target):
             inside = f"gallery/{script[1]}.rst"
         if inside is None and name.endswith((".png", ".svg")):
-            return found[1] + os.path.relpath(ROOT / target, (DOCS / page).parent) + ")"
+            return found[2] + os.path.relpath(ROOT / target, (DOCS / page).parent) + ")"
         if inside is None:
             kind = "tree" if (ROOT / target).is_dir() else "blob"
-            return f"{found[1]}{GITHUB}/{kind}/main/{target}{sign}{heading})"
-        return f"{found[1]}{os.path.relpath(inside, os.path.dirname(page) or '.')}{sign}{heading})"
+            return f"{found[2]}{GITHUB}/{kind}/main/{target}{sign}{heading})"
+        return f"{found[2]}{os.path.relpath(inside, os.path.dirname(page) or '.')}{sign}{heading})"
 
     return LINK.sub(link, text)
 

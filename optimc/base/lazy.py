@@ -5,6 +5,7 @@ at `optimc.torch`: some frameworks take seconds, and MPI starts when it is impor
 """
 
 import importlib
+import re
 import sys
 import types
 from collections.abc import Iterable
@@ -49,20 +50,22 @@ def find(name: str, public: Iterable[str]) -> Any:
     if name in ADAPTERS and not asked_by_import:        # `from optimc import torch` then imports it, or says why not
         return Adapter(f"optimc.{name}")
     hint = names.optimizer_hint(name, ()) if names.plain(name) in names.CLASSES else _hint(name, [*public, *ADAPTERS])
-    # `obj` without `name` keeps Python from adding a suggestion of its own
-    raise AttributeError(f"module 'optimc' has no attribute {name!r}{hint}", obj=sys.modules["optimc"])
+    names.refuse_name("optimc", name, hint)
 
 
 def _hint(name: str, public: Iterable[str]) -> str:
     """The end of an error about a name that the package does not have."""
     if name == "save":
         return ": an optimizer saves itself, opt.save(path)"
-    found = names.closest(name, public)
+    if name == "step":
+        return ": an optimizer makes its step, opt.apply(grads, weights)"
+    from optimc import schedules  # which imports names, as this module does
+    schedule = names.schedule_named(name, schedules.public())
+    like_a_schedule = re.search(r".(lr|scheduler?)$", names.plain(name))
+    found = names.closest(name, public) if not (like_a_schedule or name in schedules.public()) else None
     if found:
         return f": did you mean optimc.{found}?"
-    from optimc import schedules  # which imports names, as this module does
-    found = names.schedule_meant(name, schedules.classes()) if len(name) > 3 else None
-    return f": did you mean optimc.schedules.{found}?" if found else ""
+    return f": did you mean optimc.schedules.{schedule}?" if schedule else ""
 
 
 def needs(adapter: str, error: BaseException) -> NoReturn:

@@ -11,6 +11,7 @@ This module imports nothing of optimc.
 """
 
 import functools
+import sys
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -85,15 +86,17 @@ CLASSES = {
 }
 
 
-#: words for schedules, and those of other libraries -> schedules of `optimc.schedules`; `plain` names
+#: words for schedules -> schedules of `optimc.schedules`
+SCHEDULE_WORDS = {"linear": "PolynomialDecay", "step": "PiecewiseConstantDecay",
+                  "multistep": "PiecewiseConstantDecay", "warmup": "CosineDecay"}
+
+#: schedules of other libraries -> those of `optimc.schedules`; `plain` names
 SCHEDULES = {
-    "linear": "PolynomialDecay", "step": "PiecewiseConstantDecay", "multistep": "PiecewiseConstantDecay",
-    "warmup": "CosineDecay",
     "steplr": "PiecewiseConstantDecay", "multisteplr": "PiecewiseConstantDecay", "exponentiallr": "ExponentialDecay",
     "cosineannealinglr": "CosineDecay", "cosineannealingwarmrestarts": "CosineDecayRestarts",
     "polynomiallr": "PolynomialDecay", "linearlr": "PolynomialDecay", "onecyclelr": "OneCycle",
-    "sequentiallr": "Join", "exponentialdecayschedule": "ExponentialDecay", "cosinedecayschedule": "CosineDecay",
-    "warmupcosinedecayschedule": "CosineDecay", "joinschedules": "Join", "cosineonecycleschedule": "OneCycle",
+    "sequentiallr": "join", "exponentialdecayschedule": "ExponentialDecay", "cosinedecayschedule": "CosineDecay",
+    "warmupcosinedecayschedule": "CosineDecay", "joinschedules": "join", "cosineonecycleschedule": "OneCycle",
 }
 
 
@@ -145,10 +148,21 @@ def optimizer_hint(name: str, known: Iterable[str], prefix: str = "optimc.") -> 
 
 
 def schedule_meant(name: str, known: Iterable[str]) -> str | None:
-    """The schedule that a wrong name stands for: one with this word in its name, or else the one it is most like."""
-    known = list(known)
-    return SCHEDULES.get(plain(name)) or next((one for one in known if plain(name) in plain(one)), None) \
-        or closest(name, known)
+    """The schedule that a word stands for: one with this word in its name, or else the one it is most like."""
+    word, known = plain(name), list(known)
+    return SCHEDULE_WORDS.get(word) or schedule_named(name, known) \
+        or (next((one for one in known if word in plain(one)), None) if len(word) > 3 else None)
+
+
+def schedule_named(name: str, known: Iterable[str]) -> str | None:
+    """The schedule that has this name in another library, or whose name is most like it."""
+    return SCHEDULES.get(plain(name)) or closest(name, known, 0.7)
+
+
+def refuse_name(module: str, name: str, advice: str) -> NoReturn:
+    """Raises the error of a module that does not have this name."""
+    # `obj` without `name` keeps Python from adding a suggestion of its own
+    raise AttributeError(f"module {module!r} has no attribute {name!r}{advice}", obj=sys.modules[module])
 
 
 # ------------------------------------------------------------------------------------------------ arguments
@@ -224,17 +238,14 @@ class Hint:
         self.name = name
 
     def __get__(self, owner: Any, cls: type | None = None) -> Any:
-        if owner is None:
-            return self
-        for base in type(owner).__mro__:                # a mixin that comes after optimc's class may have it
+        kind = cls or type(owner)
+        for base in kind.__mro__:                       # a mixin that comes after optimc's class may have it
             found = vars(base).get(self.name, self)
             if not isinstance(found, Hint):
-                return found.__get__(owner, type(owner)) if hasattr(type(found), "__get__") else found
+                return found.__get__(owner, kind) if hasattr(type(found), "__get__") else found
+        if owner is None:
+            return self
         _refuse_attribute(owner, self.name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuses a call of the attribute of a class, as in `optimc.SGD.step()`."""
-        raise AttributeError(f"optimizers have no method {self.name!r}{hint(self.name, ())}", obj=self)
 
     def __repr__(self) -> str:
         other = ELSEWHERE[self.name]

@@ -50,7 +50,7 @@ def _advice(name: str, value: object) -> str:
         try:
             return f": pass the number {float(value)!r}, not the text {value!r}"
         except ValueError:
-            meant = schedule_meant(value, schedules.classes())
+            meant = schedule_meant(value, schedules.public())
             return f" {value!r}" + (f": did you mean optimc.schedules.{meant}(...)?" if meant else
                                     ": see optimc.schedules")
     return ""

@@ -19,12 +19,13 @@ optimizer of optimc behind a cohort), tensors.py (memory), and optimc/torch_name
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import TYPE_CHECKING
 
 from optimc import registry
 from optimc.base import lazy
-from optimc.base.names import closest
+from optimc.base.names import closest, refuse_name
 
 try:
     import torch
@@ -41,8 +42,12 @@ if TYPE_CHECKING:
 def _make(name: str) -> Any:
     """The class of that name: torch's, with `TorchOptimizer` before it."""
     theirs = getattr(torch.optim, name)
-    signature = inspect.signature(theirs)
-    return type(name, (TorchOptimizer, theirs), {
+
+    @functools.wraps(theirs.__init__)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        super(made, self).__init__(*args, **kwargs)
+
+    made = type(name, (TorchOptimizer, theirs), {
         "__doc__": f"""torch.optim.{name} with the step in C.  Arguments, formula and state are torch's.
 
         The arguments that choose one of torch's implementations (foreach, fused) have no effect.
@@ -56,9 +61,10 @@ def _make(name: str) -> Any:
             >>> bool((p != 1).all())
             True
         """,
-        "__module__": __name__, "__signature__": signature, "_counterpart": TORCH[name],
-        "_sources": TORCH[name].sources(signature.parameters),
+        "__module__": __name__, "__init__": init, "_counterpart": TORCH[name],
+        "_sources": TORCH[name].sources(inspect.signature(theirs).parameters),
     })
+    return made
 
 
 SGD = _make("SGD")
@@ -76,13 +82,14 @@ ASGD = _make("ASGD")
 if not TYPE_CHECKING:               # a checker would take it to mean that every name is there
     def __getattr__(name):
         meant = next((theirs for theirs, ours in TORCH.items() if ours.name == name), None)
-        if meant is None and name in registry.classes:
-            advice = f": torch has no such optimizer; optimc.{name} steps arrays, optimc.keras.{name} Keras models"
+        if isinstance(getattr(torch.optim, name, None), type):
+            advice = f": only torch.optim.{name} steps tensors"
+        elif meant is None and name in registry.classes:
+            advice = f": optimc.{name} steps arrays, and optimc.keras.{name} Keras models"
         else:
             meant = meant or closest(name, TORCH, 0.75)
             advice = f": did you mean {meant}?" if meant else ""
-        # `obj` without `name` keeps Python from adding a suggestion of its own
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{advice}", obj=torch)
+        refuse_name(__name__, name, advice)
 
 
 __all__ = ["ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"]

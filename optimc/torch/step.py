@@ -18,14 +18,14 @@ import torch.optim.optimizer as _torch
 
 from optimc import _core
 from optimc._core import CHECKED, NOT_AS_PLANNED
-from optimc.base.names import UnknownArgument, closest
+from optimc.base.names import ELSEWHERE, UnknownArgument, closest
 from optimc.torch import tensors
 from optimc.torch.cohorts import Cohorts
 from optimc.torch.inner import make_inner
 from optimc.torch.states import check_loaded, place_loaded, place_numbers, with_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from typing import Any
 
     from torch import Tensor
@@ -59,17 +59,23 @@ class TorchOptimizer(Base):
         self._cohorts.states.known = False          # torch has made what is in it, if anything
         self._check_groups(self.param_groups)
 
-    def _refuse_unknown(self, given: Collection[str], known: Collection[str]) -> None:
+    def _refuse_unknown(self, given: Collection[str], known: Mapping[str, inspect.Parameter]) -> None:
         """Refuses arguments that torch does not have, with torch's word for those that optimc has.
 
         Raises:
             UnknownArgument: names the first of them.
         """
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+            return                                  # of a program's class, which knows what it takes
         for name in (name for name in given if name not in known):
-            theirs = self._counterpart.word_for(name) or ("torch.nn.utils.clip_grad_norm_" if "clip" in name else
-                                                          closest(name, known))
-            raise UnknownArgument(f"optimc.torch.{type(self).__name__} has no argument {name!r}"
-                                  f"{f': did you mean {theirs}?' if theirs else ''}") from None
+            words = [name, *(ELSEWHERE[name].here if name in ELSEWHERE else ())]
+            theirs = next(filter(None, map(self._counterpart.word_for, words)), None) or closest(name, known, 0.8)
+            if "global_clipnorm" in words or name in ("clipnorm", "clipvalue"):
+                function = "clip_grad_value_" if name == "clipvalue" else "clip_grad_norm_"
+                advice = f": call torch.nn.utils.{function} before the step"
+            else:
+                advice = f": did you mean {theirs}?" if theirs else ""
+            raise UnknownArgument(f"optimc.torch.{type(self).__name__} has no argument {name!r}{advice}") from None
 
     def add_param_group(self, param_group: Config) -> None:
         with self._cohorts.turn:

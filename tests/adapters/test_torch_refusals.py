@@ -1,6 +1,7 @@
 """optimc.torch refuses what it cannot step, before anything changes."""
 
 import copy
+import inspect
 import json
 
 import pytest
@@ -162,9 +163,11 @@ def test_errors_number_parameters_as_the_optimizer_does():
 @each_class
 def test_words_of_optimc_are_refused_with_torchs(name):
     cls, params = getattr(ot, name), [torch.nn.Parameter(torch.ones(2))]
-    for ours, theirs in (("learning_rate", "lr"), ("clipnorm", "torch.nn.utils.clip_grad_norm_"), ("zzz", None)):
-        with pytest.raises(TypeError, match=rf"^optimc.torch.{name} has no argument '{ours}'"
-                           + (rf": did you mean {theirs}\?$" if theirs else "")):
+    for ours, advice in (("learning_rate", r": did you mean lr\?"), ("eta", r": did you mean lr\?"), ("zzz", ""),
+                         ("clipnorm", ": call torch.nn.utils.clip_grad_norm_ before the step"),
+                         ("max_norm", ": call torch.nn.utils.clip_grad_norm_ before the step"),
+                         ("clipvalue", ": call torch.nn.utils.clip_grad_value_ before the step")):
+        with pytest.raises(TypeError, match=rf"^optimc.torch.{name} has no argument '{ours}'{advice}$"):
             cls(params, **{ours: 0.1})
     with pytest.raises(TypeError) as raised:
         cls()
@@ -172,9 +175,36 @@ def test_words_of_optimc_are_refused_with_torchs(name):
 
 
 @pytest.mark.parametrize("name, message", [
-    ("Lion", r": torch has no such optimizer; optimc.Lion steps arrays, optimc.keras.Lion Keras models$"),
+    ("Lion", r": optimc.Lion steps arrays, and optimc.keras.Lion Keras models$"),
+    ("SparseAdam", ": only torch.optim.SparseAdam steps tensors$"),
     ("Nadam", r": did you mean NAdam\?$"), ("adamw", r": did you mean AdamW\?$"), ("zzz", "'zzz'$")])
 def test_a_class_that_torch_does_not_have(name, message):
     with pytest.raises(AttributeError, match=rf"^module 'optimc.torch' has no attribute '{name}'.*{message}"
                        if message.startswith(":") else message):
         getattr(ot, name)
+
+
+@each_class
+def test_signatures_are_torchs_and_those_of_subclasses_their_own(name):
+    cls = getattr(ot, name)
+    assert inspect.signature(cls) == inspect.signature(getattr(torch.optim, name))
+
+    class Own(cls):
+        def __init__(self, params, mine=3, **kwargs):
+            super().__init__(params, **kwargs)
+
+    assert list(inspect.signature(Own).parameters) == ["params", "mine", "kwargs"]
+    assert Own([torch.nn.Parameter(torch.ones(2))], lr=0.5).param_groups[0]["lr"] == 0.5
+
+
+def test_a_class_that_takes_any_keyword_keeps_its_own_errors():
+    class Any(torch.optim.Adam):
+        def __init__(self, params, **kwargs):
+            super().__init__(params, **kwargs)
+
+    class Mixed(ot.Adam, Any):
+        pass
+
+    with pytest.raises(TypeError) as raised:
+        Mixed([torch.nn.Parameter(torch.ones(2))], lr="a")
+    assert "no argument" not in str(raised.value)

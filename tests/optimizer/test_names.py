@@ -207,7 +207,12 @@ def test_a_mixin_after_the_class_keeps_its_names():
         def step(self):
             return self.state
 
+        @classmethod
+        def load(cls, path):
+            return cls, path
+
     class Mixed(optimc.SGD, Mixin):
         pass
 
     assert Mixed().step() == "its own"
+    assert Mixed.load("x") == Mixed().load("x") == (Mixed, "x")

@@ -1,5 +1,6 @@
 """What builds and checks the site finds what it is for; .ci/site builds the site itself."""
 
+import json
 import re
 import sys
 
@@ -61,7 +62,19 @@ def test_names_too_far_from_the_index_are_found(tmp_path, monkeypatch):
     ("docs/faq.md", "faq.md", "https://a.b/c.md", "https://a.b/c.md"),
 ])
 def test_links_hold_on_github_and_on_the_site(place, page, link, expected):
-    assert site_pages.relinked(f"[text]({link})", place, page) == f"[text]({expected})"
+    as_text = place.removesuffix(".ipynb")          # of one cell
+    assert site_pages.relinked(f"[text]({link})", as_text, page) == f"[text]({expected})"
+
+
+def test_code_is_no_link():
+    code = "[a](b.md) `x[i](y)`\n```python\nz[i](j)\n```\n[`c`](d.md)\n"
+    assert site_pages.relinked(code, "docs/faq.md", "howto/a.md") == \
+        "[a](../b.md) `x[i](y)`\n```python\nz[i](j)\n```\n[`c`](../d.md)\n"
+    for path in sorted(ROOT.glob("notebooks/*.ipynb")):
+        text = path.read_text("utf-8")
+        made = json.loads(site_pages.relinked(text, f"notebooks/{path.name}", f"tutorials/{path.name}"))
+        assert [cell for cell in made["cells"] if cell["cell_type"] == "code"] == \
+            [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
 
 
 @pytest.mark.parametrize("name", classes)
