@@ -122,8 +122,9 @@ def source(results):
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     absent = "".join(f" Without {peer}: {module} was not installed." for peer, module in results["missing"].items())
     return (f"Measured on {results['date']} on {results['cpu']}, with {versions}, by `{results['command']}`. Times "
-            "are medians. Libraries in one process step in turn, and each is compared with optimc in the same "
-            "process. The hardware limit is the least time in which the machine can read and write the arrays of "
+            "are medians. Libraries in one process step in turn, and a multiple compares two times of one process, "
+            "so it is not exactly the quotient of two printed times. The hardware limit is the least time in which "
+            "the machine can read and write the arrays of "
             f"the step and do its roots and divisions.{absent}"
             + f" Cases whose repeats varied by more than {CALM:.0%} were measured again, for up to "
             f"{results.get('patience', 0):g} min in all, and the less noisy result was kept."

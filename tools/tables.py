@@ -58,7 +58,8 @@ def kept(cls):
 
 def conventions():
     """A row per argument in which a library differs from the defaults, which are Keras's."""
-    rows = ["| optimizer | argument | Keras | torch | optax |", "| --- | --- | --- | --- | --- |"]
+    rows = ['| optimizer | argument | default | `style="torch"` | `style="optax"` |',
+            "| --- | --- | --- | --- | --- |"]
     for name, cls in sorted_classes():
         if not cls.styles:
             continue
@@ -77,13 +78,13 @@ DENOMINATORS = {
     "Muon": r"\sqrt{v} + \epsilon", "Nadam": r"\sqrt{\hat v} + \epsilon",
     "ScheduleFreeAdamW": r"\sqrt{\hat v} + \epsilon",
 }
-#: the argument that moves epsilon -> the denominator without and with it
+#: the argument that moves epsilon -> the denominator without and with it (`u` then has its epsilon within)
 MOVED = {
     "corrected_epsilon": (r"\sqrt{v} + \epsilon", r"\sqrt{\hat v} + \epsilon"),
     "epsilon_outside": (r"\sqrt{v + \epsilon}", r"\sqrt{v} + \epsilon"),
     "joint_norm": (r"\lVert g \rVert + \lambda \lVert w \rVert + \epsilon",
                    r"\lVert g + \lambda w \rVert + \epsilon"),
-    "epsilon_in_norm": (r"u + \epsilon", r"\max(\beta_2 u, \lvert g \rvert + \epsilon)"),
+    "epsilon_in_norm": (r"u + \epsilon", "u"),
 }
 
 
@@ -98,7 +99,7 @@ def denominator(cls, style):
 
 def epsilon():
     """A row per class with an epsilon: the denominator, and the default value, in each style."""
-    rows = ["| optimizer | optimc, and Keras | torch | optax |", "| --- | --- | --- | --- |"]
+    rows = ["| optimizer | optimc | torch | optax |", "| --- | --- | --- | --- |"]
     for name, cls in sorted_classes():
         if "epsilon" not in cls._arguments:
             continue

@@ -168,7 +168,7 @@ DENOMINATORS = {
     r"\sqrt{\hat n} + \epsilon": lambda o, v, correction: np.sqrt(v / correction) + o.epsilon,
     r"\sqrt{v + \epsilon}": lambda o, v, correction: np.sqrt(v + o.epsilon),
     r"u + \epsilon": lambda o, v, correction: v + o.epsilon,
-    r"\max(\beta_2 u, \lvert g \rvert + \epsilon)": lambda o, v, correction: v,
+    "u": lambda o, v, correction: v,
 }
 #: where the rest of the step depends on epsilon too, or weights are not all stepped alike
 ELSE = {"AdaBelief", "Adadelta", "LARS", "Lamb", "Muon", "ScheduleFreeAdamW"}

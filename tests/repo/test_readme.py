@@ -98,12 +98,10 @@ def test_its_claims_on_speed_are_in_the_results():
 
 def test_its_claims_on_whole_steps_are_those_of_the_pages():
     folder = ROOT / "docs" / "howto"
-    keras, sklearn = ((folder / f"{page}.md").read_text("utf-8") for page in ("keras", "scikit-learn"))
+    keras = (folder / "keras.md").read_text("utf-8")
     keras = re.findall(r"^\| (\w+) \|.* ([\d.]+) \([\d.]+ to [\d.]+\) \|$", keras, re.M)
     gain, = (float(ratio) for backend, ratio in keras if backend == "torch")
     loss = max(1 / float(ratio) for backend, ratio in keras if backend != "torch")
-    sklearn = [float(ratio) for ratio in re.findall(r"\| ([\d.]+) \(", sklearn)]
     said = " ".join(TEXT.split())
     assert f"[Keras on torch](docs/howto/keras.md#cost-of-a-step) {gain:.1f} times" in said
     assert f"up to {loss:.1f} times as long" in said
-    assert f"(docs/howto/scikit-learn.md#equal-to-scikit-learn) {min(sklearn)} to {max(sklearn)} times" in said
