@@ -118,7 +118,8 @@ def test_every_attribute_has_a_text():
 
 def test_help_shows_the_attributes_and_no_internals():
     text = text_of(optimc.Adam)
-    for shown in (" |  beta_1\n |      Decay of the two moments", " |  iterations\n |      Number of updates so far",
+    for shown in (" |  beta_1\n |      Decay of the first moment m",
+                  " |  iterations\n |      Number of updates so far",
                   " |  slots\n", " |  groups\n |      Weights with values of their own",
                   " |  Adam(learning_rate=0.001, beta_1=0.9"):
         assert shown in text
