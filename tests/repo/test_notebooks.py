@@ -16,6 +16,9 @@ from places import ROOT
 
 import optimc
 
+if not (ROOT / "notebooks").is_dir():
+    pytest.skip("needs the repository: an sdist has no notebooks", allow_module_level=True)
+
 FOLDER = ROOT / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 #: what a notebook must print, by its name; numbers as its text claims them
@@ -106,7 +109,7 @@ ANSWERS = {
 COURSE = [path for path in PATHS if path.stem.startswith("tutorial_")]
 by_name = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 by_tutorial = pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
-PRIVATE = re.compile(r"/(?:home|root|tmp|usr)/|[A-Z]:\\\\|site-packages|localhost")
+PRIVATE = re.compile(r"/(?:home|root|tmp|usr|work|mnt|opt|srv)/|[A-Z]:\\\\|site-packages|localhost")
 
 
 def read(path):
