@@ -12,6 +12,7 @@ import sys
 
 import pytest
 from conftest import require
+from made_pages import patterns, written_pages
 from pages import failures, needs
 from places import ROOT, TESTS, search_path
 
@@ -33,16 +34,9 @@ def modules(package):
 
 
 MODULES = list(modules(optimc))
-#: folders of docs/ that the build of the site makes
-MADE = {"_build", "gallery", "optimizers"}
-
-
-def pages_in(root):
-    """The pages of docs/, without those that the build of the site makes."""
-    return [page for page in sorted(root.glob("docs/**/*.md")) if not MADE & set(page.relative_to(root).parts)]
-
-
-PAGES = [page for page in pages_in(ROOT) if ">>> " in page.read_text("utf-8")]
+repository = pytest.mark.skipif(not (ROOT / "notebooks").exists(),
+                                reason="needs the repository: an sdist has no notebooks")
+PAGES = [page for page in written_pages(ROOT) if ">>> " in page.read_text("utf-8")]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
@@ -136,7 +130,7 @@ def prose(page):
 def broken_links(root):
     """The links of Markdown files and notebooks that lead to no file, or to no heading of one."""
     broken = []
-    pages = {*root.glob("*.md"), *pages_in(root), *root.glob("csrc/*.md"), *root.glob("notebooks/*.ipynb")}
+    pages = {*root.glob("*.md"), *written_pages(root), *root.glob("csrc/*.md"), *root.glob("notebooks/*.ipynb")}
     for page in sorted(pages):
         for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", prose(page)):
             name, _, heading = target.partition("#")
@@ -146,7 +140,7 @@ def broken_links(root):
     return broken
 
 
-@pytest.mark.skipif(not (ROOT / "notebooks").exists(), reason="needs the repository: an sdist has no notebooks")
+@repository
 def test_links_lead_somewhere():
     assert broken_links(ROOT) == []
 
@@ -159,3 +153,20 @@ def test_a_broken_link_would_be_noticed(tmp_path):
              {"cell_type": "markdown", "source": ["[1](../README.md)\n", "[2](gone.ipynb)\n", "```\nx[0](y)\n```"]}]
     (tmp_path / "notebooks" / "a.ipynb").write_text(json.dumps({"cells": cells}))
     assert broken_links(tmp_path) == ["README.md: nowhere.md", "README.md: #c", "notebooks/a.ipynb: gone.ipynb"]
+
+
+
+@repository
+def test_made_pages_are_neither_committed_nor_given_away():
+    ignored = re.findall(r"^/(docs/.*?)/?$", (ROOT / ".gitignore").read_text("utf-8"), re.M)
+    left_out = re.findall(r"^(?:prune|exclude) (docs/.*)$", (ROOT / "MANIFEST.in").read_text("utf-8"), re.M)
+    assert set(ignored) == set(" ".join(left_out).split()) == patterns()
+
+
+@repository
+def test_made_pages_are_not_read(tmp_path):
+    for name in ("faq.md", "project/changelog.md", "project/code.md", "gallery/a.md", "_build/html/faq.md",
+                 "reference/optimizers/Adam.md", "reference/options.md"):
+        (tmp_path / "docs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "docs" / name).write_text("[1](nowhere.md)")
+    assert broken_links(tmp_path) == ["docs/faq.md: nowhere.md", "docs/reference/options.md: nowhere.md"]

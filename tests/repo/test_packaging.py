@@ -6,6 +6,7 @@ import sys
 import tomllib
 
 import pytest
+from made_pages import written_pages
 from places import ROOT
 
 from optimc.base.extras import advice
@@ -21,8 +22,9 @@ SOURCE = PROJECT["urls"]["Source"]
 
 def files(*endings):
     """The files of the tree with one of these endings, beside what is built or installed."""
-    folders = (".github", "benchmarks", "csrc", "docs", "examples", "notebooks", "optimc", "recipe", "tests", "tools")
-    found = [*ROOT.glob("*"), *(path for folder in folders for path in (ROOT / folder).rglob("*"))]
+    folders = (".github", "benchmarks", "csrc", "examples", "notebooks", "optimc", "recipe", "tests", "tools")
+    found = [*ROOT.glob("*"), *(path for folder in folders for path in (ROOT / folder).rglob("*")),
+             *written_pages(ROOT, "*")]
     return sorted(path for path in found if path.name.endswith(endings) and path.is_file())
 
 
