@@ -11,7 +11,7 @@ from optimc.registry import classes
 
 if not (ROOT / "docs" / "_ext").is_dir():
     pytest.skip("needs the source tree", allow_module_level=True)
-sys.path.insert(0, str(ROOT / "docs" / "_ext"))
+sys.path.append(str(ROOT / "docs" / "_ext"))
 
 import formulas
 

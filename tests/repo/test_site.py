@@ -12,8 +12,7 @@ from optimc.registry import classes
 
 if not (ROOT / "notebooks").is_dir():
     pytest.skip("needs the repository: an sdist has no notebooks", allow_module_level=True)
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "docs" / "_ext"))
+sys.path += [str(ROOT), str(ROOT / "docs" / "_ext")]        # last: optimc may be an installed one
 
 import site_pages
 
@@ -89,6 +88,11 @@ def test_every_optimizer_has_a_page(name):
 def test_the_page_of_adapters_has_every_class_of_torch():
     text = (ROOT / "docs" / "reference" / "adapters.md").read_text("utf-8")
     assert re.findall(r"py:class:: optimc\.torch\.(\w+)", text) == sorted(torch_names.TORCH)
+
+
+def test_no_test_puts_the_tree_before_what_is_installed():
+    tests = (ROOT / "tests").rglob("*.py")
+    assert not [path for path in tests if re.search(r"sys\.path\.insert\(.*ROOT", path.read_text("utf-8"))]
 
 
 def test_public_names_are_those_of_the_library():
