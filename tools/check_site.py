@@ -20,19 +20,23 @@ MOST_CLICKS = 3
 PAGES = ("index.html", "start/quickstart.html", "tutorials/tutorial_2_landscapes.html", "howto/schedules.html",
          "howto/migrate/torch.html", "gallery/index.html", "explain/how-a-step-works.html",
          "reference/optimizers/Adam.html", "reference/optimizer.html", "performance/results.html")
+#: pages that list everything
+LISTS = ("genindex.html", "py-modindex.html", "search.html")
 WINDOWS = {"desktop": (1280, 800), "phone": (390, 844)}
 
 
 class _Page(HTMLParser):
-    """The links and the anchors of a page; what pictures have no text."""
+    """The links and the anchors of a page; the links that a reader can click; what pictures have no text."""
 
     def __init__(self, text):
         super().__init__()
-        self.links, self.anchors, self.silent = [], set(), []
+        self.links, self.clicked, self.anchors, self.silent = [], [], set(), []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         values = dict(attributes)
+        if tag == "a" and values.get("href"):
+            self.clicked.append(values["href"])
         self.anchors |= {values[key] for key in ("id", "name") if values.get(key)}
         if tag in ("a", "link", "script", "img"):
             self.links += [values[key] for key in ("href", "src") if values.get(key)]
@@ -47,7 +51,10 @@ def read(site):
 
 
 def target_of(link, page):
-    """The file that a link of a page leads to, and the anchor; None if it leaves the site."""
+    """The file that a link of a page leads to, and the anchor; None if it leaves the site.
+
+    A link that begins with / is taken from the index; `broken` reports it.
+    """
     address, anchor = urldefrag(link)
     if urlparse(address).scheme or address.startswith("//"):
         return None
@@ -69,7 +76,9 @@ def broken(site, pages):
             if found is None:
                 continue
             path, anchor = found
-            if not (site / (path or "index.html")).exists():
+            if link.startswith("/"):
+                yield f"{name}: {link} begins with /, and fails on a site that is served below a path"
+            elif not (site / (path or "index.html")).exists():
                 yield f"{name}: {link} leads to no file"
             elif anchor and path in pages and unquote(anchor) not in pages[path].anchors:
                 yield f"{name}: {link} leads to no place on its page"
@@ -78,13 +87,16 @@ def broken(site, pages):
 
 
 def clicks(pages):
-    """How many clicks each page is away from the index."""
+    """How many clicks each page is away from the index, on links in texts and menus.
+
+    The pages that list everything do not count: nobody reads from there on.
+    """
     distance, border = {"index.html": 0}, ["index.html"]
     while border:
         name = border.pop(0)
-        for link in pages[name].links:
+        for link in pages[name].clicked:
             path = (target_of(link, name) or [None])[0]
-            if path in pages and path not in distance:
+            if path in pages and path not in distance and path not in LISTS:
                 distance[path] = distance[name] + 1
                 border.append(path)
     return distance
@@ -137,7 +149,8 @@ def served(site):
         thread.join()
 
 
-#: what is wrong on an open page; it scrolls through it first, because pictures load when they are seen
+#: what is wrong on an open page; it scrolls through it first, because pictures load when they are seen, and waits for
+#: the formulas
 LOOK = """async () => {
     for (let y = 0; y < document.body.scrollHeight; y += 400) {
         window.scrollTo(0, y);
@@ -154,6 +167,7 @@ LOOK = """async () => {
         await image.decode().catch(() => {});
         if (!image.naturalWidth) faults.push(`picture ${image.src.slice(0, 90)} does not load`);
     }
+    if (window.MathJax?.startup?.promise) await MathJax.startup.promise;
     const formulas = document.querySelectorAll('.bd-article .math').length;
     const typeset = document.querySelectorAll('.bd-article .math mjx-container').length;
     if (typeset < formulas) faults.push(`${formulas - typeset} of ${formulas} formulas are not typeset`);

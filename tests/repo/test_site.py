@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -37,6 +38,41 @@ def test_links_that_lead_nowhere_are_found(tmp_path):
     assert [fault.split(" ", 1)[1] for fault in check_site.broken(site, check_site.read(site))] == [
         "a/none.html leads to no file", "a/b.html#gone leads to no place on its page",
         "#top leads to no place on its page", "picture a/b.html has no text (alt)"]
+
+
+def test_links_from_the_root_are_found(tmp_path):
+    site = made(tmp_path, {"index.html": "", "a/b.html": PAGE.format("/index.html") + PAGE.format("//x.y/z")})
+    assert list(check_site.broken(site, check_site.read(site))) == [
+        "a/b.html: /index.html begins with /, and fails on a site that is served below a path"]
+
+
+def test_only_what_a_reader_clicks_counts(tmp_path):
+    head = '<head><link rel="next" href="next.html"><script src="next.html"></script></head>'
+    lists = {name: PAGE.format("listed.html") for name in check_site.LISTS}
+    site = made(tmp_path, {"index.html": head + "".join(map(PAGE.format, ["a.html", *lists])), "a.html": "",
+                           "next.html": "", "listed.html": "", **lists})
+    assert check_site.clicks(check_site.read(site)) == {"index.html": 0, "a.html": 1}
+
+
+SLOW_FORMULA = """<div class='bd-article'><span class='math'>x</span></div><script>
+window.MathJax = {startup: {promise: new Promise(resolve => setTimeout(() => {
+    document.querySelector('.math').innerHTML = '<mjx-container></mjx-container>'; resolve(); }, 500))}};
+</script>"""
+
+
+@pytest.mark.parametrize("page, faults", [
+    (SLOW_FORMULA, []), (SLOW_FORMULA.partition("<script>")[0], ["1 of 1 formulas are not typeset"])],
+    ids=["slow", "never"])
+def test_formulas_have_time_to_be_typeset(page, faults):
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not shutil.which("chromium"):
+        pytest.skip("needs chromium")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        tab = browser.new_page()
+        tab.set_content(page)
+        assert tab.evaluate(check_site.LOOK) == faults
+        browser.close()
 
 
 def test_names_too_far_from_the_index_are_found(tmp_path, monkeypatch):
