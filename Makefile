@@ -31,7 +31,7 @@ step: build      ## time the step path; compare before and after a change
 bench-quick: build     ## time the main cases beside other libraries, in two minutes
 	$(PYTHON) -m benchmarks --quick
 
-docs:            ## build the site in docs/_build/html, in an environment of its own, with every warning an error
+docs:            ## build the site in docs/_build/html, with every warning an error, and check it
 	.ci/site
 
 sanitize:        ## run the sanitizers and the leak loop
@@ -46,8 +46,9 @@ platforms:       ## compare the bits of other compilers and machines
 packaging:       ## build sdist and wheel, and test them without the tree
 	.ci/packaging
 
-soak: build      ## run the long versions of the tests of processes, files and MPI
-	$(PYTHON) -m pytest --soak tests/process/test_processes.py tests/files tests/adapters/test_mpi.py
+soak: build      ## run the long versions of the tests of processes, files and MPI; time the tutorials
+	$(PYTHON) -m pytest --soak tests/process/test_processes.py tests/files tests/adapters/test_mpi.py \
+	    tests/repo/test_notebooks.py
 
 ci:              ## run everything that a change must pass
 	bash .ci/run
