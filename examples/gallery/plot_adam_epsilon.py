@@ -3,8 +3,9 @@ Epsilon decides which gradients are too small to count
 ======================================================
 
 Adam's steps do not depend on the size of the gradient, until it comes near epsilon.
-RMSprop adds epsilon *inside* the root, so its 1e-7 acts like a number near its own root:
-at gradients of 1.8e-4 the step is half as long.  The same number means something else.
+RMSprop adds epsilon *inside* the root, so its 1e-7 acts like a number near its own
+root: at gradients of 1.8e-4 the step is half as long.  The same number means something
+else.
 
 .. alt text: Step length as a multiple of the learning rate, by size of the gradient
    from 1e-10 to 1, for three optimizers.  Each curve is flat at 1 for large gradients
