@@ -254,7 +254,7 @@ def in_readme(results):
     return (f"![{message(results)}](docs/performance/speed.png)\n\n"
             f"Median times on {results['cpu']}, {results['date']}; each library in its fastest mode\n"
             "([method](docs/performance/method.md)). The last three columns are multiples of optimc's "
-            "time, measured in turn in one process.\n\n"
+            "time, measured in turn in one\nprocess.\n\n"
             + headline(results, README_ROWS, README_COLUMNS, times=False))
 
 
