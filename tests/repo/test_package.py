@@ -3,6 +3,7 @@
 import inspect
 import os
 import pydoc
+import re
 import shutil
 import subprocess
 import sys
@@ -120,13 +121,14 @@ def test_help_shows_the_attributes_and_no_internals():
     text = text_of(optimc.Adam)
     for shown in (" |  beta_1\n |      Decay of the first moment m",
                   " |  iterations\n |      Number of updates so far",
-                  " |  slots\n", " |  groups\n |      Weights with values of their own",
-                  " |  Adam(learning_rate=0.001, beta_1=0.9"):
+                  " |  slots\n", " |  groups\n |      Weights with values of their own"):
         assert shown in text
     for hidden in ("rule = ", "keras_slots", "late_slots", "scratch_slots", "elementwise"):
         assert hidden not in text
     assert max(map(len, text.splitlines())) < 125
-    assert "Optimizer(weight_decay=None" in text_of(optimc.Optimizer)
+    for cls, first in ((optimc.Adam, "learning_rate=0.001"), (optimc.Optimizer, "weight_decay=None")):
+        # from 3.13 on pydoc gives every argument a line of its own
+        assert re.search(rf"^ \|  {cls.__name__}\((\n \| *)?{first},", text_of(cls), re.M)
 
 
 def test_schedules_explain_their_arguments():

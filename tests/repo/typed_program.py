@@ -29,6 +29,8 @@ else:
 def fits(value: Any, kind: Any) -> bool:
     """True if a value has a type."""
     origin, inner = get_origin(kind), get_args(kind)
+    if hasattr(origin, "__value__"):            # an alias as `type NDArray[...] = ndarray[...]` makes it
+        origin = get_origin(origin.__value__)
     if kind is Any or origin is Literal:
         return kind is Any or value in inner
     if origin in (Union, UnionType):
