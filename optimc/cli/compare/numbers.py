@@ -42,7 +42,7 @@ def _row(name, result, target):
     slots = result.runs[0].slots
     return {
         "optimizer": name,
-        "epochs_to_target": statistics.median_high(epochs),
+        "epochs_to_target": statistics.median_high(epochs),     # that of a run; inf: half or more never did
         "epochs_by_seed": epochs,
         "loss_spread": statistics.stdev(final) if len(final) > 1 else math.nan,
         "diverged": len(result.runs) - len(good),
