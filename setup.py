@@ -54,14 +54,14 @@ if sanitizers:
 #: files through which no step of Python's runs, or only a rare one: compiled for size
 OFF_THE_STEP_PATH = {f"{name}.c" for name in (
     "averages", "bind", "changes", "coefs", "module", "optimizer", "plan_type", "processors", "refuse", "several",
-    "shares", "turn_type", "warn", "xla")}
+    "shares", "sources", "transaction", "turn_type", "warn", "xla")}
 #: for gcc: order of instructions matters little to processors that reorder them, and much to the size of a wheel
 COMMON = ["-fno-schedule-insns2"]
-SETTLED = {"settings.c": ["-O2", *COMMON], "trees.c": ["-O2", *COMMON]}
+SETTLED = {f"{name}.c": ["-O2", *COMMON] for name in ("look", "settings", "take", "trees")}
 #: kernels a tenth smaller and as fast
 KERNELS = ["-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-fno-tree-pre", "-fno-gcse", *COMMON]
 #: the kernels for old processors: a tenth smaller again, and up to 4 % slower in cache
-BASELINE = [*KERNELS, "-fira-region=one"]
+BASELINE = [*KERNELS, "-fira-region=one", "-falign-loops=1", "-falign-jumps=1"]
 
 #: what clang-cl calls the targets of the wheels
 WINDOWS_TARGETS = {"win-amd64": "x86_64-pc-windows-msvc", "win-arm64": "aarch64-pc-windows-msvc"}
