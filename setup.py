@@ -55,19 +55,17 @@ if sanitizers:
 OFF_THE_STEP_PATH = {f"{name}.c" for name in (
     "averages", "bind", "changes", "coefs", "module", "optimizer", "plan_type", "processors", "refuse", "several",
     "shares", "sources", "transaction", "turn_type", "warn", "xla")}
-#: for gcc: order of instructions matters little to processors that reorder them, and much to the size of a wheel
+#: gcc on x86-64, where processors reorder instructions: their order costs a wheel size, and gains no speed
 COMMON = ["-fno-schedule-insns2"]
-SETTLED = {f"{name}.c": ["-O2", *COMMON] for name in ("look", "settings", "take", "trees")}
-#: kernels a tenth smaller and as fast
+#: there, files that are smaller and no slower with -O2
+SMALLER = {"look.c", "settings.c", "take.c", "trees.c"}
+#: there, kernels a tenth smaller and as fast
 KERNELS = ["-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-fno-tree-pre", "-fno-gcse", *COMMON]
-#: the kernels for old processors: a tenth smaller again, and up to 4 % slower in cache
+#: there, the kernels for old processors: a tenth smaller again, and up to 4 % slower in cache
 BASELINE = [*KERNELS, "-fira-region=one", "-falign-loops=1", "-falign-jumps=1"]
 
 #: what clang-cl calls the targets of the wheels
 WINDOWS_TARGETS = {"win-amd64": "x86_64-pc-windows-msvc", "win-arm64": "aarch64-pc-windows-msvc"}
-
-
-is_x86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
 class BuildExt(build_ext):
@@ -88,8 +86,9 @@ class BuildExt(build_ext):
         command = getattr(self.compiler, "compiler_so", None)
         if command:
             version = subprocess.run([*command[:1], "--version"], capture_output=True, text=True, check=False)
-            self.is_gcc = "Free Software Foundation" in version.stdout
-            if self.is_gcc:
+            is_gcc = "Free Software Foundation" in version.stdout
+            self.tuned = is_gcc and platform.machine().lower() in ("x86_64", "amd64")
+            if is_gcc:
                 for extension in self.extensions:
                     extension.extra_compile_args += ["--param=max-completely-peeled-insns=0",
                                                      "--param=vect-epilogues-nomask=0",
@@ -99,13 +98,15 @@ class BuildExt(build_ext):
         super().build_extensions()
 
     def compile_by_use(self, obj, src, ext, cc_args, extra_postargs, pp_opts):
-        """Compiles one file: for size, if no step runs through it; kernels by gcc for size and speed."""
+        """Compiles one file: for size, if no step runs through it; kernels for size and speed."""
         name = os.path.basename(src)
-        flags = ["-Os"] if name in OFF_THE_STEP_PATH else []
-        if self.is_gcc:
-            flags = SETTLED.get(name, flags or COMMON)
-            if name.startswith("kernels_"):
-                flags = BASELINE if name == "kernels_baseline.c" and is_x86 else KERNELS
+        flags = []
+        if name in OFF_THE_STEP_PATH:
+            flags = ["-Os"]
+        elif self.tuned and name.startswith("kernels_"):
+            flags = BASELINE if name == "kernels_baseline.c" else KERNELS
+        elif self.tuned:
+            flags = ["-O2", *COMMON] if name in SMALLER else COMMON
         self.compile_one(obj, src, ext, cc_args, [*extra_postargs, *flags], pp_opts)
 
 
