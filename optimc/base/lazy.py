@@ -57,8 +57,8 @@ def _hint(name: str, public: Iterable[str]) -> str:
     """The end of an error about a name that the package does not have."""
     if name == "save":
         return ": an optimizer saves itself, opt.save(path)"
-    if name == "step":
-        return ": an optimizer makes its step, opt.apply(grads, weights)"
+    if name in names.ELSEWHERE and names.ELSEWHERE[name].advice:
+        return names.hint(name, ())
     from optimc import schedules  # which imports names, as this module does
     schedule = names.schedule_named(name, schedules.public())
     like_a_schedule = re.search(r".(lr|scheduler?)$", names.plain(name))

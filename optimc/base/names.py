@@ -85,7 +85,6 @@ CLASSES = {
     "gd": "SGD()", "amsgrad": "Adam(amsgrad=True)", "schedulefree": "ScheduleFreeAdamW()",
 }
 
-
 #: words for schedules -> schedules of `optimc.schedules`
 SCHEDULE_WORDS = {"linear": "PolynomialDecay", "step": "PiecewiseConstantDecay",
                   "multistep": "PiecewiseConstantDecay", "warmup": "CosineDecay"}

@@ -63,6 +63,8 @@ def test_what_is_looked_for_in_the_wrong_place_is_found():
         _ = optimc.schedules.zzzzz
     with pytest.raises(AttributeError, match=r"'load': optimc.load\(path\) gives the optimizer that was saved$"):
         optimc.Adam().load("x")
+    with pytest.raises(AttributeError, match=r"'step' \(torch has it\): call apply\(grads, weights\)$"):
+        _ = optimc.step
     for name in ("step", "LambdaLR", "zzz"):
         with pytest.raises(AttributeError) as raised:
             getattr(optimc, name)
