@@ -106,9 +106,7 @@ def public_names():
     """Every public name: of optimc, of its schedules, and of what an optimizer offers."""
     import optimc
     yield from (f"optimc.{name}" for name in optimc.__all__ if name != "schedules")
-    schedules = vars(optimc.schedules)
-    yield from (f"optimc.schedules.{name}" for name, cls in schedules.items()
-                if isinstance(cls, type) and cls.__module__ == "optimc.schedules" and not name.startswith("_"))
+    yield from (f"optimc.schedules.{name}" for name in {*optimc.schedules.classes(), *optimc.schedules.public()})
     yield from (f"optimc.Optimizer.{name}" for name in dir(optimc.Adam())
                 if not name.startswith("_") and name not in optimc.Adam._arguments)     # a page names its arguments
 

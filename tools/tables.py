@@ -56,14 +56,17 @@ def kept(cls):
     return list(dict.fromkeys(name for _, name in sorted(names)))
 
 
+def styled(cls):
+    """The arguments of a class that some style sets, in their order."""
+    return [name for name in cls._arguments if any(name in preset for preset in cls.styles.values())]
+
+
 def conventions():
     """A row per argument in which a library differs from the defaults, which are Keras's."""
     rows = ['| optimizer | argument | default | `style="torch"` | `style="optax"` |',
             "| --- | --- | --- | --- | --- |"]
     for name, cls in sorted_classes():
-        if not cls.styles:
-            continue
-        for argument in [a for a in cls._arguments if any(a in preset for preset in cls.styles.values())]:
+        for argument in styled(cls):
             default = cls._arguments[argument].default
             cells = [f"`{cls.styles[style].get(argument, default)}`" if style in cls.styles else "" for style in
                      ("torch", "optax")]

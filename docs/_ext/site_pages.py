@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import re
+import tomllib
 from pathlib import Path
 
 import formulas
@@ -18,7 +19,7 @@ from tools import tables
 
 DOCS = Path(__file__).parents[1]
 ROOT = DOCS.parent
-GITHUB = "https://github.com/optimc/optimc"
+GITHUB = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]["Source"]
 #: file of the repository -> the page that is its copy
 COPIES = {
     "CHANGELOG.md": "project/changelog.md", "CONTRIBUTING.md": "project/contributing.md",
@@ -145,7 +146,7 @@ def state_of(cls):
 
 def styles_of(cls):
     """A table of the arguments in which a library differs from Keras."""
-    names = [name for name in cls._arguments if any(name in preset for preset in cls.styles.values())]
+    names = tables.styled(cls)
     if not names:
         return "Keras's or the paper's; `style=` changes nothing here."
 

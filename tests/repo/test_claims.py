@@ -1,4 +1,4 @@
-"""What the pages of the site say about options, environment variables and figures is what the sources hold."""
+"""The pages of the site say of options, environment variables and figures what the sources hold."""
 
 import json
 import re
@@ -118,7 +118,7 @@ def test_figures_of_whole_steps_are_those_of_the_adapters_pages():
 
 
 def torch_gains():
-    """What torch.ipynb printed: the whole step with torch's default Adam and its fused one, by that with optimc's."""
+    """Returns the gains that torch.ipynb printed, of whole steps: over torch's default Adam, over its fused one."""
     cells = json.loads((ROOT / "notebooks" / "torch.ipynb").read_text("utf-8"))["cells"]
     printed = "".join("".join(out.get("text", "")) for cell in cells for out in cell.get("outputs", []))
     gains = re.findall(r"whole training step ([\d.]+) times optimc's", printed)
