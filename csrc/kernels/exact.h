@@ -1,13 +1,48 @@
-/* exact.h - powers and 16-bit numbers, with the same bits on every machine. */
+/* exact.h - powers, 16-bit numbers and hashes, with the same bits on every machine. */
 #ifndef OPTIMC_EXACT_H
 #define OPTIMC_EXACT_H
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
-/* The value of an IEEE half and of a bfloat16, exactly. */
-float optimc_half(uint16_t bits);
-float optimc_bfloat(uint16_t bits);
+static inline uint32_t optimc_bits(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static inline float optimc_float(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* The value of a bfloat16 and of an IEEE half, exactly.  Both halves of the select are computed, so that compilers
+   vectorise it: a subnormal half is an integer times 2^-24. */
+static inline float optimc_bfloat(uint16_t code)
+{
+    return optimc_float((uint32_t)code << 16);
+}
+
+static inline float optimc_half(uint16_t code)
+{
+    const uint32_t sign = (uint32_t)(code & 0x8000u) << 16, rest = code & 0x7fffu;
+    const uint32_t normal = (rest << 13) + (rest < 0x7c00u ? 0x38000000u : 0x70000000u);
+    const uint32_t subnormal = optimc_bits((float)(int32_t)rest * 0x1p-24f);
+    return optimc_float(sign | (rest < 0x0400u ? subnormal : normal));
+}
+
+/* A 64-bit number mixed well: one step of splitmix64 (Steele et al., 2014, doi 10.1145/2660193.2660195). */
+static inline uint64_t optimc_mixed(uint64_t x)
+{
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return x ^ x >> 31;
+}
 
 /* The part of a power that is the same for 64 steps. */
 struct power { double x; int64_t high; double value; };

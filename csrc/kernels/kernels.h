@@ -18,8 +18,17 @@
 #error "optimc needs float arithmetic in float (on 32-bit x86: -msse2 -mfpmath=sse)"
 #endif
 
-/* Element types.  Kernels compute in the first two, the real types; gradients may have any. */
-enum type { TYPE_F32, TYPE_F64, TYPE_F16, TYPE_BF16, TYPE_LONG_DOUBLE, TYPE_OTHER };
+/* Element types.  Kernels compute in the first two, the real types; gradients may have any of the floats.  The integers
+   after them hold codes of numbers: see codecs.inc. */
+enum type { TYPE_F32, TYPE_F64, TYPE_F16, TYPE_BF16, TYPE_LONG_DOUBLE, FLOAT_TYPES, TYPE_U8 = FLOAT_TYPES, TYPE_I16,
+    TYPE_U16, TYPE_OTHER };
+
+/* How a slot may be rounded, if it is stored in fewer bits than its real type has: see optimizers.def. */
+enum rounding { EXACT, NEAREST, RANDOM };
+
+/* The codes of numbers, and how they are rounded: codecs.inc defines them.
+     CODEC_SPLIT, CODEC_HALF    of weights: their master, beside them, has what their codes lack */
+enum codec { NO_CODEC, CODEC_BF16, CODEC_BF16_RANDOM, CODEC_S8, CODEC_U8_RANDOM, CODEC_SPLIT, CODEC_HALF, CODECS };
 
 /* Flags of KERNEL_ROW: constants inside one kernel.  The plan reads these of them:
      MEASURED      MEASURE and SETTLE of the rule come before the kernel
@@ -34,11 +43,12 @@ enum { MAX_SLOTS = 4, MAX_HYPERS = 8, MAX_COEFS = 12, MAX_SCALARS = 2, MAX_SUMS 
     MAX_NDIM = 64 };
 
 /* The numbers of elements that are handled at a time:
+     CODE_BLOCK    that are decoded and encoded at once, and share a scale: it fixes the bits of codes
      SUB_BLOCK     when a gradient is converted; with more, the hardware prefetchers lose track
      STAGE_BLOCK   when a gradient of the real type is prepared in scratch; with fewer, they do
      AVERAGE_BLOCK of a weight that are updated before their average is, which reads them from the core's cache
      SUM_BLOCK     in one block of a sum, in SUM_LANES lanes: these two fix the bits of every norm */
-enum { SUB_BLOCK = 256, STAGE_BLOCK = 1024, AVERAGE_BLOCK = 2048, SUM_LANES = 16, SUM_BLOCK = 2048 };
+enum { CODE_BLOCK = 256, SUB_BLOCK = 256, STAGE_BLOCK = 1024, AVERAGE_BLOCK = 2048, SUM_LANES = 16, SUM_BLOCK = 2048 };
 
 /* The hyperparameters that every optimizer has, in the order in which Python passes them; those of the rule follow.
    NaN disables an option. */
@@ -52,14 +62,14 @@ enum { OPTIONS = sizeof(struct options) / sizeof(double), MAX_VALUES = OPTIONS +
 /* Per rule, its hyperparameters and its scalars: doubles one after the other, from the first.  `end` ends a list of
    scalars, which may be empty. */
 #define UNWRAP(...) __VA_ARGS__
-#define RULE_ROW(rule, slots, hypers, coefs, scalars) \
+#define RULE_ROW(rule, slots, roundings, hypers, coefs, scalars) \
     struct rule##_hypers { double UNWRAP hypers; }; \
     struct rule##_scalars { double UNWRAP scalars end; }; \
     _Static_assert(sizeof(struct rule##_hypers) <= MAX_HYPERS * sizeof(double), "MAX_HYPERS"); \
     _Static_assert(offsetof(struct rule##_scalars, end) <= MAX_SCALARS * sizeof(double), "MAX_SCALARS");
 #include "optimizers.def"
 
-#define RULE_ROW(rule, slots, hypers, coefs, scalars) RULE_##rule,
+#define RULE_ROW(rule, slots, roundings, hypers, coefs, scalars) RULE_##rule,
 enum rule {
 #include "optimizers.def"
     RULES
@@ -94,11 +104,26 @@ typedef uint64_t word_f64;
 #undef NAME
 #undef real
 
+/* Where the code of a number lies, and what belongs to it: the scale of its block, or its master. */
+struct coded { void *code, *beside; };
+
+/* Decodes and encodes at most CODE_BLOCK numbers, of one block where a block has a scale.  `random` has a number for
+   each, if the codec rounds at random. */
+struct coder {
+    void (*decode)(size_t n, struct coded from, float *to);
+    void (*encode)(size_t n, const float *from, const uint16_t *random, struct coded to);
+};
+
+/* Writes the random numbers of elements begin .. begin + n - 1, a block or less, under a key; see codecs.inc. */
+typedef void random_numbers(uint64_t key, uint64_t begin, size_t n, uint16_t *to);
+
 /* One ISA: its name and what is compiled for it. */
 struct isa {
     const char *name;
     struct table_f32 f32;
     struct table_f64 f64;
+    const struct coder *coders;             /* by enum codec */
+    random_numbers *random_numbers;
 };
 
 #endif

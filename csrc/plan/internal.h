@@ -7,12 +7,13 @@
 
 #include "plan/plan.h"
 
-/* A part of a weight: the weight itself, a slot, its average or its accumulator.  `type` is its storage type; `data`
-   is NULL if the weight has no such part. */
+/* A part of a weight: the weight itself, a slot, its average, its accumulator or its master.  `type` is its storage
+   type; `data` is NULL if the weight has no such part. */
 struct array {
     char *data, *next;                      /* next: where it lies now, if it has moved and the plan has not yet */
     size_t n;                               /* elements */
     enum type type;
+    enum codec codec;                       /* NO_CODEC if the kernel reads and writes it in place */
 };
 
 struct weight {
@@ -27,9 +28,11 @@ struct weight {
     enum kernel kernel;
     int variant;                            /* the flags of its kernel */
     int waiting;                            /* its accumulator holds gradients since its last update */
-    struct array slots[MAX_SLOTS], average, accumulator;
+    int coded;                              /* it or a slot has a codec */
+    uint64_t number, begin;                 /* as in struct binding */
+    struct array slots[MAX_SLOTS], average, accumulator, master;
     struct source source;                   /* of this step, if its gradient must be converted */
-    size_t first, first_piece;              /* its first element among all of its real type; its first piece */
+    size_t first, first_piece;              /* its first element among all of its storage type; its first piece */
     size_t first_block;                     /* of its blocks in plan->sums */
     double square;                          /* of the norm of its gradient in this step */
     double totals[MAX_SUMS];                /* the sums of its MEASURE in this step */
@@ -82,10 +85,11 @@ struct plan {
     double cost, whole_cost;                /* of the gradients taken; of those of all weights */
 };
 
-/* The storage types of weights and slots: a row for each type.  A type without a row has a width of 0. */
+/* The storage types of weights and their parts: a row for each type.  A type without a row has a width of 0. */
 struct storage {
     size_t width;                           /* bytes of an element */
-    enum type real_type;                    /* of weights that are stored so */
+    enum type real_type;                    /* of weights that are stored so; FLOAT_TYPES: none is */
+    enum type master;                       /* of the master of such a weight; FLOAT_TYPES: it has none */
 };
 extern const struct storage optimc_storage[TYPE_OTHER + 1];
 
@@ -100,7 +104,8 @@ static inline struct array *array_at(struct plan *plan, struct place place)
 {
     struct weight *weight = &plan->weights[place.weight];
     return place.part == PART_WEIGHT ? &weight->self : place.part == PART_AVERAGE ? &weight->average
-        : place.part == PART_ACCUMULATOR ? &weight->accumulator : &weight->slots[place.part];
+        : place.part == PART_ACCUMULATOR ? &weight->accumulator
+        : place.part == PART_MASTER ? &weight->master : &weight->slots[place.part];
 }
 
 /* FINE if a view has the shape of a weight, without the axis `left_out` (-1: with all its axes). */
@@ -134,6 +139,27 @@ static inline enum fault check_place(const struct view *view, size_t size)
 
 /* FINE if a view has the type, shape and order of a part of a weight. */
 enum fault optimc_part_check(const struct weight *weight, const struct view *view, int part);
+
+/* The codec of a weight of this type, and of a slot. */
+enum codec optimc_weight_codec(enum type type, int has_master);
+enum codec optimc_slot_codec(enum type type, enum rounding rounding);
+
+/* The codes of element i of a weight or of one of its slots, and what belongs to them.  Of 8 bits, i lies in the block
+   that is meant. */
+struct coded optimc_coded_at(const struct weight *weight, const struct array *array, size_t i);
+
+/* 1 if a codec rounds at random. */
+static inline int is_random(enum codec codec)
+{
+    return codec == CODEC_BF16_RANDOM || codec == CODEC_U8_RANDOM;
+}
+
+/* A rough cost of an update of a weight, in nanoseconds on one thread.  To decode and encode takes about as long as
+   the rule. */
+static inline double weight_cost(const struct plan *plan, const struct weight *weight)
+{
+    return (double)weight->size * plan->rows[weight->row].cost * (weight->coded ? 2 : 1);
+}
 
 /* The slots of a factored second moment: of the weight's shape, without its last axis, without its last but one. */
 enum { MOMENT_SLOT, ROW_SLOT, COLUMN_SLOT };

@@ -49,7 +49,7 @@ struct plan *optimc_plan_new(size_t weights, struct memory memory)
     plan->rows = plan->memory.take(weights ? weights : 1, sizeof *plan->rows);
     plan->n_places = 2 * weights + 1;
     plan->places = plan->memory.take(plan->n_places, sizeof *plan->places);
-    plan->ranges = plan->memory.take((weights ? weights : 1) * (MAX_SLOTS + 3), sizeof *plan->ranges);
+    plan->ranges = plan->memory.take((weights ? weights : 1) * (PARTS + 1), sizeof *plan->ranges);
     if (!plan->weights || !plan->rows || !plan->places || !plan->ranges) {
         optimc_plan_free(plan);
         return NULL;
@@ -97,18 +97,24 @@ size_t optimc_view_size(const struct view *view)
 }
 
 const struct storage optimc_storage[TYPE_OTHER + 1] = {
-    [TYPE_F32] = {sizeof(float), TYPE_F32},
-    [TYPE_F64] = {sizeof(double), TYPE_F64},
+    [TYPE_F32] = {sizeof(float), TYPE_F32, FLOAT_TYPES},
+    [TYPE_F64] = {sizeof(double), TYPE_F64, FLOAT_TYPES},
+    [TYPE_F16] = {sizeof(uint16_t), TYPE_F32, TYPE_F32},
+    [TYPE_BF16] = {sizeof(uint16_t), TYPE_F32, TYPE_I16},
+    [TYPE_U8] = {sizeof(uint8_t), FLOAT_TYPES, FLOAT_TYPES},
+    [TYPE_I16] = {sizeof(int16_t), FLOAT_TYPES, FLOAT_TYPES},
+    [TYPE_U16] = {sizeof(uint16_t), FLOAT_TYPES, FLOAT_TYPES},
 };
 
 enum type optimc_real_type(enum type storage)
 {
-    return optimc_storage[storage].width ? optimc_storage[storage].real_type : TYPE_OTHER;
+    return optimc_storage[storage].width ? optimc_storage[storage].real_type : FLOAT_TYPES;
 }
 
-enum fault optimc_plan_check(const struct view *view)
+enum fault optimc_plan_check(const struct view *view, int part)
 {
-    if (optimc_real_type((enum type)view->type) == TYPE_OTHER || view->swapped)
+    if (!optimc_storage[view->type].width || view->swapped
+        || (part == PART_WEIGHT && optimc_real_type((enum type)view->type) == FLOAT_TYPES))
         return FAULT_TYPE;
     if (!view->writeable)
         return FAULT_READ_ONLY;
@@ -162,12 +168,30 @@ int optimc_slot_axis(enum kernel kernel, int slot)
     return 0;
 }
 
+/* FINE if a view can be a slot of a weight in codes of 8 bits. */
+static enum fault check_coded(const struct weight *weight, const struct view *view)
+{
+    if (view->ndim != 1 || (size_t)view->shape[0] != optimc_coded_size(weight->size))
+        return FAULT_SHAPE;
+    return !view->c_order ? FAULT_STRIDES : (uintptr_t)view->data % sizeof(float) ? FAULT_ALIGNMENT : FINE;
+}
+
 enum fault optimc_part_check(const struct weight *weight, const struct view *view, int part)
 {
-    const int axis = part == PART_WEIGHT ? 0 : optimc_slot_axis(weight->kernel, part);
+    if (part == PART_WEIGHT || part == PART_MASTER)
+        return check_like(weight, view, part == PART_MASTER ? optimc_storage[weight->self.type].master
+            : weight->self.type);
+    if (part == PART_AVERAGE || part == PART_ACCUMULATOR)
+        return check_like(weight, view, weight->real_type);
+    if (optimc_slot_codec((enum type)view->type, NEAREST)) {
+        if (optimc_slot_rounding(weight->kernel, part) == EXACT)
+            return FAULT_TYPE;
+        return view->type == TYPE_U8 ? check_coded(weight, view) : check_like(weight, view, TYPE_U16);
+    }
+    const int axis = optimc_slot_axis(weight->kernel, part);
     if (!axis)
-        return check_like(weight, view, weight->self.type);
-    if (view->type != (int)weight->self.type)
+        return check_like(weight, view, weight->real_type);
+    if (view->type != (int)weight->real_type)
         return FAULT_TYPE;
     if (weight->f_order || !view->c_order)
         return FAULT_STRIDES;
@@ -179,10 +203,10 @@ static struct array array_of(const struct view *view)
     return (struct array){.data = view->data, .n = optimc_view_size(view), .type = (enum type)view->type};
 }
 
-/* Binds the slots, the average and the accumulator of a weight.  On a fault `where` is the part that has it. */
+/* Binds the parts of a weight beside itself.  On a fault `where` is the part that has it. */
 static enum fault add_parts(struct plan *plan, struct weight *weight, const struct binding *binding, int *where)
 {
-    struct { const struct view *view; struct array *array; } parts[MAX_SLOTS + 2];
+    struct { const struct view *view; struct array *array; } parts[PARTS];
     for (int k = 0; k < MAX_SLOTS; k++) {
         parts[k].view = slots_of[weight->kernel] & 1 << k ? &binding->slots[k] : NULL;
         parts[k].array = &weight->slots[k];
@@ -191,7 +215,9 @@ static enum fault add_parts(struct plan *plan, struct weight *weight, const stru
     parts[PART_AVERAGE].array = &weight->average;
     parts[PART_ACCUMULATOR].view = binding->accumulator;
     parts[PART_ACCUMULATOR].array = &weight->accumulator;
-    for (int part = 0; part < MAX_SLOTS + 2; part++) {
+    parts[PART_MASTER].view = binding->master;
+    parts[PART_MASTER].array = &weight->master;
+    for (int part = 0; part < PARTS; part++) {
         if (!parts[part].view)
             continue;
         *where = part;
@@ -201,7 +227,20 @@ static enum fault add_parts(struct plan *plan, struct weight *weight, const stru
         *parts[part].array = array_of(parts[part].view);
         optimc_range_add(plan, parts[part].array, part);
     }
-    return FINE;
+    *where = PART_MASTER;
+    return weight->self.type == TYPE_F16 && !binding->master ? FAULT_TYPE : FINE;
+}
+
+/* Chooses the codecs of a weight and its slots. */
+static void set_codecs(struct weight *weight)
+{
+    weight->self.codec = optimc_weight_codec(weight->self.type, weight->master.data != NULL);
+    weight->coded = weight->self.codec != NO_CODEC;
+    for (int k = 0; k < MAX_SLOTS; k++) {
+        struct array *slot = &weight->slots[k];
+        slot->codec = slot->data ? optimc_slot_codec(slot->type, optimc_slot_rounding(weight->kernel, k)) : NO_CODEC;
+        weight->coded |= slot->codec != NO_CODEC;
+    }
 }
 
 /* Room for the sums of columns, for a weight whose second moment is factored. */
@@ -224,7 +263,7 @@ enum fault optimc_plan_add(struct plan *plan, const struct view *view, const str
     *weight = (struct weight){
         .self = array_of(view), .real_type = optimc_real_type((enum type)view->type), .size = optimc_view_size(view),
         .kernel = binding->kernel, .variant = variant_of[binding->kernel], .waiting = binding->waiting,
-        .f_order = !view->c_order, .ndim = view->ndim,
+        .f_order = !view->c_order, .ndim = view->ndim, .number = binding->number, .begin = binding->begin,
         .shape = plan->memory.take(2 * (size_t)view->ndim + 1, sizeof *weight->shape),
     };
     if (!weight->shape)
@@ -240,6 +279,7 @@ enum fault optimc_plan_add(struct plan *plan, const struct view *view, const str
         plan->memory.give(weight->shape);
         return fault;
     }
+    set_codecs(weight);
     weight->row = row_for(plan, weight->real_type, binding);
     plan->rows[weight->row].variants |= weight->variant;
     plan->measures |= (weight->variant & (MEASURED | FACTORED)) == MEASURED;
@@ -260,13 +300,13 @@ static size_t piece_size(size_t total)
 
 static enum fault cut(struct plan *plan)
 {
-    size_t of_type[2] = {0}, total = 0, pieces = 0, n_blocks = 0;
+    size_t of_type[FLOAT_TYPES] = {0}, total = 0, pieces = 0, n_blocks = 0;
     plan->n_sums = 1;
     for (size_t i = 0; i < plan->n_weights; i++) {
         struct weight *weight = &plan->weights[i];
         total += weight->size;
-        weight->first = of_type[weight->real_type];
-        of_type[weight->real_type] += weight->size;
+        weight->first = of_type[weight->self.type];
+        of_type[weight->self.type] += weight->size;
         weight->first_block = n_blocks;
         n_blocks += blocks(weight->size);
         const int sums = weight->real_type == TYPE_F32 ? plan->isa->f32.measures[weight->kernel].sums
@@ -328,7 +368,7 @@ static void measure(struct plan *plan)
             const double cost = (optimc_nanoseconds() - start) / SAMPLE;
             row->cost = try && row->cost < cost ? row->cost : cost;
         }
-        plan->whole_cost += (double)plan->weights[i].size * row->cost;
+        plan->whole_cost += weight_cost(plan, &plan->weights[i]);
     }
 }
 

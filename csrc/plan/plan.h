@@ -5,7 +5,8 @@
    plan knows neither Python nor NumPy: it keeps pointers, and its owner keeps the arrays alive.
 
    Every array has a storage type, in which its elements lie in memory.  A weight has a real type too, float or
-   double, in which its kernel computes.  Today the parts of a weight are stored in its real type. */
+   double, in which its kernel computes.  A part that is stored in another type is decoded before the kernel and
+   encoded after it, a block at a time. */
 #ifndef OPTIMC_PLAN_H
 #define OPTIMC_PLAN_H
 
@@ -37,9 +38,9 @@ enum fault {
     FAULT_MEMORY,
 };
 
-/* The parts of a weight, for reporting an overlap: the weight itself, slot k, the average, the gradient
-   accumulator. */
-enum { PART_WEIGHT = -1, PART_AVERAGE = MAX_SLOTS, PART_ACCUMULATOR };
+/* The parts of a weight: the weight itself, slot k, the average, the gradient accumulator, the master of a weight of
+   16 bits. */
+enum { PART_WEIGHT = -1, PART_AVERAGE = MAX_SLOTS, PART_ACCUMULATOR, PART_MASTER, PARTS };
 struct place { size_t weight; int part; };
 
 size_t optimc_view_size(const struct view *view);   /* elements */
@@ -61,6 +62,7 @@ struct request {
     int surveyed;                           /* out: whether the gradients had to be read for a survey */
     enum { NO_NORM, OWN_NORM, GLOBAL_NORM } overflow;   /* out: which norm of finite gradients failed the check */
     double norm;                            /* out: their global norm, if so */
+    uint64_t seed;                          /* of the random numbers that round codes */
 };
 
 struct plan;
@@ -75,18 +77,38 @@ struct memory {
 struct plan *optimc_plan_new(size_t weights, struct memory memory);
 void optimc_plan_free(struct plan *plan);
 
-/* Checks that a view can be a weight or a slot: FINE, FAULT_TYPE, _READ_ONLY, _STRIDES, _ALIGNMENT or _NO_MEMORY. */
-enum fault optimc_plan_check(const struct view *view);
+/* Checks that a view can be this part of some weight: FINE, FAULT_TYPE, _READ_ONLY, _STRIDES, _ALIGNMENT or
+   _NO_MEMORY. */
+enum fault optimc_plan_check(const struct view *view, int part);
+
+/* How a slot of a kernel may be rounded. */
+enum rounding optimc_slot_rounding(enum kernel kernel, int slot);
+
+/* The bytes of a slot of `size` elements in 8 bits, a vector: their codes in the order of the weight's memory, bytes
+   of 0 up to a multiple of 4, and a float32 scale per CODE_BLOCK codes. */
+size_t optimc_coded_size(size_t size);
+
+/* Decodes all `n` elements of an array that this codec stores, or encodes them; element 0 is element `begin` of its
+   weight.  `master` may be NULL for codes that have none. */
+void optimc_decode_all(const struct isa *isa, enum codec codec, const struct view *codes, const struct view *master,
+    size_t n, float *to);
+void optimc_encode_all(const struct isa *isa, enum codec codec, uint64_t key, uint64_t begin, const float *from,
+    size_t n, const struct view *codes, const struct view *master);
+
+/* The key of the random numbers of a part of weight `number` at update t. */
+uint64_t optimc_random_key(uint64_t seed, uint64_t number, int64_t t, int part);
 
 /* A weight's kernel, values and state.  The views must have passed optimc_plan_check.  `slots` are MAX_SLOTS views;
-   those that the kernel does not use are ignored.  average and accumulator may be NULL. */
+   those that the kernel does not use are ignored.  average, accumulator and master may be NULL. */
 struct binding {
     enum kernel kernel;
     size_t group;
     int decay;                              /* the index of its weight decay in the group's values, or -1 */
     double factor;                          /* its coefficients may depend on this beside the group */
     int waiting;                            /* its accumulator holds gradients */
-    const struct view *slots, *average, *accumulator;
+    uint64_t number, begin;                 /* its number; where it begins in the weight of this number: both choose
+                                               random numbers */
+    const struct view *slots, *average, *accumulator, *master;
 };
 
 /* Adds the next weight: FINE, FAULT_MEMORY, or FAULT_TYPE, _SHAPE or _STRIDES.  `where` is then the part that does
@@ -150,15 +172,19 @@ int optimc_plan_takes(struct plan *plan, const struct request *request, size_t i
 void optimc_plan_gradient(struct plan *plan, const struct request *request, size_t index, size_t begin,
     size_t end, void *to);
 
+/* 1 if a view can hold the gradient of a weight in its real type: as the weight lies, or as a vector of any length. */
+int optimc_plan_holds_gradient(const struct plan *plan, size_t index, const struct view *view, int vector);
+
 size_t optimc_plan_size(const struct plan *plan, size_t index);     /* elements of a weight */
 
 /* The second half: updates every weight taken.  Cannot fail. */
 void optimc_plan_run(struct plan *plan, const struct request *request);
 
 /* The second half in spans: call start, then span until every element is covered once, then end.  A span is elements
-   begin .. end - 1 of one real type, counted over all weights of this type in their order. */
+   begin .. end - 1 of one storage type, counted over all weights of this type in their order.  In a weight with parts
+   that are encoded it begins and ends with a block, or with the weight. */
 void optimc_plan_start(struct plan *plan, const struct request *request);
-void optimc_plan_span(struct plan *plan, enum type real_type, size_t begin, size_t end);
+void optimc_plan_span(struct plan *plan, enum type type, size_t begin, size_t end);
 void optimc_plan_end(struct plan *plan);
 
 #endif

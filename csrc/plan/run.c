@@ -96,6 +96,27 @@ static size_t to_line(const struct weight *weight, size_t i)
     return (size_t)(-((uintptr_t)weight->self.data + i * size) % LINE) / size;
 }
 
+/* The elements from i to the end of its block of codes, as a weight is cut that has codes; at most `n`. */
+static size_t to_block(size_t i, size_t n)
+{
+    const size_t left = CODE_BLOCK - i % CODE_BLOCK;
+    return left < n ? left : n;
+}
+
+/* The keys of the random numbers of a weight with codes in this step, by its slots; the last one is its own. */
+struct keys { uint64_t of[MAX_SLOTS + 1]; };
+
+static struct keys keys_of(const struct plan *plan, const struct weight *weight)
+{
+    struct keys keys = {{0}};
+    for (int k = 0; k <= MAX_SLOTS && weight->coded; k++) {
+        const int part = k < MAX_SLOTS ? k : PART_WEIGHT;
+        if (is_random(k < MAX_SLOTS ? weight->slots[k].codec : weight->self.codec))
+            keys.of[k] = optimc_random_key(plan->request->seed, weight->number, plan->request->t, part);
+    }
+    return keys;
+}
+
 /* The tasks of one real type. */
 typedef void piece_task(const struct plan *plan, const struct weight *weight, size_t begin, size_t end);
 enum phase { SURVEY, COUNT, MEASURE, PHASES };        /* over pieces, before the update */
@@ -111,6 +132,7 @@ struct tasks {
 #define real float
 #define TYPED f32
 #define NAME(x) x##_f32
+#include "plan/coded.inc"
 #include "plan/gradient.inc"
 #include "plan/measure.inc"
 #include "plan/factored.inc"
@@ -119,6 +141,7 @@ struct tasks {
 #define real double
 #define TYPED f64
 #define NAME(x) x##_f64
+#include "plan/coded.inc"
 #include "plan/gradient.inc"
 #include "plan/measure.inc"
 #include "plan/factored.inc"
@@ -259,7 +282,7 @@ static void update(void *context, size_t chunk)
     for (size_t i = plan->chunks[chunk]; i < plan->chunks[chunk + 1]; i++) {
         const struct piece *piece = &plan->pieces[i];
         const struct weight *weight = &plan->weights[piece->weight];
-        const size_t head = weight->size >= WORTH_ALIGNING ? to_line(weight, 0) : 0;
+        const size_t head = weight->size >= WORTH_ALIGNING && !weight->coded ? to_line(weight, 0) : 0;
         const size_t begin = piece->begin ? piece->begin + head : 0;
         const size_t end = piece->end + head < weight->size ? piece->end + head : weight->size;
         if (begin < end)
@@ -306,6 +329,14 @@ int optimc_plan_takes(struct plan *plan, const struct request *request, size_t i
     return request->update && takes_part(plan, &plan->weights[index]);
 }
 
+int optimc_plan_holds_gradient(const struct plan *plan, size_t index, const struct view *view, int vector)
+{
+    const struct weight *weight = &plan->weights[index];
+    if (!vector)
+        return optimc_part_check(weight, view, PART_ACCUMULATOR) == FINE;
+    return view->ndim == 1 && view->type == (int)weight->real_type;
+}
+
 size_t optimc_plan_size(const struct plan *plan, size_t index)
 {
     return plan->weights[index].size;
@@ -346,10 +377,10 @@ void optimc_plan_run(struct plan *plan, const struct request *request)
     optimc_plan_end(plan);
 }
 
-/* Elements begin .. end - 1 of a real type, and the first chunk that holds any of them. */
+/* Elements begin .. end - 1 of a storage type, and the first chunk that holds any of them. */
 struct span {
     const struct plan *plan;
-    enum type real_type;
+    enum type type;
     size_t begin, end, chunk;
 };
 
@@ -364,7 +395,7 @@ static void update_span(void *context, size_t chunk)
         const size_t low = weight->first + piece->begin, high = weight->first + piece->end;
         const size_t begin = low < span->begin ? span->begin : low;
         const size_t end = high < span->end ? high : span->end;
-        if (weight->real_type == span->real_type && begin < end)
+        if (weight->self.type == span->type && begin < end)
             tasks_of(weight->real_type)->update(plan, weight, begin - weight->first, end - weight->first);
     }
 }
@@ -383,21 +414,21 @@ static size_t chunk_of(const struct plan *plan, size_t piece)
     return a;
 }
 
-/* The piece that holds an element of a real type. */
-static size_t piece_of(const struct plan *plan, enum type real_type, size_t element)
+/* The piece that holds an element of a storage type. */
+static size_t piece_of(const struct plan *plan, enum type type, size_t element)
 {
     const struct weight *weight = plan->weights;
-    while (weight->real_type != real_type || weight->first + weight->size <= element)
+    while (weight->self.type != type || weight->first + weight->size <= element)
         weight++;
     return weight->first_piece + (element - weight->first) / plan->piece_size;
 }
 
-void optimc_plan_span(struct plan *plan, enum type real_type, size_t begin, size_t end)
+void optimc_plan_span(struct plan *plan, enum type type, size_t begin, size_t end)
 {
     if (begin >= end)
         return;
-    struct span span = {plan, real_type, begin, end, chunk_of(plan, piece_of(plan, real_type, begin))};
-    const size_t last = chunk_of(plan, piece_of(plan, real_type, end - 1));
+    struct span span = {plan, type, begin, end, chunk_of(plan, piece_of(plan, type, begin))};
+    const size_t last = chunk_of(plan, piece_of(plan, type, end - 1));
     optimc_pool_run(update_span, &span, last + 1 - span.chunk,
         plan->cost * ((double)(end - begin) / (double)plan->total));
 }

@@ -105,7 +105,7 @@ enum fault optimc_plan_take(struct plan *plan, size_t index, const struct view *
     weight->seen = plan->step;
     if (!view)
         return FINE;
-    if (view->type == TYPE_OTHER)
+    if (view->type >= FLOAT_TYPES)
         return FAULT_TYPE;
     if (check_shape(weight, view, -1))
         return FAULT_SHAPE;
@@ -135,7 +135,7 @@ enum fault optimc_plan_take(struct plan *plan, size_t index, const struct view *
             view->ndim, view->type, view->swapped, weight->f_order};
     }
     weight->taken = plan->step;
-    plan->cost += (double)weight->size * plan->rows[weight->row].cost;
+    plan->cost += weight_cost(plan, weight);
     return FINE;
 }
 

@@ -41,7 +41,7 @@ void optimc_make_request(Optimizer *self, int finite)
         .accumulate = self->accumulate,
         .overwrite = self->use_ema && self->overwrite && (before + 1) % self->overwrite == 0,
         .cautious = self->cautious, .coupled = self->coupled, .maximize = self->maximize,
-        .check = finite != PROPAGATE,
+        .check = finite != PROPAGATE, .seed = self->seed,
     };
     self->plan->matching = MATCHED;
 }

@@ -118,6 +118,7 @@ typedef struct optimizer {
     struct optimizer *next_shown;       /* in these contexts: another that has some, or NULL; see averages.c */
     int moved;                          /* tensors have moved since the plan was taken over */
     struct tensors *tensors;            /* what steps over tensors need, or NULL: see tensors.h */
+    unsigned long long seed;            /* of random rounding */
     double own_scale;                   /* the loss scale to be put back after the step in progress ... */
     int scaled;                         /* ... if that step has another */
     double norm;                        /* the last global norm computed ... */
@@ -137,6 +138,10 @@ static inline void optimc_count_skipped(Optimizer *self, int skipped)
 
 /* plan_type.c: the type of plans.  A new reference, or NULL. */
 PyTypeObject *optimc_plan_type(PyObject *module);
+
+/* plan_add.c: its method `add`. */
+extern const char optimc_plan_add_doc[];
+PyObject *optimc_plan_add_weight(Plan *self, PyObject *args, PyObject *kwargs);
 
 /* bind.c: the plan and the state that an optimizer holds. */
 extern PyMethodDef optimc_bind_methods[];
@@ -310,8 +315,8 @@ PyTypeObject *optimc_transaction_type(PyObject *module);
 /* turn_type.c: the type of turns for Python code.  A new reference, or NULL. */
 PyTypeObject *optimc_turn_type(PyObject *module);
 
-/* views.c, xla.c. */
-extern PyMethodDef optimc_views_functions[], optimc_xla_functions[];
+/* views.c, xla.c, coding.c. */
+extern PyMethodDef optimc_views_functions[], optimc_xla_functions[], optimc_coding_functions[];
 
 /* optimizer.c: the type.  A new reference, or NULL. */
 PyTypeObject *optimc_optimizer_type(PyObject *module);

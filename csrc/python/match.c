@@ -54,7 +54,7 @@ static int refuse_strange(Plan *self, const struct pairs *pairs, PyObject *objec
         Py_XDECREF(grads);
         return -1;
     }
-    if (!entry || optimc_look_writable(object, Py_NewRef(entry), &view)) {
+    if (!entry || optimc_look_writable(object, Py_NewRef(entry), PART_WEIGHT, &view)) {
         Py_XDECREF(entry);
         return -1;
     }

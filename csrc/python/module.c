@@ -152,7 +152,7 @@ static int add_registry(PyObject *module)
 {
     PyObject *rules = PyDict_New(), *kernels = PyDict_New(), *row = NULL;
     int failed = !rules || !kernels;
-#define RULE_ROW(rule, slots, hypers, coefs, scalars) \
+#define RULE_ROW(rule, slots, roundings, hypers, coefs, scalars) \
     row = failed ? NULL : Py_BuildValue("(NNNN)", NAMES(slots), NAMES(hypers), NAMES(coefs), \
         NAMES(scalars)); \
     failed |= !row || PyDict_SetItemString(rules, #rule, row); \
@@ -199,6 +199,27 @@ static int add_factors(PyObject *module)
     return failed ? -1 : 0;
 }
 
+/* {kernel: how each slot of its rule may be rounded}; see optimc_slot_rounding. */
+static int add_roundings(PyObject *module)
+{
+    static const char *const kernels[KERNELS] = {
+#define KERNEL_ROW(kernel, rule, variant, used) [KERNEL_##kernel] = #kernel,
+#include "optimizers.def"
+    };
+    PyObject *roundings = PyDict_New();
+    int failed = !roundings;
+    for (int kernel = 0; !failed && kernel < KERNELS; kernel++) {
+        PyObject *row = PyTuple_New(MAX_SLOTS);
+        for (int slot = 0; row && slot < MAX_SLOTS; slot++)
+            PyTuple_SET_ITEM(row, slot, PyLong_FromLong(optimc_slot_rounding((enum kernel)kernel, slot)));
+        failed = !row || PyErr_Occurred() || PyDict_SetItemString(roundings, kernels[kernel], row);
+        Py_XDECREF(row);
+    }
+    failed = failed || PyModule_AddObjectRef(module, "roundings", roundings);
+    Py_XDECREF(roundings);
+    return failed ? -1 : 0;
+}
+
 /* Adds an object that it takes over, which may be NULL after an error. */
 static int add_new(PyObject *module, const char *name, PyObject *object)
 {
@@ -217,6 +238,14 @@ static int add_constants(PyObject *module)
         || add_new(module, "policies", tuple_of(policies, sizeof policies / sizeof *policies))
         || PyModule_AddIntMacro(module, LOW_OPEN) || PyModule_AddIntMacro(module, HIGH_OPEN)
         || PyModule_AddIntMacro(module, PART_AVERAGE) || PyModule_AddIntMacro(module, PART_ACCUMULATOR)
+        || PyModule_AddIntMacro(module, PART_WEIGHT) || PyModule_AddIntMacro(module, PART_MASTER)
+        || PyModule_AddIntMacro(module, EXACT) || PyModule_AddIntMacro(module, NEAREST)
+        || PyModule_AddIntMacro(module, RANDOM) || PyModule_AddIntMacro(module, CODE_BLOCK)
+        || PyModule_AddIntMacro(module, CODEC_BF16) || PyModule_AddIntMacro(module, CODEC_BF16_RANDOM)
+        || PyModule_AddIntMacro(module, CODEC_S8) || PyModule_AddIntMacro(module, CODEC_U8_RANDOM)
+        || PyModule_AddIntMacro(module, CODEC_SPLIT) || PyModule_AddIntMacro(module, CODEC_HALF)
+        || PyModule_AddIntMacro(module, TYPE_F32) || PyModule_AddIntMacro(module, TYPE_F64)
+        || PyModule_AddIntMacro(module, TYPE_F16) || PyModule_AddIntMacro(module, TYPE_BF16)
         || PyModule_AddIntMacro(module, SUM_BLOCK) || PyModule_AddIntMacro(module, NO_GRADIENTS)
         || PyModule_AddIntMacro(module, CHECKED) || PyModule_AddIntMacro(module, NOT_AS_PLANNED) ? -1 : 0;
 }
@@ -248,7 +277,7 @@ static int read_environment(struct state *state)
 
 static PyMethodDef *const functions[] = {
     optimc_sources_functions, optimc_pairs_functions, optimc_views_functions, optimc_warn_functions,
-    optimc_xla_functions, optimc_several_functions, optimc_averages_functions,
+    optimc_xla_functions, optimc_several_functions, optimc_averages_functions, optimc_coding_functions,
 };
 
 /* Adds a type that it takes over, which may be NULL after an error. */
@@ -273,7 +302,7 @@ static int core_exec(PyObject *module)
     PyTypeObject *type = state_of(module)->type = optimc_optimizer_type(module);
     PyTypeObject *plan_type = state_of(module)->plan_type = optimc_plan_type(module);
     if (!type || PyModule_AddType(module, type) || !plan_type || PyModule_AddType(module, plan_type)
-        || add_registry(module) || add_factors(module))
+        || add_registry(module) || add_factors(module) || add_roundings(module))
         return -1;
     if (add_type(module, optimc_transaction_type(module)) || add_type(module, optimc_turn_type(module))
         || add_type(module, optimc_averaged_type(module)))

@@ -239,6 +239,7 @@ static PyMemberDef optimizer_members[] = {
     {"_overwrite", T_INT, offsetof(Optimizer, overwrite), 0, "Updates from overwrite to overwrite, or 0."},
     {"_use_ema", T_INT, offsetof(Optimizer, use_ema), 0, "Whether averages are kept."},
     {"_cautious", T_INT, offsetof(Optimizer, cautious), 0, "Whether steps are cautious."},
+    {"_seed", T_ULONGLONG, offsetof(Optimizer, seed), 0, "Of random rounding."},
     {"_coupled", T_INT, offsetof(Optimizer, coupled), 0, "Whether decay is added to the gradient."},
     {"_maximize", T_INT, offsetof(Optimizer, maximize), 0, "Whether gradients are negated."},
     {"_check_finite", T_INT, offsetof(Optimizer, check_finite), 0, "0 propagate, 1 raise, 2 skip."},

@@ -155,7 +155,7 @@ static PyObject *weights_of_tree(PyObject *tree)
     int failed = 0;
     for (Py_ssize_t i = 0; !failed && i < PyTuple_GET_SIZE(leaves.weights); i++) {
         struct view view;
-        failed = optimc_look_writable(PyTuple_GET_ITEM(leaves.weights, i), optimc_label("weights", leaves.names, i),
+        failed = optimc_look_writable(PyTuple_GET_ITEM(leaves.weights, i), optimc_label("weights", leaves.names, i), PART_WEIGHT,
             &view);
     }
     PyObject *result = failed ? NULL : PyTuple_Pack(2, leaves.names, leaves.weights);
@@ -177,7 +177,7 @@ static PyObject *weights_of(PyObject *given)
         inner = PyArray_Check(pairs.weight) ? NULL : optimc_container(pairs.weight);
         if (inner || PyErr_Occurred())
             break;
-        if (optimc_look_writable(pairs.weight, optimc_pair_label(&pairs, "weights"), &view))
+        if (optimc_look_writable(pairs.weight, optimc_pair_label(&pairs, "weights"), PART_WEIGHT, &view))
             more = -1;
         PyTuple_SET_ITEM(weights, pairs.i - 1, Py_NewRef(pairs.weight));
         PyTuple_SET_ITEM(keys, pairs.i - 1, Py_NewRef(pairs.key ? pairs.key : Py_None));

@@ -5,7 +5,8 @@
    it never looks into.  One optimizer at a time holds it: see bind.c.
 
    A plan that no optimizer holds can match gradients and read them, for weights that are stepped elsewhere
-   (optimc/mpi/).  It has no lock: see to it that one thread at a time uses it.  Next: match.c. */
+   (optimc/mpi/).  It has no lock: see to it that one thread at a time uses it.  Next: plan_add.c, which adds a weight, and
+   match.c. */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 
@@ -78,137 +79,6 @@ static void plan_dealloc(Plan *self)
     Py_CLEAR(self->state);
     type->tp_free(self);
     Py_DECREF(type);
-}
-
-/* The parts of a weight, as `add` is given them. */
-struct given {
-    PyObject *weight, *name, *slot_names, *slots, *average, *accumulator;
-    Py_ssize_t index;
-};
-
-/* The name that errors give a part of the weight. */
-static PyObject *label_of(const struct given *given, int part)
-{
-    PyObject *weight = given->name == Py_None ? PyUnicode_FromFormat("weights[%zd]", given->index)
-        : PyUnicode_FromFormat("weights[%R]", given->name);
-    return optimc_part_name(weight, given->slot_names, part);
-}
-
-/* Raises the error of a part that is no array which can be written to. */
-static int refuse_part(const struct given *given, PyObject *array, int part)
-{
-    struct view view;
-    if (!optimc_look_writable(array, label_of(given, part), &view))
-        PyErr_SetString(PyExc_RuntimeError, "an array was changed by the code of its name");
-    return -1;
-}
-
-/* Looks at a part; `kept` becomes NULL for None.  A name may have code of its own, which may reshape arrays that were
-   looked at already, so only an error makes a label. */
-static int look_at(const struct given *given, PyObject *array, int part, struct view *view, const struct view **kept)
-{
-    *kept = array == Py_None ? NULL : view;
-    if (array == Py_None)
-        return 0;
-    if (PyArray_Check(array)) {
-        optimc_look((PyArrayObject *)array, view);
-        if (!optimc_plan_check(view))
-            return 0;
-    }
-    return refuse_part(given, array, part);
-}
-
-/* Adds the weight to the plan in C, or raises. */
-static int add_to_core(Plan *self, const struct given *given, struct binding *binding)
-{
-    struct view view, slots[MAX_SLOTS] = {{0}}, average, accumulator;
-    const struct view *used;
-    const int n_slots = (int)PyTuple_GET_SIZE(given->slots);
-    if (given->weight == Py_None)
-        return refuse_part(given, given->weight, PART_WEIGHT);
-    if (look_at(given, given->weight, PART_WEIGHT, &view, &used))
-        return -1;
-    for (int k = 0; k < n_slots; k++)
-        if (look_at(given, PyTuple_GET_ITEM(given->slots, k), k, &slots[k], &used))
-            return -1;
-    if (look_at(given, given->average, PART_AVERAGE, &average, &binding->average)
-        || look_at(given, given->accumulator, PART_ACCUMULATOR, &accumulator, &binding->accumulator))
-        return -1;
-    binding->slots = slots;
-    int where;
-    const enum fault fault = optimc_plan_add(self->core, &view, binding, &where);
-    if (!fault)
-        return 0;
-    PyObject *wrong = where == PART_AVERAGE ? given->average : where == PART_ACCUMULATOR ? given->accumulator
-        : where < 0 ? given->weight : where < n_slots ? PyTuple_GET_ITEM(given->slots, where) : Py_None;
-    if (wrong == Py_None)
-        return optimc_refuse_kind("%U: expected an array, got %S", label_of(given, where), wrong);
-    return optimc_refuse_weight(fault, label_of(given, where), (PyArrayObject *)wrong,
-        (PyArrayObject *)given->weight);
-}
-
-PyDoc_STRVAR(add_doc, "add($self, weight, *, kernel, slot_names, slots, name=None, average=None, accumulator=None,\n"
-"    decay=-1, factor=1.0, group=0, waiting=False)\n--\n\n"
-"Adds the next weight.\n\n"
-"Args:\n"
-"    kernel: its number.\n"
-"    slot_names, slots: tuples in the order of the rule; None for a slot that the kernel does not keep.\n"
-"    name: a str, for all weights or for none.\n"
-"    average, accumulator: arrays, or None.\n"
-"    decay: the number of the value that is its weight decay; -1: none is.\n"
-"    factor: what coefficients depend on beside the values.\n"
-"    group: the number of its group.\n"
-"    waiting: whether its accumulator holds something.\n\n"
-"After an error the plan cannot be sealed.");
-
-static PyObject *plan_add(Plan *self, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {"weight", "kernel", "slot_names", "slots", "name", "average", "accumulator", "decay",
-        "factor", "group", "waiting", NULL};
-    struct given given = {.name = Py_None, .average = Py_None, .accumulator = Py_None};
-    int kernel = -1, decay = -1, waiting = 0;
-    Py_ssize_t group = 0;
-    double factor = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iO!O!OOOidnp", names, &given.weight, &kernel,
-            &PyTuple_Type, &given.slot_names, &PyTuple_Type, &given.slots, &given.name, &given.average,
-            &given.accumulator, &decay, &factor, &group, &waiting))
-        return NULL;
-    given.index = PyList_GET_SIZE(self->parts);         /* only now: a factor may have code of its own */
-    const Py_ssize_t n = self->n;
-    if (self->sealed || given.index >= n) {
-        PyErr_SetString(PyExc_RuntimeError, self->sealed || n >= 0 ? "the plan has all its weights"
-            : "the plan takes no weight while one is added, nor after an error");
-        return NULL;
-    }
-    if (!given.slot_names || !given.slots) {
-        PyErr_SetString(PyExc_TypeError, "slot_names and slots are required");
-        return NULL;
-    }
-    const Py_ssize_t n_slots = PyTuple_GET_SIZE(given.slots);
-    if (kernel < 0 || kernel >= KERNELS || group < 0 || decay < -1 || n_slots > MAX_SLOTS
-        || n_slots != PyTuple_GET_SIZE(given.slot_names)) {
-        PyErr_Format(PyExc_IndexError, "bad kernel, group, decay or slots of weight %zd", given.index);
-        return NULL;
-    }
-    if (given.index && (given.name == Py_None) != !PyList_GET_SIZE(self->names)) {
-        PyErr_SetString(PyExc_TypeError, "name: expected one for all weights or for none");
-        return NULL;
-    }
-    PyObject *kept = PyTuple_Pack(4, given.slot_names, given.slots, given.average, given.accumulator);
-    struct binding binding = {.kernel = (enum kernel)kernel, .group = (size_t)group, .decay = decay, .factor = factor,
-        .waiting = waiting};
-    self->n = -1;                           /* no room, also for code that a name runs, until all of it is added */
-    const int failed = !kept || add_to_core(self, &given, &binding)
-        || (given.name != Py_None && PyList_Append(self->names, given.name))
-        || PyList_Append(self->weights, given.weight) || PyList_Append(self->parts, kept);
-    Py_XDECREF(kept);
-    if (failed)
-        return NULL;
-    self->n = n;
-    self->accumulates = given.accumulator != Py_None && (self->accumulates || !given.index);
-    self->n_groups = group >= self->n_groups ? group + 1 : self->n_groups;
-    self->n_values = decay >= self->n_values ? decay + 1 : self->n_values;
-    Py_RETURN_NONE;
 }
 
 static PyObject *slot_names_of(const Plan *self, size_t weight)
@@ -342,7 +212,7 @@ static PyObject *plan_survey(Plan *self, PyObject *Py_UNUSED(ignored))
 
 PyDoc_STRVAR(pull_doc, "pull($self, index, to, begin=-1, /)\n--\n\n"
 "Of the step in progress: writes the gradient of a weight, as its kernel will see it, into an array like the\n"
-"weight; or, from element `begin` in the order of the weight's memory, into a vector.  False if the weight has none\n"
+"weight, float32 for a weight of 16 bits; or, from element `begin` in the order of the weight's memory, into a vector.  False if the weight has none\n"
 "in this step.");
 
 static PyObject *plan_pull(Plan *self, PyObject *args)
@@ -356,14 +226,13 @@ static PyObject *plan_pull(Plan *self, PyObject *args)
         PyErr_Format(PyExc_IndexError, "no weight %zd", index);
         return NULL;
     }
-    if (optimc_look_writable(to, PyUnicode_FromString("to"), &view))
+    if (optimc_look_writable(to, PyUnicode_FromString("to"), PART_WEIGHT, &view))
         return NULL;
     const size_t size = optimc_view_size(&view), start = begin < 0 ? 0 : (size_t)begin;
     const size_t full = optimc_plan_size(self->core, (size_t)index);
-    if (begin < 0 ? optimc_plan_same(self->core, (size_t)index, &view) != FINE
-        : view.ndim != 1 || view.type != optimc_type_of((PyArrayObject *)PyTuple_GET_ITEM(self->weights, index))
-            || start > full || size > full - start) {
-        PyErr_SetString(PyExc_ValueError, "to: expected an array like the weight");
+    if (!optimc_plan_holds_gradient(self->core, (size_t)index, &view, begin >= 0) || start > full
+        || size > full - start) {
+        PyErr_SetString(PyExc_ValueError, "to: expected an array like the weight, of its real type");
         return NULL;
     }
     if (!optimc_plan_takes(self->core, &self->request, (size_t)index))
@@ -407,7 +276,7 @@ static PyObject *get_state(Plan *self, void *Py_UNUSED(closure))
 }
 
 static PyMethodDef plan_methods[] = {
-    METHOD("add", plan_add, METH_VARARGS | METH_KEYWORDS, add_doc),
+    METHOD("add", optimc_plan_add_weight, METH_VARARGS | METH_KEYWORDS, optimc_plan_add_doc),
     METHOD("seal", plan_seal, METH_NOARGS, seal_doc),
     METHOD("match", plan_match, METH_VARARGS, match_doc),
     METHOD("survey", plan_survey, METH_NOARGS, survey_doc),

@@ -8,6 +8,8 @@
 #include "python/trees.h"
 #include "python/views.h"
 
+#define WEIGHT_TYPES "float32, float64, bfloat16 or float16"
+
 /* "weights[1]" or "weights['bias']"; `keys` may be NULL. */
 PyObject *optimc_label(const char *argument, PyObject *keys, Py_ssize_t i)
 {
@@ -66,10 +68,12 @@ int optimc_refuse_weight(enum fault fault, PyObject *entry, PyArrayObject *array
             return optimc_refuse(PyExc_TypeError, "%U: expected dtype %S, as built, got %S", entry,
                 (PyObject *)PyArray_DESCR(like), dtype);
         if (!PyArray_ISNOTSWAPPED(array))
-            return optimc_refuse(PyExc_TypeError,
-                "%U: expected float32 or float64 in native byte order, got %S", entry, dtype, NULL);
-        return optimc_refuse(PyExc_TypeError, "%U: expected a float32 or float64 array, got %S", entry,
-            dtype, NULL);
+            return optimc_refuse(PyExc_TypeError, "%U: expected " WEIGHT_TYPES " in native byte order, got %S", entry,
+                dtype, NULL);
+        return optimc_refuse(PyExc_TypeError, PyArray_TYPE(array) == NPY_USHORT
+            ? "%U: expected an array of " WEIGHT_TYPES ", got %S: the bits of bfloat16 need their type, "
+              "x.view(ml_dtypes.bfloat16)"
+            : "%U: expected an array of " WEIGHT_TYPES ", got %S", entry, dtype, NULL);
     case FAULT_READ_ONLY:
         return optimc_refuse(PyExc_ValueError, "%U: expected a writable array, got a read-only one", entry, NULL,
             NULL);
@@ -95,9 +99,9 @@ PyObject *optimc_part_name(PyObject *weight, PyObject *slot_names, int part)
     if (!weight || part == PART_WEIGHT)
         return weight;
     PyObject *name = NULL;
-    if (part == PART_AVERAGE || part == PART_ACCUMULATOR)
+    if (part >= PART_AVERAGE)
         name = PyUnicode_FromFormat(part == PART_AVERAGE ? "the average of %U"
-            : "the gradient accumulator of %U", weight);
+            : part == PART_MASTER ? "the master of %U" : "the gradient accumulator of %U", weight);
     else if (slot_names && part < PyTuple_GET_SIZE(slot_names))
         name = PyUnicode_FromFormat("slot %R of %U", PyTuple_GET_ITEM(slot_names, part), weight);
     else
@@ -118,7 +122,7 @@ static int can_be_weight(PyObject *object)
     if (!PyArray_Check(object))
         return 0;
     optimc_look((PyArrayObject *)object, &view);
-    return !optimc_plan_check(&view);
+    return !optimc_plan_check(&view, PART_WEIGHT);
 }
 
 /* 1 if an object can be a gradient, but no weight; else 0. */

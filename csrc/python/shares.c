@@ -167,26 +167,25 @@ static PyObject *transaction_skip(Transaction *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(advance_doc, "advance($self, optimizer, double, begin, end, /)\n--\n\n"
-"Runs elements begin .. end - 1 of all weights of one type (float64 if `double`), counted in their order.  Every\n"
+PyDoc_STRVAR(advance_doc, "advance($self, optimizer, type, begin, end, /)\n--\n\n"
+"Runs elements begin .. end - 1 of all weights of one type (TYPE_F32, ...), counted in their order.  Every\n"
 "element must run once before the commit, which then only counts the step.");
 
 static PyObject *transaction_advance(Transaction *self, PyObject *args)
 {
     PyObject *object;
-    int is_double;
+    int type;
     Py_ssize_t begin, end;
-    if (!PyArg_ParseTuple(args, "Opnn:advance", &object, &is_double, &begin, &end))
+    if (!PyArg_ParseTuple(args, "Oinn:advance", &object, &type, &begin, &end))
         return NULL;
     struct checked *step = optimc_step_of(self, object);
     if (!step)
         return NULL;
     Optimizer *optimizer = step->optimizer;
     Py_ssize_t size = 0;
-    const enum type real_type = is_double ? TYPE_F64 : TYPE_F32;
     for (size_t i = 0; i < optimc_plan_weights(optimizer->plan->core); i++)
         if (optimc_type_of((PyArrayObject *)PyTuple_GET_ITEM(optimizer->plan->weights, (Py_ssize_t)i))
-                == (int)real_type)
+                == type)
             size += (Py_ssize_t)optimc_plan_size(optimizer->plan->core, i);
     if (begin < 0 || begin > end || end > size) {
         PyErr_Format(PyExc_IndexError, "expected elements from 0 to %zd, got %zd to %zd", size, begin, end);
@@ -201,7 +200,7 @@ static PyObject *transaction_advance(Transaction *self, PyObject *args)
     Py_BEGIN_ALLOW_THREADS
     if (!begun)
         optimc_plan_start(optimizer->plan->core, &optimizer->plan->request);
-    optimc_plan_span(optimizer->plan->core, real_type, (size_t)begin, (size_t)end);
+    optimc_plan_span(optimizer->plan->core, (enum type)type, (size_t)begin, (size_t)end);
     optimc_pool_leave();
     Py_END_ALLOW_THREADS
     self->busy = 0;

@@ -20,18 +20,18 @@ int optimc_refuse_masked(PyObject *entry)
         "x.data", entry, NULL, NULL);
 }
 
-int optimc_look_writable(PyObject *object, PyObject *entry, struct view *view)
+int optimc_look_writable(PyObject *object, PyObject *entry, int part, struct view *view)
 {
     if (!entry)
         return -1;
     if (!PyArray_Check(object))
         return optimc_refuse_kind(PyArray_IsScalar(object, Generic) || PyFloat_Check(object) || PyLong_Check(object)
-            ? "%U: expected a NumPy array of float32 or float64, got a scalar of type %S, which no step can change"
-            : "%U: expected a NumPy array of float32 or float64, got %S", entry, object);
+            ? "%U: expected a NumPy array of floats, got a scalar of type %S, which no step can change"
+            : "%U: expected a NumPy array of floats, got %S", entry, object);
     if (optimc_is_masked(object))
         return optimc_refuse_masked(entry);
     optimc_look((PyArrayObject *)object, view);
-    const enum fault fault = optimc_plan_check(view);
+    const enum fault fault = optimc_plan_check(view, part);
     if (fault)
         return optimc_refuse_weight(fault, entry, (PyArrayObject *)object, NULL);
     Py_DECREF(entry);

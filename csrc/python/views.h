@@ -25,7 +25,7 @@ static inline int optimc_type_of(PyArrayObject *array)
         if (!strcmp(dot ? dot + 1 : name, "bfloat16"))
             return TYPE_BF16;
     }
-    return TYPE_OTHER;
+    return num == NPY_UBYTE ? TYPE_U8 : num == NPY_SHORT ? TYPE_I16 : num == NPY_USHORT ? TYPE_U16 : TYPE_OTHER;
 }
 
 static inline void optimc_look(PyArrayObject *array, struct view *view)
@@ -44,8 +44,8 @@ static inline void optimc_look(PyArrayObject *array, struct view *view)
     view->writeable = (flags & NPY_ARRAY_WRITEABLE) != 0;
 }
 
-/* Looks at an array that a step will write to; an error names `entry`, which is released. */
-int optimc_look_writable(PyObject *object, PyObject *entry, struct view *view);
+/* Looks at an array that a step will write to, as this part of a weight; an error names `entry`, which is released. */
+int optimc_look_writable(PyObject *object, PyObject *entry, int part, struct view *view);
 
 /* Fills a view of a tensor of `ndim` axes, which are put in `order` (a tuple, or None for as they are); its shape and
    strides go into `room`.  An error names argument[i]. */

@@ -58,7 +58,7 @@ enum { SETTINGS = sizeof settings / sizeof *settings };
 #define TEXT_(...) #__VA_ARGS__
 #define TEXT(...) TEXT_(__VA_ARGS__)
 static const char *const hypers_of[RULES] = {
-#define RULE_ROW(rule, slots, hypers, coefs, scalars) TEXT(UNWRAP hypers),
+#define RULE_ROW(rule, slots, roundings, hypers, coefs, scalars) TEXT(UNWRAP hypers),
 #include "optimizers.def"
 #undef RULE_ROW
 };
