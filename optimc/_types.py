@@ -49,4 +49,6 @@ Pairs: TypeAlias = Iterable[tuple[Gradient, Array]]
 #: a loss: a number, an array, a tensor
 Loss = TypeVar("Loss")
 CheckFinite: TypeAlias = Literal["propagate", "raise", "skip"]
+#: storage of slots: of all, or by slot
+StateDtype: TypeAlias = Literal["bfloat16", "int8"] | Mapping[str, str | None] | None
 Style: TypeAlias = Literal["keras", "torch", "optax"]

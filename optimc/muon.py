@@ -100,6 +100,9 @@ class Muon(Optimizer):
             re.search(pattern, name) for pattern in self.exclude_layers or ())
         return "muon" if weight.ndim == 2 and weight.size and not excluded else "muon_adam"
 
+    def _possible_kernels(self) -> tuple[str, ...]:
+        return ("muon", "muon_adam")
+
     def _decay_of(self, kernel: str) -> str:
         return "weight_decay" if kernel == "muon" else "adam_weight_decay"
 

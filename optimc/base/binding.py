@@ -7,19 +7,20 @@ Neither changes the optimizer.  Call both through `_locked`, between two steps, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from optimc import _core
-from optimc.base import memory
+from optimc.base import memory, narrow
 from optimc.base.rules import rule_of, slots_of, slots_of_rule
 from optimc.base.selection import Places
-from optimc.base.storage import likes_of
+from optimc.base.storage import like_of, likes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
     from optimc._types import Array, Names
+    from optimc.base.narrow import Place
     from optimc.base.optimizer import Optimizer
     from optimc.base.state import State
 
@@ -27,21 +28,28 @@ if TYPE_CHECKING:
 
 
 def carried(optimizer: Optimizer, before: State, names: Names, weights: Sequence[Array], may_add: bool = False,
-            adopted: dict[str, Any] | None = None, averages: Given = None, accumulators: Given = None) -> State:
+            adopted: dict[str, Any] | None = None, averages: Given = None, accumulators: Given = None,
+            masters: Sequence[Array | None] | None = None, places: Sequence[Place] | None = None,
+            convert: bool = False) -> State:
     """The state of an optimizer for weights, made from its state `before`.
 
-    `Optimizer.build` documents the arrays that may be given.  may_add: weights may be added to a state that has some.
+    `Optimizer.build` documents the arrays that may be given.
+
+    Args:
+        may_add: weights may be added to a state that has some.
+        places: the `Place` of each weight, if they are not whole or are numbered otherwise than by position.
+        convert: slots may be stored otherwise in the state than the optimizer stores them.
     """
     kernels = optimizer._kernels(names, weights)
     old = _match(before, names, weights, kernels, optimizer._scratch_slots, may_add)
-    before = before.renumbered(old)
+    before = before.renumbered(old).but(places=tuple(places or ()) or before.places)
     groups = before.group_of_each(names, weights)
     slots = {} if adopted is None else _checked(adopted, kernels, optimizer._scratch_slots)
     numbers = {slot: k for kernel in kernels for slot, k in slots_of(kernel).items()}
+    making = Making(optimizer, before, names, weights, kernels, groups, before.places_of(weights), old, convert)
     for slot, k in sorted(numbers.items(), key=lambda item: item[1]):
         if slot not in slots:
-            kept = [slot in slots_of(kernel) for kernel in kernels]
-            slots[slot] = _slot(optimizer, before, slot, k, weights, kept, groups, old)
+            slots[slot] = making.slot(slot, k)
     averages = _beside("averages", averages, bool(optimizer.use_ema), weights, old, before.averages,
                        _core.PART_AVERAGE, lambda i: weights[i] if optimizer.iterations else 0)
     accumulators = _beside("accumulators", accumulators, bool(optimizer.gradient_accumulation_steps), weights, old,
@@ -49,7 +57,7 @@ def carried(optimizer: Optimizer, before: State, names: Names, weights: Sequence
     waiting = before.waiting
     return before.but(
         names=names, likes=likes_of(weights), slots=slots,
-        averages=averages, accumulators=accumulators,
+        averages=averages, accumulators=accumulators, masters=making.masters(masters),
         waiting=tuple(k is not None and k < len(waiting) and waiting[k] for k in old))
 
 
@@ -57,13 +65,14 @@ def plan_of(optimizer: Optimizer, weights: Sequence[Array], state: State) -> _co
     """The sealed plan of weights and their state.  The optimizer does not change."""
     names = state.names
     excluded, groups = state.excluded.find(Places(weights, names)), state.group_of_each(names, weights)
-    plan = _core.Plan(len(weights), state)
+    plan, places = _core.Plan(len(weights), state), state.places_of(weights)
     for i, (weight, kernel) in enumerate(zip(weights, optimizer._kernels(names, weights), strict=True)):
         kept, slot_names = slots_of(kernel), slots_of_rule(rule_of(kernel))
         plan.add(
             weight, name=names[i] if names else None, kernel=_core.kernels[kernel][0], slot_names=slot_names,
             slots=tuple(state.slots[slot][i] if slot in kept else None for slot in slot_names),
             average=state.averages and state.averages[i], accumulator=state.accumulators and state.accumulators[i],
+            master=state.masters and state.masters[i], number=places[i].number, begin=places[i].begin,
             decay=-1 if i in excluded else optimizer._index[optimizer._decay_of(kernel)],
             factor=optimizer._factor(weight), group=groups[i], waiting=state.waiting[i])
     plan.seal()
@@ -119,24 +128,99 @@ def _checked(slots: dict[str, Any], kernels: Sequence[str], scratch: Sequence[st
         for i, (array, kernel) in enumerate(zip(arrays, kernels, strict=True)):
             if array is None and name in slots_of(kernel):
                 raise ValueError(f"slots[{name!r}][{i}]: expected an array, got None")
-    return {name: list(arrays) for name, arrays in slots.items()}
+    return {name: [_stored(array) for array in arrays] for name, arrays in slots.items()}
 
 
-def _slot(optimizer: Optimizer, before: State, slot: str, k: int, weights: Sequence[Array], kept: Sequence[bool],
-          groups: Sequence[int], old: Sequence[int | None]) -> list[Array | None]:
-    """New arrays for a slot, None for a weight without it.  They hold the values of the state, or initial ones."""
-    arrays_before = before.slots.get(slot)
-    held = [None if position is None or arrays_before is None else arrays_before[position] for position in old]
-    if slot in optimizer._scratch_slots and [None if array is None else array.strides for array in held] == [
-            weight.strides if keep else None for weight, keep in zip(weights, kept, strict=True)]:
-        return held
-    some = [weight for weight, keep in zip(weights, kept, strict=True) if keep]
-    new = iter(memory.like(some, k, [optimizer._slot_like(slot, weight) for weight in some]))
-    arrays = [next(new) if keep else None for keep in kept]
-    for array, weight, group, value in zip(arrays, weights, groups, held, strict=True):
-        if array is not None:
-            array[...] = optimizer._initial(slot, weight, group) if value is None else value
-    return arrays
+def _stored(array: Array | None) -> Array | None:
+    """A given slot as steps see it: bfloat16 of ml_dtypes as the uint16 that it is."""
+    return array.view(narrow.HALVES) if array is not None and array.dtype.name == "bfloat16" else array
+
+
+class Making(NamedTuple):
+    """The making of a state for weights, of which weight i was weight old[i] of the state before, or is new."""
+
+    optimizer: Optimizer
+    before: State
+    names: Names
+    weights: Sequence[Array]
+    kernels: Sequence[str]
+    groups: Sequence[int]
+    places: Sequence[Place]
+    old: Sequence[int | None]
+    convert: bool
+
+    def slot(self, slot: str, k: int) -> list[Array | None]:
+        """New arrays for a slot, None for a weight without it.  They hold what the state holds, or initial values."""
+        arrays_before = self.before.slots.get(slot)
+        held = [None if position is None or arrays_before is None else arrays_before[position]
+                for position in self.old]
+        kept = [slot in slots_of(kernel) for kernel in self.kernels]
+        if slot in self.optimizer._scratch_slots and [None if array is None else array.strides for array in held] == [
+                _strides(weight) if keep else None
+                for weight, keep in zip(self.weights, kept, strict=True)]:
+            return held
+        some = [i for i, keep in enumerate(kept) if keep]
+        likes = [narrow.slot_like(self.optimizer, self.kernels[i], slot, self.weights[i], self.places[i],
+                                  self.groups[i]) for i in some]
+        arrays: list[Array | None] = [None] * len(kept)
+        for i, array in zip(some, memory.like([self.weights[i] for i in some], k, likes), strict=True):
+            arrays[i] = array
+            self._fill(array, slot, k, i, held[i])
+        return arrays
+
+    def _fill(self, array: Array, slot: str, k: int, i: int, held: Array | None) -> None:
+        """Puts into a new array what the state holds for a slot, or its initial value."""
+        plain = self.optimizer._slot_like(slot, self.weights[i])
+        codec = narrow.codec_of(self.kernels[i], k, array)
+        position = self.old[i]
+        if held is not None and position is not None:
+            order = self.before.likes[position].order
+            old_plain = plain._replace(order=order)
+            old_codec = narrow.codec_of(self.kernels[i], k, held)
+            if old_codec == codec and (held.dtype != narrow.BYTES or order == plain.order):
+                array[...] = held
+                return
+            if old_codec != codec and not self.convert:
+                raise ValueError(
+                    f"{self._label(i)}: the slot {slot!r} is stored as {narrow.name_of_storage(held)}, and state_dtype "
+                    f"asks for {narrow.name_of_storage(array)}: pass convert=True to round it")
+            value = held if old_codec is None else narrow.decoded(old_codec, held, old_plain)
+        else:
+            value = self.optimizer._initial(slot, self.weights[i], self.groups[i])
+        if codec is None:
+            array[...] = value
+            return
+        place, t = self.places[i], self.optimizer.iterations
+        narrow.encode(codec, value, plain, array, _core.random_key(self.optimizer.seed, place.number, t, k), place.begin)
+
+    def _label(self, i: int) -> str:
+        return f"weights[{self.names[i] if self.names else i!r}]"
+
+    def masters(self, given: Sequence[Array | None] | None) -> list[Array | None] | None:
+        """The masters of the weights of 16 bits: those given, or new ones that hold what the state holds."""
+        likes = [narrow.master_like(self.optimizer, weight, self._label(i)) for i, weight in enumerate(self.weights)]
+        if given is not None:
+            return list(given)
+        some = [i for i, like in enumerate(likes) if like]
+        if not some:
+            return None
+        arrays: list[Array | None] = [None] * len(likes)
+        made = memory.like([self.weights[i] for i in some], _core.PART_MASTER, [likes[i] for i in some])
+        for i, array in zip(some, made, strict=True):
+            position = self.old[i]
+            held = None if position is None or self.before.masters is None else self.before.masters[position]
+            arrays[i] = array
+            if held is not None:
+                array[...] = held
+            elif array.dtype == narrow.FLOAT32:
+                array[...] = self.weights[i]
+        return arrays
+
+
+def _strides(weight: Array) -> tuple[int, ...]:
+    """The strides of a plain slot of a weight."""
+    like = like_of(weight).real
+    return tuple(stride * like.dtype.itemsize // weight.dtype.itemsize for stride in weight.strides)
 
 
 def _beside(what: str, given: Given, wanted: bool, weights: Sequence[Array], old: Sequence[int | None], held: Given,
@@ -151,7 +235,7 @@ def _beside(what: str, given: Given, wanted: bool, weights: Sequence[Array], old
         return None
     if given is not None:
         return list(given)
-    arrays = memory.like(weights, k)
+    arrays = memory.like(weights, k, [like_of(weight).real for weight in weights])
     for i, (array, position) in enumerate(zip(arrays, old, strict=True)):
         array[...] = initial(i) if position is None or held is None else held[position]
     return arrays

@@ -100,6 +100,8 @@ def picture(optimizer: Optimizer) -> Picture:
         "names": kept.names, "waiting": kept.waiting, "slots": kept.slots,
         "shapes": tuple((like.shape, like.dtype) for like in kept.likes),
         "averages": kept.averages, "accumulators": kept.accumulators,
+        **({"masters": kept.masters} if kept.masters else {}), **({"places": kept.places} if kept.places else {}),
+        "orders": tuple(like.order for like in kept.likes),
     }
 
 
@@ -128,9 +130,12 @@ def _names_of_slots(cls: type) -> list[str]:
 def _state_of(picture: Picture) -> State:
     """The state in the result of `picture`, without the groups."""
     arrays, patterns = picture["excluded"]
+    orders = picture.get("orders") or "C" * len(picture["shapes"])
     return State(
-        names=picture["names"], likes=tuple(Like(*entry) for entry in picture["shapes"]), slots=picture["slots"],
-        averages=picture["averages"], accumulators=picture["accumulators"], waiting=picture["waiting"],
+        names=picture["names"], likes=tuple(
+            Like(*entry, order) for entry, order in zip(picture["shapes"], orders, strict=True)),
+        slots=picture["slots"], averages=picture["averages"], accumulators=picture["accumulators"],
+        masters=picture.get("masters"), places=picture.get("places", ()), waiting=picture["waiting"],
         excluded=Selection("exclude_from_weight_decay", tuple(arrays), tuple(patterns)))
 
 
@@ -163,8 +168,8 @@ def exported(optimizer: Optimizer) -> tuple[Config, Tensors]:
             "excluded": [excluded.positions(), list(excluded.patterns)]}, tensors
 
 
-def load(optimizer: Optimizer, description: Config) -> None:
-    """Takes over what `state_dict` gave; a built optimizer keeps its weights."""
+def load(optimizer: Optimizer, description: Config, convert: bool = False) -> None:
+    """Takes over what `state_dict` gave; a built optimizer keeps its weights.  convert: as in `binding.carried`."""
     with taking_over("state"):
         tensors = {name: np.array(array) for name, array in description["tensors"].items()}
         loaded, counts = _imported(optimizer, description, tensors)
@@ -174,7 +179,7 @@ def load(optimizer: Optimizer, description: Config) -> None:
         optimizer._hold(loaded.but(excluded=own.excluded, grouped=own.grouped), counts)
         return
     names, weights = optimizer._names, optimizer._weights
-    carried = binding.carried(optimizer, loaded, names, weights)
+    carried = binding.carried(optimizer, loaded, names, weights, convert=convert)
     carried = carried.but(excluded=own.excluded, grouped=own.grouped)
     optimizer._bind(binding.plan_of(optimizer, weights, carried), counts)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LINE = 64                   # a cache line, and the widest register
 SHIFT = 9 * LINE            # from slot to slot within a page
 PAGE = 4096
+SCALE = 4                   # bytes of a scale of codes of 8 bits, which lies behind them
 LARGE = 4 << 20             # bytes from which NumPy asks for huge pages
 HUGE = 2 << 20              # one of them
 LARGE_SHIFT = 128 << 10     # from slot to slot within huge pages
@@ -42,7 +43,8 @@ def like(weights: Sequence[Array], k: int, likes: Sequence[Like] | None = None) 
         size = wanted.nbytes
         unit = LINE if size < PAGE else PAGE
         shift = 0 if size < PAGE else (k + 1) * SHIFT
-        places.append((wanted, unit, address(weight) + shift))
+        place = address(weight)
+        places.append((wanted, unit, place - place % max(wanted.dtype.itemsize, SCALE) + shift))
         room += size + unit
     first = HUGE + k * LARGE_SHIFT if room >= LARGE else 0
     memory = np.zeros(room + first, np.uint8)

@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from optimc import _core, checkpoint, registry
-from optimc.base import averages, binding, copies, documents, keras_order, signature
+from optimc.base import averages, binding, copies, documents, keras_order, narrow, signature
 from optimc.base.arguments import (
     LOW_OPEN,
     Fixed,
     Option,
     Value,
+    check_count,
     check_name,
     count,
     fraction,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
         Loss,
         Pairs,
         Path,
+        StateDtype,
         Style,
         Tensors,
         Weights,
@@ -97,6 +99,12 @@ class Optimizer(_core.Optimizer, Elsewhere):
             elements that move (Liang et al., 2024, arXiv 2411.16085, algorithm 2).  Counting them reads the
             gradient and the slots once more.
         maximize: maximize instead of minimizing: gradients are negated.
+        state_dtype: storage of the slots: None is the type of the weight.  "bfloat16" halves their bytes.  "int8"
+            takes a quarter, for weights of at least 4,096 elements.  A dict of slots to these words holds for
+            weights of every size.  Averages of squares are rounded at random.  Groups may have their own.
+        master_weights: keep what bfloat16 and float16 weights lack of a float32, so that steps lose nothing.
+            Without it, bfloat16 weights are rounded at random.
+        seed: of random rounding, a whole number >= 0.
         style: "keras", "torch" or "optax": use the defaults and conventions of that library for arguments that
             are not given (`styles` of the class lists them).
 
@@ -141,6 +149,9 @@ class Optimizer(_core.Optimizer, Elsewhere):
                                                encode=POLICIES.index, fixed=False, keyword_only=True)
     coupled_weight_decay: Option[bool] = Option(False, core="_coupled", fixed=False, keyword_only=True)
     maximize: Option[bool] = Option(False, core="_maximize", fixed=False, keyword_only=True)
+    state_dtype: Option[StateDtype] = Option(None, narrow.check_state_dtype, keyword_only=True)
+    master_weights: Option[bool] = Option(True, keyword_only=True)
+    seed: Option[int] = Option(0, check_count, core="_seed", keyword_only=True)
     style: Option[Style] = Option("keras", one_of("keras", "torch", "optax"), keyword_only=True)
 
     groups: Fixed[tuple[Group, ...]] = Fixed("Weights with values of their own: `opt.groups[0]['learning_rate']`.")
@@ -185,6 +196,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
         preset = self.styles.get(self.style, {})
         for name, argument in self._arguments.items():
             setattr(self, name, given.get(name, preset.get(name, argument.default)))
+        narrow.check_slots(self, "state_dtype", self.state_dtype)
         if self.name is None:
             self.name = signature.snake_case(type(self).__name__)
         chosen: list[Selection] = []
@@ -215,9 +227,13 @@ class Optimizer(_core.Optimizer, Elsewhere):
         """
         return self._kernel()
 
+    def _possible_kernels(self) -> tuple[str, ...]:
+        """The kernels that weights may have with these arguments."""
+        return (self._kernel(),)
+
     def _slot_like(self, slot: str, weight: Array | Like) -> Like:
-        """The `Like` of a slot of a weight."""
-        like, axis = like_of(weight), factors_of(self._rule).get(slot)
+        """The `Like` of a slot of a weight, as plain numbers."""
+        like, axis = like_of(weight).real, factors_of(self._rule).get(slot)
         return like._replace(shape=without_axis(like.shape, axis)) if axis else like
 
     def _decay_of(self, kernel: str) -> str:
@@ -233,6 +249,12 @@ class Optimizer(_core.Optimizer, Elsewhere):
     _slots = property(attrgetter("_state.slots"))
     _averages = property(attrgetter("_state.averages"))
     _accumulators = property(attrgetter("_state.accumulators"))
+    _masters = property(attrgetter("_state.masters"))
+
+    def _state_dtype_of(self, group: int) -> StateDtype:
+        """The `state_dtype` of the weights in a group (0: in none)."""
+        own = self.groups[group - 1].state_dtype if group else None
+        return self.state_dtype if own is None else own
 
     # ------------------------------------------------------------------------------- values
 
@@ -245,7 +267,8 @@ class Optimizer(_core.Optimizer, Elsewhere):
 
     @older_spellings
     def build(self, weights: Weights, *, slots: Mapping[str, Sequence[Array | None]] | None = None,
-              averages: Sequence[Array] | None = None, accumulators: Sequence[Array] | None = None) -> None:
+              averages: Sequence[Array] | None = None, accumulators: Sequence[Array] | None = None,
+              masters: Sequence[Array | None] | None = None) -> None:
         """Binds the optimizer to its weights and makes their slots.
 
         The first call of `apply` builds the optimizer if it is not built.  Build it again to move it to new
@@ -254,13 +277,15 @@ class Optimizer(_core.Optimizer, Elsewhere):
         as `jax.tree.leaves` sorts keys.
 
         Args:
-            weights: list, tuple or dict of writable float32 or float64 arrays, or nested ones.  A weight within
-                others has a name of keys and positions: "layers/0/kernel".
+            weights: list, tuple or dict of writable arrays of float32, float64, bfloat16 (of ml_dtypes) or float16, or
+                nested ones.  A weight within others has a name of keys and positions: "layers/0/kernel".
             slots: arrays that hold the state, instead of new ones: a dict of slot names to lists of arrays, one
                 per weight.  Each array is like its weight, or None if the weight has no such slot.  The
                 optimizer starts from their values.  Scratch slots may be left out.
             averages, accumulators: lists of arrays for the averages of `use_ema` and for the accumulated
-                gradients, one per weight.
+                gradients, one per weight.  They are float32 for weights of 16 bits.
+            masters: a list of arrays for the masters of weights of 16 bits, None for other weights: int16 beside
+                bfloat16, float32 beside float16.
 
         Example:
             >>> import numpy as np, optimc
@@ -269,7 +294,8 @@ class Optimizer(_core.Optimizer, Elsewhere):
             >>> opt.built
             True
         """
-        self._locked(self._move, weights, may_add=True, adopted=slots, averages=averages, accumulators=accumulators)
+        self._locked(self._move, weights, may_add=True, adopted=slots, averages=averages, accumulators=accumulators,
+                     masters=masters)
 
     def _build(self, weights: Weights, **given: Any) -> _core.Plan:
         """A plan of weights and their state.  The first step asks for it, and keeps it unless the step is refused."""
@@ -406,6 +432,26 @@ class Optimizer(_core.Optimizer, Elsewhere):
         """
         return averages.averaged([self], lambda optimizer: weights)
 
+    def reset_master(self) -> None:
+        """Makes the masters of weights of 16 bits what the weights themselves say.
+
+        Call it after other numbers were written into bfloat16 weights, as to load a model.  Without it the next step
+        adds what the old numbers lacked, less than half a last place of bfloat16.  float16 weights need no call:
+        where a weight is not its rounded master, it counts.
+
+        Example:
+            >>> import numpy as np, optimc
+            >>> w = np.ones(2, np.float16)
+            >>> opt = optimc.SGD(0.5)
+            >>> opt.build([w])
+            >>> w[...] = 3
+            >>> opt.reset_master()
+            >>> opt.apply([np.ones(2, np.float32)])
+            >>> w
+            array([2.5, 2.5], dtype=float16)
+        """
+        self._locked(narrow.reset_masters, self)
+
     # ---------------------------------------------------------------------- state and copies
 
     @property
@@ -422,7 +468,8 @@ class Optimizer(_core.Optimizer, Elsewhere):
         """The arrays that the rule keeps: read-only views by slot, and by name or position of the weight.
 
         Each read makes a new dict of views of the live arrays, which show later steps too.  The dict is empty before
-        the optimizer is built.  The docstring of the class says which slots it has.
+        the optimizer is built.  The docstring of the class says which slots it has.  Of a slot in fewer bits
+        (`state_dtype`) it has the numbers, as a float32 copy.
 
         Example:
             >>> import numpy as np, optimc
@@ -434,7 +481,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
             >>> opt.slots["v"]["kernel"]
             array([1., 4.], dtype=float32)
         """
-        return self._state.without(self._scratch_slots).views()
+        return narrow.slots_shown(self)
 
     def _given(self) -> dict[str, Any]:
         """The arguments as they were given or later set."""
@@ -477,12 +524,14 @@ class Optimizer(_core.Optimizer, Elsewhere):
         description, tensors = self._locked(copies.described, self, np.array)
         return {**description, "tensors": tensors}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], convert: bool = False) -> None:
         """Takes over a copy of a state that `state_dict` of an optimizer of this class returned.
 
         Everything is checked before anything changes.  A built optimizer keeps its weights; their shapes and
         dtypes must match the state.  Otherwise the weights of the next step must match.  Hyperparameters do
         not change.
+
+        convert: take over slots that are stored in another type than `state_dtype` asks for, rounded to it.
 
         Raises:
             CheckpointError: an entry is missing or damaged, or the state is of another class; a ValueError.
@@ -490,7 +539,7 @@ class Optimizer(_core.Optimizer, Elsewhere):
         """
         if not isinstance(state, dict) or "tensors" not in state:
             raise TypeError("state: expected what state_dict() returned; for a file, call optimc.load(path)")
-        self._locked(copies.load, self, state)
+        self._locked(copies.load, self, state, convert)
 
     def _export(self) -> tuple[Config, Tensors]:
         """The configuration and state as plain values, and a dict of the live arrays; for a checkpoint."""

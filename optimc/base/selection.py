@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from optimc import _core
-from optimc.base import setting
+from optimc.base import narrow, setting
 from optimc.base.arguments import Value, plain
 from optimc.base.names import hint, meant
 from optimc.base.rules import WHOLE
@@ -160,6 +160,8 @@ class Group:
         self._optimizer = optimizer
         self.label = label
         self._own: list[str] = []
+        self._state_dtype = narrow.check_state_dtype(f"{label}['state_dtype']", values.pop("state_dtype", None))
+        narrow.check_slots(optimizer, f"{label}['state_dtype']", self._state_dtype)
         selection = Selection.of(label, [weights] if isinstance(weights, str) else weights)
         for name in values:
             self._check(name)
@@ -174,6 +176,11 @@ class Group:
         chosen: Selection = self._optimizer._state.grouped[self._k - 1]
         return chosen
 
+    @property
+    def state_dtype(self) -> Any:
+        """The `state_dtype` of its weights; None if it is that of the optimizer."""
+        return self._state_dtype
+
     def _check(self, name: str) -> None:
         if name in WHOLE:
             raise ValueError(f"{self.label}: {name} is one value for all weights: set it on the optimizer")
@@ -186,12 +193,16 @@ class Group:
         if name not in self._own:
             self._own.append(name)
 
-    def __getitem__(self, name: str) -> float | None:
+    def __getitem__(self, name: str) -> Any:
+        if name == "state_dtype":
+            return self._optimizer.state_dtype if self._state_dtype is None else self._state_dtype
         self._check(name)
         value: float | None = self._optimizer._ask_value(self._k, self._optimizer._index[name])
         return value
 
     def __setitem__(self, name: str, value: Rate | None) -> None:
+        if name == "state_dtype":
+            raise ValueError(f"{self.label}: state_dtype cannot change once the group is made")
         self._check(name)
         self._set(name, value)
 
@@ -216,6 +227,7 @@ class Group:
     def given(self, arrays: Iterable[Any]) -> Config:
         """The group as the constructor takes it."""
         return {"weights": [*arrays, *self.selection.patterns],
+                **({} if self._state_dtype is None else {"state_dtype": self._state_dtype}),
                 **{name: self._optimizer._get_value(self._k, self._optimizer._index[name])
                    for name in self._own}}
 

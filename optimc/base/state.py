@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from optimc import _core
+from optimc.base import narrow
+from optimc.base.narrow import Place
 from optimc.base.selection import Places, Selection
-from optimc.base.storage import NAMES, Like
-from optimc.checkpoint.descriptions import ACCUMULATOR, AVERAGE, like_from
+from optimc.base.storage import FLOAT32, Like, name_of
+from optimc.checkpoint.descriptions import ACCUMULATOR, AVERAGE, MASTER, SCALES, likes_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
@@ -35,6 +38,8 @@ class State(NamedTuple):
         slots: name -> one array per weight, None for a weight without this slot.
         averages: one array per weight, or None.
         accumulators: of gradients: one array per weight, or None.
+        masters: of weights of 16 bits: one array per weight, None for one without, or None.
+        places: a `Place` per weight, or nothing for whole weights that are numbered by position.
         waiting: a bool per weight: True if gradients were accumulated since its last update.  The plan of a built
             optimizer has newer ones.
         excluded: the weights without weight decay.
@@ -46,6 +51,8 @@ class State(NamedTuple):
     slots: dict[str, Any] = {}
     averages: Any = None
     accumulators: Any = None
+    masters: Any = None
+    places: tuple[Place, ...] = ()
     waiting: tuple[bool, ...] = ()
     excluded: Selection = NOTHING_EXCLUDED
     grouped: tuple[Selection, ...] = ()
@@ -53,6 +60,10 @@ class State(NamedTuple):
     def but(self, **changes: Any) -> Self:
         """The same state with other values of these fields."""
         return self._replace(**changes)
+
+    def places_of(self, likes: Sequence[Array | Like]) -> tuple[Place, ...]:
+        """The `Place` of each weight."""
+        return self.places or tuple(Place(i, 0, like.size) for i, like in enumerate(likes))
 
     # ------------------------------------------------------------------------- selected weights
 
@@ -83,15 +94,29 @@ class State(NamedTuple):
 
     def description(self) -> Config:
         """The description of this state in a file, without its tensors."""
+        orders = "".join(like.order for like in self.likes)
         return {"names": self.names and list(self.names),
-                "shapes": [[list(like.shape), NAMES[like.dtype]] for like in self.likes],
+                "shapes": [[list(like.shape), name_of(like.dtype)] for like in self.likes],
+                **({"orders": orders} if "F" in orders and self._is_coded() else {}),
                 "waiting": list(self.waiting), "slots": list(self.slots)}
 
+    def _is_coded(self) -> bool:
+        """True if a slot is stored in 8 bits: then the order of a weight's memory decides which share a scale."""
+        return any(array is not None and array.dtype == narrow.BYTES
+                   for arrays in self.slots.values() for array in arrays)
+
     def tensors(self) -> Tensors:
-        """The live arrays by their names in a file."""
-        parts = {**self.slots, AVERAGE: self.averages or (), ACCUMULATOR: self.accumulators or ()}
-        return {f"{what}/{i}": array for what, arrays in parts.items()
-                for i, array in enumerate(arrays) if array is not None}
+        """The live arrays by their names in a file; those of 8 bits as their codes and their scales."""
+        parts = {**self.slots, AVERAGE: self.averages or (), ACCUMULATOR: self.accumulators or (),
+                 MASTER: self.masters or ()}
+        tensors = {}
+        for what, arrays in parts.items():
+            for i, array in enumerate(arrays):
+                if array is not None and array.dtype == narrow.BYTES:
+                    tensors[f"{what}/{i}"], tensors[f"{what}{SCALES}/{i}"] = narrow.split(array, self.likes[i])
+                elif array is not None:
+                    tensors[f"{what}/{i}"] = array
+        return tensors
 
     @classmethod
     def from_description(cls, description: Config, tensors: Tensors, slot_like: Callable[[str, Like], Like],
@@ -105,7 +130,7 @@ class State(NamedTuple):
         Raises:
             ValueError, KeyError, TypeError: something is missing or does not fit.  `tensors` is then unchanged.
         """
-        likes = tuple(like_from(*entry) for entry in description["shapes"])
+        likes = likes_from(description)
         names, waiting = description["names"], tuple(map(bool, description["waiting"]))
         if names is not None and (len(names) != len(likes) or not all(isinstance(name, str) for name in names)
                                   or len(set(names)) != len(names)):
@@ -116,13 +141,17 @@ class State(NamedTuple):
         expected = {**dict.fromkeys(slots, True), AVERAGE: averages, ACCUMULATOR: accumulators}
         parts = {}
         for what, wanted in expected.items():
-            parts[what] = [tensors.get(f"{what}/{i}") for i in range(len(likes))]
+            parts[what] = [_joined(tensors, what, i, like) for i, like in enumerate(likes)]
             for i, (array, like) in enumerate(zip(parts[what], likes, strict=True)):
-                _check_part(f"{what}/{i}", array, slot_like(what, like), wanted, what in slots)
-        for what, arrays in parts.items():
-            for i in range(len(arrays)):
+                plain = slot_like(what, like) if what in slots else like.real
+                _check_part(f"{what}/{i}", array, plain, wanted, what in slots)
+        masters = [tensors.get(f"{MASTER}/{i}") for i in range(len(likes))]
+        for i, (master, like) in enumerate(zip(masters, likes, strict=True)):
+            _check_master(f"{MASTER}/{i}", master, like)
+        for what in (*parts, *(f"{what}{SCALES}" for what in parts), MASTER):
+            for i in range(len(likes)):
                 tensors.pop(f"{what}/{i}", None)
-        return cls(names=names and tuple(names), likes=likes, slots={slot: parts[slot] for slot in slots},
+        return cls(masters=masters if any(master is not None for master in masters) else None, names=names and tuple(names), likes=likes, slots={slot: parts[slot] for slot in slots},
                    averages=parts[AVERAGE] if averages and likes else None,
                    accumulators=parts[ACCUMULATOR] if accumulators and likes else None, waiting=waiting)
 
@@ -130,17 +159,22 @@ class State(NamedTuple):
         """The same state without some slots."""
         return self.but(slots={slot: arrays for slot, arrays in self.slots.items() if slot not in slots})
 
-    def views(self) -> dict[str, dict[int | str, np.ndarray]]:
-        """Read-only views of the slots: slot -> name or position of each weight that has it -> array."""
+    def views(self, decoded: Callable[[str, int, Array], Array]) -> dict[str, dict[int | str, np.ndarray]]:
+        """Read-only views of the slots: slot -> name or position of each weight that has it -> array.
+
+        decoded: a function of a slot, a weight's position and an array that gives its numbers.
+        """
         keys: tuple[int | str, ...] = self.names or tuple(range(len(self.likes)))
-        return {slot: {key: _read_only(array) for key, array in zip(keys, arrays, strict=True) if array is not None}
+        return {slot: {key: _read_only(decoded(slot, i, array))
+                       for i, (key, array) in enumerate(zip(keys, arrays, strict=True)) if array is not None}
                 for slot, arrays in self.slots.items()}
 
     def mapped(self, function: Callable[[Sequence[Array | None]], list[Array | None]]) -> Self:
         """The same state with other arrays: `function` maps each list of arrays, one per weight, to a new list."""
         return self.but(slots={slot: function(arrays) for slot, arrays in self.slots.items()},
                         averages=self.averages and function(self.averages),
-                        accumulators=self.accumulators and function(self.accumulators))
+                        accumulators=self.accumulators and function(self.accumulators),
+                        masters=self.masters and function(self.masters))
 
     def copied(self) -> Self:
         """The same state with arrays of its own."""
@@ -161,6 +195,28 @@ def _check_part(name: str, array: Array | None, like: Like, expected: bool, is_s
         return
     if not expected:
         raise ValueError(f"unexpected tensor '{name}'")
-    if not like.fits(array):
+    narrower = [narrow.coded_like(like, choice) for choice in narrow.CHOICES] if is_slot else []
+    if not any(one.fits(array) for one in (like, *narrower)):
         raise ValueError(f"tensor '{name}': expected shape {like.shape} and dtype {like.dtype}, got {array.shape} "
                          f"and {array.dtype}")
+
+
+def _joined(tensors: Tensors, what: str, i: int, like: Like) -> Array | None:
+    """A slot of weight i from a file; one of 8 bits from its codes and scales, which must fit each other."""
+    name, array = f"{what}/{i}", tensors.get(f"{what}/{i}")
+    if array is None or array.dtype != narrow.BYTES:
+        return array
+    scales = tensors.get(f"{what}{SCALES}/{i}")
+    if scales is None or array.shape != like.shape or scales.dtype != narrow.SCALE \
+            or scales.shape != (-(-like.size // _core.CODE_BLOCK),):
+        raise ValueError(f"tensor '{name}': expected codes of shape {like.shape} and their scales '{what}{SCALES}/{i}'")
+    return narrow.joined(array, scales, like)
+
+
+def _check_master(name: str, master: Array | None, like: Like) -> None:
+    """Refuses a stored master that does not fit its weight."""
+    dtype = {"bfloat16": narrow.RESTS, "float16": FLOAT32}.get(name_of(like.dtype))
+    if master is not None and (dtype is None or not like._replace(dtype=dtype).fits(master)):
+        raise ValueError(f"tensor '{name}': expected a master of shape {like.shape} and "
+                         f"{'no dtype, for its weight has none' if dtype is None else dtype}, got {master.shape} and "
+                         f"{master.dtype}")

@@ -1,7 +1,7 @@
 """The storage types of weights and slots, and `Like`, the shape, dtype and order of one array.
 
-A new storage type is a row of TYPES, and one of `optimc_storage` in csrc/plan/plan.c.  Checkpoints, torch, Keras and
-MPI take their tables of types from here.
+A new storage type of weights is a row of TYPES, and one of `optimc_storage` in csrc/plan/plan.c.  Checkpoints, torch,
+Keras and MPI take their tables of types from here.  Next: narrow.py, storage in fewer bits.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from optimc import _core
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -18,25 +20,56 @@ if TYPE_CHECKING:
 
 
 class StorageType(NamedTuple):
-    """A type that weights and slots can have in memory.
+    """A type that weights can have in memory.
 
     Args:
-        dtype: of NumPy, whose name is that of the type in torch and Keras too.
+        name: of the dtype in NumPy, torch and Keras.
         file: its name in a checkpoint.
-        mpi: its name in MPI.
+        real: the dtype that a step computes in.
+        core: its number in C.
     """
 
-    dtype: np.dtype[Any]
+    name: str
     file: str
-    mpi: str
+    real: np.dtype[Any]
+    core: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy's dtype.  That of bfloat16 is of the package ml_dtypes.
+
+        Raises:
+            ImportError: it is not installed.
+        """
+        if self.name != "bfloat16":
+            return np.dtype(self.name)
+        try:
+            import ml_dtypes  # an extra: NumPy has no bfloat16
+        except ImportError:
+            raise ImportError("bfloat16 weights need ml_dtypes: pip install ml_dtypes") from None
+        return np.dtype(ml_dtypes.bfloat16)
 
 
-TYPES = {stored.dtype.name: stored for stored in (
-    StorageType(np.dtype(np.float32), "F32", "FLOAT"),
-    StorageType(np.dtype(np.float64), "F64", "DOUBLE"),
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+TYPES = {stored.name: stored for stored in (
+    StorageType("float32", "F32", FLOAT32, _core.TYPE_F32),
+    StorageType("float64", "F64", FLOAT64, _core.TYPE_F64),
+    StorageType("bfloat16", "BF16", FLOAT32, _core.TYPE_BF16),
+    StorageType("float16", "F16", FLOAT32, _core.TYPE_F16),
 )}
-NAMES = {stored.dtype: name for name, stored in TYPES.items()}      # NumPy imports to name a dtype: too late at exit
-IN_WORDS = " or ".join(TYPES)               # for messages
+#: NumPy imports to name a dtype, which is too late at exit: the names of those seen
+_names = {np.dtype(name): name for name in TYPES if name != "bfloat16"}
+IN_WORDS = f"{', '.join([*TYPES][:-1])} or {[*TYPES][-1]}"      # for messages
+
+
+def name_of(dtype: np.dtype[Any]) -> str:
+    """The name of the dtype of a weight, a key of TYPES."""
+    return _names.setdefault(dtype, dtype.name)
+
+
+def type_of(dtype: np.dtype[Any]) -> StorageType:
+    """The storage type of a weight of this dtype."""
+    return TYPES[name_of(dtype)]
 
 
 class Like(NamedTuple):
@@ -71,6 +104,11 @@ class Like(NamedTuple):
     @property
     def flags(self) -> Like:
         return self                         # like an array's: kernels are chosen by flags.c_contiguous
+
+    @property
+    def real(self) -> Like:
+        """The same in the type that a step computes in."""
+        return self._replace(dtype=type_of(self.dtype).real)
 
     def fits(self, other: Array | Like) -> bool:
         """True if an array has this shape and dtype."""

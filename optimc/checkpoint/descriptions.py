@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from optimc._types import Config
 
 #: the names of averages and accumulators, which stand beside the names of slots
-AVERAGE, ACCUMULATOR = "ema_average", "gradient_accumulator"
+AVERAGE, ACCUMULATOR, MASTER = "ema_average", "gradient_accumulator", "master_weight"
+#: the end of the name of the scales that stand beside the codes of a slot
+SCALES = ".scale"
 
 
 def encode(description: Config) -> str:
@@ -31,6 +33,13 @@ def weights_part(description: Config) -> Config:
 
 def like_from(shape: Iterable[int], dtype: str, order: Literal["C", "F"] = "C") -> storage.Like:
     """The `Like` of a weight from a description.  The text of the dtype never reaches NumPy's parser."""
-    if dtype not in storage.TYPES or not all(type(n) is int and n >= 0 for n in shape):
+    if dtype not in storage.TYPES or order not in ("C", "F") or not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError(f"shapes: expected sizes and {storage.IN_WORDS}, got {shape!r:.80} and {dtype!r:.80}")
     return storage.Like(tuple(shape), storage.TYPES[dtype].dtype, order)
+
+
+def likes_from(description: Config) -> tuple[storage.Like, ...]:
+    """The `Like` of each weight in the description of a state."""
+    shapes = description["shapes"]
+    return tuple(like_from(*entry, order) for entry, order in zip(
+        shapes, description.get("orders") or "C" * len(shapes), strict=True))

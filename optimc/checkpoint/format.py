@@ -21,8 +21,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optimc.base import storage
-
 try:
     import fcntl
 except ImportError:                         # Windows: leftovers are not swept there
@@ -39,11 +37,13 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
     Entries = dict[str, tuple[np.dtype[Any], Shape, int, int]]
 
-VERSION = 2
+VERSION = 3
 MOST_HEADER = 100 << 20                     # bytes; the limit of the safetensors format
 BLOCK = 8 << 20                             # bytes written or read at a time
 WORTH_WATCHING = 256 << 20                  # bytes from which progress is shown on a terminal
-DTYPES = {stored.file: stored.dtype.newbyteorder("<") for stored in storage.TYPES.values()}
+#: those of slots, averages and accumulators; the upper half of a float32 is a uint16 in memory
+PLAIN_DTYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+DTYPES = {**PLAIN_DTYPES, "BF16": np.dtype("<u2"), "U8": np.dtype("u1"), "I16": np.dtype("<i2")}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 NO_CHECKSUM = "0" * 8
 MOST_NAME = 255                             # bytes of a file name that every system allows
@@ -62,7 +62,7 @@ def write(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str])
 
     Args:
         path: of the file.  An existing file keeps its permissions.  A symbolic link stays; its target is written.
-        tensors: dict of names to arrays of float32 or float64, in the order of the file.
+        tensors: dict of names to arrays of the types in DTYPES, in the order of the file.
         metadata: dict of str to str.
 
     Raises:
@@ -159,7 +159,8 @@ def _header(tensors: Mapping[str, Array], flat: dict[str, Bytes], metadata: Mapp
                          "data_offsets": [start, end]}
         start = end
     checksums = {name: f"{crc:08x}" for name, crc in zip(flat, _checksums([*flat.values()]), strict=True)}
-    metadata = {"format": "optimc", "format_version": str(VERSION), **metadata,
+    version = VERSION - all(entry["dtype"] in PLAIN_DTYPES for entry in entries.values())
+    metadata = {"format": "optimc", "format_version": str(version), **metadata,
                 "checksums": json.dumps(checksums, separators=(",", ":")), "header_checksum": NO_CHECKSUM}
     text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -54,6 +54,8 @@ def random_numbers(seed, number, t, part, n, first=0):
     x = index.astype(np.uint32) * 0x9e3779b9 + key.astype(np.uint32)
     x ^= x >> 16
     x += (key >> 32).astype(np.uint32)
+    x *= 0x7feb352d
+    x ^= x >> 15
     x *= 0x846ca68b
     x ^= x >> 16
     return np.where(j < 128, x & 0xffff, x >> 16).astype(np.uint16)

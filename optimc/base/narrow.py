@@ -1,0 +1,213 @@
+"""Storage in fewer bits: which slots have it, and whole arrays decoded and encoded.
+
+A slot is stored as float numbers, as the upper halves of float32 in an array of uint16 (`"bfloat16"`), or in 8 bits
+(`"int8"`): a vector of bytes with the codes in the order of the weight's memory and a float32 scale for 256 of them.
+A weight of bfloat16 or float16 has a master: the int16 that a float32 has more than a bfloat16, or the float32.
+
+csrc/kernels/codecs.inc defines the codes, and docs/explain/narrow-storage.md says why they are so.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from optimc import _core
+from optimc.base.names import hint
+from optimc.base.rules import slots_of
+from optimc.base.storage import FLOAT32, Like, like_of, name_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from optimc._types import Array
+    from optimc.base.optimizer import Optimizer
+
+#: weights with fewer elements keep float32 slots under state_dtype="int8", as users of 8-bit optimizers expect
+LEAST_INT8 = 4096
+CHOICES = ("bfloat16", "int8")
+HALVES, BYTES, RESTS = np.dtype(np.uint16), np.dtype(np.uint8), np.dtype(np.int16)
+CODECS = {
+    (HALVES, _core.NEAREST): _core.CODEC_BF16, (HALVES, _core.RANDOM): _core.CODEC_BF16_RANDOM,
+    (BYTES, _core.NEAREST): _core.CODEC_S8, (BYTES, _core.RANDOM): _core.CODEC_U8_RANDOM,
+}
+SCALE = np.dtype(np.float32)
+
+
+class Place(NamedTuple):
+    """Which weight it is, for the random numbers of its codes, and where a part of a weight begins in the whole.
+
+    Args:
+        number: of the weight.
+        begin: its first element in the whole weight.
+        size: elements of the whole weight.
+    """
+
+    number: int
+    begin: int
+    size: int
+
+
+# --------------------------------------------------------------------------------------- choosing
+
+def check_state_dtype(name: str, value: object) -> Any:
+    """The `check` of `state_dtype`: None, a word, or a dict of slots to them."""
+    given = value if isinstance(value, dict) else {name: value}
+    for slot, choice in given.items():
+        if choice is not None and choice not in (("float32", *CHOICES) if given is value else CHOICES):
+            label = f"{name}[{slot!r}]" if given is value else name
+            raise ValueError(f"{label} must be None, 'bfloat16' or 'int8', got {choice!r}")
+    return dict(value) if isinstance(value, dict) else value
+
+
+def check_slots(optimizer: Optimizer, name: str, value: str | Mapping[str, str | None] | None) -> None:
+    """Refuses a `state_dtype` for slots that the optimizer does not have, or that must keep their bits."""
+    kernels = optimizer._possible_kernels()
+    slots = {slot: (kernel, k) for kernel in kernels for slot, k in slots_of(kernel).items()
+             if slot not in optimizer._scratch_slots}
+    cls = type(optimizer).__name__
+    if isinstance(value, dict):
+        for slot, choice in value.items():
+            if slot not in slots:
+                raise ValueError(f"{name}: {cls} keeps no slot {slot!r}{hint(slot, slots)}: it has "
+                                 f"{', '.join(map(repr, slots)) or 'none'}")
+            _check_rounding(cls, f"{name}[{slot!r}]", slot, choice, slots)
+    for slot in slots if isinstance(value, str) else ():
+        _check_rounding(cls, name, slot, value, slots)
+
+
+def _check_rounding(cls: str, label: str, slot: str, choice: object,
+                    slots: Mapping[str, tuple[str, int]]) -> None:
+    if choice not in CHOICES or _rounding(*slots[slot]) != _core.EXACT:
+        return
+    others = {other: choice for other in slots if _rounding(*slots[other]) != _core.EXACT}
+    advice = f": pass state_dtype={others}" if others and "[" not in label else ""
+    raise ValueError(f"{label}: the slot {slot!r} of {cls} must stay float32{advice}")
+
+
+def _rounding(kernel: str, k: int) -> int:
+    """How slot number k of a kernel may be rounded: EXACT, NEAREST or RANDOM."""
+    return _core.roundings[kernel][k]
+
+
+def codec_of(kernel: str, k: int, array: Array | Like) -> int | None:
+    """The codec of an array that is slot number k of a kernel; None if it holds plain numbers."""
+    return CODECS.get((array.dtype, _rounding(kernel, k)))
+
+
+def slot_like(optimizer: Optimizer, kernel: str, slot: str, weight: Array | Like, place: Place, group: int) -> Like:
+    """The `Like` of the array in which a slot of a weight in a group is stored."""
+    plain = optimizer._slot_like(slot, weight)
+    choice = optimizer._state_dtype_of(group)
+    by_slot = isinstance(choice, dict)
+    choice = choice.get(slot) if by_slot else choice
+    if choice not in CHOICES or slot in optimizer._scratch_slots:
+        return plain
+    if _rounding(kernel, slots_of(kernel)[slot]) == _core.EXACT:
+        check_slots(optimizer, "state_dtype", {slot: choice})
+    if choice == "int8" and not by_slot and place.size < LEAST_INT8:
+        return plain
+    return coded_like(plain, choice)
+
+
+def coded_like(plain: Like, choice: str) -> Like:
+    """The `Like` of a slot that is stored in a narrow type, from that of its plain numbers."""
+    if choice == "bfloat16":
+        return plain._replace(dtype=HALVES)
+    return Like((_core.coded_size(plain.size),), BYTES)
+
+
+def master_like(optimizer: Optimizer, weight: Array | Like, label: str) -> Like | None:
+    """The `Like` of the master of a weight; None if it has none."""
+    like = like_of(weight)
+    name = name_of(like.dtype)
+    if name == "float16" and not optimizer.master_weights:
+        raise ValueError(f"{label}: float16 weights need a master, and only bfloat16 weights can be rounded at random "
+                         "instead: pass master_weights=True")
+    if name not in ("bfloat16", "float16") or not optimizer.master_weights:
+        return None
+    return like._replace(dtype=RESTS if name == "bfloat16" else FLOAT32)
+
+
+# ------------------------------------------------------------------------------ whole arrays
+
+def decoded(codec: int, codes: Array, plain: Like, master: Array | None = None) -> Array:
+    """The numbers in an array of codes, as a new array of float32 of the shape and order of `plain`."""
+    numbers = np.empty(plain.shape, FLOAT32, plain.order)
+    _core.decode(codec, codes, master, numbers)
+    return numbers
+
+
+def encode(codec: int, numbers: Any, plain: Like, codes: Array, key: int = 0, begin: int = 0,
+           master: Array | None = None) -> None:
+    """Encodes numbers, which are broadcast to the shape of `plain`, into an array of codes."""
+    flat = np.empty(plain.shape, FLOAT32, plain.order)
+    flat[...] = numbers
+    _core.encode(codec, flat, codes, master, key, begin)
+
+
+def weight_codec(weight: Array | Like, master: Array | None) -> int | None:
+    """The codec of a weight; None if it holds plain numbers."""
+    if name_of(weight.dtype) == "bfloat16":
+        return int(_core.CODEC_BF16_RANDOM if master is None else _core.CODEC_SPLIT)
+    return _core.CODEC_HALF if name_of(weight.dtype) == "float16" else None
+
+
+def exact(weight: Array, master: Array | None) -> Array:
+    """The float32 numbers of a weight: those of its master, if it has one; a new array."""
+    codec = weight_codec(weight, master)
+    return np.array(weight) if codec is None else decoded(codec, weight, like_of(weight).real, master)
+
+
+# --------------------------------------------------------------------------- codes in files
+
+def split(coded: Array, like: Like) -> tuple[Array, Array]:
+    """The codes of a slot in 8 bits, in the shape of its weight, and its scales: two views."""
+    n = like.size
+    scales = -(-n // _core.CODE_BLOCK)
+    codes = coded[:n].reshape(like.shape, order=like.order)
+    return codes, coded[len(coded) - scales * SCALE.itemsize:].view(SCALE)
+
+
+def joined(codes: Array, scales: Array, like: Like) -> Array:
+    """The slot of which `split` gave the parts; a new array."""
+    coded = np.zeros(_core.coded_size(like.size), BYTES)
+    to_codes, to_scales = split(coded, like)
+    to_codes[...], to_scales[...] = codes, scales
+    return coded
+
+
+def cut(coded: Array, like: Like, low: int, high: int) -> Array:
+    """Elements low .. high - 1 of a slot in 8 bits, as a slot of their own; `low` begins a block."""
+    flat = like._replace(shape=(like.size,))
+    codes, scales = split(coded, flat)
+    first, last = low // _core.CODE_BLOCK, -(-high // _core.CODE_BLOCK)
+    return joined(codes[low:high], scales[first:last], Like((high - low,), like.dtype))
+
+
+def name_of_storage(array: Array) -> str:
+    """The storage of a slot in words, for messages."""
+    return {HALVES: "bfloat16", BYTES: "int8"}.get(array.dtype) or name_of(array.dtype)
+
+
+# ------------------------------------------------------------------- what an optimizer holds
+
+def slots_shown(optimizer: Optimizer) -> dict[str, dict[int | str, Array]]:
+    """What `Optimizer.slots` gives."""
+    state = optimizer._state.without(optimizer._scratch_slots)
+    names = state.names
+    kernels = optimizer._kernels(names, state.likes) if state.likes else []
+
+    def numbers(slot: str, i: int, array: Array) -> Array:
+        codec = codec_of(kernels[i], slots_of(kernels[i])[slot], array)
+        return array if codec is None else decoded(codec, array, optimizer._slot_like(slot, state.likes[i]))
+
+    return state.views(numbers)
+
+
+def reset_masters(optimizer: Optimizer) -> None:
+    """What `Optimizer.reset_master` does, called through `_locked`."""
+    for weight, master in zip(optimizer._weights or (), optimizer._masters or (), strict=False):
+        if master is not None:
+            master[...] = weight if master.dtype == FLOAT32 else 0
