@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from optimc import _core
+from optimc.base import narrow
 from optimc.base.arguments import HIGH_OPEN, Option, Value, count, fraction, patterns, real
 from optimc.base.optimizer import Optimizer
 from optimc.base.spellings import older_spellings
@@ -125,8 +126,8 @@ class Muon(Optimizer):
             for i, update in enumerate(self._slots.get("update", ())):
                 if update is None or not self._plan.pull(i, update):
                     continue
-                momentum = self._value_of(i, index)
-                lane, m, room = update.dtype.type, self._slots["m"][i], self._room_for(update)
+                momentum, m = self._value_of(i, index), narrow.slot_numbers(self, "muon", "m", i)
+                lane, room = update.dtype.type, self._room_for(update)
                 y = np.multiply(m, lane(momentum - 1), out=room.y)
                 y += update
                 y += m

@@ -7,6 +7,7 @@ import math
 
 from optimc import registry
 from optimc._core import warn
+from optimc.base import narrow
 from optimc.base.arguments import HIGH_OPEN, LOW_OPEN, Option, Value, at_least_zero, cautious, fraction, real
 from optimc.base.optimizer import Optimizer
 
@@ -461,7 +462,7 @@ class ScheduleFreeAdamW(Optimizer):
             return super()._evaluation_weights(weights)
         beta_1 = self.beta_1
         return [(w - (1 - w.dtype.type(beta_1)) * z) / w.dtype.type(beta_1)
-                for w, z in zip(weights, self._slots["z"], strict=True)]
+                for w, z in zip(narrow.exact_weights(self), self._slots["z"], strict=True)]
 
 
 class RAdam(Optimizer):

@@ -18,8 +18,8 @@
 #error "optimc needs float arithmetic in float (on 32-bit x86: -msse2 -mfpmath=sse)"
 #endif
 
-/* Element types.  Kernels compute in the first two, the real types; gradients may have any of the floats.  The integers
-   after them hold codes of numbers: see codecs.inc. */
+/* Element types.  Kernels compute in the first two, the real types; gradients may have any of the floats.  The
+   integers after them hold codes of numbers: see codecs.inc. */
 enum type { TYPE_F32, TYPE_F64, TYPE_F16, TYPE_BF16, TYPE_LONG_DOUBLE, FLOAT_TYPES, TYPE_U8 = FLOAT_TYPES, TYPE_I16,
     TYPE_U16, TYPE_OTHER };
 
@@ -48,7 +48,8 @@ enum { MAX_SLOTS = 4, MAX_HYPERS = 8, MAX_COEFS = 12, MAX_SCALARS = 2, MAX_SUMS 
      STAGE_BLOCK   when a gradient of the real type is prepared in scratch; with fewer, they do
      AVERAGE_BLOCK of a weight that are updated before their average is, which reads them from the core's cache
      SUM_BLOCK     in one block of a sum, in SUM_LANES lanes: these two fix the bits of every norm */
-enum { CODE_BLOCK = 256, SUB_BLOCK = 256, STAGE_BLOCK = 1024, AVERAGE_BLOCK = 2048, SUM_LANES = 16, SUM_BLOCK = 2048 };
+enum { CODE_BLOCK = 256, SUB_BLOCK = 256, STAGE_BLOCK = 1024, AVERAGE_BLOCK = 2048, SUM_LANES = 16,
+    SUM_BLOCK = 2048 };
 
 /* The hyperparameters that every optimizer has, in the order in which Python passes them; those of the rule follow.
    NaN disables an option. */
@@ -117,6 +118,18 @@ struct coder {
 /* Writes the random numbers of elements begin .. begin + n - 1, a block or less, under a key; see codecs.inc. */
 typedef void random_numbers(uint64_t key, uint64_t begin, size_t n, uint16_t *to);
 
+/* A loop that reads and writes codes itself: `parts` are the weight and slots 0 and 1, numbers or codes, and `keys`
+   has a key for each; the first element is element `begin` of its weight.  Of 8 bits, that begins a block. */
+enum { FUSED_PARTS = 3 };
+typedef void fused_run(size_t n, const void *gradient, const struct coded parts[FUSED_PARTS],
+    const struct row_f32 *row, const uint64_t keys[FUSED_PARTS], uint64_t begin);
+struct fused {
+    enum kernel kernel;
+    enum type gradient;                     /* TYPE_F32 or TYPE_BF16 */
+    enum codec codecs[FUSED_PARTS];
+    fused_run *run;
+};
+
 /* One ISA: its name and what is compiled for it. */
 struct isa {
     const char *name;
@@ -124,6 +137,7 @@ struct isa {
     struct table_f64 f64;
     const struct coder *coders;             /* by enum codec */
     random_numbers *random_numbers;
+    const struct fused *fused;              /* ends with a row whose run is NULL */
 };
 
 #endif

@@ -42,13 +42,26 @@ struct coded optimc_coded_at(const struct weight *weight, const struct array *ar
 
 enum codec optimc_weight_codec(enum type type, int has_master)
 {
-    return type == TYPE_F16 ? CODEC_HALF : type != TYPE_BF16 ? NO_CODEC : has_master ? CODEC_SPLIT : CODEC_BF16_RANDOM;
+    return type == TYPE_F16 ? CODEC_HALF : type != TYPE_BF16 ? NO_CODEC
+        : has_master ? CODEC_SPLIT : CODEC_BF16_RANDOM;
 }
 
 enum codec optimc_slot_codec(enum type type, enum rounding rounding)
 {
     return type == TYPE_U16 ? (rounding == RANDOM ? CODEC_BF16_RANDOM : CODEC_BF16)
         : type == TYPE_U8 ? (rounding == RANDOM ? CODEC_U8_RANDOM : CODEC_S8) : NO_CODEC;
+}
+
+const struct fused *optimc_fused(const struct isa *isa, const struct weight *weight, enum type gradient)
+{
+    const struct fused *fused = isa->fused;
+    const int others = weight->slots[2].data || weight->slots[3].data || weight->real_type != TYPE_F32;
+    for (; fused->run && !others; fused++)
+        if (fused->kernel == weight->kernel && fused->gradient == gradient
+            && fused->codecs[0] == weight->self.codec && fused->codecs[1] == weight->slots[0].codec
+            && fused->codecs[2] == weight->slots[1].codec)
+            return fused;
+    return NULL;
 }
 
 uint64_t optimc_random_key(uint64_t seed, uint64_t number, int64_t t, int part)

@@ -19,6 +19,7 @@ struct array {
 struct weight {
     struct array self;
     const char *gradient;                   /* of this step, if the kernel can read it as it is */
+    const char *half_gradient;              /* of this step, if it is bfloat16 and lies as the weight does */
     uint64_t seen, taken;                   /* the last step that named it; the last with a gradient for it */
     size_t size, row;                       /* elements; the index of its row */
     const char *clear_low, *clear_high;     /* a gradient that is known to overlap nothing */
@@ -29,6 +30,7 @@ struct weight {
     int variant;                            /* the flags of its kernel */
     int waiting;                            /* its accumulator holds gradients since its last update */
     int coded;                              /* it or a slot has a codec */
+    const struct fused *fused, *fused_half; /* loops for its codes, and those of such a gradient; or NULL */
     uint64_t number, begin;                 /* as in struct binding */
     struct array slots[MAX_SLOTS], average, accumulator, master;
     struct source source;                   /* of this step, if its gradient must be converted */
@@ -144,8 +146,11 @@ enum fault optimc_part_check(const struct weight *weight, const struct view *vie
 enum codec optimc_weight_codec(enum type type, int has_master);
 enum codec optimc_slot_codec(enum type type, enum rounding rounding);
 
-/* The codes of element i of a weight or of one of its slots, and what belongs to them.  Of 8 bits, i lies in the block
-   that is meant. */
+/* The loop for a weight with gradients of this type, NULL if there is none. */
+const struct fused *optimc_fused(const struct isa *isa, const struct weight *weight, enum type gradient);
+
+/* The codes of element i of a weight or of one of its slots, and what belongs to them.  Of 8 bits, i lies in the
+   block that is meant. */
 struct coded optimc_coded_at(const struct weight *weight, const struct array *array, size_t i);
 
 /* 1 if a codec rounds at random. */

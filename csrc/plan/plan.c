@@ -305,6 +305,8 @@ static enum fault cut(struct plan *plan)
     for (size_t i = 0; i < plan->n_weights; i++) {
         struct weight *weight = &plan->weights[i];
         total += weight->size;
+        weight->fused = optimc_fused(plan->isa, weight, TYPE_F32);
+        weight->fused_half = optimc_fused(plan->isa, weight, TYPE_BF16);
         weight->first = of_type[weight->self.type];
         of_type[weight->self.type] += weight->size;
         weight->first_block = n_blocks;

@@ -172,7 +172,7 @@ int optimc_plan_takes(struct plan *plan, const struct request *request, size_t i
 void optimc_plan_gradient(struct plan *plan, const struct request *request, size_t index, size_t begin,
     size_t end, void *to);
 
-/* 1 if a view can hold the gradient of a weight in its real type: as the weight lies, or as a vector of any length. */
+/* 1 if a view can hold the gradient of a weight in its real type: as the weight lies, or as a vector. */
 int optimc_plan_holds_gradient(const struct plan *plan, size_t index, const struct view *view, int vector);
 
 size_t optimc_plan_size(const struct plan *plan, size_t index);     /* elements of a weight */

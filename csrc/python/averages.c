@@ -31,8 +31,6 @@ struct exchange {
     PyObject *weights, *values, *shown, *kept;  /* shown holds the weights; kept is memory for it, or NULL */
 };
 
-/* ------------------------------------------------------------------------------ copies - */
-
 static void copy_all(PyObject *to, PyObject *from)
 {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(to); i++) {
@@ -100,12 +98,17 @@ static PyObject *new_like_all(PyObject *arrays)
 /* Makes the tuples of an exchange: 0 or -1. */
 static int lay_out(Averaged *self, Optimizer *optimizer, PyObject *averages, int keep, struct exchange *exchange)
 {
-    PyObject *weights = exchange->weights = Py_NewRef(optimizer->plan->weights);
-    const Py_ssize_t n = PyTuple_GET_SIZE(weights), given = PyTuple_GET_SIZE(averages);
-    if (given != n) {
-        PyErr_Format(PyExc_ValueError, "averages: expected %zd arrays, one per weight, got %zd", n, given);
+    const Py_ssize_t own = PyTuple_GET_SIZE(optimizer->plan->weights), given = PyTuple_GET_SIZE(averages);
+    const Py_ssize_t masters = keep ? 0 : (given - own) / 2, n = own + masters;
+    if (masters < 0 || given != own + 2 * masters) {
+        PyErr_Format(PyExc_ValueError, "averages: expected %zd arrays, one per weight, got %zd", own, given);
         return -1;
     }
+    PyObject *targets = PyTuple_GetSlice(averages, own, n);
+    PyObject *weights = exchange->weights = targets ? PySequence_Concat(optimizer->plan->weights, targets) : NULL;
+    Py_XDECREF(targets);
+    if (!weights)
+        return -1;
     exchange->shown = keep ? Py_NewRef(self->whole ? self->whole : weights) : NULL;
     exchange->kept = keep ? new_like_all(exchange->shown) : NULL;
     exchange->values = PyTuple_New(n);
@@ -113,7 +116,8 @@ static int lay_out(Averaged *self, Optimizer *optimizer, PyObject *averages, int
         return -1;
     for (Py_ssize_t i = 0; i < n; i++) {
         PyArrayObject *weight = (PyArrayObject *)PyTuple_GET_ITEM(weights, i);
-        PyTuple_SET_ITEM(exchange->values, i, laid_out_like(PyTuple_GET_ITEM(averages, i), weight));
+        PyTuple_SET_ITEM(exchange->values, i, laid_out_like(
+            PyTuple_GET_ITEM(averages, i < own ? i : i + masters), weight));
         if (!PyTuple_GET_ITEM(exchange->values, i))
             return -1;
     }
@@ -137,8 +141,6 @@ static int prepare(Averaged *self, Optimizer *optimizer, int keep, struct exchan
     Py_DECREF(averages);
     return failed ? -1 : 0;
 }
-
-/* ------------------------------------------------------------------------- in and out - */
 
 static Optimizer *showing;              /* those whose weights hold their averages: a list of borrowed references */
 
@@ -343,8 +345,6 @@ static void leave(Averaged *self)
     PyErr_Restore(type, value, traceback);
 }
 
-/* ---------------------------------------------------------------------------- the type - */
-
 static PyObject *averaged_enter(Averaged *self, PyObject *Py_UNUSED(ignored))
 {
     return begin(self, 1) ? NULL : Py_NewRef(Py_None);
@@ -361,7 +361,8 @@ static PyObject *averaged_exit(Averaged *self, PyObject *const *Py_UNUSED(args),
 }
 
 PyDoc_STRVAR(finalize_doc, "finalize($self, /)\n--\n\n"
-"Puts the averages into the weights for good.");
+"Puts the averages into the weights for good.  After them, averages_of may give masters of weights, and then a new\n"
+"value for each.");
 
 static PyObject *averaged_finalize(Averaged *self, PyObject *Py_UNUSED(ignored))
 {

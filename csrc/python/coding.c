@@ -1,6 +1,6 @@
 /* coding.c - whole arrays decoded and encoded, for Python: initial values, views, loading, averages.
 
-   A step does not come here: plan/coded.inc runs its codes.  optimc/base/codes.py calls these functions. */
+   A step does not come here: plan/coded.inc runs its codes.  optimc/base/narrow.py calls these functions. */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 
@@ -63,8 +63,8 @@ static PyObject *core_decode(PyObject *module, PyObject *args)
 }
 
 PyDoc_STRVAR(encode_doc, "encode($module, codec, numbers, codes, master, key, begin, /)\n--\n\n"
-"Encodes float32 `numbers` into an array.  `key` and `begin`, the place of the first in its weight, choose the random\n"
-"numbers by which they are rounded, if they are.");
+"Encodes float32 `numbers` into an array.  `key` and `begin`, the place of the first in its weight, choose the\n"
+"random numbers by which they are rounded, if they are.");
 
 static PyObject *core_encode(PyObject *module, PyObject *args)
 {

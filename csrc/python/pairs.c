@@ -155,8 +155,8 @@ static PyObject *weights_of_tree(PyObject *tree)
     int failed = 0;
     for (Py_ssize_t i = 0; !failed && i < PyTuple_GET_SIZE(leaves.weights); i++) {
         struct view view;
-        failed = optimc_look_writable(PyTuple_GET_ITEM(leaves.weights, i), optimc_label("weights", leaves.names, i), PART_WEIGHT,
-            &view);
+        failed = optimc_look_writable(PyTuple_GET_ITEM(leaves.weights, i), optimc_label("weights", leaves.names, i),
+            PART_WEIGHT, &view);
     }
     PyObject *result = failed ? NULL : PyTuple_Pack(2, leaves.names, leaves.weights);
     optimc_drop_leaves(&leaves);

@@ -67,23 +67,24 @@ static int add_to_core(Plan *self, const struct given *given, struct binding *bi
     if (!fault)
         return 0;
     PyObject *wrong = where == PART_AVERAGE ? given->average : where == PART_ACCUMULATOR ? given->accumulator
-        : where == PART_MASTER ? given->master : where < 0 ? given->weight : where < n_slots ? PyTuple_GET_ITEM(given->slots, where) : Py_None;
+        : where == PART_MASTER ? given->master : where < 0 ? given->weight
+        : where < n_slots ? PyTuple_GET_ITEM(given->slots, where) : Py_None;
     if (wrong == Py_None)
         return optimc_refuse_kind("%U: expected an array, got %S", label_of(given, where), wrong);
     return optimc_refuse_weight(fault, label_of(given, where), (PyArrayObject *)wrong,
         (PyArrayObject *)given->weight);
 }
 
-const char optimc_plan_add_doc[] = PyDoc_STR("add($self, weight, *, kernel, slot_names, slots, name=None, average=None, accumulator=None,\n"
-"    master=None, decay=-1, factor=1.0, group=0, waiting=False, number=-1, begin=0)\n--\n\n"
+const char optimc_plan_add_doc[] = PyDoc_STR("add($self, weight, *, kernel, slot_names, slots, name=None,\n"
+"    average=None, accumulator=None, master=None, decay=-1, factor=1.0, group=0, waiting=False, number=-1, begin=0)\n--\n\n"
 "Adds the next weight.\n\n"
 "Args:\n"
 "    kernel: its number.\n"
 "    slot_names, slots: tuples in the order of the rule; None for a slot that the kernel does not keep.\n"
 "    name: a str, for all weights or for none.\n"
 "    average, accumulator: arrays, or None.\n"
-"    master: of a bfloat16 or float16 weight, an array of int16 or float32; None for a bfloat16 weight is rounded at\n"
-"        random itself.\n"
+"    master: of a bfloat16 or float16 weight, an array of int16 or float32.  Without one, bfloat16 is rounded at\n"
+"        random.\n"
 "    decay: the number of the value that is its weight decay; -1: none is.\n"
 "    factor: what coefficients depend on beside the values.\n"
 "    group: the number of its group.\n"

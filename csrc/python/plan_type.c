@@ -5,8 +5,8 @@
    it never looks into.  One optimizer at a time holds it: see bind.c.
 
    A plan that no optimizer holds can match gradients and read them, for weights that are stepped elsewhere
-   (optimc/mpi/).  It has no lock: see to it that one thread at a time uses it.  Next: plan_add.c, which adds a weight, and
-   match.c. */
+   (optimc/mpi/).  It has no lock: see to it that one thread at a time uses it.  Next: plan_add.c, which
+   adds a weight, and match.c. */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 
@@ -212,8 +212,8 @@ static PyObject *plan_survey(Plan *self, PyObject *Py_UNUSED(ignored))
 
 PyDoc_STRVAR(pull_doc, "pull($self, index, to, begin=-1, /)\n--\n\n"
 "Of the step in progress: writes the gradient of a weight, as its kernel will see it, into an array like the\n"
-"weight, float32 for a weight of 16 bits; or, from element `begin` in the order of the weight's memory, into a vector.  False if the weight has none\n"
-"in this step.");
+"weight, float32 for a weight of 16 bits; or, from element `begin` in the order of the weight's memory, into a\n"
+"vector.  False if the weight has none in this step.");
 
 static PyObject *plan_pull(Plan *self, PyObject *args)
 {

@@ -44,7 +44,8 @@ static inline void optimc_look(PyArrayObject *array, struct view *view)
     view->writeable = (flags & NPY_ARRAY_WRITEABLE) != 0;
 }
 
-/* Looks at an array that a step will write to, as this part of a weight; an error names `entry`, which is released. */
+/* Looks at an array that a step will write to, as this part of a weight; an error names `entry`, which is
+   released. */
 int optimc_look_writable(PyObject *object, PyObject *entry, int part, struct view *view);
 
 /* Fills a view of a tensor of `ndim` axes, which are put in `order` (a tuple, or None for as they are); its shape and

@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from optimc import _core
+from optimc.base import narrow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -48,8 +49,7 @@ def finalize(optimizers: Iterable[Optimizer], params_of: Callable[[Optimizer], W
     """Copies the averages of `use_ema` into the weights of these optimizers."""
     for optimizer in optimizers:
         bound(optimizer._weights, params_of(optimizer))
-    _core.Averaged([optimizer for optimizer in optimizers if optimizer.use_ema],
-                   lambda optimizer: optimizer._averages).finalize()
+    _core.Averaged([optimizer for optimizer in optimizers if optimizer.use_ema], narrow.finalizing).finalize()
 
 
 def averaged(optimizers: Iterable[Optimizer], params_of: Callable[[Optimizer], Weights | None] = _everything,

@@ -182,8 +182,8 @@ class Making(NamedTuple):
                 return
             if old_codec != codec and not self.convert:
                 raise ValueError(
-                    f"{self._label(i)}: the slot {slot!r} is stored as {narrow.name_of_storage(held)}, and state_dtype "
-                    f"asks for {narrow.name_of_storage(array)}: pass convert=True to round it")
+                    f"{self._label(i)}: the slot {slot!r} is stored as {narrow.name_of_storage(held)}, and "
+                    f"state_dtype asks for {narrow.name_of_storage(array)}: pass convert=True to round it")
             value = held if old_codec is None else narrow.decoded(old_codec, held, old_plain)
         else:
             value = self.optimizer._initial(slot, self.weights[i], self.groups[i])
@@ -191,7 +191,8 @@ class Making(NamedTuple):
             array[...] = value
             return
         place, t = self.places[i], self.optimizer.iterations
-        narrow.encode(codec, value, plain, array, _core.random_key(self.optimizer.seed, place.number, t, k), place.begin)
+        key = _core.random_key(self.optimizer.seed, place.number, t, k)
+        narrow.encode(codec, value, plain, array, key, place.begin)
 
     def _label(self, i: int) -> str:
         return f"weights[{self.names[i] if self.names else i!r}]"

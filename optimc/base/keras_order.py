@@ -21,8 +21,9 @@ def variables_of(optimizer: Optimizer) -> list[Array]:
     """What `Optimizer.variables` gives."""
     rate = [] if callable(optimizer._get_value(0, 0)) else [np.array(optimizer.learning_rate)]
     slots = optimizer._slots
+    masters = [master for master in optimizer._masters or () if master is not None]
     return [np.array(optimizer.iterations), *rate, *(optimizer._averages or ()), *(optimizer._accumulators or ()),
-            *(master for master in optimizer._masters or () if master is not None), *(slots[slot][i] for slot, _, i in slots_in_order(optimizer._keras_slots, slots))]
+            *masters, *(slots[slot][i] for slot, _, i in slots_in_order(optimizer._keras_slots, slots))]
 
 
 def slots_in_order(blocks: Sequence[dict[str, str]],

@@ -19,7 +19,7 @@ from optimc.base.rules import slots_of
 from optimc.base.storage import FLOAT32, Like, like_of, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from optimc._types import Array
     from optimc.base.optimizer import Optimizer
@@ -123,8 +123,8 @@ def master_like(optimizer: Optimizer, weight: Array | Like, label: str) -> Like 
     like = like_of(weight)
     name = name_of(like.dtype)
     if name == "float16" and not optimizer.master_weights:
-        raise ValueError(f"{label}: float16 weights need a master, and only bfloat16 weights can be rounded at random "
-                         "instead: pass master_weights=True")
+        raise ValueError(f"{label}: float16 weights need a master, and only bfloat16 weights can be rounded at "
+                         "random instead: pass master_weights=True")
     if name not in ("bfloat16", "float16") or not optimizer.master_weights:
         return None
     return like._replace(dtype=RESTS if name == "bfloat16" else FLOAT32)
@@ -204,6 +204,38 @@ def slots_shown(optimizer: Optimizer) -> dict[str, dict[int | str, Array]]:
         return array if codec is None else decoded(codec, array, optimizer._slot_like(slot, state.likes[i]))
 
     return state.views(numbers)
+
+
+def exact_weights(optimizer: Optimizer) -> list[Array]:
+    """The weights of an optimizer as steps compute with them: those of 16 bits as float32 copies."""
+    weights = optimizer._weights
+    masters = optimizer._masters or [None] * len(weights)
+    return [weight if weight_codec(weight, None) is None else exact(weight, master)
+            for weight, master in zip(weights, masters, strict=True)]
+
+
+def slot_numbers(optimizer: Optimizer, kernel: str, slot: str, i: int) -> Array:
+    """A slot of weight i as plain numbers: its array, or a float32 copy of what is coded there."""
+    array = optimizer._slots[slot][i]
+    codec = codec_of(kernel, slots_of(kernel)[slot], array)
+    return array if codec is None else decoded(codec, array, optimizer._slot_like(slot, optimizer._weights[i]))
+
+
+def finalizing(optimizer: Optimizer) -> list[Array]:
+    """What `_core.Averaged.finalize` puts in place for the averages of an optimizer.
+
+    These are an array per weight, then the masters, then their new values.
+    """
+    weights, masters = optimizer._weights, optimizer._masters or ()
+    values, new, live = list(optimizer._averages), [], []
+    for i, master in enumerate(masters):
+        if master is not None:
+            code, rest = np.empty_like(weights[i]), np.empty_like(master)
+            encode(weight_codec(weights[i], master), values[i], like_of(weights[i]).real, code, master=rest)
+            values[i] = code
+            new.append(rest)
+            live.append(master)
+    return [*values, *live, *new]
 
 
 def reset_masters(optimizer: Optimizer) -> None:

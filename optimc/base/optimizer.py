@@ -42,6 +42,7 @@ from optimc.base.arguments import (
 )
 from optimc.base.names import Elsewhere, check_attribute
 from optimc.base.rules import OPTIONS, POLICIES, factors_of, hyperparameters_of, scalars_of, without_axis
+from optimc.base.running import Scalars
 from optimc.base.selection import Group, Selection, entries_of
 from optimc.base.spellings import older_spellings, pairs_alone
 from optimc.base.state import State
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
 
 
 @registry.base
-class Optimizer(_core.Optimizer, Elsewhere):
+class Optimizer(_core.Optimizer, Scalars, Elsewhere):
     """Base class of all optimizers; use one of its subclasses.  Each takes these arguments after its own.
 
     Args:
@@ -277,8 +278,8 @@ class Optimizer(_core.Optimizer, Elsewhere):
         as `jax.tree.leaves` sorts keys.
 
         Args:
-            weights: list, tuple or dict of writable arrays of float32, float64, bfloat16 (of ml_dtypes) or float16, or
-                nested ones.  A weight within others has a name of keys and positions: "layers/0/kernel".
+            weights: list, tuple or dict of writable arrays of float32, float64, bfloat16 (of ml_dtypes) or float16,
+                or nested ones.  A weight within others has a name of keys and positions: "layers/0/kernel".
             slots: arrays that hold the state, instead of new ones: a dict of slot names to lists of arrays, one
                 per weight.  Each array is like its weight, or None if the weight has no such slot.  The
                 optimizer starts from their values.  Scratch slots may be left out.
@@ -552,30 +553,6 @@ class Optimizer(_core.Optimizer, Elsewhere):
     def __setstate__(self, picture: dict[str, Any]) -> None:
         Optimizer.__init__(self, **picture["arguments"], groups=picture["groups"])
         copies.restore(self, picture)
-
-    def _scalar_names(self) -> tuple[str, ...]:
-        """Names of the rule's scalars, in the order of its row."""
-        return scalars_of(self._rule)
-
-    def _scalars(self, group: int = 0) -> tuple[float, ...]:
-        """The rule's scalars in one group, in the order of its row."""
-        return tuple(self._get_running()[group]["scalars"].values())
-
-    def _all_scalars(self) -> list[float]:
-        """The rule's scalars in every group, one group after the other."""
-        return [value for one in self._get_running() for value in one["scalars"].values()]
-
-    def _set_all_scalars(self, values: Iterable[float]) -> None:
-        """Sets what `_all_scalars` gives."""
-        rest = iter(values)
-        self._set_running(tuple({**one, "scalars": dict(zip(one["scalars"], rest, strict=False))}
-                                for one in self._get_running()))
-
-    def _set_scalars(self, values: Sequence[float], group: int | None = None) -> None:
-        """Sets the rule's scalars, in one group or in all."""
-        scalars = dict(zip(self._scalar_names(), values, strict=True))
-        self._set_running(tuple({**one, "scalars": scalars} if group in (None, k) else one
-                                for k, one in enumerate(self._get_running())))
 
     def __reduce__(self) -> tuple[Any, ...]:
         picture = copies.pictured(self)

@@ -151,9 +151,11 @@ class State(NamedTuple):
         for what in (*parts, *(f"{what}{SCALES}" for what in parts), MASTER):
             for i in range(len(likes)):
                 tensors.pop(f"{what}/{i}", None)
-        return cls(masters=masters if any(master is not None for master in masters) else None, names=names and tuple(names), likes=likes, slots={slot: parts[slot] for slot in slots},
-                   averages=parts[AVERAGE] if averages and likes else None,
-                   accumulators=parts[ACCUMULATOR] if accumulators and likes else None, waiting=waiting)
+        return cls(
+            names=names and tuple(names), likes=likes, slots={slot: parts[slot] for slot in slots},
+            averages=parts[AVERAGE] if averages and likes else None,
+            accumulators=parts[ACCUMULATOR] if accumulators and likes else None,
+            masters=masters if any(master is not None for master in masters) else None, waiting=waiting)
 
     def without(self, slots: Container[str]) -> Self:
         """The same state without some slots."""
@@ -209,7 +211,8 @@ def _joined(tensors: Tensors, what: str, i: int, like: Like) -> Array | None:
     scales = tensors.get(f"{what}{SCALES}/{i}")
     if scales is None or array.shape != like.shape or scales.dtype != narrow.SCALE \
             or scales.shape != (-(-like.size // _core.CODE_BLOCK),):
-        raise ValueError(f"tensor '{name}': expected codes of shape {like.shape} and their scales '{what}{SCALES}/{i}'")
+        raise ValueError(f"tensor '{name}': expected codes of shape {like.shape} and their scales "
+                         f"'{what}{SCALES}/{i}'")
     return narrow.joined(array, scales, like)
 
 

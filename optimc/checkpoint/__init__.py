@@ -10,10 +10,10 @@ holds strings:
     header_checksum            the CRC-32 of the header, computed with eight zeros in place of this entry
 
 Then come the tensors, in C order, little-endian, without gaps.  Their names are `slot/number of the weight`,
-`ema_average/...`, `gradient_accumulator/...` and `master_weight/...`.  A slot in bfloat16 has this dtype.  One in 8 bits
-is two tensors: codes, in the shape of the weight, and `slot.scale/number`, a float32 for each 256 of them in the
-weight's order of memory; docs/explain/narrow-storage.md decodes them.  The master of a bfloat16 weight is the int16 rest
-of a float32, that of a float16 weight the float32.  A wrapper puts the number of the wrapped optimizer before them.
+`ema_average/...`, `gradient_accumulator/...` and `master_weight/...`.  A wrapper puts the number of the wrapped
+optimizer before them.  A slot in bfloat16 has this dtype.  A slot in 8 bits is two tensors: codes, in the shape of
+the weight, and `slot.scale/number`, a float32 for each 256 of them in the weight's order of memory.  The master of a
+bfloat16 weight is the int16 rest of a float32; that of a float16 weight is the float32.
 A file contains no code and no name of code.  Nothing is unpickled.
 
 Versions 1 and 2 are read, too.  Version 2 has no tensors of fewer than 32 bits.  Version 1 differs in one entry of

@@ -68,7 +68,8 @@ def test_files_load_after_a_larger_rule_was_added(tmp_path):
     edited(tmp_path / "csrc" / "kernels" / "kernels.h", (r"MAX_HYPERS = \d+", "MAX_HYPERS = 9"),
            (r"MAX_SCALARS = \d+", "MAX_SCALARS = 3"))
     edited(tmp_path / "csrc" / "optimizers.def",
-           (r"\nRULE_ROW\(", rf"\nRULE_ROW(added, (velocity), (NEAREST), ({NAMES}), (keep, rate), (first, second, third,))\n"
+           (r"\nRULE_ROW\(", rf"\nRULE_ROW(added, (velocity), (NEAREST), ({NAMES}), (keep, rate),"
+                               r" (first, second, third,))\n"
                                r"KERNEL_ROW(added, added, PLAIN, SLOT_0)\g<0>"))
     with (tmp_path / "csrc" / "rules.inc").open("a") as file:
         file.write(RULE)

@@ -31,13 +31,12 @@ def assert_bits(a, b):
 def number_of(i, seed, number, t, part):
     """The random number of one element, in Python's own integers."""
     key = twin.scramble(twin.scramble(twin.scramble(twin.scramble(seed) ^ number) ^ t) ^ part)
-    block, j = divmod(i, 256)
-    high, n = divmod(block * 128 + j % 128, 1 << 32)
+    high, n = divmod(i, 1 << 32)
     if high:
         key = twin.scramble(key ^ high)
     x = (n * 0x9e3779b9 + key % (1 << 32)) % (1 << 32)
-    x = ((x ^ x >> 16) + (key >> 32)) * 0x846ca68b % (1 << 32)
-    return (x ^ x >> 16) >> 16 if j >= 128 else (x ^ x >> 16) & 0xffff
+    x = ((x ^ x >> 16) + (key >> 32)) * 0x7feb352d % (1 << 32)
+    return (x ^ x >> 15) * 0x846ca68b % (1 << 32) >> 16
 
 
 def test_the_key_is_of_splitmix64():

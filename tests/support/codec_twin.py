@@ -45,20 +45,17 @@ def scramble(x):
 def random_numbers(seed, number, t, part, n, first=0):
     """The uint16 numbers of the elements first to first + n - 1 of a weight, at update t."""
     i = np.arange(first, first + n, dtype=np.uint64)
-    j = i & 255
-    index = (i >> 8) * 128 + (j & 127)
-    high = index >> 32
+    high = i >> 32
     key = np.full(n, scramble(scramble(scramble(scramble(seed) ^ number) ^ t) ^ part), np.uint64)
     far = high > 0
     key[far] = scramble(key[far] ^ high[far])
-    x = index.astype(np.uint32) * 0x9e3779b9 + key.astype(np.uint32)
+    x = i.astype(np.uint32) * 0x9e3779b9 + key.astype(np.uint32)
     x ^= x >> 16
     x += (key >> 32).astype(np.uint32)
     x *= 0x7feb352d
     x ^= x >> 15
     x *= 0x846ca68b
-    x ^= x >> 16
-    return np.where(j < 128, x & 0xffff, x >> 16).astype(np.uint16)
+    return (x >> 16).astype(np.uint16)
 
 
 # ------------------------------------------------------------------------------------------- 16 bits

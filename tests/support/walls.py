@@ -21,7 +21,7 @@ ISA_FILES = {"isa.c", "isa.h"}
 #: the files that may ask which system they are compiled for
 SYSTEM_FILES = {"pool.c", "processors.c", "winthreads.h"}
 #: macros of these files are the text of functions, or rows of a table
-STAMPING = {"loop.inc", "table.inc", "kernels.inc", "reduce.inc", "words.inc", "convert.inc"}
+STAMPING = {"loop.inc", "table.inc", "kernels.inc", "reduce.inc", "words.inc", "convert.inc", "fused.inc"}
 
 
 def c_files(root):
@@ -173,7 +173,8 @@ def stems_lie_in_one_folder(root):
 #: framework -> the part of optimc that may import it; what cli/ compares with, it may import
 FRAMEWORKS = {"torch": {"torch", "keras"}, "keras": {"keras"}, "jax": {"keras"}, "tensorflow": {"keras"},
               "sklearn": {"sklearn"}, "mpi4py": {"mpi"}, "threadpoolctl": {"threadpoolctl"},
-              "rich": {"checkpoint"}}           # if it is installed: a bar, while a large file is written
+              "rich": {"checkpoint"},           # if it is installed: a bar, while a large file is written
+              "ml_dtypes": {"base"}}            # for weights of its bfloat16, which NumPy lacks
 
 
 def modules(root):
