@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from mpi4py import MPI
 
-from optimc.base import storage
+from optimc.base.storage import FLOAT32, FLOAT64, type_of
 from optimc.mpi.layout import block_order, buckets, flat
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Read = Callable[[int, Array, int], object]
 
-KINDS = {stored.dtype: getattr(MPI, stored.mpi) for stored in storage.TYPES.values()}
+KINDS = {FLOAT32: MPI.FLOAT, FLOAT64: MPI.DOUBLE}      # of gradients; weights travel as their bytes
 
 
 class Exchange:
@@ -59,15 +59,16 @@ class Exchange:
         self.weights = [flat(weight) for weight in weights]
         self.blocks = layout.blocks()
         self._block_order = block_order(self.blocks)
-        self._sums = {dtype: np.zeros(layout.share(dtype, team.rank), dtype) for dtype in layout.spaces}
-        self.grads = [np.empty(0, like.dtype) for like in layout.likes]
+        self._sums = {dtype: np.zeros(layout.share(dtype, team.rank), type_of(dtype).real)
+                      for dtype in layout.spaces}
+        self.grads = [np.empty(0, like.real.dtype) for like in layout.likes]
         for dtype, sums in self._sums.items():
             for i, low, high, at in layout.segments(dtype, team.rank):
                 self.grads[i] = layout.in_shape(i, sums[at:at + high - low])
-        messages = [bucket.size * bucket.dtype.itemsize for bucket in self.buckets]
-        rows = [team.size * bucket.own * bucket.dtype.itemsize for bucket in self.buckets] if deterministic else []
-        self._leaving, self._returning = _rooms(messages), _rooms(messages)     # gradients; weights
+        rows = [team.size * bucket.own * bucket.real.itemsize for bucket in self.buckets] if deterministic else []
+        self._leaving = _rooms([bucket.size * bucket.real.itemsize for bucket in self.buckets])     # gradients
         self._rows = _rooms(rows)                                               # gradients that come, a row per rank
+        self._returning = _rooms([bucket.size * bucket.dtype.itemsize for bucket in self.buckets])  # weights
 
     # ------------------------------------------------------------------------------- gradients
 
@@ -92,7 +93,7 @@ class Exchange:
     def _send_gradients(self, bucket: Bucket, k: int, read: Read,
                         taken: Sequence[bool]) -> tuple[MPI.Request, Array | None]:
         """Sends every rank its part of a bucket's gradients; returns the request, and where rows come in."""
-        message, kind = _view(self._leaving[k], bucket.dtype, bucket.size), KINDS[bucket.dtype]
+        message, kind = _view(self._leaving[k], bucket.real, bucket.size), KINDS[bucket.real]
         for start, segments in zip(bucket.starts, bucket.segments, strict=True):
             for i, low, high, at in segments:
                 to = message[start + at:start + at + high - low]
@@ -104,7 +105,7 @@ class Exchange:
         if not self.deterministic:
             own = self._sums[bucket.dtype][bucket.begin:bucket.end]
             return comm.Ireduce_scatter([message, kind], [own, kind], bucket.counts, MPI.SUM), None
-        rows = _view(self._rows[k], bucket.dtype, n * size)
+        rows = _view(self._rows[k], bucket.real, n * size)
         return comm.Ialltoallv([message, bucket.counts, bucket.starts, kind],
                                [rows, [n] * size, [n * rank for rank in range(size)], kind]), rows
 
@@ -150,12 +151,13 @@ class Exchange:
             self._receive_weights(*before)
 
     def _send_weights(self, bucket: Bucket, k: int) -> tuple[MPI.Request, Array]:
-        rank = self.team.rank
-        message, kind = _view(self._returning[k], bucket.dtype, bucket.size), KINDS[bucket.dtype]
+        rank, width = self.team.rank, bucket.dtype.itemsize
+        message = _view(self._returning[k], bucket.dtype, bucket.size)
         for i, low, high, at in bucket.segments[rank]:
             start = bucket.starts[rank] + at
             message[start:start + high - low] = self.weights[i][low:high]
-        return self.team.comm.Iallgatherv(MPI.IN_PLACE, [message, bucket.counts, bucket.starts, kind]), message
+        counts, starts = ([n * width for n in numbers] for numbers in (bucket.counts, bucket.starts))
+        return self.team.comm.Iallgatherv(MPI.IN_PLACE, [message.view(np.uint8), counts, starts, MPI.BYTE]), message
 
     def _receive_weights(self, bucket: Bucket, request: MPI.Request, message: Array) -> None:
         self.team.wait(request)

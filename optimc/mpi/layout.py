@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from optimc import _core
-from optimc.base.storage import Like
+from optimc.base.storage import Like, type_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,7 +55,7 @@ class Layout:
         self.likes, self.ranks, self.cut = tuple(likes), ranks, cut
         #: dtype -> (weights, where each begins, where each rank begins)
         self.spaces: dict[np.dtype[Any], tuple[list[int], Array, list[int]]] = {}
-        for dtype in sorted({like.dtype for like in self.likes}, key=lambda dtype: dtype.itemsize):
+        for dtype in sorted({like.dtype for like in self.likes}, key=lambda dtype: type_of(dtype).core):
             weights = [i for i, like in enumerate(self.likes) if like.dtype == dtype]
             starts = np.cumsum([0, *(self.likes[i].size for i in weights)])
             bounds = [self._place(starts, int(starts[-1]) * rank // ranks) for rank in range(ranks + 1)]
@@ -172,6 +172,11 @@ class Bucket(NamedTuple):
     segments: list[list[Segment]]   # of each rank's part
 
     @property
+    def real(self) -> np.dtype[Any]:
+        """The type in which gradients are added up."""
+        return type_of(self.dtype).real
+
+    @property
     def size(self) -> int:
         """Elements of the message."""
         return sum(self.counts)
@@ -191,7 +196,7 @@ def buckets(layout: Layout, rank: int, most: int) -> list[Bucket]:
     """Cuts all shares into buckets of at most so many bytes, or one element of each rank."""
     found = []
     for dtype in layout.spaces:
-        width = max(1, most // dtype.itemsize // layout.ranks)
+        width = max(1, most // type_of(dtype).real.itemsize // layout.ranks)
         shares = [layout.share(dtype, r) for r in range(layout.ranks)]
         for begin in range(0, max(shares), width):
             counts = [min(max(share - begin, 0), width) for share in shares]

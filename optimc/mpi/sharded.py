@@ -21,6 +21,7 @@ from optimc.base import averages
 from optimc.base.arguments import check_bool, count, unzip
 from optimc.base.optimizer import Optimizer
 from optimc.base.spellings import older_spellings, pairs_alone
+from optimc.base.storage import type_of
 from optimc.base.wrapper import WrapperOfOne
 from optimc.loss_scale import LossScaleOptimizer
 from optimc.mpi import checkpoints
@@ -280,9 +281,9 @@ class Sharded(WrapperOfOne):
                 call.agree()
 
         def advance(bucket: Bucket) -> None:
-            steps.advance(local, bucket.dtype.itemsize == 8, bucket.begin, bucket.end)
+            steps.advance(local, type_of(bucket.dtype).core, bucket.begin, bucket.end)
 
-        steps.advance(local, False, 0, 0)               # begins, even if this rank has no elements
+        steps.advance(local, _core.TYPE_F32, 0, 0)      # begins, even if this rank has no elements
         if updating or local._overwrite:
             exchange.spread(ready, advance)
         else:
