@@ -48,7 +48,7 @@ enum codec optimc_weight_codec(enum type type, int has_master)
 
 enum codec optimc_slot_codec(enum type type, enum rounding rounding)
 {
-    return type == TYPE_U16 ? (rounding == RANDOM ? CODEC_BF16_RANDOM : CODEC_BF16)
+    return type == TYPE_U16 || type == TYPE_BF16 ? (rounding == RANDOM ? CODEC_BF16_RANDOM : CODEC_BF16)
         : type == TYPE_U8 ? (rounding == RANDOM ? CODEC_U8_RANDOM : CODEC_S8) : NO_CODEC;
 }
 

@@ -186,7 +186,8 @@ enum fault optimc_part_check(const struct weight *weight, const struct view *vie
     if (optimc_slot_codec((enum type)view->type, NEAREST)) {
         if (optimc_slot_rounding(weight->kernel, part) == EXACT)
             return FAULT_TYPE;
-        return view->type == TYPE_U8 ? check_coded(weight, view) : check_like(weight, view, TYPE_U16);
+        return view->type == TYPE_U8 ? check_coded(weight, view)
+            : check_like(weight, view, (enum type)view->type);
     }
     const int axis = optimc_slot_axis(weight->kernel, part);
     if (!axis)

@@ -51,7 +51,11 @@ static void settle(struct plan *plan, int stay)
 enum fault optimc_plan_place(struct plan *plan, struct place place, const struct view *view, int *moved)
 {
     struct array *array = array_at(plan, place);
-    enum fault fault = optimc_part_check(&plan->weights[place.weight], view, place.part);
+    const struct weight *weight = &plan->weights[place.weight];
+    enum fault fault = optimc_part_check(weight, view, place.part);
+    if (!fault && place.part >= 0 && place.part < MAX_SLOTS
+        && optimc_slot_codec((enum type)view->type, optimc_slot_rounding(weight->kernel, place.part)) != array->codec)
+        fault = FAULT_TYPE;
     *moved = !fault && view->data != array->data && array->n;
     if (!*moved)
         return fault;

@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-enum { TENSOR_MAJOR = 1, TENSOR_ON_CPU = 1, TENSOR_FLOAT = 2, TENSOR_BFLOAT = 4 };
+enum { TENSOR_MAJOR = 1, TENSOR_ON_CPU = 1, TENSOR_INT = 0, TENSOR_UINT = 1, TENSOR_FLOAT = 2, TENSOR_BFLOAT = 4 };
 #define TENSOR_CAPSULE "dlpack_exchange_api"
 
 struct tensor {

@@ -45,6 +45,7 @@ static PyArrayObject *bound_part(const Plan *plan, Py_ssize_t weight, int part)
         PyObject *kept = PyList_GET_ITEM(plan->parts, weight), *slots = PyTuple_GET_ITEM(kept, 1);
         array = part == PART_AVERAGE ? PyTuple_GET_ITEM(kept, 2)
             : part == PART_ACCUMULATOR ? PyTuple_GET_ITEM(kept, 3)
+            : part == PART_MASTER ? PyTuple_GET_ITEM(kept, 4)
             : part >= 0 && part < PyTuple_GET_SIZE(slots) ? PyTuple_GET_ITEM(slots, part) : NULL;
     }
     if (array && PyArray_Check(array))
@@ -150,9 +151,9 @@ PyDoc_STRVAR(prepare_tensors_doc, "_prepare_tensors($self, orders, watched, part
 "Prepares steps over tensors; call it after `_bind`.  `orders` has for each weight None, or a tuple of its axes in\n"
 "the order of memory.  `watched` is a tuple of (dict, key, value) that the plan depends on.  The item of the dict\n"
 "must stay an equal number, a list of the same objects as a tuple, or else the same object.  `parts` is a tuple of\n"
-"(weight, part, dict, key): where a program may put another tensor for a slot (its number in the rule), an average\n"
-"or an accumulator (PART_*), or move it; parts that no program can reach need not be there.  `types` is a tuple of\n"
-"types of tensors whose methods run no Python code.");
+"(weight, part, dict, key): where a program may put another tensor for a slot (its number in the rule), an average,\n"
+"an accumulator or a master (PART_*), or move it; parts that no program can reach need not be there.  `types` is a\n"
+"tuple of types of tensors whose methods run no Python code.");
 
 static PyObject *prepare_tensors_now(Optimizer *self, PyObject *args)
 {

@@ -38,6 +38,19 @@ int optimc_look_writable(PyObject *object, PyObject *entry, int part, struct vie
     return 0;
 }
 
+static enum type type_of(const struct tensor *tensor)
+{
+    static const struct { int code, bits; enum type type; } types[] = {
+        {TENSOR_FLOAT, 32, TYPE_F32}, {TENSOR_FLOAT, 64, TYPE_F64}, {TENSOR_FLOAT, 16, TYPE_F16},
+        {TENSOR_BFLOAT, 16, TYPE_BF16}, {TENSOR_UINT, 8, TYPE_U8}, {TENSOR_UINT, 16, TYPE_U16},
+        {TENSOR_INT, 16, TYPE_I16},
+    };
+    for (size_t k = 0; k < sizeof types / sizeof *types; k++)
+        if (tensor->type.code == types[k].code && tensor->type.bits == types[k].bits && tensor->type.lanes == 1)
+            return types[k].type;
+    return TYPE_OTHER;
+}
+
 int optimc_look_tensor(const struct tensor_exchange *table, PyObject *object, PyObject *order,
     const char *argument, Py_ssize_t i, ptrdiff_t *room, int ndim, struct view *view)
 {
@@ -56,12 +69,8 @@ int optimc_look_tensor(const struct tensor_exchange *table, PyObject *object, Py
             (int)tensor.ndim);
         return -1;
     }
-    const int bits = tensor.type.bits, code = tensor.type.code;
-    view->type = tensor.type.lanes != 1 ? TYPE_OTHER
-        : code == TENSOR_BFLOAT && bits == 16 ? TYPE_BF16
-        : code != TENSOR_FLOAT ? TYPE_OTHER
-        : bits == 32 ? TYPE_F32 : bits == 64 ? TYPE_F64 : bits == 16 ? TYPE_F16 : TYPE_OTHER;
-    view->itemsize = (size_t)bits / 8;
+    view->type = type_of(&tensor);
+    view->itemsize = (size_t)tensor.type.bits / 8;
     view->data = (char *)tensor.data + tensor.byte_offset;
     view->ndim = ndim;
     view->shape = room;
