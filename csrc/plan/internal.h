@@ -19,7 +19,7 @@ struct array {
 struct weight {
     struct array self;
     const char *gradient;                   /* of this step, if the kernel can read it as it is */
-    const char *half_gradient;              /* of this step, if it is bfloat16 and lies as the weight does */
+    const char *half_gradient;              /* of this step, if it has 16 bits and lies as the weight does */
     uint64_t seen, taken;                   /* the last step that named it; the last with a gradient for it */
     size_t size, row;                       /* elements; the index of its row */
     const char *clear_low, *clear_high;     /* a gradient that is known to overlap nothing */

@@ -130,7 +130,8 @@ enum fault optimc_plan_take(struct plan *plan, size_t index, const struct view *
     }
     const int lies_like = !view->swapped && view->aligned && (weight->f_order ? view->f_order : view->c_order);
     weight->gradient = view->data;
-    weight->half_gradient = view->type == TYPE_BF16 && lies_like ? view->data : NULL;
+    const int halves = view->type == TYPE_BF16 || view->type == TYPE_F16;
+    weight->half_gradient = halves && lies_like ? view->data : NULL;
     if (view->type != (int)weight->real_type || !lies_like) {
         weight->gradient = NULL;
         ptrdiff_t *const strides = weight->shape + view->ndim;  /* a copy: the owner may reshape */
