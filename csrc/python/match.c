@@ -62,6 +62,10 @@ static int refuse_strange(Plan *self, const struct pairs *pairs, PyObject *objec
     if (built && !PyArray_SAMESHAPE(built, (PyArrayObject *)object))
         return optimc_refuse_shape("%U: expected shape %S, as built, got %S: make a new optimizer for other weights",
             entry, built, (PyArrayObject *)object);
+    if (built && PyArray_TYPE(built) != PyArray_TYPE((PyArrayObject *)object))
+        return optimc_refuse(PyExc_TypeError, "%U: expected dtype %S, as built, got %S: make a new optimizer for "
+            "other weights", entry, (PyObject *)PyArray_DESCR(built),
+            (PyObject *)PyArray_DESCR((PyArrayObject *)object));
     if (!built && !has_shape(self, (PyArrayObject *)object))
         return optimc_refuse_shape("%U: no weight of shape %S was built: call build(weights) with all of them to "
             "add it, or make a new optimizer", entry, (PyArrayObject *)object, NULL);

@@ -98,17 +98,21 @@ class Option(Argument, Generic[Read]):
         check: a function of name and value that returns the value to keep, or raises; default: accepts a bool.
         core: the attribute of the C base class that gets `encode(value)`.
         fixed: the value cannot change once the optimizer is built.
+        fits: a function of optimizer, name and value that refuses what does not fit the other arguments.  The
+            constructor calls it by itself, once all are set.
     """
 
     check: Callable[[str, Any], Any]
     core: str | None
     encode: Callable[[Any], int]
     fixed: bool
+    fits: Callable[[Any, str, Any], None] | None
 
     def __init__(self, default: Any, check: Callable[[str, Any], Any] | None = None, *, core: str | None = None,
-                 encode: Callable[[Any], int] = int, fixed: bool = True, **place: bool) -> None:
+                 encode: Callable[[Any], int] = int, fixed: bool = True,
+                 fits: Callable[[Any, str, Any], None] | None = None, **place: bool) -> None:
         super().__init__(default, **place)
-        self.check, self.core, self.encode, self.fixed = check or check_bool, core, encode, fixed
+        self.check, self.core, self.encode, self.fixed, self.fits = check or check_bool, core, encode, fixed, fits
 
     @overload
     def __get__(self, optimizer: None, owner: type | None = None) -> Self: ...
@@ -122,6 +126,8 @@ class Option(Argument, Generic[Read]):
         value = self.check(self.name, value)
         if self.fixed and optimizer.built and value != optimizer.__dict__[self.name]:
             raise ValueError(f"{self.name} cannot change once the optimizer is built")
+        if self.fits and self.name in optimizer.__dict__:
+            self.fits(optimizer, self.name, value)
         index = optimizer._index.get(self.name, -1)     # >= 0: coefficients depend on it
         number = self.encode(value) if self.core or index >= 0 else 0
         optimizer._set_option(self.name, value, self.core, number, index)

@@ -150,7 +150,8 @@ class Optimizer(_core.Optimizer, Scalars, Elsewhere):
                                                encode=POLICIES.index, fixed=False, keyword_only=True)
     coupled_weight_decay: Option[bool] = Option(False, core="_coupled", fixed=False, keyword_only=True)
     maximize: Option[bool] = Option(False, core="_maximize", fixed=False, keyword_only=True)
-    state_dtype: Option[StateDtype] = Option(None, narrow.check_state_dtype, keyword_only=True)
+    state_dtype: Option[StateDtype] = Option(None, narrow.check_state_dtype, fits=narrow.check_slots,
+                                             keyword_only=True)
     master_weights: Option[bool] = Option(True, keyword_only=True)
     seed: Option[int] = Option(0, check_count, core="_seed", keyword_only=True)
     style: Option[Style] = Option("keras", one_of("keras", "torch", "optax"), keyword_only=True)

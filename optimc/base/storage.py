@@ -41,8 +41,8 @@ class StorageType(NamedTuple):
         Raises:
             ImportError: it is not installed.
         """
-        if self.name != "bfloat16":
-            return np.dtype(self.name)
+        if self.name in _dtypes:
+            return _dtypes[self.name]
         try:
             import ml_dtypes  # an extra: NumPy has no bfloat16
         except ImportError:
@@ -57,14 +57,20 @@ TYPES = {stored.name: stored for stored in (
     StorageType("bfloat16", "BF16", FLOAT32, _core.TYPE_BF16),
     StorageType("float16", "F16", FLOAT32, _core.TYPE_F16),
 )}
-#: NumPy imports to name a dtype, which is too late at exit: the names of those seen
-_names = {np.dtype(name): name for name in TYPES if name != "bfloat16"}
+#: to name a dtype NumPy imports, which is too late at exit: those seen, by name, and their names
+_dtypes = {name: np.dtype(name) for name in TYPES if name != "bfloat16"}
+_names = {dtype: name for name, dtype in _dtypes.items()}
 IN_WORDS = f"{', '.join([*TYPES][:-1])} or {[*TYPES][-1]}"      # for messages
 
 
 def name_of(dtype: np.dtype[Any]) -> str:
     """The name of the dtype of a weight, a key of TYPES."""
-    return _names.setdefault(dtype, dtype.name)
+    if dtype not in _names:
+        name = dtype.name
+        if name not in TYPES or not dtype.isnative:
+            return name
+        _names[dtype], _dtypes[name] = name, dtype
+    return _names[dtype]
 
 
 def type_of(dtype: np.dtype[Any]) -> StorageType:

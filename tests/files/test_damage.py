@@ -139,7 +139,7 @@ HOSTILE = {
     "a schedule of nothing": set_optimizer(config__learning_rate={"class_name": "os.system", "config": {}}),
     "a schedule with bad arguments": set_optimizer(
         config__learning_rate={"class_name": "CosineDecay", "config": {"x": 1}}),
-    "a newer version": lambda header: header["__metadata__"].update(format_version="3"),
+    "a newer version": lambda header: header["__metadata__"].update(format_version="4"),
     "a version of text": lambda header: header["__metadata__"].update(format_version="-1"),
     "another format": lambda header: header["__metadata__"].update(format="pt"),
     "metadata that is no text": lambda header: header["__metadata__"].update(x=1),

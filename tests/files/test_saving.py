@@ -108,9 +108,9 @@ except OSError as error:
 
 
 AT_EXIT = """
-import atexit, sys, threading, numpy as np, optimc
-w = np.ones(1 << 20, np.float32)                        # two threads compute the checksums of such arrays
-opt = optimc.Adam()
+import atexit, sys, threading, numpy as np, optimc, ml_dtypes
+w = np.ones(1 << 20, sys.argv[2])                       # two threads compute the checksums of such arrays
+opt = optimc.Adam(state_dtype="int8")
 opt.apply([w * 2], [w])
 class Last:
     kept = opt, optimc, sys.argv[1]
@@ -122,11 +122,12 @@ last = Last()
 """
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("code", ["atexit.register(last.__del__); Last.__del__ = lambda self: None", ""],
                          ids=["atexit", "__del__"])
-def test_an_optimizer_is_saved_and_loaded_while_the_interpreter_ends(tmp_path, code):
-    done = subprocess.run([sys.executable, "-c", AT_EXIT + code, str(tmp_path / "x")], capture_output=True, text=True,
-                          check=True, timeout=60)
+def test_an_optimizer_is_saved_and_loaded_while_the_interpreter_ends(tmp_path, code, dtype):
+    done = subprocess.run([sys.executable, "-c", AT_EXIT + code, str(tmp_path / "x"), dtype], capture_output=True,
+                          text=True, check=True, timeout=60)
     assert (done.stdout, done.stderr) == ("1\n", "")
 
 

@@ -53,10 +53,10 @@ def test_swapped_arguments_are_recognised(case):
 def test_a_first_step_with_swapped_arguments_is_asked_about_where_it_is_refused():
     """Gradients that cannot be weights give them away; what could be a step is one."""
     weights, grads = good()
-    for kind in (lambda g: g.astype(np.float16), Foreign, lambda g: np.broadcast_to(g, g.shape)):
+    for kind in (lambda g: g.astype(np.longdouble), Foreign, lambda g: np.broadcast_to(g, g.shape)):
         with pytest.raises((TypeError, ValueError), match=r"\(are grads and weights swapped\?\)$"):
             optimc.Adam().apply(weights, [kind(grad) for grad in grads])
-    for wrong in ([grad.astype(int) for grad in grads], [1.0] * 3, [grads[0].astype(np.float16), *grads[1:]]):
+    for wrong in ([grad.astype(int) for grad in grads], [1.0] * 3, [grads[0].astype(np.longdouble), *grads[1:]]):
         with pytest.raises(TypeError) as caught:
             optimc.Adam().apply(weights, wrong)
         assert "swapped" not in str(caught.value)

@@ -71,10 +71,12 @@ PAIRS = {
                            "No gradients provided for any variable"),
     "fewer gradients": (None, lambda g: g.pop(), ValueError, "one entry each per weight, got 2 and 3"),
     "more gradients": (None, lambda g: g.append(g[0]), ValueError, "got 4 and 3"),
-    "weight of float16": (at(1, lambda w: w.astype(np.float16)), None, TypeError,
-                          r"weights\[1\]: expected a float32 or float64 array, got float16"),
-    "weight of bfloat16": (at(1, lambda w: w.astype(ml_dtypes.bfloat16)), None, TypeError,
-                           r"weights\[1\].*bfloat16"),
+    "weight of the bits of bfloat16": (
+        at(1, lambda w: w.astype(ml_dtypes.bfloat16).view(np.uint16)), None, TypeError,
+        r"^weights\[1\]: expected an array of float32, float64, bfloat16 or float16, got uint16: the bits of "
+        r"bfloat16 need their type, x\.view\(ml_dtypes\.bfloat16\)$"),
+    "weight of 8 bits": (at(1, lambda w: w.astype(ml_dtypes.float8_e5m2)), None, TypeError,
+                         r"weights\[1\]: expected an array of float32, .* got float8_e5m2$"),
     "weight of ints": (at(1, lambda w: w.astype(int)), None, TypeError, r"weights\[1\].*int64"),
     "weight of bools": (at(1, lambda w: w > 0), None, TypeError, r"weights\[1\].*bool"),
     "complex weight": (at(1, lambda w: w + 1j), None, TypeError, r"weights\[1\].*complex64"),
@@ -252,6 +254,16 @@ def test_weights_of_another_shape_are_not_called_moved(case):
     for n in (1, 3):                        # what may be a weight that has moved
         refused(optimizer, grads[:n], [weights[0].copy(), *weights[1:n]], ValueError,
                 r"^weights\[0\] is not in the memory this optimizer was built with")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_weights_of_another_type_are_not_called_moved(case, dtype):
+    optimizer, (weights, grads) = case.make(), good()
+    optimizer.apply(grads, weights)
+    others = [weights[0], weights[1].astype(dtype), weights[2]]
+    refused(optimizer, grads, others, TypeError, rf"^weights\[1\]: expected dtype float32, as built, got "
+            rf"{np.dtype(dtype)}: make a new optimizer for other weights$")
+    case.make().apply(grads, others)
 
 
 def test_an_unbuilt_optimizer_needs_weights(case):
@@ -482,7 +494,7 @@ def test_a_plan_has_one_optimizer_and_all_its_weights():
     with pytest.raises(ValueError, match="belongs to another optimizer"):
         optimc.SGD()._bind(optimizer._plan)
     plan = optimc._core.Plan(2)
-    with pytest.raises(TypeError, match=r"^weights\[0\]: expected a NumPy array of float32 or float64, got list$"):
+    with pytest.raises(TypeError, match=r"^weights\[0\]: expected a NumPy array of floats, got list$"):
         plan.add([1.0], kernel=0, slot_names=(), slots=())
     for wrong in (plan, optimc._core.Plan(1)):
         with pytest.raises(RuntimeError, match="lacks weights"):
@@ -513,7 +525,7 @@ def test_a_plan_takes_no_weight_from_code_within_add():
             add(plan)
             return 1.0
     plan = optimc._core.Plan(1)
-    with pytest.raises(TypeError, match=r"weights\['a'\]: expected a NumPy array of float32 or float64, got list$"):
+    with pytest.raises(TypeError, match=r"weights\['a'\]: expected a NumPy array of floats, got list$"):
         plan.add([1.0], kernel=0, slot_names=(), slots=(), name=Name("a"))
     assert refused
     plan = optimc._core.Plan(1)
