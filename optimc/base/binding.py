@@ -46,7 +46,8 @@ def carried(optimizer: Optimizer, before: State, names: Names, weights: Sequence
     groups = before.group_of_each(names, weights)
     slots = {} if adopted is None else _checked(adopted, kernels, optimizer._scratch_slots)
     numbers = {slot: k for kernel in kernels for slot, k in slots_of(kernel).items()}
-    making = Making(optimizer, before, names, weights, kernels, groups, before.places_of(weights), old, convert)
+    making = Making(optimizer, before, names, weights, kernels, groups, before.places_of(weights), old,
+                    convert or before.convert)
     for slot, k in sorted(numbers.items(), key=lambda item: item[1]):
         if slot not in slots:
             slots[slot] = making.slot(slot, k)
@@ -57,7 +58,7 @@ def carried(optimizer: Optimizer, before: State, names: Names, weights: Sequence
     waiting = before.waiting
     return before.but(
         names=names, likes=likes_of(weights), slots=slots,
-        averages=averages, accumulators=accumulators, masters=making.masters(masters),
+        averages=averages, accumulators=accumulators, masters=making.masters(masters), convert=False,
         waiting=tuple(k is not None and k < len(waiting) and waiting[k] for k in old))
 
 
@@ -190,8 +191,8 @@ class Making(NamedTuple):
         if codec is None:
             array[...] = value
             return
-        place, t = self.places[i], self.optimizer.iterations
-        key = _core.random_key(self.optimizer.seed, place.number, t, k)
+        place, before_any_update = self.places[i], 0
+        key = _core.random_key(self.optimizer.seed, place.number, before_any_update, k)
         narrow.encode(codec, value, plain, array, key, place.begin)
 
     def _label(self, i: int) -> str:

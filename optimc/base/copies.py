@@ -101,7 +101,7 @@ def picture(optimizer: Optimizer) -> Picture:
         "shapes": tuple((like.shape, like.dtype) for like in kept.likes),
         "averages": kept.averages, "accumulators": kept.accumulators,
         **({"masters": kept.masters} if kept.masters else {}), **({"places": kept.places} if kept.places else {}),
-        "orders": tuple(like.order for like in kept.likes),
+        "orders": tuple(like.order for like in kept.likes), **({"convert": True} if kept.convert else {}),
     }
 
 
@@ -136,6 +136,7 @@ def _state_of(picture: Picture) -> State:
             Like(*entry, order) for entry, order in zip(picture["shapes"], orders, strict=True)),
         slots=picture["slots"], averages=picture["averages"], accumulators=picture["accumulators"],
         masters=picture.get("masters"), places=picture.get("places", ()), waiting=picture["waiting"],
+        convert=picture.get("convert", False),
         excluded=Selection("exclude_from_weight_decay", tuple(arrays), tuple(patterns)))
 
 
@@ -176,7 +177,7 @@ def load(optimizer: Optimizer, description: Config, convert: bool = False) -> No
         refuse_left(tensors)
     own = optimizer._chosen_by_position()
     if not optimizer.built:
-        optimizer._hold(loaded.but(excluded=own.excluded, grouped=own.grouped), counts)
+        optimizer._hold(loaded.but(excluded=own.excluded, grouped=own.grouped, convert=convert), counts)
         return
     names, weights = optimizer._names, optimizer._weights
     carried = binding.carried(optimizer, loaded, names, weights, convert=convert)

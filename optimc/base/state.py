@@ -44,6 +44,7 @@ class State(NamedTuple):
             optimizer has newer ones.
         excluded: the weights without weight decay.
         grouped: the weights of each group.
+        convert: the slots may be stored otherwise than the optimizer stores them, and are rounded when it is built.
     """
 
     names: tuple[str, ...] | None = None
@@ -56,6 +57,7 @@ class State(NamedTuple):
     waiting: tuple[bool, ...] = ()
     excluded: Selection = NOTHING_EXCLUDED
     grouped: tuple[Selection, ...] = ()
+    convert: bool = False
 
     def but(self, **changes: Any) -> Self:
         """The same state with other values of these fields."""

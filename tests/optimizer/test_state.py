@@ -425,3 +425,21 @@ def test_ctrl_c_leaves_a_load_or_build_whole_or_undone(action, built):
         assert left in outcomes
         at += 1
     assert at > 50
+
+
+def test_a_state_is_converted_before_and_after_the_optimizer_is_built():
+    weights, grads = [np.ones(300, np.float32)], [np.linspace(-1, 1, 300, dtype=np.float32)]
+    wide = optimc.Adam()
+    wide.apply(grads, weights)
+    early, late = (optimc.Adam(state_dtype={"m": "int8", "v": "bfloat16"}) for _ in range(2))
+    late.build(weights)
+    for narrow in (early, late):
+        narrow.load_state_dict(wide.state_dict(), convert=True)
+    early = copy.deepcopy(early)
+    early.build(weights)
+    for one, other in zip(early.variables, late.variables, strict=True):
+        assert one.dtype == other.dtype and (one == other).all()
+    strict = optimc.Adam(state_dtype="bfloat16")
+    strict.load_state_dict(wide.state_dict())
+    with pytest.raises(ValueError, match="stored as float32, and state_dtype asks for bfloat16"):
+        strict.build(weights)
