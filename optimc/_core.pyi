@@ -25,14 +25,31 @@ SPELLINGS: _Names
 LOW_OPEN: int
 MOST_STEPS: int
 HIGH_OPEN: int
+PART_WEIGHT: int
 PART_AVERAGE: int
 PART_ACCUMULATOR: int
+PART_MASTER: int
 SUM_BLOCK: int
+CODE_BLOCK: int
+EXACT: int
+NEAREST: int
+RANDOM: int
+CODEC_BF16: int
+CODEC_BF16_RANDOM: int
+CODEC_S8: int
+CODEC_U8_RANDOM: int
+CODEC_SPLIT: int
+CODEC_HALF: int
+TYPE_F32: int
+TYPE_F64: int
+TYPE_F16: int
+TYPE_BF16: int
 NO_GRADIENTS: int
 CHECKED: int
 NOT_AS_PLANNED: int
 kernels: dict[str, tuple[int, str, int]]
 factors: dict[str, dict[str, int]]
+roundings: dict[str, tuple[int, ...]]
 
 def set_num_threads(threads: int, /) -> None: ...
 def get_num_threads() -> int: ...
@@ -44,6 +61,12 @@ def locked(
 def warn(text: str, /) -> None: ...
 def leave_dead_evaluations() -> None: ...
 def address(array: _Array, /) -> int: ...
+def decode(codec: int, codes: _Array, master: _Array | None, numbers: _Array, /) -> None: ...
+def encode(
+    codec: int, numbers: _Array, codes: _Array, master: _Array | None, key: int, begin: int, /
+) -> None: ...
+def coded_size(size: int, /) -> int: ...
+def random_key(seed: int, number: int, t: int, part: int, /) -> int: ...
 def _xla_target(function: Callable[[int, tuple[memoryview, ...], tuple[memoryview, ...]], object], /) -> object: ...
 def check_number(name: str, value: object, low: float, high: float, open: int, /) -> float: ...
 def _force_threads(threads: int, /) -> None: ...
@@ -62,10 +85,13 @@ class Plan:
         name: str | None = None,
         average: _Array | None = None,
         accumulator: _Array | None = None,
+        master: _Array | None = None,
         decay: int = -1,
         factor: float = 1.0,
         group: int = 0,
         waiting: bool = False,
+        number: int = -1,
+        begin: int = 0,
     ) -> None: ...
     def seal(self) -> None: ...
     def match(
@@ -113,6 +139,7 @@ class Optimizer:
     _use_ema: int
     _cautious: int
     _coupled: int
+    _seed: int
     _maximize: int
     _check_finite: int
     @property
@@ -210,4 +237,4 @@ class Transaction:
     def sums(self, optimizer: Optimizer, /) -> bytes: ...
     def refold(self, optimizer: Optimizer, finite: bool, sums: Buffer, counts: Buffer, /) -> bool: ...
     def skip(self, optimizer: Optimizer, finite: bool, /) -> None: ...
-    def advance(self, optimizer: Optimizer, double: bool, begin: int, end: int, /) -> None: ...
+    def advance(self, optimizer: Optimizer, type: int, begin: int, end: int, /) -> None: ...

@@ -104,6 +104,9 @@ class Muon(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...

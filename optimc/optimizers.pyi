@@ -56,6 +56,9 @@ class SGD(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -117,6 +120,9 @@ class RMSprop(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -178,6 +184,9 @@ class Adam(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -215,6 +224,9 @@ class AdamW(Adam):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -261,6 +273,9 @@ class Adagrad(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -297,6 +312,9 @@ class Adadelta(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -348,6 +366,9 @@ class Adamax(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -399,6 +420,9 @@ class Nadam(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -455,6 +479,9 @@ class Ftrl(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -496,6 +523,9 @@ class Lion(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -542,6 +572,9 @@ class ScheduleFreeAdamW(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -593,6 +626,9 @@ class RAdam(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -654,6 +690,9 @@ class Yogi(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -700,6 +739,9 @@ class AdaBelief(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -746,6 +788,9 @@ class Rprop(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -787,6 +832,9 @@ class ASGD(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -838,6 +886,9 @@ class Adan(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -879,6 +930,9 @@ class Lamb(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -939,6 +993,9 @@ class LARS(Optimizer):
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -990,6 +1047,9 @@ class Adafactor(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...

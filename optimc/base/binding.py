@@ -13,7 +13,7 @@ from optimc import _core
 from optimc.base import memory, narrow
 from optimc.base.rules import rule_of, slots_of, slots_of_rule
 from optimc.base.selection import Places
-from optimc.base.storage import like_of, likes_of
+from optimc.base.storage import FLOAT32, like_of, likes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -203,18 +203,18 @@ class Making(NamedTuple):
         likes = [narrow.master_like(self.optimizer, weight, self._label(i)) for i, weight in enumerate(self.weights)]
         if given is not None:
             return list(given)
-        some = [i for i, like in enumerate(likes) if like]
+        some = {i: like for i, like in enumerate(likes) if like}
         if not some:
             return None
         arrays: list[Array | None] = [None] * len(likes)
-        made = memory.like([self.weights[i] for i in some], _core.PART_MASTER, [likes[i] for i in some])
+        made = memory.like([self.weights[i] for i in some], _core.PART_MASTER, [*some.values()])
         for i, array in zip(some, made, strict=True):
             position = self.old[i]
             held = None if position is None or self.before.masters is None else self.before.masters[position]
             arrays[i] = array
             if held is not None:
                 array[...] = held
-            elif array.dtype == narrow.FLOAT32:
+            elif array.dtype == FLOAT32:
                 array[...] = self.weights[i]
         return arrays
 

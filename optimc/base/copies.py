@@ -133,7 +133,7 @@ def _state_of(picture: Picture) -> State:
     orders = picture.get("orders") or "C" * len(picture["shapes"])
     return State(
         names=picture["names"], likes=tuple(
-            Like(*entry, order) for entry, order in zip(picture["shapes"], orders, strict=True)),
+            Like(shape, dtype, order) for (shape, dtype), order in zip(picture["shapes"], orders, strict=True)),
         slots=picture["slots"], averages=picture["averages"], accumulators=picture["accumulators"],
         masters=picture.get("masters"), places=picture.get("places", ()), waiting=picture["waiting"],
         convert=picture.get("convert", False),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LEAST_INT8 = 4096
 CHOICES = ("bfloat16", "int8")
 HALVES, BYTES, RESTS = np.dtype(np.uint16), np.dtype(np.uint8), np.dtype(np.int16)
-CODECS = {
+CODECS: dict[tuple[np.dtype[Any], int], int] = {
     (HALVES, _core.NEAREST): _core.CODEC_BF16, (HALVES, _core.RANDOM): _core.CODEC_BF16_RANDOM,
     (BYTES, _core.NEAREST): _core.CODEC_S8, (BYTES, _core.RANDOM): _core.CODEC_U8_RANDOM,
 }
@@ -104,9 +104,9 @@ def codec_of(kernel: str, k: int, array: Array | Like) -> int | None:
 def slot_like(optimizer: Optimizer, kernel: str, slot: str, weight: Array | Like, place: Place, group: int) -> Like:
     """The `Like` of the array in which a slot of a weight in a group is stored."""
     plain = optimizer._slot_like(slot, weight)
-    choice = optimizer._state_dtype_of(group)
-    by_slot = isinstance(choice, dict)
-    choice = choice.get(slot) if by_slot else choice
+    given = optimizer._state_dtype_of(group)
+    by_slot = isinstance(given, dict)
+    choice = given.get(slot) if isinstance(given, dict) else given
     if choice not in CHOICES or slot in optimizer._scratch_slots:
         return plain
     if _rounding(kernel, slots_of(kernel)[slot]) == _core.EXACT:
@@ -236,7 +236,9 @@ def finalizing(optimizer: Optimizer) -> list[Array]:
     for i, master in enumerate(masters):
         if master is not None:
             code, rest = np.empty_like(weights[i]), np.empty_like(master)
-            encode(weight_codec(weights[i], master), values[i], like_of(weights[i]).real, code, master=rest)
+            codec = weight_codec(weights[i], master)
+            assert codec is not None
+            encode(codec, values[i], like_of(weights[i]).real, code, master=rest)
             values[i] = code
             new.append(rest)
             live.append(master)

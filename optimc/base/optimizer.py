@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 
 
 @registry.base
-class Optimizer(_core.Optimizer, Scalars, Elsewhere):
+class Optimizer(Scalars, _core.Optimizer, Elsewhere):
     """Base class of all optimizers; use one of its subclasses.  Each takes these arguments after its own.
 
     Args:

@@ -6,7 +6,7 @@ Weights are listed as arrays, as positions, or as regular expressions for their 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from optimc.base.rules import WHOLE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from optimc._types import Array, Config, Names
+    from optimc._types import Array, Config, Names, StateDtype
     from optimc.base.optimizer import Optimizer
     from optimc.schedules import Rate
 
@@ -160,8 +160,9 @@ class Group:
         self._optimizer = optimizer
         self.label = label
         self._own: list[str] = []
-        self._state_dtype = narrow.check_state_dtype(f"{label}['state_dtype']", values.pop("state_dtype", None))
-        narrow.check_slots(optimizer, f"{label}['state_dtype']", self._state_dtype)
+        own = f"{label}['state_dtype']"
+        self._state_dtype: StateDtype = narrow.check_state_dtype(own, values.pop("state_dtype", None))
+        narrow.check_slots(optimizer, own, self._state_dtype)
         selection = Selection.of(label, [weights] if isinstance(weights, str) else weights)
         for name in values:
             self._check(name)
@@ -177,7 +178,7 @@ class Group:
         return chosen
 
     @property
-    def state_dtype(self) -> Any:
+    def state_dtype(self) -> StateDtype:
         """The `state_dtype` of its weights; None if it is that of the optimizer."""
         return self._state_dtype
 
@@ -192,6 +193,11 @@ class Group:
         setting.change(self._optimizer, self._k, name, value)
         if name not in self._own:
             self._own.append(name)
+
+    @overload
+    def __getitem__(self, name: Literal["state_dtype"]) -> Any: ...
+    @overload
+    def __getitem__(self, name: str) -> float | None: ...
 
     def __getitem__(self, name: str) -> Any:
         if name == "state_dtype":

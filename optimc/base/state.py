@@ -220,7 +220,8 @@ def _joined(tensors: Tensors, what: str, i: int, like: Like) -> Array | None:
 
 def _check_master(name: str, master: Array | None, like: Like) -> None:
     """Refuses a stored master that does not fit its weight."""
-    dtype = {"bfloat16": narrow.RESTS, "float16": FLOAT32}.get(name_of(like.dtype))
+    dtypes: dict[str, np.dtype[Any]] = {"bfloat16": narrow.RESTS, "float16": FLOAT32}
+    dtype = dtypes.get(name_of(like.dtype))
     if master is not None and (dtype is None or not like._replace(dtype=dtype).fits(master)):
         raise ValueError(f"tensor '{name}': expected a master of shape {like.shape} and "
                          f"{'no dtype, for its weight has none' if dtype is None else dtype}, got {master.shape} and "

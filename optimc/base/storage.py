@@ -47,7 +47,8 @@ class StorageType(NamedTuple):
             import ml_dtypes  # an extra: NumPy has no bfloat16
         except ImportError:
             raise ImportError("bfloat16 weights need ml_dtypes: pip install ml_dtypes") from None
-        return np.dtype(ml_dtypes.bfloat16)
+        dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return dtype
 
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)

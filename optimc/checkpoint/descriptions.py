@@ -41,5 +41,5 @@ def like_from(shape: Iterable[int], dtype: str, order: Literal["C", "F"] = "C") 
 def likes_from(description: Config) -> tuple[storage.Like, ...]:
     """The `Like` of each weight in the description of a state."""
     shapes = description["shapes"]
-    return tuple(like_from(*entry, order) for entry, order in zip(
+    return tuple(like_from(shape, dtype, order) for (shape, dtype), order in zip(
         shapes, description.get("orders") or "C" * len(shapes), strict=True))

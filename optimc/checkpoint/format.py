@@ -42,9 +42,10 @@ MOST_HEADER = 100 << 20                     # bytes; the limit of the safetensor
 BLOCK = 8 << 20                             # bytes written or read at a time
 WORTH_WATCHING = 256 << 20                  # bytes from which progress is shown on a terminal
 #: those of slots, averages and accumulators; the upper half of a float32 is a uint16 in memory
-PLAIN_DTYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
-DTYPES = {**PLAIN_DTYPES, "BF16": np.dtype("<u2"), "U8": np.dtype("u1"), "I16": np.dtype("<i2")}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+PLAIN_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+DTYPES: dict[str, np.dtype[Any]] = {
+    **PLAIN_DTYPES, "BF16": np.dtype("<u2"), "U8": np.dtype("u1"), "I16": np.dtype("<i2")}
+NAMES: dict[np.dtype[Any], str] = {dtype: name for name, dtype in DTYPES.items()}
 NO_CHECKSUM = "0" * 8
 MOST_NAME = 255                             # bytes of a file name that every system allows
 TEMPORARY = len("..0123456789abcdef.tmp")   # bytes that the name of a temporary file adds

@@ -24,6 +24,9 @@ class SGD(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -47,6 +50,9 @@ class SGD(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -62,6 +68,9 @@ class RMSprop(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -87,6 +96,9 @@ class RMSprop(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -102,6 +114,9 @@ class Adam(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -127,6 +142,9 @@ class Adam(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -142,6 +160,9 @@ class AdamW(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -167,6 +188,9 @@ class AdamW(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -179,6 +203,9 @@ class Adagrad(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -201,6 +228,9 @@ class Adagrad(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -211,6 +241,9 @@ class Adadelta(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -231,6 +264,9 @@ class Adadelta(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -244,6 +280,9 @@ class Adamax(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -267,6 +306,9 @@ class Adamax(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -280,6 +322,9 @@ class Nadam(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -303,6 +348,9 @@ class Nadam(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -317,6 +365,9 @@ class Ftrl(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -341,6 +392,9 @@ class Ftrl(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -352,6 +406,9 @@ class Lion(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -373,6 +430,9 @@ class Lion(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -385,6 +445,9 @@ class ScheduleFreeAdamW(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -407,6 +470,9 @@ class ScheduleFreeAdamW(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -420,6 +486,9 @@ class RAdam(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -443,6 +512,9 @@ class RAdam(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -458,6 +530,9 @@ class Yogi(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -483,6 +558,9 @@ class Yogi(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -495,6 +573,9 @@ class AdaBelief(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -517,6 +598,9 @@ class AdaBelief(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -529,6 +613,9 @@ class Rprop(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -551,6 +638,9 @@ class Rprop(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -562,6 +652,9 @@ class ASGD(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -583,6 +676,9 @@ class ASGD(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -596,6 +692,9 @@ class Adan(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -619,6 +718,9 @@ class Adan(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -630,6 +732,9 @@ class Lamb(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -651,6 +756,9 @@ class Lamb(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -665,6 +773,9 @@ class LARS(KerasOptimizer):
     cautious: bool
     check_finite: Literal['propagate', 'raise', 'skip']
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -689,6 +800,9 @@ class LARS(KerasOptimizer):
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -702,6 +816,9 @@ class Adafactor(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -725,6 +842,9 @@ class Adafactor(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...
@@ -747,6 +867,9 @@ class Muon(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
+    state_dtype: int | None
+    master_weights: bool
+    seed: int
     style: Literal['keras', 'torch', 'optax']
     def __init__(
         self,
@@ -779,6 +902,9 @@ class Muon(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_dtype: int | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None: ...

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     Read = Callable[[int, Array, int], object]
 
-KINDS = {FLOAT32: MPI.FLOAT, FLOAT64: MPI.DOUBLE}      # of gradients; weights travel as their bytes
+#: of gradients; weights travel as their bytes
+KINDS: dict[np.dtype[Any], MPI.Datatype] = {FLOAT32: MPI.FLOAT, FLOAT64: MPI.DOUBLE}
 
 
 class Exchange:

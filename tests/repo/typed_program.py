@@ -8,6 +8,7 @@ ignored error that is none is an error.
 import copy
 import pickle
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
@@ -118,6 +119,10 @@ def arguments() -> None:
     assert_type(opt.check_finite, Literal["propagate", "raise", "skip"])
     assert_type(opt.coupled_weight_decay, bool)
     assert_type(opt.maximize, bool)
+    assert_type(opt.state_dtype, Literal["bfloat16", "int8"] | Mapping[str, str | None] | None)
+    assert_type(opt.master_weights, bool)
+    assert_type(opt.seed, int)
+    opt.reset_master()
     assert_type(opt.style, Literal["keras", "torch", "optax"])
     assert_type(opt.name, str)
     opt.name, opt.check_finite, opt.clipnorm = "second", "raise", None
