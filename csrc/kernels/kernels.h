@@ -119,7 +119,7 @@ struct coder {
 typedef void random_numbers(uint64_t key, uint64_t begin, size_t n, uint16_t *to);
 
 /* A loop that reads and writes codes itself: `parts` are the weight and slots 0 and 1, numbers or codes, and `keys`
-   has a key for each; the first element is element `begin` of its weight.  Of 8 bits, that begins a block. */
+   has a key for each; the first element is element `begin` of its weight.  It takes whole blocks of CODE_BLOCK. */
 enum { FUSED_PARTS = 3 };
 typedef void fused_run(size_t n, const void *gradient, const struct coded parts[FUSED_PARTS],
     const struct row_f32 *row, const uint64_t keys[FUSED_PARTS], uint64_t begin);
