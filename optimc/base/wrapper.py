@@ -135,6 +135,11 @@ class Wrapper(Strict, Elsewhere):
         for name in self._numbers():
             setattr(self, name, description["own"][name])
 
+    def reset_master(self) -> None:
+        """Makes the masters of weights of 16 bits what the weights say, see `Optimizer.reset_master`."""
+        for optimizer in self._inner():
+            optimizer.reset_master()
+
     @property
     def slots(self) -> dict[str, dict[int | str, np.ndarray]]:
         """The slots of the wrapped optimizers, read-only: see `Optimizer.slots`.
