@@ -9,11 +9,18 @@ Next: optimc/torch/inner.py and optimc/migrate.py.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Any
+
+
+#: optimc's arguments about storage, which a parameter group may have beside torch's
+STORAGE = {"state_dtype": None, "master_weights": True, "seed": 0}
+#: the key of the master of a parameter of 16 bits in its state, as Transformer Engine names it
+MASTER = "master_param"
 
 
 class Source(NamedTuple):
@@ -74,6 +81,19 @@ class Counterpart(NamedTuple):
                 found.append(Source(argument.removeprefix("not "), key, negated=argument.startswith("not ")))
         return found
 
+    def storage(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments about storage that a group has, in the words of optimc."""
+        given = {name: group[name] for name in STORAGE if name in group}
+        if "state_dtype" in given:
+            value, ours = given["state_dtype"], {theirs: slot for slot, theirs in self.slots.items()}
+            given["state_dtype"] = {ours.get(slot, slot): _word(choice) for slot, choice in value.items()} \
+                if isinstance(value, dict) else None if _word(value) == "float32" else _word(value)
+        return given
+
+    def in_torchs_words(self, message: str) -> str:
+        """An error about storage, with torch's names for the slots that it quotes."""
+        return re.sub(r"'(\w+)'", lambda found: repr(self.slots.get(found[1], found[1])), message)
+
     def word_for(self, argument: str) -> str | None:
         """torch's argument for one of optimc's; None if torch has none."""
         return next((key for key, ours in self.arguments.items()
@@ -83,6 +103,11 @@ class Counterpart(NamedTuple):
         """The number that a slot or scalar, by torch's key, starts from in a parameter group."""
         value = self.initial.get(key, 0.0)
         return float(group[value] if isinstance(value, str) else value)
+
+
+def _word(dtype: Any) -> Any:
+    """A storage type by its name: torch's types are words too."""
+    return str(dtype).removeprefix("torch.") if str(dtype).startswith("torch.") else dtype
 
 
 _ADAM: dict[str, str | tuple[str, ...]] = {

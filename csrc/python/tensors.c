@@ -150,10 +150,10 @@ static int check_watched(PyObject *watched)
 PyDoc_STRVAR(prepare_tensors_doc, "_prepare_tensors($self, orders, watched, parts=(), types=(), /)\n--\n\n"
 "Prepares steps over tensors; call it after `_bind`.  `orders` has for each weight None, or a tuple of its axes in\n"
 "the order of memory.  `watched` is a tuple of (dict, key, value) that the plan depends on.  The item of the dict\n"
-"must stay an equal number, a list of the same objects as a tuple, or else the same object.  `parts` is a tuple of\n"
-"(weight, part, dict, key): where a program may put another tensor for a slot (its number in the rule), an average,\n"
-"an accumulator or a master (PART_*), or move it; parts that no program can reach need not be there.  `types` is a\n"
-"tuple of types of tensors whose methods run no Python code.");
+"must stay an equal number, a list of the same objects as a tuple, or else the same object; where it lacks, None\n"
+"counts.  `parts` is a tuple of (weight, part, dict, key): where a program may put another tensor for a slot (its\n"
+"number in the rule), an average, an accumulator or a master (PART_*), or move it; parts that no program can reach\n"
+"need not be there.  `types` is a tuple of types of tensors whose methods run no Python code.");
 
 static PyObject *prepare_tensors_now(Optimizer *self, PyObject *args)
 {
@@ -211,8 +211,8 @@ int optimc_is_as_watched(const Optimizer *self)
     for (Py_ssize_t i = 0; watched && same > 0 && i < PyTuple_GET_SIZE(watched); i++) {
         PyObject *entry = PyTuple_GET_ITEM(watched, i);
         PyObject *now = PyDict_GetItemWithError(PyTuple_GET_ITEM(entry, 0), PyTuple_GET_ITEM(entry, 1));
-        Py_XINCREF(now);
-        same = now ? is_same(now, PyTuple_GET_ITEM(entry, 2)) : PyErr_Occurred() ? -1 : 0;
+        now = now || PyErr_Occurred() ? Py_XNewRef(now) : Py_NewRef(Py_None);
+        same = now ? is_same(now, PyTuple_GET_ITEM(entry, 2)) : -1;
         Py_XDECREF(now);
     }
     Py_XDECREF(watched);

@@ -9,12 +9,20 @@ with torch's formula (`style="torch"`).  Parameters, gradients and state stay to
 where they are, so `p.data = ...`, `model.double().float()` and `optimizer.state[p]["exp_avg"] = ...` work.
 
 The state is in `optimizer.state`, as in torch; the scalars of NAdam and ASGD are float64.  Parameters must be dense
-CPU tensors of float32 or float64 that do not overlap.  All others are refused.
+CPU tensors of float32, float64, bfloat16 or float16 that do not overlap.  All others are refused.
+
+Three arguments are optimc's, by keyword.  They are keys of a parameter group where they are given.
+
+- `state_dtype`: None, "bfloat16" or "int8", or a dict of torch's keys of slots to these words: the storage of slots.
+- `master_weights=True`: keep what bfloat16 and float16 parameters lack of a float32, as "master_param" in the state.
+  Without it bfloat16 parameters are rounded at random.
+- `seed=0`: of random rounding.
 
 Threads may share an optimizer.  Their steps, reads of the state and saves run one after the other.
 
-Next: step.py (the step), cohorts.py (which parameters step together), states.py (`optimizer.state`), inner.py (the
-optimizer of optimc behind a cohort), tensors.py (memory), and optimc/torch_names.py (torch's words and optimc's).
+Next: step.py (the step), cohorts.py (which parameters step together), states.py (`optimizer.state`), slots.py and
+loading.py (the tensors in it), inner.py (the optimizer of optimc behind a cohort), tensors.py (memory), and
+optimc/torch_names.py (torch's words and optimc's).
 """
 
 from __future__ import annotations
@@ -33,7 +41,7 @@ except ImportError as _error:
     lazy.needs("torch", _error)
 
 from optimc.torch.step import TorchOptimizer
-from optimc.torch_names import TORCH
+from optimc.torch_names import STORAGE, TORCH
 
 if TYPE_CHECKING:
     from typing import Any
@@ -47,10 +55,16 @@ def _make(name: str) -> Any:
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         super(made, self).__init__(*args, **kwargs)
 
+    signature = inspect.signature(theirs.__init__)
+    init.__signature__ = signature.replace(parameters=[                 # type: ignore[attr-defined]
+        *signature.parameters.values(),
+        *(inspect.Parameter(word, inspect.Parameter.KEYWORD_ONLY, default=default)
+          for word, default in STORAGE.items())])
     made = type(name, (TorchOptimizer, theirs), {
         "__doc__": f"""torch.optim.{name} with the step in C.  Arguments, formula and state are torch's.
 
-        The arguments that choose one of torch's implementations (foreach, fused) have no effect.
+        The arguments that choose one of torch's implementations (foreach, fused) have no effect.  Beside torch's it
+        takes state_dtype, master_weights and seed, by keyword: see help(optimc.torch).
 
         Example:
             >>> import torch, optimc.torch

@@ -15,16 +15,17 @@ does.  All of it runs in one turn, so that threads step, plan and look one after
 from __future__ import annotations
 
 import re
-import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
 from optimc import _core
 from optimc._core import CHECKED, NO_GRADIENTS, NOT_AS_PLANNED
-from optimc.base.rules import used_slots
 from optimc.torch import tensors
 from optimc.torch.inner import make_inner
-from optimc.torch.states import States, count_of, number, put_number, slot_tensors
+from optimc.torch.member import Member
+from optimc.torch.slots import Slots
+from optimc.torch.states import States, count_of, number
+from optimc.torch_names import MASTER, STORAGE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,81 +35,14 @@ if TYPE_CHECKING:
 
     from optimc._types import Config
     from optimc.base.optimizer import Optimizer
+    from optimc.torch.member import Numbers
     from optimc.torch_names import Counterpart, Source
 
-    Numbers = tuple[Any, ...]
-    Part = tuple[list["Member"], dict[int, Numbers]]
+    Part = tuple[list[Member], dict[int, Numbers]]
     Entry = tuple[Config, str, object]
 
 #: torch's arguments that choose a kernel
 FLAGS = ("amsgrad", "nesterov", "centered", "maximize", "decoupled_weight_decay", "momentum")
-
-
-class Member:
-    """A parameter in a cohort, and its state as optimc left it.
-
-    Attributes:
-        param, group: the parameter and its group.
-        index: its position among all parameters of the optimizer.
-        state: the dict of its state.
-        numbers: torch's keys of the count and the scalars -> the entry in the state, or None, and the number there.
-        slots: torch's keys -> the tensors that the plan steps.
-        count, scalars: what it came into the cohort with.
-    """
-
-    param: Tensor
-    group: Config
-    index: int
-    state: Config
-    numbers: dict[str, tuple[Any, Any]]
-    slots: dict[str, Tensor]
-    count: int
-    scalars: Numbers
-
-    __slots__ = ("count", "group", "index", "numbers", "param", "scalars", "slots", "state")
-
-    def __init__(self, param: Any, group: Any, index: int, state: Config,
-                 numbers: dict[str, tuple[Any, Any]]) -> None:
-        self.param, self.group, self.index, self.state, self.numbers = param, group, index, state, numbers
-        self.slots, self.count, self.scalars = {}, 0, ()
-
-    def keeps(self, key: str) -> bool:
-        """Whether the count or scalar in the state is still what optimc read or wrote there last."""
-        entry, value = self.numbers[key]
-        return self.state.get(key) is entry and (entry is None or number(entry) == value)
-
-    def write(self, numbers: dict[str, float]) -> None:
-        """Writes counts and scalars into the state, but for those that the owner has changed."""
-        for key, value in numbers.items():
-            if self.numbers[key][1] != value and self.keeps(key):
-                self.numbers[key] = put_number(self.state, key, value), value
-
-    def is_as_left(self, states: States) -> bool:
-        """Whether nothing has changed in the state that a step depends on."""
-        found = dict.get(states, self.param)
-        return (found is self.state or (found is None and not self.slots)) and all(map(self.keeps, self.numbers)) \
-            and all(self.state.get(key) is tensor for key, tensor in self.slots.items())
-
-    def is_held(self) -> bool:
-        """Whether somebody but its cohort holds the state, or a number in it, and may change it unseen."""
-        state, *entries = _references(self)
-        return state > _ALONE[0] + len(self.slots) or any(entry > _ALONE[1] for entry in entries)
-
-
-def _references(member: Member) -> list[int]:
-    """How often the state of a member, and each number in it, is referred to."""
-    return [sys.getrefcount(member.state),
-            *(sys.getrefcount(entry) for entry, _ in member.numbers.values() if entry is not None)]
-
-
-def _references_of_one_alone() -> list[int]:
-    member = Member(None, None, 0, {"step": object()}, {})
-    states = {None: member.state}
-    member.numbers = {key: (entry, 0.0) for key, entry in states[None].items()}
-    return _references(member)
-
-
-_ALONE = _references_of_one_alone()
 
 
 class Cohort:
@@ -118,8 +52,8 @@ class Cohort:
         inner: the optimizer of optimc that steps them.
         members: the `Member` of each.
         groups: the groups, in the order of the inner optimizer's.
-        slots: torch's keys of the slots -> their numbers.
-        new: (`Member`, key, tensor) of slots that enter the state with the first step.
+        parts: torch's keys of the slots and the master -> their numbers.
+        new: (`Member`, key, value) of entries that enter the state with the first step, or leave it without value.
         splits: how often a cohort was split until this one was left.
 
     Attributes:
@@ -131,21 +65,22 @@ class Cohort:
     inner: Optimizer
     members: list[Member]
     groups: list[Config]
-    new: list[tuple[Member, str, Tensor]]
+    new: list[tuple[Member, str, Any]]
     splits: int
     params: list[Tensor]
     exchange: Any
     unversioned: list[Tensor]
 
-    def __init__(self, inner: Optimizer, members: list[Member], groups: list[Config], slots: dict[str, int],
-                 new: list[tuple[Member, str, Tensor]], splits: int) -> None:
+    def __init__(self, inner: Optimizer, members: list[Member], groups: list[Config], parts: dict[str, int],
+                 new: list[tuple[Member, str, Any]], splits: int) -> None:
         self.inner, self.members, self.groups, self.new, self.splits = inner, members, groups, new, splits
         self.params = [member.param for member in members]
         self.exchange = tensors.EXCHANGE
         self.unversioned = [param for param in self.params if not tensors.has_version(param)]
         self._planned, self._written = inner.iterations, -1
         self._orders = tuple(tensors.order(param) for param in self.params)
-        self._parts = tuple((i, k, member.state, key) for i, member in enumerate(members) for key, k in slots.items())
+        self._parts = tuple((i, parts[key], member.state, key) for i, member in enumerate(members)
+                            for key in member.slots)
         self._entries: tuple[Entry, ...] = ()
         self._watches_slots = False
         self._addresses = self._addresses_now()
@@ -207,10 +142,12 @@ class Cohort:
     def enter(self, states: States) -> None:
         """Puts new slots into the state, once the step they were made for has run."""
         if self.new and self.inner.iterations != self._planned:
-            for member, key, tensor in self.new:
-                member.state[key] = tensor
-                if dict.get(states, member.param) is None:
-                    dict.__setitem__(states, member.param, member.state)
+            for member, key, value in self.new:
+                if value is None:
+                    member.state.pop(key, None)
+                else:
+                    member.state[key] = value
+                _enter(states, member)
             self.new = []
 
     def numbers(self) -> list[Numbers]:
@@ -219,13 +156,20 @@ class Cohort:
         of_group = {id(group): (count, *self.inner._scalars(k)) for k, group in enumerate(self.groups)}
         return [of_group[id(member.group)] for member in self.members]
 
-    def write(self, keys: Sequence[str]) -> None:
+    def write(self, keys: Sequence[str], states: States) -> None:
         """Writes the counts and scalars into the state, but for those that its owner has changed."""
         count = self.inner.iterations
         if keys and count and count != self._written and not self.new:
             for member, numbers in zip(self.members, self.numbers(), strict=True):
                 member.write(dict(zip(keys, map(float, numbers), strict=True)))
+                _enter(states, member)
             self._written = count
+
+
+def _enter(states: States, member: Member) -> None:
+    """Puts the state of a member into the states, if there is none for its parameter."""
+    if dict.get(states, member.param) is None:
+        dict.__setitem__(states, member.param, member.state)
 
 
 class Cohorts:
@@ -248,7 +192,7 @@ class Cohorts:
         self.turn = _core.Turn()
         self._optimizer, self._counterpart, self._sources = optimizer, counterpart, sources
         self._flags = [source.key for source in sources if source.key in FLAGS]
-        self._keys = ("step", *counterpart.scalars) if counterpart.counts_steps else ()
+        self._keys = self._keys_now()
         self.states = self.stepping = None
         self.forget()
 
@@ -285,7 +229,7 @@ class Cohorts:
         """Writes the counts and scalars into the state, but for those that its owner has changed."""
         for cohort in self.all:
             cohort.enter(self.states)
-            cohort.write(self._keys)
+            cohort.write(self._keys, self.states)
 
     def settle(self) -> None:
         """Brings plans and state together after a step or a look."""
@@ -308,6 +252,15 @@ class Cohorts:
 
     # ---------------------------------------------------------------------------- planning
 
+    def _keys_now(self) -> tuple[str, ...]:
+        """torch's keys of the count and the scalars.
+
+        torch's SGD keeps no count.  The random numbers by which weights without masters are rounded depend on one.
+        """
+        groups = self._optimizer.__dict__.get("param_groups", ())
+        rounds = any(not group.get("master_weights", True) for group in groups)
+        return ("step", *self._counterpart.scalars) if self._counterpart.counts_steps or rounds else ()
+
     def refresh(self) -> None:
         """Plans anew what is no longer as it was planned."""
         self._fresh = False
@@ -324,6 +277,7 @@ class Cohorts:
         for cohort in self.all:
             for member, numbers in zip(cohort.members, cohort.numbers(), strict=True):
                 known[id(member.param)] = member, numbers
+        keys_before, self._keys = self._keys, self._keys_now()
         parts: dict[tuple[Any, ...], list[Part]] = {}
         resting, index = [], -1
         for group in self._optimizer.param_groups:
@@ -337,7 +291,7 @@ class Cohorts:
                     self._sort(parts, member)
         for member, numbers in known.values():          # the program has taken them out
             if numbers[0]:
-                member.write(dict(zip(self._keys, map(float, numbers), strict=False)))
+                member.write(dict(zip(keys_before, map(float, numbers), strict=False)))
         self._adopt([], [self._plan(*part, 0) for key in parts for part in parts[key]], resting)
 
     def replan(self, cohorts: list[Cohort]) -> None:
@@ -375,7 +329,8 @@ class Cohorts:
                 (optimizer.__dict__, "state", self.states),
                 (optimizer.__dict__, "param_groups", tuple(optimizer.param_groups)),
                 *((group, "params", tuple(group["params"])) for group in optimizer.param_groups),
-                *((group, name, group[name]) for group in optimizer.param_groups for name in self._flags)))
+                *((group, name, group.get(name)) for group in optimizer.param_groups
+                  for name in (*self._flags, *STORAGE))))
         self.all, self._resting, self._stale = kept + made, resting, False
         self.settle()
 
@@ -384,8 +339,8 @@ class Cohorts:
         """The `Member` for a parameter: with what it had `before`, where its state is as it was left."""
         state = dict.get(self.states, param)
         state = {} if state is None else state
-        member = Member(param, group, index, state, dict(before.numbers) if before else
-                        dict.fromkeys(self._keys, (None, None)))
+        member = Member(param, group, index, state, {**dict.fromkeys(self._keys, (None, None)),
+                                                     **(before.numbers if before else {})})
         values = dict(zip(self._keys, numbers or (), strict=False)) if before else {}
         for key in self._keys:
             if key not in values or not member.keeps(key):
@@ -399,7 +354,9 @@ class Cohorts:
 
     def _sort(self, parts: dict[tuple[Any, ...], list[Part]], member: Member) -> None:
         """Puts a member to those that it can step with: a part is (members, the scalars of each group by its id)."""
-        key = member.count, member.param.grad is None, *(member.group[name] for name in self._flags)
+        group = member.group
+        key = (member.count, member.param.grad is None, *(group[name] for name in self._flags),
+               *(group.get(name, STORAGE[name]) for name in ("master_weights", "seed")))
         for members, scalars in parts.setdefault(key, []):
             if scalars.setdefault(id(member.group), member.scalars) == member.scalars:
                 members.append(member)
@@ -413,18 +370,12 @@ class Cohorts:
             tensors.check_parameters([member.param], member.index)
         groups = list({id(member.group): member.group for member in members}.values())
         inner = make_inner(counterpart, self._sources, groups, [(member.param, member.group) for member in members])
-        weights = [tensors.view(member.param, member.param) for member in members]
-        keys = {counterpart.slots[slot]: (slot, k) for slot, k in used_slots(inner).items()}
-        slots, new = {}, []
-        for key, (slot, k) in keys.items():
-            found, missing = slot_tensors(members, weights, key, k, partial(counterpart.initial_value, key))
-            slots[slot] = [tensors.view(tensor, member.param) for tensor, member in zip(found, members, strict=True)]
-            new += [(members[i], key, found[i]) for i in missing]
-            for member, tensor in zip(members, found, strict=True):
-                member.slots[key] = tensor
-        inner.build(weights, slots=slots)
+        slots = Slots(inner, counterpart, members, groups)
+        inner._locked(inner._move, slots.weights, places=slots.places, masters=slots.masters(), adopted={
+            slot: slots.slot(key, partial(counterpart.initial_value, key)) for key, (slot, _) in slots.keys.items()})
         inner.iterations = count
         for k, group in enumerate(groups):
             if count and counterpart.scalars:
                 inner._set_scalars(list(scalars[id(group)]), k)
-        return Cohort(inner, members, groups, {key: k for key, (_, k) in keys.items()}, new, splits)
+        parts = {MASTER: _core.PART_MASTER, **{key: k for key, (_, k) in slots.keys.items()}}
+        return Cohort(inner, members, groups, parts, slots.new, splits)

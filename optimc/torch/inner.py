@@ -1,8 +1,8 @@
 """The optimizer of optimc that steps a cohort, made from torch's parameter groups.
 
 It has no values of its own: C reads the learning rate and the others from torch's parameter groups at every step, so
-schedulers and programs that write into a group need nobody to tell optimc.  Only flags, and a momentum of zero, are
-fixed, because they choose the kernel; cohorts.py plans anew when one of them changes.
+schedulers and programs that write into a group need nobody to tell optimc.  Only flags, a momentum of zero and the
+storage are fixed, because they choose the kernel; cohorts.py plans anew when one of them changes.
 """
 
 from __future__ import annotations
@@ -34,12 +34,8 @@ def make_inner(counterpart: Counterpart, sources: Sequence[Source], groups: Sequ
     Raises:
         TypeError, ValueError: a group has a value that the optimizer does not take.
     """
-    first = groups[0]
-    flags = {source.argument: source.read(first) for source in sources if source.is_flag(first)}
-    flags |= {source.argument: 0.0 for source in sources if source.key == "momentum"}       # set below
-    inner = registry.classes[counterpart.name](**flags, style="torch", groups=[
-        {"weights": [i for i, (_, own) in enumerate(members) if own is group]} for group in groups[1:]])
-    numbers = [source for source in sources if not source.is_flag(first) and source.argument in inner._index]
+    inner = without_values(counterpart, sources, groups, members)
+    numbers = [source for source in sources if not source.is_flag(groups[0]) and source.argument in inner._index]
     for k, group in enumerate(groups):
         for source in numbers:
             index = inner._index[source.argument]
@@ -48,3 +44,21 @@ def make_inner(counterpart: Counterpart, sources: Sequence[Source], groups: Sequ
             else:
                 inner._set_item(k, index, group, source.key, source.item, source.key == "weight_decay")
     return inner
+
+
+def without_values(counterpart: Counterpart, sources: Sequence[Source], groups: Sequence[dict[str, Any]],
+                   members: Sequence[tuple[Tensor, dict[str, Any]]] = ()) -> Optimizer:
+    """The same, with flags and storage only: enough to tell how slots are stored."""
+    first = groups[0]
+    flags: dict[str, Any] = {source.argument: source.read(first) for source in sources if source.is_flag(first)}
+    flags |= {source.argument: float(bool(first["momentum"])) for source in sources if source.key == "momentum"}
+    others = []
+    for group in groups[1:]:
+        choice = counterpart.storage(group).get("state_dtype")
+        others.append({"weights": [i for i, (_, own) in enumerate(members) if own is group],
+                       "state_dtype": {} if choice is None else choice})        # {}: no slot in fewer bits
+    try:
+        return registry.classes[counterpart.name](**flags, **counterpart.storage(first), style="torch",
+                                                  groups=others)
+    except ValueError as error:
+        raise ValueError(counterpart.in_torchs_words(str(error))) from None

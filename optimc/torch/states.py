@@ -15,7 +15,7 @@ A count that is written through an alias (`.data`, `.numpy()`), kept while the t
 A program that never looks pays nothing.  The step itself goes round these methods (`dict.get(states, ...)`).  Copies
 and pickles of the dict are plain, and so is the dict of each parameter.
 
-The functions below make, read and check what is in it.  Next: cohorts.py, which plans.
+The functions below make and read the numbers in it.  Next: slots.py, the tensors in it, and cohorts.py, which plans.
 """
 
 from __future__ import annotations
@@ -28,16 +28,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from optimc.base import memory
-from optimc.torch import tensors
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Mapping
 
     from torch import Tensor
 
-    from optimc._types import Array, Config
-    from optimc.torch.cohorts import Cohorts, Member
+    from optimc._types import Config
+    from optimc.torch.cohorts import Cohorts
 
 
 class States(defaultdict[Any, Any]):
@@ -139,52 +136,7 @@ def count_of(state: Config, index: int) -> int:
     return 1 if state.get("momentum_buffer") is not None else 0
 
 
-# -------------------------------------------------------------------------------------------- slots
-
-def slot_tensors(members: Sequence[Member], weights: Sequence[Array], key: str, k: int,
-                 initial: Callable[[Config], float]) -> tuple[list[Tensor], list[int]]:
-    """The tensors for `key` in the states of members, and the numbers of those that are not there yet.
-
-    A tensor that is missing, or does not lie in memory as its parameter does, is made anew.  No state changes.
-
-    Args:
-        members: the `Member` of each weight.
-        weights: NumPy views of the parameters.
-        key: torch's key.
-        k: the number of the slot, by which memory.like places it.
-        initial: a function of the group that gives the number a new tensor is filled with.
-
-    Raises:
-        ValueError: a state is not of its parameter's shape and type.
-    """
-    found: list[Any] = [member.state.get(key) for member in members]
-    for tensor, member in zip(found, members, strict=True):
-        param = member.param
-        if tensor is None:
-            continue
-        if not isinstance(tensor, torch.Tensor) or tensor.shape != param.shape or tensor.dtype != param.dtype:
-            got = f"{tuple(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, torch.Tensor) else repr(tensor)
-            raise ValueError(f"params[{member.index}]: state {key!r}: expected shape {tuple(param.shape)} of "
-                             f"{param.dtype}, got {got}")
-        tensors.check_versions([] if tensors.has_version(tensor) else [tensor])
-    new = [i for i, (tensor, member) in enumerate(zip(found, members, strict=True))
-           if tensor is None or tensors.order(tensor) != tensors.order(member.param) or not tensors.is_dense(tensor)]
-    for i, array in zip(new, memory.like([weights[i] for i in new], k), strict=True):
-        tensor = tensors.over(array, members[i].param)
-        found[i] = tensor.fill_(initial(members[i].group)) if found[i] is None else tensor.copy_(found[i])
-    return found, new
-
-
-def place_loaded(states: Any, keys: Iterable[str]) -> None:
-    """Moves tensors that torch has just loaded to where a step is fast, before a program has looked at them."""
-    for k, key in enumerate(keys):
-        some = [(param, state) for param, state in dict.items(states) if tensors.fits(state.get(key), param)]
-        arrays = memory.like([tensors.view(param, param) for param, _ in some], k)
-        for (param, state), array in zip(some, arrays, strict=True):
-            state[key] = tensors.over(array, param).copy_(state[key])
-    if all(tensors.fits(state.get(key, param), param) for param, state in dict.items(states) for key in keys):
-        states.known = False                        # only what was placed here is in it
-
+# ------------------------------------------------------------------------------------------ loading
 
 def with_numbers(state_dict: Config, keys: Container[str]) -> Config:
     """A state_dict that has plain numbers under these keys, which torch's loading leaves as they are."""
@@ -199,14 +151,3 @@ def place_numbers(states: Mapping[Any, Any], keys: Iterable[str]) -> None:
         for key in keys:
             if isinstance(state, dict) and isinstance(state.get(key), float):
                 put_number(state, key, state[key])
-
-
-def check_loaded(state_dict: Config, param_groups: Iterable[Config], keys: Container[str]) -> None:
-    """Raises a ValueError if a state_dict has a slot that is not of its parameter's shape."""
-    mine = [param for group in param_groups for param in group["params"]]
-    theirs = [index for group in state_dict["param_groups"] for index in group["params"]]
-    for i, (param, index) in enumerate(zip(mine, theirs, strict=False)):
-        for key, value in state_dict["state"].get(index, {}).items():
-            if key in keys and isinstance(value, torch.Tensor) and value.shape != param.shape:
-                raise ValueError(f"loaded state {key!r} of parameter {i}: expected shape {tuple(param.shape)}, "
-                                 f"got {tuple(value.shape)}")

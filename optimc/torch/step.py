@@ -18,11 +18,13 @@ import torch.optim.optimizer as _torch
 
 from optimc import _core
 from optimc._core import CHECKED, NOT_AS_PLANNED
+from optimc.base import narrow
 from optimc.base.names import ELSEWHERE, UnknownArgument, closest
-from optimc.torch import tensors
+from optimc.torch import loading, tensors
 from optimc.torch.cohorts import Cohorts
 from optimc.torch.inner import make_inner
-from optimc.torch.states import check_loaded, place_loaded, place_numbers, with_numbers
+from optimc.torch.states import place_numbers, with_numbers
+from optimc.torch_names import MASTER, STORAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -46,6 +48,7 @@ class TorchOptimizer(Base):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._cohorts = Cohorts(self, self._counterpart, self._sources)
+        self._given = {name: kwargs.pop(name) for name in STORAGE if name in kwargs}    # for add_param_group
         try:
             super().__init__(*args, **kwargs)
         except TypeError:
@@ -58,6 +61,8 @@ class TorchOptimizer(Base):
         self._cohorts.watch_state()
         self._cohorts.states.known = False          # torch has made what is in it, if anything
         self._check_groups(self.param_groups)
+        if self._cohorts.states:
+            loading.place(self._counterpart, self._sources, self.param_groups, self._cohorts.states, anew=True)
 
     def _refuse_unknown(self, given: Collection[str], known: Mapping[str, inspect.Parameter]) -> None:
         """Refuses arguments that torch does not have, with torch's word for those that optimc has.
@@ -69,7 +74,8 @@ class TorchOptimizer(Base):
             return                                  # of a program's class, which knows what it takes
         for name in (name for name in given if name not in known):
             words = [name, *(ELSEWHERE[name].here if name in ELSEWHERE else ())]
-            theirs = next(filter(None, map(self._counterpart.word_for, words)), None) or closest(name, known, 0.8)
+            theirs = next(filter(None, map(self._counterpart.word_for, words)), None) or next(
+                (word for word in words if word in STORAGE), None) or closest(name, [*known, *STORAGE], 0.8)
             if "global_clipnorm" in words or name in ("clipnorm", "clipvalue"):
                 function = "clip_grad_value_" if name == "clipvalue" else "clip_grad_norm_"
                 advice = f": call torch.nn.utils.{function} before the step"
@@ -79,6 +85,7 @@ class TorchOptimizer(Base):
 
     def add_param_group(self, param_group: Config) -> None:
         with self._cohorts.turn:
+            self.defaults.update(self.__dict__.pop("_given", {}))
             super().add_param_group(param_group)
             if hasattr(self, "_step_supports_amp_scaling"):     # not from the constructor, which checks them all
                 try:
@@ -97,7 +104,11 @@ class TorchOptimizer(Base):
         tensors.check_parameters(params[first:], first)
         tensors.check_apart(params)
         for group in new:
-            make_inner(self._counterpart, self._sources, [group])
+            inner = make_inner(self._counterpart, self._sources, [group])
+            for i, param in enumerate(group["params"], first):
+                if not torch.nn.parameter.is_lazy(param):
+                    narrow.master_like(inner, tensors.like_of(param), f"params[{i}]")
+            first += len(group["params"])
 
     # ----------------------------------------------------------------------------- the step
 
@@ -187,12 +198,16 @@ class TorchOptimizer(Base):
             return super().state_dict()
 
     def load_state_dict(self, state_dict: Config) -> None:
-        """Takes over a copy of a state of this class or torch's.  Shapes are checked before anything changes."""
-        slots = list(self._counterpart.slots.values())
+        """Takes over a copy of a state of this class or torch's.  Shapes are checked before anything changes.
+
+        Slots come in the type in which this optimizer stores them, whatever type they were saved in.
+        """
+        keys = {*self._counterpart.slots.values(), MASTER}
 
         def check(_: Any, loaded: Config) -> Config:    # the last hook, which sees what those of the program made
-            check_loaded(loaded, self.param_groups, slots)
-            return with_numbers(loaded, self._counterpart.scalars)
+            loading.check_loaded(loaded, self.param_groups, keys)
+            return loading.with_own_storage(loading.with_kept(
+                with_numbers(loaded, self._counterpart.scalars), keys), self.param_groups)
 
         with self._cohorts.turn:
             self._cohorts.watch_state()
@@ -202,7 +217,20 @@ class TorchOptimizer(Base):
                 super().load_state_dict(copy.deepcopy(state_dict))
             finally:
                 handle.remove()
-            place_loaded(self.state, slots)
+            self._cohorts.states.known = not loading.place(
+                self._counterpart, self._sources, self.param_groups, self._cohorts.states)
+
+    def reset_master(self) -> None:
+        """Makes the masters of bfloat16 and float16 parameters what the parameters themselves say.
+
+        Call it after other numbers were written into bfloat16 parameters, as to load a model.  Without it the next
+        step adds what the old numbers lacked, less than half a last place.
+        """
+        with self._cohorts.turn, torch.no_grad():
+            for param, state in dict.items(self.state):
+                master = state.get(MASTER) if isinstance(state, dict) else None
+                if isinstance(master, torch.Tensor):
+                    master.copy_(param if master.dtype == torch.float32 else torch.zeros(()))
 
     def __getstate__(self) -> Config:
         with self._cohorts.turn:
@@ -210,6 +238,7 @@ class TorchOptimizer(Base):
             return {**super().__getstate__(), "state": self.state.copy()}
 
     def __setstate__(self, state: Config) -> None:
+        loading.release(state.get("state", {}))
         place_numbers(state.get("state", {}), self._counterpart.scalars)
         if "_cohorts" not in self.__dict__:
             self._cohorts = Cohorts(self, self._counterpart, self._sources)

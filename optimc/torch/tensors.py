@@ -9,9 +9,10 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
-from optimc.base import storage
+from optimc.base import narrow, storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 
     from optimc._types import Array
 
-TYPES: tuple[torch.dtype, ...] = tuple(getattr(torch, name) for name in storage.TYPES)
+TYPES: dict[torch.dtype, storage.StorageType] = {getattr(torch, name): row for name, row in storage.TYPES.items()}
+#: types of 16 bits
+HALVES = (torch.bfloat16, torch.float16)
+#: NumPy's types of slots and masters -> torch's
+DTYPES = {storage.FLOAT32: torch.float32, storage.FLOAT64: torch.float64, narrow.HALVES: torch.bfloat16,
+          narrow.BYTES: torch.uint8, narrow.RESTS: torch.int16}
 
 #: the table by which C looks at tensors; None before torch 2.10: then steps go through NumPy views
 EXCHANGE: Any = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
@@ -44,26 +50,39 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def array(tensor: Tensor) -> Array:
-    """A NumPy view of a tensor's memory.
+    """A NumPy view of a tensor's memory, that of bfloat16 as uint16.
 
     Raises:
         ValueError: it has elements but no memory; NumPy would take some of its own.
     """
     if tensor.numel() and not tensor.untyped_storage().nbytes():
         raise ValueError(f"a weight, its gradient or its state, of shape {tuple(tensor.shape)}, has no memory")
+    if tensor.dtype == torch.bfloat16:
+        halves: Array = tensor.detach().view(torch.int16).numpy().view(np.uint16)
+        return halves
     return tensor.detach().numpy()
 
 
-def view(tensor: Tensor, like: Tensor) -> Array:
-    """The same, with its axes in the order of `like`'s."""
+def stored(tensor: Tensor, like: Tensor) -> Array:
+    """The same of a slot or a master, with its axes in the order of `like`'s; codes of 8 bits have one axis."""
     axes = order(like)
-    return array(tensor if axes is None else tensor.permute(axes))
+    return array(tensor if axes is None or tensor.dtype == torch.uint8 else tensor.permute(axes))
+
+
+def view(tensor: Tensor, like: Tensor) -> Array:
+    """The same of a parameter or a gradient: bfloat16 is bfloat16 of ml_dtypes."""
+    found = stored(tensor, like)
+    return found.view(TYPES[torch.bfloat16].dtype) if tensor.dtype == torch.bfloat16 else found
 
 
 def over(array: Array, like: Tensor) -> Tensor:
-    """A tensor over the memory of `array`, with the shape and strides of `like`; the inverse of `view`."""
+    """A tensor over the memory of `array`, with the shape and strides of `like`; the inverse of `stored`."""
     with torch.inference_mode(False):               # a program may look at state for the first time within it
-        return torch.from_numpy(array.reshape(-1)).as_strided(like.shape, like.stride())
+        if array.dtype == narrow.HALVES:
+            return torch.from_numpy(array.reshape(-1).view(np.int16)).view(torch.bfloat16).as_strided(
+                like.shape, like.stride())
+        flat = torch.from_numpy(array.reshape(-1))
+        return flat if array.dtype == narrow.BYTES else flat.as_strided(like.shape, like.stride())
 
 
 def form(tensor: Tensor) -> tuple[Any, ...]:
@@ -71,11 +90,23 @@ def form(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.dtype, tensor.shape, tensor.stride()
 
 
-def fits(tensor: object, param: object) -> bool:
-    """Whether a step takes `tensor` as state of `param`: on the CPU, dense, of the same shape and type."""
-    return (isinstance(tensor, torch.Tensor) and isinstance(param, torch.Tensor)
-            and tensor.layout == torch.strided == param.layout and tensor.device.type == "cpu" == param.device.type
-            and tensor.dtype == param.dtype in TYPES and tensor.shape == param.shape
+def like_of(param: Tensor) -> storage.Like:
+    """The `Like` of a parameter, with its axes in their own order.
+
+    Raises:
+        ImportError: ml_dtypes, which has its type, is not installed.
+    """
+    return storage.Like(tuple(param.shape), TYPES[param.dtype].dtype)
+
+
+def is_on_cpu(tensor: object) -> bool:
+    """Whether it is a tensor with memory of the CPU."""
+    return isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+
+
+def is_stepped(param: Tensor) -> bool:
+    """Whether a step takes a parameter."""
+    return (is_on_cpu(param) and param.dtype in TYPES and not torch.nn.parameter.is_lazy(param)
             and is_dense(param))
 
 

@@ -54,3 +54,51 @@ def close(a, b, bound=2e-5):
 def both(name, options, dtype=torch.float32):
     mine, theirs = parameters(dtype), parameters(dtype)
     return (mine, getattr(ot, name)(mine, **options)), (theirs, getattr(torch.optim, name)(theirs, **options))
+
+
+# ------------------------------------------------------------------ parameters of 16 bits, slots in fewer bits
+
+HALVES = (torch.bfloat16, torch.float16)
+HALF_SHAPES = [(10, 7), (7,), (), (4, 3, 5, 6), (5000,)]
+STORAGES = [{}, {"state_dtype": "bfloat16"}, {"state_dtype": "int8"}, {"state_dtype": "bfloat16", "seed": 3},
+            {"master_weights": False}, {"master_weights": False, "state_dtype": "int8", "seed": 7}]
+each_half = pytest.mark.parametrize("dtype", HALVES, ids=str)
+each_storage = pytest.mark.parametrize("storage", STORAGES, ids=str)
+
+
+def halves(dtype=torch.bfloat16, shapes=HALF_SHAPES):
+    return [torch.nn.Parameter(p.detach().to(dtype)) for p in parameters(shapes=shapes)]
+
+
+def wide(params):
+    return [torch.nn.Parameter(p.detach().float()) for p in params]
+
+
+def set_both(step, narrow, real):
+    """The same gradients, of 16 bits, for both."""
+    set_grads(step, narrow)
+    for p, q in zip(narrow, real, strict=True):
+        q.grad = p.grad.float()
+
+
+def bits(tensor):
+    return tensor.detach().contiguous().view(torch.uint8 if tensor.dtype == torch.uint8 else
+                                             {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+
+
+def same(a, b):
+    return a.dtype == b.dtype and torch.equal(bits(a), bits(b))
+
+
+def split(real):
+    """The bfloat16 nearest to float32 numbers, ties away, and the rest."""
+    number = bits(real).to(torch.int64) & 0xffffffff
+    upper, rest = (number + 0x8000) >> 16 & 0xffff, number & 0xffff
+    upper, rest = ((part - (part >> 15 << 16)).to(torch.int16) for part in (upper, rest))
+    return upper.view(torch.bfloat16), rest
+
+
+def run(optimizer, params, steps, first=0):
+    for step in range(first, first + steps):
+        set_grads(step, params)
+        optimizer.step()

@@ -1,0 +1,127 @@
+"""Loading of a state: what it must have, and its tensors round torch's cast to the type of the parameters.
+
+Next: slots.py, the forms of the tensors.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from optimc import _core
+from optimc.torch import tensors
+from optimc.torch.inner import without_values
+from optimc.torch.member import Member
+from optimc.torch.slots import Slots
+from optimc.torch_names import MASTER
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from typing import Any
+
+    from torch import Tensor
+
+    from optimc._types import Config
+    from optimc.torch_names import Counterpart, Source
+
+
+class Kept:
+    """A tensor that torch's loading leaves as it is."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def released(self, param: Tensor) -> Tensor:
+        """The tensor on the device of its parameter, in float32 if it is in float64 and the parameter is not."""
+        tensor = self.tensor.to(param.device)
+        return tensor.float() if tensor.dtype == torch.float64 != param.dtype else tensor
+
+
+def with_kept(state_dict: Config, keys: Collection[str]) -> Config:
+    """A state_dict whose tensors under these keys torch's loading leaves as they are."""
+    return {**state_dict, "state": {
+        index: {key: Kept(value) if key in keys and isinstance(value, torch.Tensor) else value
+                for key, value in state.items()}
+        if isinstance(state, dict) else state for index, state in state_dict["state"].items()}}
+
+
+def release(states: Mapping[Any, Any]) -> None:
+    """Puts the tensors that were kept into the states."""
+    for param, state in states.items():
+        for key, value in state.items() if isinstance(state, dict) else ():
+            if isinstance(value, Kept):
+                state[key] = value.released(param) if isinstance(param, torch.Tensor) else value.tensor
+
+
+def with_own_storage(state_dict: Config, param_groups: Sequence[Config]) -> Config:
+    """A state_dict whose groups store slots and weights as these groups do; a seed that it has stays."""
+    theirs = state_dict["param_groups"]
+    if len(theirs) != len(param_groups):
+        return state_dict                           # which torch refuses
+    names = ("state_dtype", "master_weights")
+    return {**state_dict, "param_groups": [
+        {**{name: group[name] for name in (*names, "seed") if name in group},
+         **{name: value for name, value in their.items() if name not in names}}
+        for their, group in zip(theirs, param_groups, strict=True)]}
+
+
+def check_loaded(state_dict: Config, param_groups: Sequence[Config], keys: Collection[str]) -> None:
+    """Raises a ValueError if a state_dict has a slot or a master that is not of its parameter's shape."""
+    mine = [param for group in param_groups for param in group["params"]]
+    theirs = [index for group in state_dict["param_groups"] for index in group["params"]]
+    for i, (param, index) in enumerate(zip(mine, theirs, strict=False)):
+        for key, value in state_dict["state"].get(index, {}).items():
+            if key in keys and isinstance(value, torch.Tensor) and value.shape != param.shape and not (
+                    value.dtype == torch.uint8 and value.shape == (_core.coded_size(param.numel()),)):
+                raise ValueError(f"loaded state {key!r} of parameter {i}: expected shape {tuple(param.shape)}, "
+                                 f"got {tuple(value.shape)}")
+
+
+def place(counterpart: Counterpart, sources: Sequence[Source], param_groups: Sequence[Config], states: Any,
+          anew: bool = False) -> bool:
+    """Moves tensors that torch has put into states to where a step is fast, in the form in which it takes them.
+
+    anew: slots start from their initial numbers instead.  Adagrad's constructor rounds them to the type of the
+        parameter.
+
+    Returns:
+        Whether all tensors were moved, so that nobody else holds one.
+    """
+    index, moved = 0, True
+    for group in param_groups:
+        inner, members = without_values(counterpart, sources, [group]), []
+        for param in group["params"]:
+            state = dict.get(states, param)
+            if state:
+                members.append(Member(param, group, index, state, {}))
+            index += 1
+        moved &= _placed(inner, counterpart, members, group, anew)
+    return moved
+
+
+def _placed(inner: Any, counterpart: Counterpart, members: Sequence[Member], group: Config, anew: bool) -> bool:
+    moved = True
+    for key in (*counterpart.slots.values(), MASTER):
+        having = [member for member in members if member.state.get(key) is not None]
+        known = [member for member in having if tensors.is_stepped(member.param)
+                 and tensors.is_on_cpu(member.state[key])]
+        slots = Slots(inner, counterpart, known, [group], moves=True)
+        if key in slots.keys:
+            readable = [member for i, member in enumerate(known) if slots.can_read(key, i)]
+            slots = Slots(inner, counterpart, readable, [group], moves=True)
+            for member in readable if anew else ():
+                del member.state[key]
+            slots.slot(key, partial(counterpart.initial_value, key))
+        elif key == MASTER:
+            slots.masters()
+        moved &= len(having) == len(slots.members)
+        for member, entry, value in slots.new:
+            if value is None:
+                member.state.pop(entry, None)
+            else:
+                member.state[entry] = value
+    return moved

@@ -1,0 +1,83 @@
+"""A parameter of an optimizer, and its state as optimc left it.  Next: cohorts.py."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from optimc.torch.states import number, put_number
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from optimc._types import Config
+    from optimc.torch.states import States
+
+    Numbers = tuple[Any, ...]
+
+
+class Member:
+    """A parameter in a cohort, and its state as optimc left it.
+
+    Attributes:
+        param, group: the parameter and its group.
+        index: its position among all parameters of the optimizer.
+        state: the dict of its state.
+        numbers: torch's keys of the count and the scalars -> the entry in the state, or None, and the number there.
+        slots: torch's keys -> the tensors that the plan steps, the master among them.
+        count, scalars: what it came into the cohort with.
+    """
+
+    param: Tensor
+    group: Config
+    index: int
+    state: Config
+    numbers: dict[str, tuple[Any, Any]]
+    slots: dict[str, Tensor]
+    count: int
+    scalars: Numbers
+
+    __slots__ = ("count", "group", "index", "numbers", "param", "scalars", "slots", "state")
+
+    def __init__(self, param: Any, group: Any, index: int, state: Config,
+                 numbers: dict[str, tuple[Any, Any]]) -> None:
+        self.param, self.group, self.index, self.state, self.numbers = param, group, index, state, numbers
+        self.slots, self.count, self.scalars = {}, 0, ()
+
+    def keeps(self, key: str) -> bool:
+        """Whether the count or scalar in the state is still what optimc read or wrote there last."""
+        entry, value = self.numbers[key]
+        return self.state.get(key) is entry and (entry is None or number(entry) == value)
+
+    def write(self, numbers: dict[str, float]) -> None:
+        """Writes counts and scalars into the state, but for those that the owner has changed."""
+        for key, value in numbers.items():
+            if self.numbers[key][1] != value and self.keeps(key):
+                self.numbers[key] = put_number(self.state, key, value), value
+
+    def is_as_left(self, states: States) -> bool:
+        """Whether nothing has changed in the state that a step depends on."""
+        found = dict.get(states, self.param)
+        return (found is self.state or (found is None and not self.slots)) and all(map(self.keeps, self.numbers)) \
+            and all(self.state.get(key) is tensor for key, tensor in self.slots.items())
+
+    def is_held(self) -> bool:
+        """Whether somebody but its cohort holds the state, or a number in it, and may change it unseen."""
+        state, *entries = _references(self)
+        return state > _ALONE[0] + len(self.slots) or any(entry > _ALONE[1] for entry in entries)
+
+
+def _references(member: Member) -> list[int]:
+    """How often the state of a member, and each number in it, is referred to."""
+    return [sys.getrefcount(member.state),
+            *(sys.getrefcount(entry) for entry, _ in member.numbers.values() if entry is not None)]
+
+
+def _references_of_one_alone() -> list[int]:
+    member = Member(None, None, 0, {"step": object()}, {})
+    states = {None: member.state}
+    member.numbers = {key: (entry, 0.0) for key, entry in states[None].items()}
+    return _references(member)
+
+
+_ALONE = _references_of_one_alone()

@@ -1,0 +1,211 @@
+"""The tensors of a parameter's state: the form in which a step takes them, and others brought into it.
+
+Slots have torch's keys.  One that is stored as plain numbers, or as bfloat16, is a tensor of the parameter's shape
+and strides.  One of 8 bits is a flat tensor of uint8: the codes in the order of the parameter's memory, bytes of 0 up
+to a multiple of 4, and a float32 scale for 256 of them.  If that order is not the axes' own, the state says it under
+`AXES`.  The master of a parameter of 16 bits is under `MASTER`: int16 beside bfloat16, float32 beside float16.
+
+No step takes a tensor of another type, order or alignment: `Slots` makes one anew, and converts what it holds.
+torch's loading would cast them to the type of the parameter, so loading.py takes them round it.
+
+Next: narrow.py of optimc.base, which chooses how a slot is stored.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from optimc import _core
+from optimc.base import memory, narrow
+from optimc.base.narrow import Place
+from optimc.base.rules import used_slots
+from optimc.base.storage import FLOAT32, Like
+from optimc.torch import tensors
+from optimc.torch_names import MASTER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from optimc._types import Array, Config
+    from optimc.base.optimizer import Optimizer
+    from optimc.torch.member import Member
+    from optimc.torch_names import Counterpart
+
+#: the key of the order of memory, a tuple of axes, beside slots of 8 bits
+AXES = "axes"
+
+
+class Slots:
+    """The slots and masters of parameters that one inner optimizer steps.  No state changes.
+
+    Args:
+        inner: the optimizer of optimc.
+        counterpart: torch's names.
+        members: the `Member` of each parameter.
+        groups: their groups, in the order of the inner optimizer's.
+        moves: all tensors are made anew, in memory where a step is fast.
+
+    Attributes:
+        weights: NumPy views of the parameters.
+        places: the `Place` of each.
+        keys: torch's keys of the slots -> (slot, its number).
+        new: (`Member`, key, value) of entries that are to enter the states; those without value are to leave them.
+    """
+
+    def __init__(self, inner: Optimizer, counterpart: Counterpart, members: Sequence[Member],
+                 groups: Sequence[Config], moves: bool = False) -> None:
+        self.inner, self.members, self.moves = inner, members, moves
+        self.weights: list[Array] = [tensors.view(member.param, member.param) for member in members]
+        self.places = [Place(member.index, 0, member.param.numel()) for member in members]
+        self.keys = {counterpart.slots[slot]: (slot, k) for slot, k in used_slots(inner).items()}
+        self.new: list[tuple[Member, str, Any]] = []
+        self._kernel = inner._kernel()
+        self._groups = {id(group): k for k, group in enumerate(groups)}
+
+    def slot(self, key: str, initial: Callable[[Config], float]) -> list[Array]:
+        """The arrays of a slot, whose tensors the members note.
+
+        initial: a function of the group that gives the number a new tensor is filled with.
+
+        Raises:
+            ValueError: a state has something else there than a slot of its parameter.
+        """
+        slot, k = self.keys[key]
+        likes: list[Like | None] = [
+            narrow.slot_like(self.inner, self._kernel, slot, weight, place, self._groups[id(member.group)])
+            for weight, place, member in zip(self.weights, self.places, self.members, strict=True)]
+        for i, (member, like) in enumerate(zip(self.members, likes, strict=True)):
+            tensor = member.state.get(key)
+            if tensor is not None and like is not None and not self.can_read(key, i):
+                self._refuse(key, i, like)
+
+        def fill(array: Array, tensor: Tensor | None, i: int) -> None:
+            number = initial(self.members[i].group) if tensor is None else self._numbers(tensor, key, i)
+            self._encode(array, number, key, i)
+
+        return self._taken(key, k, likes, fill)
+
+    def masters(self) -> list[Array | None] | None:
+        """The arrays of the masters, whose tensors the members note; None if there is no master.
+
+        Raises:
+            ValueError: a parameter needs a master that it is not to have, or a state has one of another shape.
+        """
+        likes = [narrow.master_like(self.inner, weight, f"params[{member.index}]")
+                 for weight, member in zip(self.weights, self.members, strict=True)]
+        for i, (member, like) in enumerate(zip(self.members, likes, strict=True)):
+            tensor = member.state.get(MASTER)
+            if like is None and tensor is not None:
+                self.new.append((member, MASTER, None))
+            elif like is not None and tensor is not None and not (
+                    isinstance(tensor, torch.Tensor) and tensor.shape == member.param.shape):
+                self._refuse(MASTER, i, like)
+
+        def fill(array: Array, tensor: Tensor | None, i: int) -> None:
+            if array.dtype == FLOAT32:              # one of another type is none: torch has cast it
+                array[...] = self.weights[i]
+
+        return self._taken(MASTER, _core.PART_MASTER, likes, fill) if any(likes) else None
+
+    def can_read(self, key: str, i: int) -> bool:
+        """Whether what a state has for a slot is numbers of its parameter, of a type that this can convert."""
+        member, tensor = self.members[i], self.members[i].state.get(key)
+        real = tensors.DTYPES[tensors.TYPES[member.param.dtype].real]
+        return isinstance(tensor, torch.Tensor) and (
+            self._codec_of(tensor, key, member.param.numel()) is not None or (
+            tensor.shape == member.param.shape and tensor.dtype in (real, torch.float32, *tensors.HALVES)))
+
+    def _refuse(self, key: str, i: int, like: Like) -> None:
+        tensor, param = self.members[i].state[key], self.members[i].param
+        got = f"{tuple(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, torch.Tensor) else repr(tensor)
+        shape = like.shape if like.dtype == narrow.BYTES else tuple(param.shape)
+        raise ValueError(f"params[{self.members[i].index}]: state {key!r}: expected shape {shape} of "
+                         f"{tensors.DTYPES[like.dtype]}, got {got}")
+
+    def _taken(self, key: str, part: int, likes: Sequence[Like | None],
+               fill: Callable[[Array, Tensor | None, int], None]) -> list[Any]:
+        """The arrays for an entry of the states: those of tensors that a step takes, else new ones, which are filled.
+
+        part: the number of the slot or master, by which memory.like places new arrays.
+        """
+        arrays: list[Any] = [None] * len(likes)
+        new = []
+        for i, (like, member) in enumerate(zip(likes, self.members, strict=True)):
+            if like is None:
+                continue
+            tensor = member.state.get(key)
+            tensors.check_versions([] if tensor is None or tensors.has_version(tensor) else [tensor])
+            if tensor is None or self.moves or not self._is_taken(tensor, member, like):
+                new.append((i, like, tensor))
+            else:
+                arrays[i], member.slots[key] = tensors.stored(tensor, member.param), tensor
+        made = memory.like([self.weights[i] for i, _, _ in new], part, [like for _, like, _ in new])
+        for (i, like, tensor), array in zip(new, made, strict=True):
+            arrays[i], member = array, self.members[i]
+            member.slots[key] = mine = tensors.over(array, member.param)
+            if tensor is not None and _has_form(tensor, member, like):
+                mine.copy_(tensor)
+            else:
+                fill(array, tensor, i)
+            self.new.append((member, key, mine))
+            if like.dtype == narrow.BYTES and _axes_of(member.state) != tensors.order(member.param):
+                self.new.append((member, AXES, tensors.order(member.param)))
+        return arrays
+
+    @staticmethod
+    def _is_taken(tensor: Tensor, member: Member, like: Like) -> bool:
+        """Whether a step takes a tensor as it is."""
+        if like.dtype == narrow.BYTES:
+            return (_has_form(tensor, member, like) and tensor.is_contiguous()
+                    and tensor.data_ptr() % narrow.SCALE.itemsize == 0)
+        return (_has_form(tensor, member, like) and tensors.order(tensor) == tensors.order(member.param)
+                and tensors.is_dense(tensor))
+
+    def _codec_of(self, tensor: Tensor, key: str, size: int) -> int | None:
+        """The codec of a tensor that holds codes of 8 bits; None if it holds none for this slot of `size` numbers."""
+        like = Like((_core.coded_size(size),), narrow.BYTES)
+        return narrow.codec_of(self._kernel, self.keys[key][1], like) \
+            if tensor.dtype == torch.uint8 and tuple(tensor.shape) == like.shape else None
+
+    def _numbers(self, tensor: Tensor, key: str, i: int) -> Array:
+        """The numbers that a tensor of a state holds, with the axes in the order of the parameter's memory."""
+        param = self.members[i].param
+        codec = self._codec_of(tensor, key, param.numel())
+        if codec is None:
+            return tensors.view(tensor.to(tensors.DTYPES[tensors.TYPES[param.dtype].real]), param)
+        axes, mine = _axes_of(self.members[i].state), tensors.order(param)
+        shape = tuple(param.shape[axis] for axis in axes) if axes else tuple(param.shape)
+        numbers = narrow.decoded(codec, np.array(tensors.array(tensor)), Like(shape, FLOAT32))
+        numbers = numbers.transpose(np.argsort(axes)) if axes else numbers
+        return numbers.transpose(mine) if mine else numbers
+
+    def _encode(self, array: Array, numbers: Any, key: str, i: int) -> None:
+        """Stores numbers in a new array for a slot."""
+        slot, k = self.keys[key]
+        codec = narrow.codec_of(self._kernel, k, array)
+        if codec is None:
+            array[...] = numbers
+            return
+        before_any_update = 0
+        key_of_numbers = _core.random_key(self.inner.seed, self.places[i].number, before_any_update, k)
+        narrow.encode(codec, numbers, self.inner._slot_like(slot, self.weights[i]), array, key_of_numbers)
+
+
+def _axes_of(state: Config) -> tuple[int, ...] | None:
+    """The order of memory that codes of 8 bits in a state are in."""
+    axes = state.get(AXES)
+    return None if axes is None else tuple(axes)
+
+
+def _has_form(tensor: Tensor, member: Member, like: Like) -> bool:
+    """Whether a tensor holds what is stored in an array of this `Like`, whatever its strides."""
+    if tensor.dtype != tensors.DTYPES[like.dtype]:
+        return False
+    if like.dtype == narrow.BYTES:
+        return tuple(tensor.shape) == like.shape and _axes_of(member.state) == tensors.order(member.param)
+    return tensor.shape == member.param.shape

@@ -1,0 +1,154 @@
+"""The state of optimc.torch with parameters of 16 bits and slots in fewer bits: saved, loaded, converted."""
+
+import copy
+import io
+import pickle
+
+import pytest
+from conftest import require
+from torch_cases import each_case, each_storage, halves, parameters, run, same
+
+torch = require("torch")
+require("ml_dtypes")
+ot = pytest.importorskip("optimc.torch")
+
+
+def resumed(how, optimizer, params, make):
+    """A copy of the optimizer and its parameters, made in one of several ways."""
+    if how == "pickle":
+        return pickle.loads(pickle.dumps((optimizer, params)))
+    if how == "deepcopy":
+        return copy.deepcopy((optimizer, params))
+    state, params = optimizer.state_dict(), copy.deepcopy(params)
+    if how == "torch.save":
+        file = io.BytesIO()
+        torch.save({"optimizer": state, "model": params}, file)
+        file.seek(0)
+        state = torch.load(file, weights_only=True)["optimizer"]
+    again = make(params)
+    again.load_state_dict(state)
+    return again, params
+
+
+@each_storage
+@pytest.mark.parametrize("how", ["state_dict", "torch.save", "pickle", "deepcopy"])
+@pytest.mark.parametrize("name, options", [("AdamW", {"amsgrad": True}), ("SGD", {"momentum": 0.9}), ("SGD", {}),
+                                           ("NAdam", {}), ("Adagrad", {})])
+def test_resume_is_exact(name, options, storage, how):
+    params = [*halves(), torch.nn.Parameter(torch.randn(8, 20, 5, 7).bfloat16().to(
+        memory_format=torch.channels_last))]
+
+    def make(params):
+        return getattr(ot, name)(params, **options, **storage)
+
+    ours = make(params)
+    run(ours, params, 4)
+    again, twins = resumed(how, ours, params, make)
+    for p, q in zip(params, twins, strict=True):
+        assert ours.state[p].keys() == again.state[q].keys()
+        for key, value in ours.state[p].items():
+            assert value is None or key == "axes" or same(value, again.state[q][key])
+    run(ours, params, 4, 4)
+    run(again, twins, 4, 4)
+    assert all(map(same, params, twins))
+    assert ours.state_dict()["param_groups"] == again.state_dict()["param_groups"]
+
+
+@each_case
+def test_the_state_of_torchs_class_is_taken_over(name, options):
+    """torch keeps slots in the type of the parameter: they are widened, exactly."""
+    narrow = halves()
+    theirs = getattr(torch.optim, name)(narrow, **options)
+    run(theirs, narrow, 3)
+    twins = copy.deepcopy(narrow)
+    ours = getattr(ot, name)(twins, **options)
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.state_dict()["param_groups"] == theirs.state_dict()["param_groups"]
+    for p, q in zip(narrow, twins, strict=True):
+        for key, value in theirs.state[p].items():
+            if key in ours._counterpart.slots.values() and value is not None:
+                assert same(ours.state[q][key], value.float())
+    run(ours, twins, 3, 3)
+    back = getattr(torch.optim, name)(last := copy.deepcopy(twins), **options)
+    back.load_state_dict(copy.deepcopy(ours.state_dict()))
+    run(back, last, 1)
+    ours.load_state_dict(back.state_dict())         # with masters that torch has cast, and not stepped
+    run(ours, twins, 1)
+    for p in twins:
+        assert ours.state[p]["master_param"].dtype == torch.int16
+
+
+@pytest.mark.parametrize("real", [torch.float32, torch.bfloat16], ids=str)
+def test_slots_are_loaded_in_the_type_of_the_optimizer(real):
+    """Widened exactly; narrowed as a step rounds them."""
+    params = [torch.nn.Parameter(p.detach().to(real)) for p in parameters(shapes=[(5000,), (70, 80)])]
+    plain = ot.Adam(params)
+    run(plain, params, 3)
+    for word, bound in (("bfloat16", 2 ** -7), ("int8", 0.08)):
+        narrow = ot.Adam(params, state_dtype=word, seed=4)
+        narrow.load_state_dict(plain.state_dict())
+        assert narrow.param_groups[0]["state_dtype"] == word and narrow.param_groups[0]["seed"] == 4
+        again = ot.Adam(params)
+        again.load_state_dict(narrow.state_dict())
+        assert "state_dtype" not in again.param_groups[0] and again.param_groups[0]["seed"] == 4
+        twice = ot.Adam(params, state_dtype=word)
+        twice.load_state_dict(again.state_dict())
+        for p in params:
+            for key in ("exp_avg", "exp_avg_sq"):
+                one, two = plain.state[p][key], again.state[p][key]
+                assert two.dtype == torch.float32 and (one - two).abs().max() <= bound * one.abs().max()
+                assert (word == "int8" and key == "exp_avg_sq") or torch.equal(
+                    twice.state[p][key], narrow.state[p][key])
+
+
+@pytest.mark.parametrize("word", ["bfloat16", "int8"])
+def test_codes_follow_a_change_of_layout(word):
+    """The state says in which order of the axes codes of 8 bits are."""
+    start = torch.randn(8, 16, 9, 5, generator=torch.Generator().manual_seed(1))
+    p = torch.nn.Parameter(start.to(memory_format=torch.channels_last))
+    ours = ot.Adam([p], state_dtype=word)
+    run(ours, [p], 3)
+    assert ours.state[p].get("axes") == ((0, 2, 3, 1) if word == "int8" else None)
+    plain = ot.Adam([p])
+    plain.load_state_dict(ours.state_dict())
+    q = torch.nn.Parameter(p.detach().contiguous())
+    other = ot.Adam([q])
+    other.load_state_dict(ours.state_dict())
+    assert torch.equal(other.state[q]["exp_avg"], plain.state[p]["exp_avg"])
+    for layout in (torch.contiguous_format, torch.channels_last, torch.contiguous_format):
+        before = plain.state[p]["exp_avg"].clone()
+        p.data = p.data.contiguous(memory_format=layout)
+        p.grad = torch.zeros_like(p)
+        ours.param_groups[0]["betas"] = (1 - 1e-7, 1 - 1e-7)
+        ours.step()
+        plain.load_state_dict(ours.state_dict())
+        assert (plain.state[p]["exp_avg"] - before).abs().max() <= 0.08 * before.abs().max()
+        assert ("axes" in ours.state[p]) == (word == "int8" and layout == torch.channels_last)
+
+
+def test_wrong_state_is_refused_before_anything_changes():
+    params = halves(shapes=[(5000,)])
+    ours = ot.Adam(params, state_dtype="int8")
+    run(ours, params, 2)
+    for key, wrong in (("master_param", torch.zeros(3, dtype=torch.int16)), ("exp_avg", torch.zeros(5000 + 20)),
+                       ("exp_avg", torch.zeros(5076, dtype=torch.uint8))):
+        state = copy.deepcopy(ours.state_dict())
+        state["state"][0][key] = wrong
+        with pytest.raises(ValueError, match=rf"loaded state '{key}' of parameter 0: expected shape \(5000,\), got"):
+            ours.load_state_dict(state)
+        kept, ours.state[params[0]][key] = ours.state[params[0]][key], wrong
+        before = params[0].detach().clone()
+        with pytest.raises(ValueError, match=rf"params\[0\]: state '{key}': expected shape \(50\d\d,\) of torch"):
+            run(ours, params, 1)
+        assert same(before, params[0])
+        ours.state[params[0]][key] = kept
+        run(ours, params, 1)
+
+
+def test_a_count_is_kept_where_weights_are_rounded_at_random():
+    """torch's SGD keeps none, and would draw the same numbers again."""
+    params = halves(shapes=[(500,)])
+    ours = ot.SGD(params, lr=0.01, master_weights=False)
+    run(ours, params, 4)
+    assert ours.state[params[0]]["step"] == 4
+    assert "step" not in ot.SGD(halves(), lr=0.1).state_dict()["state"]
