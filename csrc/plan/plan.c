@@ -228,8 +228,7 @@ static enum fault add_parts(struct plan *plan, struct weight *weight, const stru
         *parts[part].array = array_of(parts[part].view);
         optimc_range_add(plan, parts[part].array, part);
     }
-    *where = PART_MASTER;
-    return weight->self.type == TYPE_F16 && !binding->master ? FAULT_TYPE : FINE;
+    return FINE;
 }
 
 /* Chooses the codecs of a weight and its slots. */

@@ -108,7 +108,8 @@ struct binding {
     int waiting;                            /* its accumulator holds gradients */
     uint64_t number, begin;                 /* its number; where it begins in the weight of this number: both choose
                                                random numbers */
-    const struct view *slots, *average, *accumulator, *master;
+    const struct view *slots, *average, *accumulator, *master;      /* a float16 weight without a master has gradients
+                                               to read, and no step */
 };
 
 /* Adds the next weight: FINE, FAULT_MEMORY, or FAULT_TYPE, _SHAPE or _STRIDES.  `where` is then the part that does

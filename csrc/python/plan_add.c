@@ -61,6 +61,8 @@ static int add_to_core(Plan *self, const struct given *given, struct binding *bi
         || look_at(given, given->accumulator, PART_ACCUMULATOR, &accumulator, &binding->accumulator)
         || look_at(given, given->master, PART_MASTER, &master, &binding->master))
         return -1;
+    if (view.type == TYPE_F16 && !binding->master && self->state != Py_None)
+        return optimc_refuse_kind("%U: expected an array, got %S", label_of(given, PART_MASTER), Py_None);
     binding->slots = slots;
     int where;
     const enum fault fault = optimc_plan_add(self->core, &view, binding, &where);
@@ -85,7 +87,7 @@ const char optimc_plan_add_doc[] = PyDoc_STR("add($self, weight, *, kernel, slot
 "    name: a str, for all weights or for none.\n"
 "    average, accumulator: arrays, or None.\n"
 "    master: of a bfloat16 or float16 weight, an array of int16 or float32.  Without one, bfloat16 is rounded at\n"
-"        random.\n"
+"        random.  float16 needs one, unless the plan has no state and only reads gradients.\n"
 "    decay: the number of the value that is its weight decay; -1: none is.\n"
 "    factor: what coefficients depend on beside the values.\n"
 "    group: the number of its group.\n"

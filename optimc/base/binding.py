@@ -171,6 +171,8 @@ class Making(NamedTuple):
 
     def _fill(self, array: Array, slot: str, k: int, i: int, held: Array | None) -> None:
         """Puts into a new array what the state holds for a slot, or its initial value."""
+        if not array.size:
+            return
         plain = self.optimizer._slot_like(slot, self.weights[i])
         codec = narrow.codec_of(self.kernels[i], k, array)
         position = self.old[i]

@@ -180,7 +180,7 @@ def load(optimizer: Optimizer, description: Config, convert: bool = False) -> No
         optimizer._hold(loaded.but(excluded=own.excluded, grouped=own.grouped, convert=convert), counts)
         return
     names, weights = optimizer._names, optimizer._weights
-    carried = binding.carried(optimizer, loaded, names, weights, convert=convert)
+    carried = binding.carried(optimizer, loaded, names, weights, places=own.places, convert=convert)
     carried = carried.but(excluded=own.excluded, grouped=own.grouped)
     optimizer._bind(binding.plan_of(optimizer, weights, carried), counts)
 

@@ -138,8 +138,11 @@ def master_like(optimizer: Optimizer, weight: Array | Like, label: str) -> Like 
 # ------------------------------------------------------------------------------ whole arrays
 
 def decoded(codec: int, codes: Array, plain: Like, master: Array | None = None) -> Array:
-    """The numbers in an array of codes, as a new array of float32 of the shape and order of `plain`."""
-    numbers = np.empty(plain.shape, FLOAT32, plain.order)
+    """The numbers in an array of codes, as a new array of float32 of the shape of `plain`.
+
+    The order is that of `plain` for a vector of codes in 8 bits, and else that of the array.
+    """
+    numbers = np.empty(plain.shape, FLOAT32, (plain if codes.dtype == BYTES else like_of(codes)).order)
     _core.decode(codec, codes, master, numbers)
     return numbers
 

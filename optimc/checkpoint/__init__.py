@@ -24,6 +24,7 @@ A job of several processes (optimc/mpi/) writes one file per rank, a shard, and 
 tensors.  The metadata entry "shards" of the index lists the elements of the weights in each shard.  The name of a
 shard is the name of the index, or its digest if it is too long, followed by the token of this save and the rank.
 Its tensors are blocks of vectors, `slot/number of the weight@first element`, or whole tensors if no weight was cut.
+Scales are counted by themselves: `slot.scale/number of the weight@first scale`.  No block of 256 codes is divided.
 
 A file is written beside the old one, synced, and renamed over it, so that there is always a complete file.  Reading
 verifies everything before it is used.  Any damage is a `CheckpointError`.

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from optimc import _core
 from optimc.base.rules import FACTORS
-from optimc.checkpoint.descriptions import ACCUMULATOR, AVERAGE, encode, like_from, weights_part
+from optimc.checkpoint.descriptions import ACCUMULATOR, AVERAGE, SCALES, encode, like_from, weights_part
 from optimc.checkpoint.format import TEMPORARY, CheckpointError, read, stem_of, write
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def write_shard(path: Path, token: str, rank: int, tensors: Mapping[str, tuple[A
     """Writes a rank's file of a save to `path`.
 
     Args:
-        tensors: dict of names to pairs: a vector and the number of its first element in the weight, or a whole
-            tensor and None.
+        tensors: dict of names to pairs: a vector and the number of its first element in the weight (of scales: of
+            the first scale), or a whole tensor and None.
     """
     blocks = {}
     for name, (array, low) in tensors.items():
@@ -103,14 +104,15 @@ def read_shards(path: Path, shards: dict[str, Any], description: Config,
         if metadata.get("shard") != shards["token"]:
             raise CheckpointError(f"{file}: not a shard of {path}")
         for base, i, start, entry in _blocks(file, found, {i: (low, high) for i, low, high in segments}, sizes):
-            low, high = (0, sizes[i]) if start is None else (start, start + entry[1][0])
-            n = _common(pieces[i], low, high)
+            piece = _in_units(base, pieces[i], sizes[i])
+            n = piece[1] - piece[0] if start is None else _common(piece, start, start + entry[1][0])
             if n:
                 wanted[entry] = base, i, start
-                filled[base] = filled.get(base, 0) + (pieces[i][1] - pieces[i][0] if start is None else n)
+                filled[base] = filled.get(base, 0) + n
         files.append((file, wanted))
     for base, n in filled.items():
-        low, high = pieces[_place_of(base)[1]]
+        i = _place_of(base)[1]
+        low, high = _in_units(base, pieces[i], sizes[i])
         if n != high - low:
             raise CheckpointError(f"{path}: tensor {base!r} is not complete in its shards")
     vectors, whole = {}, {}
@@ -118,16 +120,30 @@ def read_shards(path: Path, shards: dict[str, Any], description: Config,
         tensors, _ = read(file, lambda *entry, wanted=wanted: entry in wanted)
         for (name, _), (base, i, start) in wanted.items():
             array = tensors[name]
-            if array.dtype != likes[i].dtype:
-                raise CheckpointError(f"{file}: tensor {name!r}: expected {likes[i].dtype}, got {array.dtype}")
             if start is None:
                 whole[base] = array
                 continue
-            low, high = pieces[i]
+            low, high = _in_units(base, pieces[i], sizes[i])
             if base not in vectors:
                 vectors[base] = np.empty(high - low, array.dtype)
+            if array.dtype != vectors[base].dtype:
+                raise CheckpointError(f"{file}: tensor {name!r}: expected {vectors[base].dtype}, as before, got "
+                                      f"{array.dtype}")
             vectors[base][max(start - low, 0):start + len(array) - low] = array[max(low - start, 0):high - start]
     return vectors, whole
+
+
+def unit_of(name: str) -> int:
+    """The elements of a weight for which a tensor has one number: scales have one for each block of codes."""
+    return _core.CODE_BLOCK if name.partition("@")[0].rpartition("/")[0].endswith(SCALES) else 1
+
+
+def _in_units(base: str, piece: tuple[int, int], size: int) -> tuple[int, int]:
+    """The numbers of a tensor that belong to elements low .. high - 1 of a weight."""
+    unit, (low, high) = unit_of(base), piece
+    if low % unit or (high % unit and high != size):
+        raise CheckpointError(f"tensor {base!r} is cut within a block of {unit} elements")
+    return low // unit, -(-high // unit)
 
 
 def _common(piece: tuple[int, int], low: int, high: int) -> int:
@@ -150,10 +166,11 @@ def _blocks(file: str, found: Iterable[tuple[str, Shape]], segments: dict[int, t
     blocks = []
     for name, shape in found:
         base, i, start = _place_of(name)
-        low, high = segments.get(i, (0, 0))
+        size = sizes[i] if i < len(sizes) else 0
+        low, high = _in_units(base, segments.get(i, (0, 0)), size)
         before = reached.get(base, low)
         if start is None:
-            good, end = [low, high] == [0, *sizes[i:i + 1]], high
+            good, end = (low, high) == _in_units(base, (0, size), size), high
         else:
             good, end = len(shape) == 1 and start == before, start + math.prod(shape)
         if not good or not before < end <= high:
@@ -161,7 +178,8 @@ def _blocks(file: str, found: Iterable[tuple[str, Shape]], segments: dict[int, t
         reached[base] = end
         blocks.append((base, i, start, (name, shape)))
     for base, end in reached.items():
-        if end != segments[_place_of(base)[1]][1]:
+        i = _place_of(base)[1]
+        if end != _in_units(base, segments[i], sizes[i])[1]:
             raise CheckpointError(f"{file}: tensor {base!r} is not complete")
     return blocks
 
@@ -187,15 +205,16 @@ def with_empty(tensors: Tensors, description: Config) -> Tensors:
     for what in (*part["slots"], *kept):
         for i, (shape, dtype) in enumerate(part["shapes"]):
             if math.prod(shape) == 0 and what not in FACTORS:
-                tensors[f"{prefix}{what}/{i}"] = np.empty(shape, dtype)
+                tensors[f"{prefix}{what}/{i}"] = np.empty(shape, like_from(shape, dtype).real.dtype)
     return tensors
 
 
 def join(path: Path, shards: dict[str, Any], description: Config) -> Tensors:
     """The tensors of all shards, in the shape of their weights."""
     vectors, whole = read_shards(path, shards, description)
-    shapes = weights_part(description)["shapes"]
+    part = weights_part(description)
     for base, vector in vectors.items():
         i = _place_of(base)[1]
-        whole[base] = vector.reshape(shapes[i][0], order=shards["orders"][i])
+        whole[base] = vector if unit_of(base) > 1 else vector.reshape(part["shapes"][i][0], order=shards["orders"][i])
+    part["orders"] = shards["orders"]
     return with_empty(whole, description)

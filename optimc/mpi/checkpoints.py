@@ -17,10 +17,11 @@ from optimc.mpi.layout import Layout
 from optimc.mpi.team import Fact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any, Literal
 
     from optimc._types import Array, Config, Path, Tensors
+    from optimc.base.storage import Like
     from optimc.mpi.team import Call
 
     Share = tuple[Config, dict[str, tuple[Array, int | None]]]
@@ -72,16 +73,20 @@ def share_of(exported: tuple[Config, Tensors], layout: Layout, rank: int, slot_n
     part = checkpoint.descriptions.weights_part(description)
     part["shapes"] = [[list(like.shape), like.dtype.name] for like in layout.likes]
     part["slots"] = slot_names
+    part.pop("orders", None)                        # those of the whole weights stand in the index
     pieces = layout.pieces(rank)
     numbered = [(name, array, *pieces[_weight_of(name)]) for name, array in tensors.items()]
-    return description, {name: (array, None if layout.cut == "tensors" else low)
-                         for name, array, low, high in numbered if low < high}
+    return description, {
+        name: (array, None if layout.cut == "tensors" else low // checkpoint.shards.unit_of(name))
+        for name, array, low, high in numbered if low < high}
 
 
-def layout_of(description: Config, orders: Iterable[Literal["C", "F"]], ranks: int, cut: str) -> Layout:
-    """The layout for the weights that a checkpoint describes."""
-    return Layout([checkpoint.descriptions.like_from(shape, dtype, order) for (shape, dtype), order in
-                   zip(checkpoint.descriptions.weights_part(description)["shapes"], orders, strict=True)], ranks, cut)
+def layout_of(description: Config, orders: Iterable[Literal["C", "F"]], ranks: int,
+              cut: Callable[[Sequence[Like]], str]) -> Layout:
+    """The layout for the weights that a checkpoint describes; `cut` tells where such weights may be cut."""
+    likes = [checkpoint.descriptions.like_from(shape, dtype, order) for (shape, dtype), order in
+             zip(checkpoint.descriptions.weights_part(description)["shapes"], orders, strict=True)]
+    return Layout(likes, ranks, cut(likes))
 
 
 def slot_names_of(description: Config) -> list[str]:
@@ -94,14 +99,22 @@ def read_share(path: Path, shards: dict[str, Any], description: Config, layout: 
     """Returns a rank's tensors from the shards of any number of ranks; the description becomes that of its pieces."""
     pieces = layout.pieces(rank)
     vectors, whole = checkpoint.shards.read_shards(path, shards, description, pieces)
-    tensors = {name: layout.in_shape(_weight_of(name), vector) for name, vector in vectors.items()}
-    for name, array in whole.items():
-        i = _weight_of(name)
-        piece = layout.piece_of(i, *pieces[i], array)
+    tensors: Tensors = {}
+    for name, array in {**vectors, **whole}.items():
+        i, unit = _weight_of(name), checkpoint.shards.unit_of(name)
+        low, high = pieces[i]
+        piece: Array | None = array
+        if unit > 1:
+            piece = array if name in vectors else array[low // unit:-(-high // unit)]
+        elif name in vectors:
+            piece = layout.in_shape(i, array)
+        else:
+            piece = layout.piece_of(i, low, high, array)
         if piece is not None:
             tensors[name] = piece
-    checkpoint.descriptions.weights_part(description)["shapes"] = [
-        [list(like.shape), like.dtype.name] for like in layout.likes_of(rank)]
+    part, likes = checkpoint.descriptions.weights_part(description), layout.likes_of(rank)
+    part["shapes"] = [[list(like.shape), like.dtype.name] for like in likes]
+    part["orders"] = "".join(like.order for like in likes)
     return checkpoint.shards.with_empty(tensors, description)
 
 

@@ -36,7 +36,7 @@ class Exchange:
         team: the ranks.
         layout: says whose elements are whose.
         weights: all weights, whole; what other ranks send is written into them.
-        bucket_bytes: a message has at most so many bytes, or one element of each rank.
+        bucket_bytes: a message has at most so many bytes, or one element or block of each rank.
         deterministic: whether gradients are added up here, in the order of the ranks, and not by the MPI library.
 
     Attributes:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 # bytes of a bucket, and of each rank's part in it, at least (docs/explain/scaling.md)
 BUCKET, PART = 4 << 20, 64 << 10
-CUTS = ("elements", "blocks", "tensors")    # where weights may be cut, each allowing less
+#: where weights may be cut, each allowing less, and how many elements apart the places in a weight are
+GRAINS = {"elements": 1, "codes": _core.CODE_BLOCK, "blocks": _core.SUM_BLOCK}
+CUTS = (*GRAINS, "tensors")
 
 
 class Segment(NamedTuple):
@@ -43,8 +45,9 @@ class Layout:
     Args:
         likes: a `Like` per weight.
         ranks: how many.
-        cut: where cuts may be.  "elements": between any two.  "blocks": between the blocks whose squares are summed
-            as one, so that norms have the bits that they have in one process.  "tensors": between weights only.
+        cut: where cuts may be.  "elements": between any two.  "codes": between the blocks that share a scale, and
+            whose random numbers are made at once.  "blocks": between the blocks whose squares are summed as one, so
+            that norms have the bits that they have in one process.  "tensors": between weights only.
     """
 
     likes: tuple[Like, ...]
@@ -63,19 +66,30 @@ class Layout:
 
     def _place(self, starts: Array, ideal: int) -> int:
         """The place nearest to the ideal one where a cut may be."""
-        if self.cut == "elements" or ideal == starts[-1]:
+        if ideal == starts[-1]:
             return ideal
-        k = int(np.searchsorted(starts, ideal, "right")) - 1
-        low, high = int(starts[k]), int(starts[k + 1])
-        if self.cut == "blocks":
-            low += (ideal - low) // _core.SUM_BLOCK * _core.SUM_BLOCK
-            high = min(high, low + _core.SUM_BLOCK)
+        low, high = _around(starts, ideal, GRAINS.get(self.cut, int(starts[-1])))
         return low if ideal - low <= high - ideal else high
 
     def share(self, dtype: np.dtype[Any], rank: int) -> int:
         """How many elements of a space are a rank's."""
         bounds = self.spaces[dtype][2]
         return bounds[rank + 1] - bounds[rank]
+
+    def parts(self, dtype: np.dtype[Any], rank: int, most: int) -> list[int]:
+        """Where the parts of a rank's share of a space begin, and the share's end.
+
+        A part has at most so many elements, or a block.  Blocks that a step must not divide are whole.
+        """
+        _, starts, bounds = self.spaces[dtype]
+        grain = 1 if self.cut == "elements" else _core.CODE_BLOCK
+        begin, last = bounds[rank:rank + 2]
+        places = [begin]
+        while last - begin > most:
+            end, _ = _around(starts, begin + most, grain)
+            begin = end if end > begin else _around(starts, begin, grain)[1]
+            places.append(begin)
+        return [place - bounds[rank] for place in (*places, *[last] * (last > begin))]
 
     def segments(self, dtype: np.dtype[Any], rank: int, begin: int = 0, end: int | None = None) -> list[Segment]:
         """Elements begin .. end - 1 of a rank's share of a space, weight by weight; `at` counts from begin."""
@@ -127,6 +141,14 @@ class Layout:
         if array is None or array.shape != like.shape:
             return array if high > low else None
         return self.piece(i, low, high, np.reshape(array, -1, order=like.order))
+
+
+def _around(starts: Array, place: int, grain: int) -> tuple[int, int]:
+    """The place where a block of the weight at this place begins, and where it ends."""
+    k = int(np.searchsorted(starts, place, "right")) - 1
+    low = int(starts[k])
+    low += (place - low) // grain * grain
+    return low, min(low + grain, int(starts[k + 1]))
 
 
 def flat(array: Array) -> Array:
@@ -193,15 +215,16 @@ def default_bucket(ranks: int) -> int:
 
 
 def buckets(layout: Layout, rank: int, most: int) -> list[Bucket]:
-    """Cuts all shares into buckets of at most so many bytes, or one element of each rank."""
+    """Cuts all shares into buckets of at most so many bytes, or an element or block of each rank."""
     found = []
     for dtype in layout.spaces:
         width = max(1, most // type_of(dtype).real.itemsize // layout.ranks)
-        shares = [layout.share(dtype, r) for r in range(layout.ranks)]
-        for begin in range(0, max(shares), width):
-            counts = [min(max(share - begin, 0), width) for share in shares]
-            own = min(begin, shares[rank])
+        parts = [layout.parts(dtype, r, width) for r in range(layout.ranks)]
+        most_parts = max(map(len, parts))
+        parts = [places + places[-1:] * (most_parts - len(places)) for places in parts]
+        for spans in zip(*map(itertools.pairwise, parts), strict=True):
+            counts, (begin, end) = [high - low for low, high in spans], spans[rank]
             found.append(Bucket(
-                dtype, counts, [0, *itertools.accumulate(counts)][:-1], own, own + counts[rank],
-                [layout.segments(dtype, r, begin, begin + width) for r in range(layout.ranks)]))
+                dtype, counts, [0, *itertools.accumulate(counts)][:-1], begin, end,
+                [layout.segments(dtype, r, *span) for r, span in enumerate(spans)]))
     return found

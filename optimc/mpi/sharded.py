@@ -45,8 +45,9 @@ class Sharded(WrapperOfOne):
     """An optimizer whose slots (the arrays that it keeps for the weights) are spread over the ranks of an MPI job.
 
     Every rank calls the same methods in the same order.  The weights are the same on all ranks, before and after a
-    step; the gradients are the rank's own.  Elementwise rules are cut at any element, so that a rank keeps 1/ranks
-    of the slots.  Lamb, LARS, Adafactor, Muon and cautious steps need whole weights, so each weight has one rank.
+    step; the gradients are the rank's own.  Elementwise rules are cut at any element, or between blocks of 256 if
+    something is stored in fewer bits, so that a rank keeps 1/ranks of the slots.  Lamb, LARS, Adafactor, Muon and
+    cautious steps need whole weights, so each weight has one rank.
 
     All ranks must make these calls together: the constructor, `build`, `apply`, `apply_gradients`,
     `exclude_from_weight_decay`, `averaged`, `finalize_variable_values`, `save` and `optimc.mpi.load`.  Such a call
@@ -170,9 +171,10 @@ class Sharded(WrapperOfOne):
                                       self.deterministic)
             numbers = 0
             for vector in self._exchange.weights:
-                numbers = zlib.crc32(vector, numbers)
+                numbers = zlib.crc32(vector.view(np.uint8), numbers)
             call.agree([Fact.of("has other weights or arguments", names, likes, self._share.layout.cut, self.average,
-                                self.deterministic, self.bucket_bytes),
+                                self.deterministic, self.bucket_bytes, self._share.state_dtypes(),
+                                self._local.master_weights, self._local.seed),
                         Fact("has other numbers in its weights", numbers),
                         Fact.of("has other state", held)])
 
@@ -207,7 +209,8 @@ class Sharded(WrapperOfOne):
 
         Args:
             grads: this rank's gradients, as `Optimizer.apply` takes them.  A gradient may be missing (None) if it
-                is missing on all ranks.  Gradients are added up in the weight's type.
+                is missing on all ranks.  Gradients of weights of 16 bits are added up in float32, others in
+                the weight's type.
             weights: the weights.  The first call builds the optimizer for them.
         """
         self._team.together("apply", self._apply, grads, weights)
@@ -389,7 +392,7 @@ class Sharded(WrapperOfOne):
         """Cuts the weights that a checkpoint describes; returns this rank's tensors."""
         self._share.slot_names = checkpoints.slot_names_of(description)
         layout = self._share.layout = checkpoints.layout_of(description, shards["orders"], self.size,
-                                                            self._share.cut())
+                                                            self._share.cut)
         return checkpoints.read_share(path, shards, description, layout, self.rank)
 
     def __reduce__(self) -> NoReturn:

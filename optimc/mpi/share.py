@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from optimc import _core
+from optimc.base import binding, narrow
+from optimc.base.narrow import Place
 from optimc.base.rules import slots_of
 from optimc.base.selection import Places, Selection
-from optimc.base.storage import like_of
+from optimc.base.storage import like_of, type_of
 from optimc.mpi.layout import CUTS, Layout, flat
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ class Share:
         names, weights = _core.weights_of(weights)
         likes = [like_of(weight) for weight in weights]
         local, fresh = self.local, self.layout is None
-        layout = self.layout = Layout(likes, self.ranks, self.cut()) if fresh else self.layout
+        layout = self.layout = Layout(likes, self.ranks, self.cut(likes)) if fresh else self.layout
         if len(likes) != len(layout.likes):
             raise ValueError(f"weights: expected {len(layout.likes)} weights, as before, got {len(likes)}")
         for i, (like, known) in enumerate(zip(likes, layout.likes, strict=True)):
@@ -89,24 +91,37 @@ class Share:
         self.slot_names = list(dict.fromkeys(slot for kernel in kernels for slot in slots_of(kernel)
                                              if slot not in local._scratch_slots))
         state = local._state_now().numbered(weights)        # positions hold for the pieces too
-        local._hold(self._own_part(state, names) if fresh and state.likes else state)
+        local._hold(self._own_part(state, names, weights) if fresh and state.likes else state)
         pieces = [layout.piece(i, low, high, flat(weights[i]))
                   for i, (low, high) in enumerate(layout.pieces(self.rank))]
-        local.build(pieces if names is None else dict(zip(names, pieces, strict=True)))
+        local._locked(local._move, pieces if names is None else dict(zip(names, pieces, strict=True)),
+                      places=self._places(), may_add=True)
         self.plan = plan
         return names, likes
 
+    def _places(self) -> list[Place]:
+        """The place of each piece in its weight.  Without codes none is needed, and a piece may begin anywhere."""
+        begins = [low if self.layout.cut != "elements" else 0 for low, _ in self.layout.pieces(self.rank)]
+        return [Place(i, begin, like.size)
+                for i, (begin, like) in enumerate(zip(begins, self.layout.likes, strict=True))]
+
     def check_cut(self) -> None:
         """Raises if the weights are not cut as the optimizer needs it now."""
-        if CUTS.index(self.layout.cut) < CUTS.index(self.cut()):
+        if CUTS.index(self.layout.cut) < CUTS.index(self.cut(self.layout.likes)):
             raise ValueError("clipnorm, global_clipnorm and cautious can be turned on only before the optimizer is "
                              "built: weights are cut as they need it")
 
-    def cut(self) -> str:
-        """Where the weights may be cut, as the optimizer is set now."""
+    def cut(self, likes: Sequence[Like]) -> str:
+        """Where such weights may be cut, as the optimizer is set now."""
         if not self.local._elementwise or self.local._cautious:
             return "tensors"
-        return "blocks" if self._may_clip() else "elements"
+        coded = any(self.state_dtypes()) or any(type_of(like.dtype).real != like.dtype for like in likes)
+        return "blocks" if self._may_clip() else "codes" if coded else "elements"
+
+    def state_dtypes(self) -> list[Any]:
+        """The `state_dtype` of the optimizer and of each group, as values that `repr` writes alike on all ranks."""
+        chosen = [self.local._state_dtype_of(group) for group in range(len(self.local.groups) + 1)]
+        return [sorted(one.items()) if isinstance(one, dict) else one for one in chosen]
 
     def _may_clip(self) -> bool:
         """Whether a norm is asked for, or could be: a callable may ask for it later."""
@@ -120,19 +135,30 @@ class Share:
         chosen = Selection.of(label, entries).numbered(Places(self.plan.weights))
         return [*chosen.arrays, *chosen.patterns]
 
-    def _own_part(self, state: State, names: Names) -> State:
+    def _own_part(self, state: State, names: Names, weights: Sequence[Array]) -> State:
         """Cuts the state that the optimizer came with down to this rank's pieces."""
         layout = self.layout
         if [like[:2] for like in state.likes] != [like[:2] for like in layout.likes] \
                 or (names and state.names and names != state.names):
             raise ValueError("weights: expected the weights, in their order, that the optimizer holds state for")
+        if state.convert or [like.order for like in state.likes] != [like.order for like in layout.likes]:
+            state = binding.carried(self.local, state, names, weights)      # to codes as they will be cut
         pieces = layout.pieces(self.rank)
 
         def mine(arrays: Sequence[Array | None]) -> list[Array | None]:
-            return [copy.copy(layout.piece_of(i, *pieces[i], array)) if pieces[i][0] < pieces[i][1]
-                    else np.empty(0, layout.likes[i].dtype) for i, array in enumerate(arrays)]
+            return [self._own_piece(i, low, high, array)
+                    for i, ((low, high), array) in enumerate(zip(pieces, arrays, strict=True))]
 
         return state.mapped(mine).but(likes=layout.likes_of(self.rank))
+
+    def _own_piece(self, i: int, low: int, high: int, array: Array | None) -> Array | None:
+        """A copy of this rank's piece of an array that belongs to weight i."""
+        if low == high:
+            return np.empty(0, self.layout.likes[i].real.dtype)
+        if array is not None and array.dtype == narrow.BYTES:
+            return narrow.cut(array, self.layout.likes[i], low, high)
+        piece: Array | None = copy.copy(self.layout.piece_of(i, low, high, array))
+        return piece
 
 
 def _plan_of(names: Names, weights: Sequence[Array]) -> _core.Plan:

@@ -6,23 +6,32 @@ Each job checks with `assert`; a rank that fails ends the job.
 import copy
 import itertools
 import os
+import pickle
 import re
 import sys
 import threading
 import time
 import warnings
 
+import ml_dtypes
 import numpy as np
 from cases import CASES, OPTIONS, assert_equal, assert_same_bits, values
 from mpi4py import MPI
 
 import optimc
-from optimc import checkpoint, mpi
+from optimc import _core, checkpoint, mpi
+from optimc.base.rules import slots_of
 from optimc.mpi.layout import Layout
 
 WORLD = MPI.COMM_WORLD
 SHAPES = [(40, 33), (1,), (5000,), (0,), (3, 2, 5, 7), (17,), ()]
 DTYPES = [np.float32, np.float64, np.float32, np.float32, np.float64, np.float32, np.float32]
+
+HALF = ml_dtypes.bfloat16
+#: how weights and slots are stored: dtypes of weights, whether they have a master, the type of the slots
+STORAGES = [(DTYPES, True, None), *itertools.product(
+    [DTYPES, [HALF] * 7, [np.float16, HALF, HALF, np.float32, np.float64, np.float16, HALF]], [True],
+    [None, "bfloat16", "int8"]), *itertools.product([[HALF] * 7], [False], [None, "bfloat16", "int8"])]
 
 
 def some(seed, dtypes=DTYPES):
@@ -31,8 +40,22 @@ def some(seed, dtypes=DTYPES):
     return [values(rng, shape, dtype) for shape, dtype in zip(SHAPES, dtypes, strict=True)]
 
 
+def reals(dtypes):
+    """The dtypes of gradients that are added up for weights of these dtypes."""
+    return [np.float64 if dtype == np.float64 else np.float32 for dtype in dtypes]
+
+
 def all_grads(step, dtypes=DTYPES):
-    return [some((step, rank), dtypes) for rank in range(WORLD.size)]
+    return [some((step, rank), reals(dtypes)) for rank in range(WORLD.size)]
+
+
+def stored_as(case, master, state):
+    """The arguments for a storage.  Where a slot must stay as it is, the others of small weights change too."""
+    roundings = {slot: _core.roundings[kernel][k] for kernel in case.optimizer._possible_kernels()
+                 for slot, k in slots_of(kernel).items() if slot not in case.cls._scratch_slots}
+    rounded = [slot for slot, rounding in roundings.items() if rounding != _core.EXACT]
+    return {"master_weights": master, "seed": 7,
+            "state_dtype": state if len(rounded) == len(roundings) else dict.fromkeys(rounded, state)}
 
 
 def mean(grads):
@@ -52,40 +75,76 @@ def assert_same_everywhere(arrays):
         assert all(row == rows[0] for row in rows)
 
 
+def assert_steps_alike(make, dtypes, what):
+    """Steps an optimizer in the job and in one process, and compares the bits of weights and state."""
+    sharded, alone = mpi.Sharded(make(), deterministic=True, bucket_bytes=9000), make()
+    weights, expected = some(0, dtypes), some(0, dtypes)
+    for t in range(5):
+        grads = all_grads(t, dtypes)
+        sharded.apply(grads[WORLD.rank], weights)
+        alone.apply(mean(grads), expected)
+        for w, e in zip(weights, expected, strict=True):
+            assert_same_bits(w, e, f"{what}, step {t}")
+    assert sharded.iterations == alone.iterations and sharded.last_global_norm == alone.last_global_norm
+    part = sharded._share._own_part(alone._state_now().without(alone._scratch_slots), None, weights)
+    own = sharded._local._state.tensors()
+    for name, array in part.tensors().items():
+        assert not array.size or array.tobytes() == own[name].tobytes(), f"{what}, {name}"
+
+
 def serial(name="", start=0, step=1):
     """Every case and set of options: the bits of the serial step on the ordered sum."""
-    start, step, count = int(start), int(step), 0
-    for case in CASES[start::step]:
-        for options in OPTIONS if not name else [name]:
-            sharded = mpi.Sharded(case.make(**OPTIONS[options]), deterministic=True, bucket_bytes=9000)
-            alone = case.make(**OPTIONS[options])
-            weights, expected = some(0), some(0)
-            for t in range(5):
-                grads = all_grads(t)
-                sharded.apply(grads[WORLD.rank], weights)
-                alone.apply(mean(grads), expected)
-                for w, e in zip(weights, expected, strict=True):
-                    assert_same_bits(w, e, f"{case!r}, {options}, step {t}")
-            count += 1
-            assert sharded.iterations == alone.iterations and sharded.last_global_norm == alone.last_global_norm
+    runs = list(itertools.product(CASES[int(start)::int(step)], OPTIONS if not name else [name]))
+    for case, options in runs:
+        assert_steps_alike(lambda case=case, options=options: case.make(**OPTIONS[options]), DTYPES,
+                           f"{case!r}, {options}")
     if WORLD.rank == 0:
-        print(count, "runs")
+        print(len(runs), "runs")
+
+
+def narrow(turn):
+    """Every case, each with another storage and other options in each turn: the bits of one process."""
+    sets = [*OPTIONS.values(), {"cautious": True, **OPTIONS["everything"]}]
+    for k, case in enumerate(CASES, int(turn)):
+        dtypes, *storage = STORAGES[k % len(STORAGES)]
+        arguments = {**sets[k * 5 % len(sets)], **stored_as(case, *storage)}
+        if "cautious" not in case.cls._arguments:
+            arguments.pop("cautious", None)
+        assert_steps_alike(lambda case=case, arguments=arguments: case.make(**arguments), dtypes,
+                           f"{case!r}, {arguments}, {[np.dtype(dtype).name for dtype in dtypes]}")
+
+
+def converted():
+    """A state from before is rounded to other slots, and weights in another order of memory, as in one process."""
+    for before, after in itertools.permutations([None, "bfloat16", "int8"], 2):
+        first, weights = optimc.Adam(state_dtype=before), some(0)
+        first.apply(some(1), weights)
+        alone = optimc.Adam(state_dtype=after)
+        alone.load_state_dict(first.state_dict(), convert=True)
+        sharded, weights = mpi.Sharded(copy.deepcopy(alone)), [np.array(w, order="F") for w in weights]
+        expected = [w.copy(order="K") for w in weights]
+        for t in range(2):
+            sharded.apply(share_of(some(t)), weights)
+            alone.apply([grad / grad.dtype.type(WORLD.size) for grad in some(t)], expected)
+        for w, e in zip(weights, expected, strict=True):
+            assert_same_bits(w, e, f"{before} to {after}")
 
 
 KEPT = ["everything", "decay", "ema", "accumulation"]
 
 
 def stored(start, step):
-    """Some cases and their optimizers, each with some options, as checkpoints are tested with them."""
+    """Some cases, their optimizers and dtypes of weights, as checkpoints are tested with them."""
     for k, case in list(enumerate(CASES))[int(start)::int(step)]:
-        options = KEPT[k // int(step) % len(KEPT)]
-        optimizer = case.make(**OPTIONS[options], groups=[{"weights": [0, 4], "learning_rate": 0.5}])
+        options, (dtypes, *storage) = KEPT[k // int(step) % len(KEPT)], STORAGES[k // int(step) % len(STORAGES)]
+        optimizer = case.make(**OPTIONS[options], **stored_as(case, *storage),
+                              groups=[{"weights": [0, 4], "learning_rate": 0.5}])
         optimizer.exclude_from_weight_decay([4])
         optimizer.name = f"{case!r} {options}"
         if k % 2:
             optimizer.loss_scale_factor = None
             optimizer = optimc.LossScaleOptimizer(optimizer, initial_scale=4.0)
-        yield case, optimizer
+        yield case, optimizer, dtypes
 
 
 def path_of(folder, optimizer):
@@ -100,40 +159,45 @@ def share_of(grads):
 def save(folder, start, step):
     """Steps each case, and saves it after three steps, in small blocks."""
     checkpoint.shards.SHARD_BLOCK = 700
-    for _, optimizer in stored(start, step):
-        sharded, weights = mpi.Sharded(optimizer, average=False), some(0)
+    for _, optimizer, dtypes in stored(start, step):
+        sharded, weights = mpi.Sharded(optimizer, average=False), some(0, dtypes)
         for t in range(3):
-            sharded.apply(share_of(some(t + 1)), weights)
+            sharded.apply(share_of(some(t + 1, reals(dtypes))), weights)
         sharded.save(path_of(folder, optimizer))
         if WORLD.rank == 0:
-            np.savez(path_of(folder, optimizer), *weights)
+            with open(f"{path_of(folder, optimizer)}.weights", "wb") as file:
+                pickle.dump(weights, file)
 
 
 def load(folder, start, step):
-    """Goes on from `save` in another job, and saves again; both as if it had never stopped."""
-    for case, optimizer in stored(start, step):
-        path = path_of(folder, optimizer)
-        with np.load(f"{path}.npz") as file:
-            weights = [file[f"arr_{i}"].copy() for i in range(len(SHAPES))]
-        expected = some(0)
+    """Goes on from `save` in another job, then in one process and in the job again, as if it had never stopped."""
+    for case, optimizer, dtypes in stored(start, step):
+        path, expected = path_of(folder, optimizer), some(0, dtypes)
+        with open(f"{path}.weights", "rb") as file:
+            weights = pickle.load(file)
         sharded = mpi.load(path, average=False)
-        for t in range(6):
-            optimizer.apply(some(t + 1), expected)
-            if t < 3:
-                continue
-            sharded.apply(share_of(some(t + 1)), weights)
+
+        def follows(t, step, weights, expected=expected, case=case, optimizer=optimizer, dtypes=dtypes, path=path):
+            step(share_of(some(t + 1, reals(dtypes))), weights)
+            optimizer.apply(some(t + 1, reals(dtypes)), expected)
             for w, e in zip(weights, expected, strict=True):
                 assert_equal(case, w, e, f"{path}, step {t}")
+
+        for t in range(3):
+            optimizer.apply(some(t + 1, reals(dtypes)), expected)
+        for t in range(3, 6):
+            follows(t, sharded.apply, weights)
         assert sharded.iterations == optimizer.iterations
         assert repr(sharded.optimizer.get_config()) == repr(optimizer.get_config())
         sharded.save(f"{path}.again")
+        one, alone = optimc.load(f"{path}.again"), [w.copy() for w in weights]
+        one.apply(some(7, reals(dtypes)), alone)
         if WORLD.rank == 0:
-            one = optimc.load(f"{path}.again")
-            one.apply(some(9), expected)
-        sharded.apply(share_of(some(9)), weights)
-        if WORLD.rank == 0:
-            for w, e in zip(weights, expected, strict=True):
-                assert_equal(case, w, e, f"{path}, in one piece")
+            one.save(f"{path}.one")
+        follows(6, sharded.apply, weights)
+        for w, a in zip(weights, alone, strict=True):
+            assert_equal(case, w, a, f"{path}, in one piece")
+        follows(7, mpi.load(f"{path}.one", average=False).apply, weights)
 
 
 def refused(kind, message, sharded, act, weights):
@@ -170,6 +234,11 @@ def errors():
     def odd_rate():
         return np.inf if bad and broken else 0.1
 
+    for arguments in ({"state_dtype": "bfloat16"}, {"master_weights": False}, {"seed": 1}):
+        sharded = mpi.Sharded(optimc.Adam(**(arguments if bad else {})))
+        wrong(ValueError, f"rank {last} has other weights or arguments", grads)
+    sharded, halves = mpi.Sharded(optimc.Adam(master_weights=False)), some(0, [HALF] * 6 + [np.float16])
+    wrong(ValueError, "rank 0: weights.6.: float16 weights need a master", grads, weights=halves)
     broken = False
     sharded = mpi.Sharded(optimc.Adam(odd_rate, check_finite="raise"))
     for first in (True, False):

@@ -56,6 +56,17 @@ def test_steps_have_the_bits_of_the_serial_sum(ranks):
     assert "runs" in run(ranks, "serial", "everything", ranks % 2, 2)
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_every_storage_has_the_bits_of_one_process(ranks, soak):
+    for turn in range(10) if soak else (ranks * 2,):
+        run(ranks, "narrow", turn)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_state_is_converted_as_in_one_process(ranks):
+    run(ranks, "converted")
+
+
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_ranks_hold_the_same_weights(ranks):
     run(ranks, "equal")

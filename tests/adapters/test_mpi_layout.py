@@ -15,12 +15,12 @@ Layout, Like, block_order, buckets = (LAYOUT[name] for name in ("Layout", "Like"
 LIKES = [Like(shape, np.dtype(dtype), order) for shape, dtype, order in (
     ((3000,), "f4", "C"), ((0, 2), "f4", "C"), ((7, 5), "f8", "F"), ((100, 100), "f4", "F"), ((), "f4", "C"),
     ((90, 110), "f8", "C"))]
-CUTS = ("elements", "blocks", "tensors")
+CUTS = ("elements", "codes", "blocks", "tensors")
 
 
 def test_a_layout_is_cut_where_it_may():
-    for cut, expected in (("elements", [0, 4333, 8667, 13001]), ("blocks", [0, 3000 + 2048, 3000 + 3 * 2048, 13001]),
-                          ("tensors", [0, 3000, 13000, 13001])):
+    for cut, expected in (("elements", [0, 4333, 8667, 13001]), ("codes", [0, 3000 + 1280, 3000 + 22 * 256, 13001]),
+                          ("blocks", [0, 3000 + 2048, 3000 + 3 * 2048, 13001]), ("tensors", [0, 3000, 13000, 13001])):
         layout = Layout(LIKES, 3, cut)
         assert layout.spaces[np.dtype("f4")][2] == expected
 
@@ -53,21 +53,23 @@ def test_a_piece_has_the_shape_that_its_optimizer_is_told(cut):
             assert layout.piece_of(i, low, high, None) is None
 
 
+@pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("most", [1, 4000, 1 << 22])
 @pytest.mark.parametrize("ranks", [1, 3, 8])
-def test_buckets_are_all_elements_once(ranks, most):
-    layout = Layout(LIKES, ranks, "elements")
+def test_buckets_are_all_elements_once(ranks, most, cut):
+    layout, block = Layout(LIKES, ranks, cut), 1 if cut == "elements" else 256
     for me in range(ranks):
         seen = [np.zeros(like.size, int) for like in LIKES]
         reached = dict.fromkeys(layout.spaces, 0)
         for bucket in buckets(layout, me, most):
-            assert bucket.size * bucket.dtype.itemsize <= max(most, ranks * bucket.dtype.itemsize)
+            assert bucket.size * bucket.dtype.itemsize <= max(most, ranks * block * bucket.dtype.itemsize)
             assert bucket.begin == reached[bucket.dtype] and bucket.own == bucket.counts[me]
             reached[bucket.dtype] = bucket.end
             filled = np.zeros(bucket.size, int)
             for start, segments in zip(bucket.starts, bucket.segments, strict=True):
                 for i, low, high, at in segments:
-                    assert LIKES[i].dtype == bucket.dtype
+                    assert LIKES[i].dtype == bucket.dtype and low % block == 0
+                    assert high % block == 0 or high == LIKES[i].size
                     seen[i][low:high] += 1
                     filled[start + at:start + at + high - low] += 1
             assert (filled == 1).all()

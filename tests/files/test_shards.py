@@ -1,29 +1,36 @@
 """Shards are one checkpoint: a job of any size reads what another wrote, and no other shard fits."""
 
+import itertools
 import os
 import random
 
 import numpy as np
 import pytest
-from cases import assert_same_bits
+from cases import assert_same_bits, values
 from checkpoint_cases import OPTIONS, same, steps, weights_of
 
 import optimc
 from optimc import checkpoint
 
 
-def save_in_shards(path, optimizer, parts, token="0123456789abcdef"):
+def save_in_shards(path, optimizer, parts, token="0123456789abcdef", grain=1):
     """Writes a checkpoint as `parts` ranks would, each with its part of every weight; gives what the index says."""
     description, tensors = optimizer._export()
     sizes = [int(np.prod(shape)) for shape, _ in description["shapes"]]
-    files = [[[i, size * k // parts, size * (k + 1) // parts] for i, size in enumerate(sizes)
-              if size * k // parts < size * (k + 1) // parts] for k in range(parts)]
+    orders = description.pop("orders", "C" * len(sizes))
+    cuts = [[size * k // parts // grain * grain for k in range(parts)] + [size] for size in sizes]
+    files = [[[i, low, high] for i, (low, high) in enumerate(own) if low < high]
+             for own in zip(*(itertools.pairwise(cut) for cut in cuts), strict=True)]
     for rank, segments in enumerate(files):
         held = {i: (low, high) for i, low, high in segments}
         numbered = [(name, int(name.rpartition("/")[2]), array) for name, array in tensors.items()]
-        checkpoint.shards.write_shard(path, token, rank, {
-            name: (array.reshape(-1)[held[i][0]:held[i][1]], held[i][0]) for name, i, array in numbered if i in held})
-    shards = {"token": token, "orders": "C" * len(sizes), "files": files}
+        blocks = {}
+        for name, i, array in numbered:
+            if i in held:
+                low, high = (-(-end // checkpoint.shards.unit_of(name)) for end in held[i])
+                blocks[name] = array.reshape(-1, order=orders[i])[low:high], low
+        checkpoint.shards.write_shard(path, token, rank, blocks)
+    shards = {"token": token, "orders": orders, "files": files}
     checkpoint.shards.write_index(path, description, shards)
     return description, shards
 
@@ -47,6 +54,51 @@ def test_shards_are_one_checkpoint(stepped, tmp_path, parts):
     same(again, optimizer)
     for k in weights:
         assert_same_bits(moved[k], weights[k])
+
+
+@pytest.fixture(params=["float32", "bfloat16", "float16"])
+def narrow(request, monkeypatch):
+    """An optimizer with slots in 8 and 16 bits, and its weights."""
+    monkeypatch.setattr(checkpoint.shards, "SHARD_BLOCK", 300)
+    dtype = optimc.base.storage.TYPES[request.param].dtype
+    weights = [np.ones((50, 30), dtype, order="F"), np.ones(700, dtype), np.ones((), dtype)]
+    optimizer = optimc.Adam(state_dtype={"m": "bfloat16", "v": "int8"})
+    step(optimizer, weights)
+    return optimizer, weights
+
+
+def step(optimizer, weights):
+    rng = np.random.default_rng(optimizer.iterations)
+    optimizer.apply([values(rng, w.shape, np.float32) for w in weights], weights)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_shards_with_fewer_bits_are_one_checkpoint(narrow, tmp_path, parts):
+    optimizer, weights = narrow
+    save_in_shards(tmp_path / "x", optimizer, parts, grain=256)
+    again, moved = optimc.load(tmp_path / "x"), [w.copy(order="K") for w in weights]
+    for _ in range(2):
+        step(optimizer, weights)
+        step(again, moved)
+    same(again, optimizer)
+    for w, m in zip(weights, moved, strict=True):
+        assert_same_bits(m, w)
+
+
+def test_shards_that_divide_a_block_of_codes_are_refused(narrow, tmp_path):
+    save_in_shards(tmp_path / "x", narrow[0], 2)
+    with pytest.raises(optimc.CheckpointError, match=r"'v.scale/0' is cut within a block of 256"):
+        optimc.load(tmp_path / "x")
+
+
+def test_shards_of_other_types_are_refused(narrow, tmp_path):
+    save_in_shards(tmp_path / "x", narrow[0], 2, grain=256)
+    shard = tmp_path / "x.0123456789abcdef.1"
+    tensors, _ = checkpoint.format.read(shard)
+    tensors["m/1@256"] = tensors["m/1@256"].astype(np.float32)
+    checkpoint.format.write(shard, tensors, {"shard": "0123456789abcdef"})
+    with pytest.raises(optimc.CheckpointError, match="expected uint16, as before, got float32"):
+        optimc.load(tmp_path / "x")
 
 
 @pytest.mark.parametrize("length", [214, 215, 255])

@@ -443,3 +443,18 @@ def test_a_state_is_converted_before_and_after_the_optimizer_is_built():
     strict.load_state_dict(wide.state_dict())
     with pytest.raises(ValueError, match="stored as float32, and state_dtype asks for bfloat16"):
         strict.build(weights)
+
+
+@pytest.mark.parametrize("slots", [{"m": "bfloat16", "v": "int8"}, "bfloat16"], ids=str)
+@pytest.mark.parametrize("orders", ["CF", "FC", "FF"])
+def test_a_state_is_converted_whatever_the_order_of_its_weights(slots, orders, tmp_path):
+    grads = [np.linspace(-1, 1, 1500, dtype=np.float32).reshape(50, 30)]
+    narrow = optimc.Adam(state_dtype=slots)
+    narrow.apply(grads, [np.ones((50, 30), np.float32, orders[0])])
+    narrow.save(tmp_path / "narrow")
+    for state in (narrow.state_dict(), optimc.load(tmp_path / "narrow").state_dict()):
+        wide = optimc.Adam()
+        wide.build([np.ones((50, 30), np.float32, orders[1])])
+        wide.load_state_dict(state, convert=True)
+        for slot in "mv":
+            assert_same_bits(wide.slots[slot][0], narrow.slots[slot][0])
