@@ -225,7 +225,7 @@ def lamb(w, g, slots, o, lr, t):
     u = slots["m"] / correction_1 / (np.sqrt(slots["v"] / correction_2) + lane(o.epsilon))
     weight_norm, step_norm = lane(math.sqrt(sum_of_squares(w))), lane(math.sqrt(sum_of_squares(u)))
     ratio = weight_norm / step_norm if weight_norm > 0 and step_norm > 0 else lane(1)
-    return w - ratio * lane(lr) * u
+    return o.settled(w) - ratio * lane(lr) * u
 
 
 def lars_before_decay(w, g, o, decay):
@@ -274,7 +274,7 @@ def adafactor(w, g, slots, o, lr, t):
 
     alpha = np.maximum(rms(w), lane(o.epsilon_2)) * rate
     limit = np.maximum(lane(1), rms(u) / lane(o.clip_threshold))
-    return w - alpha * (u / limit)
+    return o.settled(w) - alpha * (u / limit)
 
 
 def muon(w, g, slots, o, lr, t):
@@ -341,11 +341,12 @@ class Reference:
 
     `step` takes lists with None for a missing gradient and returns the new weights.  A function called
     `<rule>_before_decay(w, g, o, decay)` is asked first, if there is one; the rule finds its result in `o.measured`.
+    A rule that measures whole weights changes `o.settled(w)`, the weight as it is stored once they are decayed.
     """
 
     def __init__(self, optimizer, slots_of):
         self.rule, self.slots_of = optimizer._rule, slots_of
-        self.o = type("Arguments", (), {**optimizer._given(), "left": {}})
+        self.o = type("Arguments", (), {**optimizer._given(), "left": {}, "settled": lambda w: w})
         self.calls, self.state, self.norm = 0, None, None
 
     @property
@@ -394,7 +395,7 @@ class Reference:
             grads = self.clip(grads)
             for i, g in enumerate(grads):
                 if g is not None:
-                    weights[i] = self.update(weights[i], g, self.state[i], i in excluded, before + 1)
+                    weights[i] = self.update(i, weights[i], g, i in excluded, before + 1)
         if o.use_ema:
             self.average(weights, before)
         return weights
@@ -425,8 +426,8 @@ class Reference:
             return grads
         return [None if g is None else clipped(g) for g in grads]
 
-    def update(self, w, g, state, excluded, t):
-        lane, lr, rule = w.dtype.type, self.o.learning_rate, globals()[self.rule]
+    def update(self, i, w, g, excluded, t):
+        lane, lr, rule, state = w.dtype.type, self.o.learning_rate, globals()[self.rule], self.state[i]
         decay = self.o.adam_weight_decay if self.rule == "muon" and "v" in state else self.o.weight_decay
         measure = globals().get(f"{self.rule}_before_decay")
         if measure:
