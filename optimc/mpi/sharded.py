@@ -52,7 +52,8 @@ class Sharded(WrapperOfOne):
     All ranks must make these calls together: the constructor, `build`, `apply`, `apply_gradients`,
     `exclude_from_weight_decay`, `averaged`, `finalize_variable_values`, `save` and `optimc.mpi.load`.  Such a call
     raises on all ranks or on none, whatever the ranks call, and the ranks stay in step.  Everything else concerns
-    this rank alone: properties, assignments (the next step compares them) and `scale_loss`.  See docs/howto/mpi.md.
+    this rank alone: properties, assignments (the next step compares them), `scale_loss`, and `reset_master`, which
+    each rank calls for its share.  See docs/howto/mpi.md.
 
     Args:
         optimizer: an optimizer or a `LossScaleOptimizer`, with any options.  The wrapper owns it from now on.  Its

@@ -16,7 +16,7 @@ import warnings
 
 import numpy as np
 from mpi4py import MPI
-from mpi_jobs import WORLD, mean, state
+from mpi_jobs import HALF, WORLD, mean, state
 
 import optimc
 from optimc import mpi
@@ -59,7 +59,8 @@ class Subject:
     """A sharded optimizer and its weights, which are the same on all ranks."""
 
     def __init__(self, sharded):
-        self.sharded, self.weights = sharded, [np.ones(shape, np.float32) for shape in SHAPES]
+        self.sharded = sharded
+        self.weights = [np.ones(shape, dtype) for shape, dtype in zip(SHAPES, (np.float32, HALF, HALF), strict=True)]
 
     def grads(self, rng):
         """Small integers, whose sums are exact in any order."""
@@ -73,7 +74,8 @@ MAKERS = {
     "clipped": lambda: optimc.AdamW(0.1, use_ema=True, global_clipnorm=2.0, check_finite="raise"),
     "whole": lambda: optimc.Muon(0.1, use_ema=True, clipnorm=2.0, check_finite="skip"),
     "scaled": lambda: optimc.LossScaleOptimizer(optimc.SGD(0.1, momentum=0.5, use_ema=True), 4.0, 2),
-    "plain": lambda: optimc.Adam(0.1, use_ema=True, gradient_accumulation_steps=2),
+    "plain": lambda: optimc.Adam(0.1, use_ema=True, gradient_accumulation_steps=2, seed=3,
+                                 state_dtype={"m": "bfloat16", "v": "int8"}),
 }
 
 

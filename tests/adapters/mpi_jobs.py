@@ -86,10 +86,27 @@ def assert_steps_alike(make, dtypes, what):
         for w, e in zip(weights, expected, strict=True):
             assert_same_bits(w, e, f"{what}, step {t}")
     assert sharded.iterations == alone.iterations and sharded.last_global_norm == alone.last_global_norm
+    if alone.use_ema:
+        assert_averaged_alike(sharded, alone, weights, expected, what)
     part = sharded._share._own_part(alone._state_now().without(alone._scratch_slots), None, weights)
     own = sharded._local._state.tensors()
     for name, array in part.tensors().items():
         assert not array.size or array.tobytes() == own[name].tobytes(), f"{what}, {name}"
+
+
+def assert_averaged_alike(sharded, alone, weights, expected, what):
+    """Compares what averages make of the weights, and of their masters: the next update shows these."""
+    with sharded.averaged(), alone.averaged():
+        for w, e in zip(weights, expected, strict=True):
+            assert_same_bits(w, e, f"{what}, averaged")
+    sharded.finalize_variable_values()
+    alone.finalize_variable_values()
+    grads = all_grads(5, [w.dtype for w in weights])
+    for _ in range(alone.gradient_accumulation_steps or 1):
+        sharded.apply(grads[WORLD.rank])
+        alone.apply(mean(grads))
+    for w, e in zip(weights, expected, strict=True):
+        assert_same_bits(w, e, f"{what}, finalized")
 
 
 def serial(name="", start=0, step=1):
@@ -486,9 +503,9 @@ def crossed():
 def memory(ranks):
     """From a million weights on, a rank keeps 1/ranks of the slots, and 1 % more at most."""
     shapes = [(700, 900), (900,), (611, 607), (3,)]
-    for options in ({}, {"global_clipnorm": 1.0}):
+    for dtype, options in ((np.float32, {}), (np.float32, {"global_clipnorm": 1.0}), (HALF, {"state_dtype": "int8"})):
         for cls in (optimc.Adam, optimc.SGD, optimc.Lion, optimc.Adan):
-            weights = [np.ones(shape, np.float32) for shape in shapes]
+            weights = [np.ones(shape, dtype) for shape in shapes]
             alone = cls(use_ema=True, **options)
             alone.build(weights)
             whole = sum(a.nbytes for a in alone.variables[2:])
@@ -498,7 +515,7 @@ def memory(ranks):
             own = sharded._share.layout
             layout = [Layout(own.likes, ranks, own.cut) for ranks in (5, 7, 64, 4096)]
             for one in layout:
-                assert sum(one.share(np.dtype("f4"), r) for r in range(one.ranks)) == sum(w.size for w in weights)
+                assert sum(one.share(weights[0].dtype, r) for r in range(one.ranks)) == sum(w.size for w in weights)
 
 
 def until_killed(folder, victim):
