@@ -54,8 +54,9 @@ class Place(NamedTuple):
 def check_state_dtype(name: str, value: object) -> Any:
     """The `check` of `state_dtype`: None, a word, or a dict of slots to them."""
     by_slot = isinstance(value, dict)
+    entries: dict[Any, Any] = dict(value) if isinstance(value, dict) else {None: value}
     allowed = ("float32", *CHOICES) if by_slot else CHOICES
-    for slot, choice in value.items() if by_slot else ((None, value),):
+    for slot, choice in entries.items():
         label = f"{name}[{slot!r}]" if by_slot else name
         if choice is not None and not isinstance(choice, str):
             raise TypeError(f"{label} must be None or a str{'' if by_slot else ', or a dict of slots to them'}, got "
@@ -63,7 +64,7 @@ def check_state_dtype(name: str, value: object) -> Any:
         if choice is not None and choice not in allowed:
             raise ValueError(f"{label} must be None, {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}, got "
                              f"{choice!r}")
-    return dict(value) if by_slot else value
+    return entries if by_slot else value
 
 
 def check_slots(optimizer: Optimizer, name: str, value: str | Mapping[str, str | None] | None) -> None:
