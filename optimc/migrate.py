@@ -6,20 +6,21 @@ optimizer that it is given.  Next: torch_names.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from optimc import registry
-from optimc.base import keras_order
+from optimc import _core, registry
+from optimc.base import keras_order, narrow
+from optimc.base.narrow import Place
 from optimc.base.rules import kept_slots, used_slots
 from optimc.base.storage import IN_WORDS, TYPES, Like, likes_of
-from optimc.torch_names import TORCH
+from optimc.torch_names import AXES, MASTER, STORAGE, TORCH, Counterpart
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
+    from collections.abc import Mapping, Sequence
 
+    from optimc._types import Array
     from optimc.base.optimizer import Optimizer
     from optimc.loss_scale import LossScaleOptimizer
 
@@ -93,23 +94,28 @@ def from_torch(optimizer: Any) -> Optimizer:
 
     Returns:
         The optimizer of optimc in style "torch", with the same step count and slots.  It has groups where
-        param_groups differ.  Its next step binds it to weights: arrays in the order of the parameters.
+        param_groups differ.  Its next step binds it to weights: arrays in the order of the parameters.  Slots and
+        masters are stored as in an optimizer of `optimc.torch`; those that torch keeps in 16 bits become float32.
 
     Raises:
-        ValueError: optimc has no optimizer of that kind, or its parameters have done different numbers of steps.
+        ValueError: optimc has no optimizer of that kind, or its parameters have done different numbers of steps, or
+            its groups have values that optimc has once for all weights.
     """
     name = _class_name(optimizer, "torch")
     if name not in TORCH:
         raise ValueError(f"optimc has no optimizer like torch's {name}, only {', '.join(sorted(TORCH))}")
     counterpart = TORCH[name]
     sources = counterpart.sources(optimizer.param_groups[0])
-    first, *others = [{source.argument: source.read(group) for source in sources}
+    first, *others = [{**{source.argument: source.read(group) for source in sources}, **counterpart.storage(group)}
                       for group in optimizer.param_groups]
+    _check_storage([first, *others])
     groups: list[dict[str, Any]] = []
     position = len(optimizer.param_groups[0]["params"])
     for values, group in zip(others, optimizer.param_groups[1:], strict=True):
         n = len(group["params"])
-        different = {key: value for key, value in values.items() if value != first[key]}
+        different = {key: value for key, value in values.items() if key not in STORAGE and value != first[key]}
+        if values.get("state_dtype") != first.get("state_dtype"):
+            different["state_dtype"] = values.get("state_dtype") or {}         # {}: no slot in fewer bits
         if different:
             groups.append({"weights": list(range(position, position + n)), **different})
         position += n
@@ -126,15 +132,73 @@ def from_torch(optimizer: Any) -> Optimizer:
         raise ValueError(f"the parameters have done different numbers of steps ({sorted(counts)}): "
                          "optimc has one step count")
     weights = [_like_of(f"parameter {i}", p) for i, p in enumerate(params)]
-    held = {slot: [state[counterpart.slots[slot]].detach().numpy().copy() for state in states]
-            for slot in used_slots(ours)}
+    arrays = FromTorch(ours, counterpart, weights, states)
+    held = {slot: [arrays.slot(slot, k, i) for i in range(len(weights))] for slot, k in used_slots(ours).items()}
     steps = counts.pop() if counts else 1               # torch's SGD has no count; only its first step is special
     if counterpart.scalars:
         for k, group in enumerate([None, *groups]):
             state = states[group["weights"][0] if group else 0]
             ours._set_scalars([float(state[key]) for key in counterpart.scalars], k)
-    _hold(ours, steps, likes=likes_of(weights), slots=held, waiting=(False,) * len(weights))
+    _hold(ours, steps, likes=likes_of(weights), slots=held, masters=arrays.masters(),
+          waiting=(False,) * len(weights))
     return ours
+
+
+def _check_storage(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses groups of torch with values of their own that optimc has once for all weights."""
+    for name in ("master_weights", "seed"):
+        values = [group.get(name, STORAGE[name]) for group in groups]
+        if any(value != values[0] for value in values):
+            raise ValueError(f"the parameter groups have different {name} ({', '.join(map(str, values))}): optimc "
+                             "has one for all weights")
+
+
+class FromTorch(NamedTuple):
+    """The arrays of an optimizer's state, from the states of torch's parameters."""
+
+    ours: Optimizer
+    counterpart: Counterpart
+    weights: Sequence[Like]
+    states: Sequence[Mapping[str, Any]]
+
+    def slot(self, slot: str, k: int, i: int) -> Array:
+        """Slot number k of weight i, as the optimizer stores it."""
+        tensor = self.states[i][self.counterpart.slots[slot]]
+        weight, kernel, place = self.weights[i], self.ours._kernel(), Place(i, 0, self.weights[i].size)
+        plain = self.ours._slot_like(slot, weight)
+        like = narrow.slot_like(self.ours, kernel, slot, weight, place, self._group_of(i))
+        stored = _floats(tensor)
+        codec = narrow.codec_of(kernel, k, stored)
+        if codec is not None:                               # of 8 bits, in the order of the parameter's memory
+            axes = self.states[i].get(AXES, range(plain.ndim))
+            if AXES not in self.states[i] and like.dtype == narrow.BYTES:
+                return stored
+            lies = plain._replace(shape=tuple(plain.shape[axis] for axis in axes))
+            stored = narrow.decoded(codec, stored, lies).transpose(np.argsort(axes))
+        codec = narrow.codec_of(kernel, k, like)
+        if codec is None:
+            return np.array(stored, plain.dtype, order="C")
+        array = np.zeros(like.shape, like.dtype)
+        narrow.encode(codec, stored, plain, array, _core.random_key(self.ours.seed, i, 0, k))
+        return array
+
+    def masters(self) -> list[Array | None] | None:
+        """The masters that the states have; the others are made of the weights."""
+        likes = [narrow.master_like(self.ours, weight, f"parameter {i}") for i, weight in enumerate(self.weights)]
+        arrays = [None if like is None or MASTER not in state else state[MASTER].detach().numpy()
+                  for like, state in zip(likes, self.states, strict=True)]
+        masters = [np.array(array, order="C") if array is not None and like and like.fits(array) else None
+                   for array, like in zip(arrays, likes, strict=True)]
+        return masters if any(array is not None for array in masters) else None
+
+    def _group_of(self, i: int) -> int:
+        return next((k for k, selection in enumerate(self.ours._state.grouped, 1) if i in selection.arrays), 0)
+
+
+def _floats(tensor: Any) -> Array:
+    """A copy of a tensor of torch; of one of 16 bits as float32, because NumPy has not both of these types."""
+    tensor = tensor.detach()
+    return np.array((tensor.float() if tensor.element_size() == 2 else tensor).numpy())
 
 
 def _hold(ours: Optimizer, calls: int, **held: Any) -> None:

@@ -24,7 +24,7 @@ from optimc.base.narrow import Place
 from optimc.base.rules import used_slots
 from optimc.base.storage import FLOAT32, Like
 from optimc.torch import tensors
-from optimc.torch_names import MASTER
+from optimc.torch_names import AXES, MASTER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from optimc.base.optimizer import Optimizer
     from optimc.torch.member import Member
     from optimc.torch_names import Counterpart
-
-#: the key of the order of memory, a tuple of axes, beside slots of 8 bits
-AXES = "axes"
 
 
 class Slots:

@@ -135,6 +135,55 @@ def test_torch_groups_bring_scalars_of_their_own():
         np.testing.assert_allclose(w, p.detach().numpy(), rtol=1e-6)
 
 
+STORAGES = [{}, {"state_dtype": "bfloat16", "seed": 3}, {"state_dtype": "int8"}, {"master_weights": False},
+            {"state_dtype": {"exp_avg": "bfloat16"}}]
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+@pytest.mark.parametrize("ours", [False, True], ids=["torch", "optimc.torch"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_torch_optimizers_of_any_storage_go_on(dtype, ours, storage):
+    """Those of `optimc.torch` bit for bit; torch's own keep slots of 16 bits, which become float32."""
+    torch, ml_dtypes = require("torch"), require("ml_dtypes")
+    from torch_cases import halves, set_grads
+    if (storage and not ours) or (dtype == "float16" and "master_weights" in storage):
+        pytest.skip("no such optimizer")
+    params = [*halves(getattr(torch, dtype)), torch.nn.Parameter(torch.randn(8, 16, 9, 5).to(
+        getattr(torch, dtype)).to(memory_format=torch.channels_last))]
+    theirs = (optimc.torch if ours else torch.optim).Adam([
+        {"params": params[:2]}, {"params": params[2:], "lr": 0.01, **({"state_dtype": "bfloat16"} if ours else {})}],
+        lr=0.1, eps=1e-3, **storage)                # torch's own of float16 divides by 0 with a small epsilon
+    for step in range(4):
+        set_grads(step, params)
+        theirs.step()
+    arrays = [p.detach().contiguous() for p in params]
+    weights = [(array.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if dtype == "bfloat16" else array.numpy()
+                ).copy() for array in arrays]
+    other = optimc.from_torch(theirs)
+    if not ours:
+        for p in params:
+            p.data = p.data.float()
+        theirs.load_state_dict(theirs.state_dict())
+    for step in range(4, 8):
+        set_grads(step, params)
+        theirs.step()
+        other.apply([p.grad.float().numpy() for p in params], weights)
+    for p, w in zip(params, weights, strict=True):
+        if ours and p.is_contiguous():              # random numbers depend on the order of memory
+            assert_same_bits(w.astype(np.float32), p.detach().float().numpy())
+        else:
+            np.testing.assert_allclose(w.astype(np.float32), p.detach().float().numpy(), rtol=0.05, atol=4e-3)
+
+
+def test_torch_groups_of_other_storage_are_refused():
+    torch = require("torch")
+    params = [torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16)) for _ in range(2)]
+    for name, value, said in (("seed", 5, "0, 5"), ("master_weights", False, "True, False")):
+        theirs = optimc.torch.SGD([{"params": params[:1]}, {"params": params[1:], name: value}], lr=0.1)
+        with pytest.raises(ValueError, match=rf"parameter groups have different {name} \({said}\): optimc has one"):
+            optimc.from_torch(theirs)
+
+
 def test_what_has_no_counterpart_is_refused():
     torch = require("torch")
     p = [torch.nn.Parameter(torch.zeros(2))]
@@ -150,12 +199,12 @@ def test_what_has_no_counterpart_is_refused():
     with pytest.raises(ValueError, match="different numbers of steps"):
         optimc.from_torch(late)
     assert CASES
-    half = torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
-    half.grad = torch.ones_like(half)
-    narrow = torch.optim.SGD([p[0], half], momentum=0.5)
-    narrow.step()
-    with pytest.raises(TypeError, match=r"^parameter 1: expected float32 or float64, got bfloat16$"):
-        optimc.from_torch(narrow)
+    pair = torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    pair.grad = torch.ones_like(pair)
+    strange = torch.optim.SGD([p[0], pair], momentum=0.5)
+    strange.step()
+    with pytest.raises(TypeError, match=r"^parameter 1: expected float32, .* bfloat16 or float16, got complex64$"):
+        optimc.from_torch(strange)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
