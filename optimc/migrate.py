@@ -6,6 +6,7 @@ optimizer that it is given.  Next: torch_names.py.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from optimc import _core, registry
 from optimc.base import keras_order, narrow
 from optimc.base.narrow import Place
 from optimc.base.rules import kept_slots, used_slots
-from optimc.base.storage import IN_WORDS, TYPES, Like, likes_of
+from optimc.base.storage import IN_WORDS, TYPES, Like, likes_of, name_of
 from optimc.torch_names import AXES, MASTER, STORAGE, TORCH, Counterpart
 
 if TYPE_CHECKING:
@@ -66,8 +67,10 @@ def from_keras(optimizer: Any) -> Optimizer | LossScaleOptimizer:
     calls = int(next(state))
     if not callable(ours._get_value(0, 0)):
         next(state)
-    averages = [next(state) for _ in weights] if ours.use_ema else None
-    accumulators = [next(state) for _ in weights] if ours.gradient_accumulation_steps else None
+    averages, accumulators = ([np.array(next(state), like.real.dtype) for like in weights] if given else None
+                              for given in (ours.use_ema, ours.gradient_accumulation_steps))
+    masters = [like and np.array(next(state)) for like in map(functools.partial(narrow.master_like, ours), weights,
+                                                              names)] if is_ours else []
     kept = kept_slots(ours._kernels(names, weights))
     slots: dict[str, list[Any]] = {slot: [None] * len(weights) for slot in kept if slot not in ours._scratch_slots}
     in_keras: Mapping[str, list[Any]] = kept
@@ -76,14 +79,23 @@ def from_keras(optimizer: Any) -> Optimizer | LossScaleOptimizer:
     for slot, _, i in keras_order.slots_in_order(ours._keras_slots, in_keras):
         array = next(state)
         if slot in kept and kept[slot][i] is not None:
-            like = ours._slot_like(slot, weights[i])
-            slots[slot][i] = array.astype(like.dtype).reshape(like.shape)
+            slots[slot][i] = _slot(array, ours._slot_like(slot, weights[i]), is_ours)
     if is_ours or name == "Nadam":
         ours._set_all_scalars([float(next(state)) for _ in ours._all_scalars()])
     waiting = calls % (ours.gradient_accumulation_steps or 1) != 0
     _hold(ours, calls, names=tuple(names), likes=likes_of(weights), slots=slots, averages=averages,
-          accumulators=accumulators, waiting=(waiting,) * len(weights))
+          accumulators=accumulators, masters=masters if any(master is not None for master in masters) else None,
+          waiting=(waiting,) * len(weights))
     return ours
+
+
+def _slot(array: Array, plain: Like, may_be_coded: bool) -> Array:
+    """A slot from a variable of Keras, as plain numbers or in the codes that it has."""
+    if may_be_coded and array.dtype == narrow.BYTES:
+        return np.array(array)
+    if may_be_coded and name_of(array.dtype) == "bfloat16":
+        return np.array(array.view(narrow.HALVES))
+    return array.astype(plain.dtype).reshape(plain.shape)
 
 
 def from_torch(optimizer: Any) -> Optimizer:
@@ -225,5 +237,10 @@ def _class_name(optimizer: object, library: str) -> str:
 def _numpy(variable: Any) -> Any:
     value = getattr(variable, "value", variable)
     value = value() if callable(value) else value
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    if str(value.dtype) == "torch.bfloat16":                # torch gives NumPy none
+        return value.float().numpy().astype(TYPES["bfloat16"].dtype)
+    return value.numpy()
 

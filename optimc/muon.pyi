@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from optimc._types import StateDtype
 from optimc.base.optimizer import Optimizer
 from optimc.schedules import Rate
 
@@ -104,7 +105,7 @@ class Muon(Optimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',

@@ -9,6 +9,7 @@ import inspect
 import textwrap
 
 from optimc.base.arguments import Option, Value, patterns
+from optimc.base.narrow import check_state_dtype
 from optimc.base.optimizer import Optimizer
 from optimc.registry import classes
 from optimc.torch_names import TORCH
@@ -19,6 +20,7 @@ OPTIMIZERS = '''
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from optimc._types import StateDtype
 from optimc.base.optimizer import Optimizer
 from optimc.schedules import Rate
 '''
@@ -29,6 +31,7 @@ from typing import Any, Literal
 
 import keras
 
+from optimc._types import StateDtype
 from optimc.keras.optimizer import KerasOptimizer
 from optimc.keras.schedule import Schedule as Schedule
 from optimc.schedules import Number, Rate
@@ -48,6 +51,8 @@ def type_of(parameter, reading=False):
         return "str" if reading else "str | None"
     if parameter.check is patterns:
         return "list[str] | None" if reading else "Sequence[str] | None"
+    if parameter.check is check_state_dtype:
+        return "StateDtype"
     choices = getattr(parameter.check, "choices", None)
     if choices:
         return f"Literal[{', '.join(map(repr, choices))}]"

@@ -190,12 +190,7 @@ class Making(NamedTuple):
             value = held if old_codec is None else narrow.decoded(old_codec, held, old_plain)
         else:
             value = self.optimizer._initial(slot, self.weights[i], self.groups[i])
-        if codec is None:
-            array[...] = value
-            return
-        place, before_any_update = self.places[i], 0
-        key = _core.random_key(self.optimizer.seed, place.number, before_any_update, k)
-        narrow.encode(codec, value, plain, array, key, place.begin)
+        narrow.fill(self.optimizer, self.kernels[i], k, value, plain, array, self.places[i])
 
     def _label(self, i: int) -> str:
         return f"weights[{self.names[i] if self.names else i!r}]"

@@ -156,6 +156,22 @@ def encode(codec: int, numbers: Any, plain: Like, codes: Array, key: int = 0, be
     _core.encode(codec, flat, codes, master, key, begin)
 
 
+def fill(optimizer: Optimizer, kernel: str, k: int, value: Any, plain: Like, array: Array, place: Place) -> None:
+    """Puts numbers into the array that is slot number k of a weight with a kernel, encoded if it is narrow.
+
+    Args:
+        value: the numbers, which are broadcast.
+        plain: the `Like` of the slot as plain numbers.
+    """
+    codec = codec_of(kernel, k, array)
+    if codec is None:
+        array[...] = value
+    else:
+        before_any_update = 0
+        key = _core.random_key(optimizer.seed, place.number, before_any_update, k)
+        encode(codec, value, plain, array, key, place.begin)
+
+
 def weight_codec(weight: Array | Like, master: Array | None) -> int | None:
     """The codec of a weight; None if it holds plain numbers."""
     if name_of(weight.dtype) == "bfloat16":

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import keras
 
+from optimc._types import StateDtype
 from optimc.keras.optimizer import KerasOptimizer
 from optimc.keras.schedule import Schedule as Schedule
 from optimc.schedules import Number, Rate
@@ -24,7 +25,7 @@ class SGD(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -50,7 +51,7 @@ class SGD(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -68,7 +69,7 @@ class RMSprop(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -96,7 +97,7 @@ class RMSprop(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -114,7 +115,7 @@ class Adam(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -142,7 +143,7 @@ class Adam(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -160,7 +161,7 @@ class AdamW(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -188,7 +189,7 @@ class AdamW(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -203,7 +204,7 @@ class Adagrad(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -228,7 +229,7 @@ class Adagrad(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -241,7 +242,7 @@ class Adadelta(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -264,7 +265,7 @@ class Adadelta(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -280,7 +281,7 @@ class Adamax(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -306,7 +307,7 @@ class Adamax(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -322,7 +323,7 @@ class Nadam(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -348,7 +349,7 @@ class Nadam(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -365,7 +366,7 @@ class Ftrl(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -392,7 +393,7 @@ class Ftrl(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -406,7 +407,7 @@ class Lion(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -430,7 +431,7 @@ class Lion(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -445,7 +446,7 @@ class ScheduleFreeAdamW(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -470,7 +471,7 @@ class ScheduleFreeAdamW(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -486,7 +487,7 @@ class RAdam(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -512,7 +513,7 @@ class RAdam(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -530,7 +531,7 @@ class Yogi(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -558,7 +559,7 @@ class Yogi(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -573,7 +574,7 @@ class AdaBelief(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -598,7 +599,7 @@ class AdaBelief(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -613,7 +614,7 @@ class Rprop(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -638,7 +639,7 @@ class Rprop(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -652,7 +653,7 @@ class ASGD(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -676,7 +677,7 @@ class ASGD(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -692,7 +693,7 @@ class Adan(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -718,7 +719,7 @@ class Adan(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -732,7 +733,7 @@ class Lamb(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -756,7 +757,7 @@ class Lamb(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -773,7 +774,7 @@ class LARS(KerasOptimizer):
     cautious: bool
     check_finite: Literal['propagate', 'raise', 'skip']
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -800,7 +801,7 @@ class LARS(KerasOptimizer):
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -816,7 +817,7 @@ class Adafactor(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -842,7 +843,7 @@ class Adafactor(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',
@@ -867,7 +868,7 @@ class Muon(KerasOptimizer):
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
-    state_dtype: int | None
+    state_dtype: StateDtype
     master_weights: bool
     seed: int
     style: Literal['keras', 'torch', 'optax']
@@ -902,7 +903,7 @@ class Muon(KerasOptimizer):
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
-        state_dtype: int | None = None,
+        state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,
         style: Literal['keras', 'torch', 'optax'] = 'keras',

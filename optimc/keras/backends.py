@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     Types = Sequence[np.dtype[Any]]
 
+BFLOAT16 = np.dtype("bfloat16")                 # of ml_dtypes, which Keras has imported
+
 
 class Backend:
     """A backend without memory that may be written, and the defaults of the others.
@@ -121,11 +123,21 @@ class Torch(Backend):
         self._uncompiled = torch.compiler.disable(lambda function, args: function(*args))
 
     def array(self, value: Any) -> Array:
-        return self._tensors.array(value) if isinstance(value, self.torch.Tensor) else np.asarray(value)
+        if not isinstance(value, self.torch.Tensor):
+            return np.asarray(value)
+        if value.dtype is not self.torch.bfloat16:          # NumPy knows no bfloat16 of torch's
+            return self._tensors.array(value)
+        return self._tensors.array(value.detach().view(self.torch.int16)).view(BFLOAT16)
+
+    def _tensor(self, array: Array) -> Any:
+        """The inverse of `array`."""
+        if array.dtype != BFLOAT16:
+            return self.torch.from_numpy(array)
+        return self.torch.from_numpy(array.view(np.int16)).view(self.torch.bfloat16)
 
     def call(self, function: Callable[..., Any], values: Sequence[Any], shapes: Sequence[Shape],
              dtypes: Types) -> Any:
-        return map(self.torch.from_numpy, function(*map(self.array, values)))
+        return map(self._tensor, function(*map(self.array, values)))
 
     def dense(self, grad: Any) -> Any:
         dense = self.torch.strided
@@ -158,7 +170,7 @@ class Tensorflow(Backend):
              dtypes: Types) -> Any:
         tf = self.tensorflow
         if tf.executing_eagerly():
-            return function(*(np.asarray(tf.convert_to_tensor(value)) for value in values))
+            return function(*(np.asarray(tf.convert_to_tensor(value).numpy()) for value in values))
         results = tf.numpy_function(function, values, [tf.as_dtype(dtype) for dtype in dtypes])
         for result, shape in zip(results, shapes, strict=True):
             result.set_shape(shape)

@@ -16,12 +16,14 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from optimc import registry, schedules
 from optimc._core import CHECKED, NOT_AS_PLANNED
-from optimc.base import documents, keras_order, storage
+from optimc.base import documents, keras_order, narrow, storage
 from optimc.base.arguments import Value
 from optimc.base.names import counted
 from optimc.base.optimizer import Optimizer
-from optimc.base.rules import kept_slots
-from optimc.keras.backends import backend
+from optimc.base.rules import kept_slots, slots_of
+from optimc.base.storage import Like, like_of
+from optimc.keras import masters
+from optimc.keras.backends import BFLOAT16, backend
 from optimc.keras.layout import Layout, name_of
 from optimc.keras.schedule import Schedule
 from optimc.keras.stepper import Stepper
@@ -118,8 +120,8 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         """Makes the variables of the state for the variables of a model.  A second call has no effect.
 
         Raises:
-            TypeError: a variable is neither float32 nor float64, or, on torch, not on the CPU.
-            ValueError: a strategy of tf.distribute has several replicas.
+            TypeError: a variable is of no type that can be stepped, or, on torch, not on the CPU.
+            ValueError: a strategy of tf.distribute has several replicas; or a float16 variable is to have no master.
         """
         if self.built:
             return
@@ -137,14 +139,37 @@ class KerasOptimizer(keras.optimizers.Optimizer):
             layout.averages = [self._model_variables_moving_average[i] for i in stepped]
         if self.gradient_accumulation_steps:
             layout.accumulators = [self._accumulated_gradients[i] for i in stepped]
+        self._add_masters(layout)
         self._add_slots(layout)
         for k in range(len(self._inner.groups) + 1):
             for name in self._inner._scalar_names():
-                dtype = layout.likes[0].dtype.name if layout.likes else None
+                dtype = layout.likes[0].real.dtype.name if layout.likes else None
                 layout.scalars.append(self.add_variable((), "ones", dtype, name=f"{name}_{k}" if k else name))
         layout.finish()
         backend.state_is_made(layout.held)
         self.__dict__["_stepper"] = Stepper(self._inner, layout, self._excluded)
+
+    def add_variable_from_reference(self, reference_variable: Any, name: str | None = None,
+                                    initializer: Any = "zeros") -> Any:
+        """Keras's; beside a variable of 16 bits in float32, in which steps compute."""
+        stored = storage.TYPES.get(keras.backend.standardize_dtype(reference_variable.dtype))
+        if stored is None or stored.real == stored.dtype:
+            return super().add_variable_from_reference(reference_variable, name, initializer)
+        return self._add_beside(name_of(reference_variable), name or "var", Like(
+            tuple(reference_variable.shape), stored.real), initializer)
+
+    def _add_beside(self, path: str, name: str, like: Like, initializer: Any) -> Any:
+        """A variable beside the variable with a path, as Keras names it."""
+        path = path.replace("/", "_").replace(":", "_")
+        return self.add_variable(like.shape, initializer, like.dtype.name, name=f"{path}_{name}")
+
+    def _add_masters(self, layout: Layout) -> None:
+        """Makes the variables of the masters, if a weight has one.  Zeros say no more than the weight itself."""
+        likes = [narrow.master_like(self._inner, like, name)
+                 for like, name in zip(layout.likes, layout.names, strict=True)]
+        if any(likes):
+            layout.masters = [like and self._add_beside(name, "master", like, "zeros")
+                              for like, name in zip(likes, layout.names, strict=True)]
 
     def _add_slots(self, layout: Layout) -> None:
         """Makes the variables of the slots, in Keras's order."""
@@ -154,12 +179,30 @@ class KerasOptimizer(keras.optimizers.Optimizer):
 
     def _add_slot(self, layout: Layout, slot: str, name: str, i: int) -> Any:
         weight, like, inner = layout.weights[i], layout.likes[i], self._inner
-        slot_like = inner._slot_like(slot, like)
-        initial = "zeros" if slot in inner._late_slots else keras.initializers.Constant(inner._initial(slot, like, 0))
-        if slot_like == like:
-            return self.add_variable_from_reference(weight, name, initial)
-        path = layout.names[i].replace("/", "_").replace(":", "_")
-        return self.add_variable(slot_like.shape, initial, slot_like.dtype.name, name=f"{path}_{name}")
+        kernel, group, place = layout.kernels[i], layout.groups[i], layout.place(i)
+        plain, initial = inner._slot_like(slot, like), 0 if slot in inner._late_slots else inner._initial(
+            slot, like, group)
+        stored = narrow.slot_like(inner, kernel, slot, like, place, group)
+        if stored == like:
+            return self.add_variable_from_reference(weight, name, keras.initializers.Constant(initial))
+        if stored == plain:
+            return self._add_beside(layout.names[i], name, plain, keras.initializers.Constant(initial))
+        codes = np.zeros(stored.shape, stored.dtype)
+        narrow.fill(inner, kernel, slots_of(kernel)[slot], initial, plain, codes, place)
+        codes = codes.view(BFLOAT16) if stored.dtype == narrow.HALVES else codes
+        return self._add_beside(layout.names[i], name, like_of(codes),
+                                lambda shape, dtype: keras.ops.convert_to_tensor(codes, dtype))
+
+    def reset_master(self) -> None:
+        """Makes the masters of variables of 16 bits what the variables themselves say.
+
+        Call it after you have written into bfloat16 variables of a built optimizer, as `load_weights` does; see
+        `optimc.Optimizer.reset_master`.
+        """
+        layout = self._stepper and self._stepper.layout
+        for variable, master in zip(layout.weights, layout.masters, strict=False) if layout else ():
+            if master is not None:
+                masters.reset(variable, master)
 
     # ------------------------------------------------------------------------------ the step
 
@@ -211,6 +254,9 @@ class KerasOptimizer(keras.optimizers.Optimizer):
             self._step_in_place(chosen, grads)
         else:
             self._step_by_values(chosen, grads)
+        for variable, rest in self._stepper.layout.rests(chosen):
+            if getattr(variable, "constraint", None) is not None:
+                masters.follow_constraint(self.assign, variable, rest)
 
     def _step_in_place(self, chosen: list[int], grads: list[Any]) -> None:
         inner, stepper, layout = self._inner, self._stepper, self._stepper.layout
@@ -257,6 +303,15 @@ class KerasOptimizer(keras.optimizers.Optimizer):
             self.assign(variable, result)
         self.__dict__["_counted"] = count
 
+    def _overwrite_model_variables_with_average_value(self, trainable_variables: Iterable[Any]) -> None:
+        """Keras's, with which weights of 16 bits are rounded as steps round them."""
+        layout = self._stepper.layout
+        if all(like == like.real for like in layout.likes):
+            super()._overwrite_model_variables_with_average_value(trainable_variables)
+            return
+        for i, (variable, average) in enumerate(zip(layout.weights, layout.averages, strict=True)):
+            masters.put_in(average, variable, layout.masters[i] if layout.masters else None, layout.likes[i])
+
     def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
         """With `use_ema`, copies the averages into the variables, as `fit` does at its end."""
         super().finalize_variable_values(var_list)
@@ -293,7 +348,7 @@ def make_class(name: str) -> Any:
         "__doc__": f"""A Keras optimizer that runs `optimc.{name}`, which explains the algorithm and the arguments.
 
         The learning rate may be a number, a schedule of Keras or optimc, or a callable.  All other values are
-        numbers.  Weights must be float32 or float64.  On the torch backend they must lie on the CPU.
+        numbers.  Weights must be {storage.IN_WORDS}.  On the torch backend they must lie on the CPU.
 
         Example:
             >>> import keras, numpy as np, optimc.keras

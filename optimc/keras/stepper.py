@@ -15,7 +15,6 @@ import numpy as np
 
 from optimc import _core
 from optimc.base import memory
-from optimc.base.rules import slots_of
 from optimc.base.selection import Selection
 from optimc.keras.backends import backend
 
@@ -67,12 +66,13 @@ class Stepper:
         if self._places == places and not self.inner._moved:
             return False
         inner, layout = self.inner, self.layout
-        weights, averages, accumulators, slots = layout.split(arrays)
+        parts = layout.split(arrays)
         excluded = Selection.of("exclude_from_weight_decay", self._excluded())
         inner._hold(inner._chosen_by_position().but(excluded=excluded))
-        inner.build(dict(zip(layout.names, weights, strict=True)), slots=slots,
-                    averages=averages if inner.use_ema else None,
-                    accumulators=accumulators if inner.gradient_accumulation_steps else None)
+        inner.build(dict(zip(layout.names, parts.weights, strict=True)), slots=parts.slots,
+                    averages=parts.averages if inner.use_ema else None,
+                    accumulators=parts.accumulators if inner.gradient_accumulation_steps else None,
+                    masters=parts.masters or None)
         self._prepare()
         self._places, self.tensors = places, None
         return True
@@ -81,15 +81,8 @@ class Stepper:
         """Readies a new plan for steps over tensors, which look for the state where the variables hold it."""
         if backend.exchange is None:
             return
-        layout = self.layout
-        parts = [(i, slots_of(layout.kernels[i])[slot], variable) for slot, variables in layout.slots.items()
-                 for i, variable in enumerate(variables) if variable is not None]
-        if self.inner.use_ema:
-            parts += [(i, _core.PART_AVERAGE, variable) for i, variable in enumerate(layout.averages)]
-        if self.inner.gradient_accumulation_steps:
-            parts += [(i, _core.PART_ACCUMULATOR, variable) for i, variable in enumerate(layout.accumulators)]
-        self.inner._prepare_tensors((None,) * len(layout.weights), (), tuple(
-            (i, part, vars(variable), "_value") for i, part, variable in parts), backend.plain_types)
+        self.inner._prepare_tensors((None,) * len(self.layout.weights), (), tuple(
+            (i, part, vars(variable), "_value") for i, part, variable in self.layout.parts()), backend.plain_types)
 
     def settle(self, calls: int, rate: Any, scalars: Sequence[Any], loss_scale: float | None = None) -> None:
         """Brings the inner optimizer to where the variables are: after a load, by a callback, or as ever."""
