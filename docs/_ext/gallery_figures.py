@@ -12,7 +12,8 @@ SCRIPTS = Path(__file__).parents[2] / "examples" / "gallery"
 #: after Okabe and Ito: readers with any kind of colour vision can tell them apart
 COLOURS = [BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
 #: the first words of the scripts' names, in the gallery's order
-SUBJECTS = ["momentum", "adaptive", "adam", "sign", "layers", "average", "schedule", "decay", "gradient"]
+SUBJECTS = ["momentum", "adaptive", "adam", "sign", "layers", "average", "schedule", "decay", "gradient",
+            "memory"]
 
 
 class Order:
