@@ -1,7 +1,8 @@
-/* main.c - the bits of every kernel, without Python: a hash per kernel, real type and set of options.
+/* main.c - the bits of every kernel and codec, without Python: a hash per kernel, real type and set of options.
 
    usage: kernels             names the ISAs of this machine, one a line
-          kernels isa         prints the hashes of that ISA: "kernel lane options hash", one a line
+          kernels isa         prints the hashes of that ISA: "kernel lane options hash", one a line; before them, a
+                              line per codec, of the codes of all kinds of numbers
 
    Every line is computed by one thread and again by three, and it is an error if they differ.  Inputs come from
    an integer generator and are exact, so every machine and compiler must print what kernels.txt holds;
@@ -17,7 +18,7 @@
 #include "plan/plan.h"
 #include "plan/pool.h"
 
-enum { STEPS = 6, MOST_ARRAYS = 5, MOST = 3000, THREADS = 3, AXES = 3 };
+enum { STEPS = 6, MOST_ARRAYS = 5, MOST = 3000, THREADS = 3, AXES = 3, SEED = 7, UPPER_HALVES = 1 << 16 };
 
 /* The value of each hyperparameter, and its value in the set of options "others". */
 static const struct { const char *name; double value, other; } hyper_values[] = {
@@ -36,10 +37,12 @@ static const struct { const char *name; double value, other; } hyper_values[] = 
 };
 enum { HYPER_VALUES = sizeof hyper_values / sizeof *hyper_values };
 
-/* A set of options; what is 0 is off.  `type` is the gradients', TYPE_OTHER the lane's. */
+/* A set of options; what is 0 is off.  `type` is the gradients', TYPE_OTHER the lane's.  `slots` is the type of those
+   that may be stored in fewer bits, `weights` that of the weights, if they are of 16 bits. */
 static const struct setting {
     const char *name;
     int others, special, ema, overwrite, steps, cautious, coupled, maximize, check, type, swapped, reversed;
+    int slots, weights, masters;
     double decay, clipnorm, clipvalue, global_clipnorm, loss_scale;
 } settings[] = {
     {.name = "plain", .type = TYPE_OTHER},
@@ -52,6 +55,17 @@ static const struct setting {
     {.name = "coupled", .type = TYPE_F16, .coupled = 1, .decay = 0.1, .clipvalue = 0.25},
     {.name = "cautious", .type = TYPE_BF16, .swapped = 1, .cautious = 1, .decay = 0.01, .ema = 1},
     {.name = "wide", .type = TYPE_LONG_DOUBLE, .reversed = 1},
+    {.name = "halves", .type = TYPE_F32, .slots = TYPE_U16},
+    {.name = "bytes", .type = TYPE_F32, .slots = TYPE_U8, .decay = 0.01},
+    {.name = "split", .type = TYPE_BF16, .slots = TYPE_U16, .weights = TYPE_BF16, .masters = 1, .decay = 0.01},
+    {.name = "split_bytes", .type = TYPE_BF16, .slots = TYPE_U8, .weights = TYPE_BF16, .masters = 1},
+    {.name = "split_special", .type = TYPE_F32, .slots = TYPE_U8, .weights = TYPE_BF16, .masters = 1, .special = 1,
+        .clipvalue = 1e30, .ema = 1},
+    {.name = "random", .type = TYPE_F16, .slots = TYPE_U16, .weights = TYPE_BF16, .decay = 0.1, .cautious = 1},
+    {.name = "random_bytes", .type = TYPE_BF16, .slots = TYPE_U8, .weights = TYPE_BF16, .steps = 2, .ema = 1,
+        .overwrite = 1, .global_clipnorm = 0.7},
+    {.name = "float16", .type = TYPE_F16, .weights = TYPE_F16, .masters = 1, .clipnorm = 1.5, .loss_scale = 3,
+        .decay = 0.1, .coupled = 1},
 };
 enum { SETTINGS = sizeof settings / sizeof *settings };
 
@@ -108,7 +122,9 @@ static double special(void)
 
 static size_t size_of(int type)
 {
-    static const size_t sizes[] = {sizeof(float), sizeof(double), 2, 2, sizeof(long double)};
+    static const size_t sizes[TYPE_OTHER] = {
+        [TYPE_F32] = sizeof(float), [TYPE_F64] = sizeof(double), [TYPE_F16] = 2, [TYPE_BF16] = 2,
+        [TYPE_LONG_DOUBLE] = sizeof(long double), [TYPE_U8] = 1, [TYPE_I16] = 2, [TYPE_U16] = 2};
     return sizes[type];
 }
 
@@ -139,14 +155,14 @@ struct array {
 static void make(struct array *array, const ptrdiff_t *shape, int ndim, int type, size_t offset, int reversed)
 {
     const size_t size = size_of(type);
-    array->memory = take(2 * MOST, size);
-    array->view = (struct view){array->memory, array->shape, array->strides, size, ndim, type, 0, 1, ndim < 2, 1, 1};
+    array->view = (struct view){NULL, array->shape, array->strides, size, ndim, type, 0, 1, ndim < 2, 1, 1};
     ptrdiff_t stride = (ptrdiff_t)size * (reversed ? -2 : 1);
     for (int k = ndim; k-- > 0; stride *= shape[k]) {
         array->shape[k] = shape[k];
         array->strides[k] = stride;
     }
     const size_t n = optimc_view_size(&array->view);
+    array->memory = array->view.data = take(2 * n + offset + 1, size);
     if (!reversed)
         array->view.data += offset * size;
     else if (n > 1) {
@@ -171,11 +187,29 @@ static void fill(struct array *array, double (*next)(void), double least)
     }
 }
 
+static const uint64_t HASH_OF_NOTHING = 0xcbf29ce484222325u;
+
 static uint64_t hash_bytes(uint64_t hash, const void *data, size_t n)
 {
     for (const unsigned char *byte = data; n--; byte++)
         hash = (hash ^ *byte) * 0x100000001b3u;
     return hash;
+}
+
+/* 1 if an element is no number.  Integers of 8 bits, and those beside a bfloat16, always are. */
+static int is_nan(const struct array *array, const char *at)
+{
+    float f;
+    double d;
+    uint16_t half;
+    memcpy(&half, at, array->view.itemsize < sizeof half ? array->view.itemsize : sizeof half);
+    switch (array->view.type) {
+    case TYPE_F32: return memcpy(&f, at, sizeof f), isnan(f) != 0;
+    case TYPE_F64: return memcpy(&d, at, sizeof d), isnan(d) != 0;
+    case TYPE_F16: return (half & 0x7fff) > 0x7c00;
+    case TYPE_BF16: case TYPE_U16: return (half & 0x7fff) > 0x7f80;
+    default: return 0;
+    }
 }
 
 /* FNV-1a.  Which NaN an operation gives is not IEEE's to say: all are one here.  The last bit of a power is the
@@ -184,25 +218,111 @@ static uint64_t hash_array(uint64_t hash, const struct array *array, int rounded
 {
     const size_t n = optimc_view_size(&array->view);
     for (size_t i = 0; i < n; i++) {
-        float f = 0;
+        const char *const at = element(array, i);
         double d = 0;
-        memcpy(array->view.type == TYPE_F32 ? (void *)&f : &d, element(array, i), array->view.itemsize);
+        if (array->view.type == TYPE_F64)
+            memcpy(&d, at, sizeof d);
         const float short_d = (float)d;
-        if (isnan(f) || isnan(d))
+        if (is_nan(array, at))
             hash = hash_bytes(hash, "nan", 3);
-        else if (array->view.type == TYPE_F32)
-            hash = hash_bytes(hash, &f, sizeof f);
+        else if (array->view.type == TYPE_F64 && rounded)
+            hash = hash_bytes(hash, &short_d, sizeof short_d);
         else
-            hash = rounded ? hash_bytes(hash, &short_d, sizeof short_d) : hash_bytes(hash, &d, sizeof d);
+            hash = hash_bytes(hash, at, array->view.itemsize);
     }
+    return hash;
+}
+
+/* ---------------------------------------------------------------------------------------- codecs - */
+
+/* The names of codecs, with the types of their codes and of what lies beside these. */
+static const struct { const char *name; int type, beside; } codecs[] = {
+    [NO_CODEC] = {"none", TYPE_OTHER, TYPE_OTHER},
+    [CODEC_BF16] = {"bf16", TYPE_U16, TYPE_OTHER},
+    [CODEC_BF16_RANDOM] = {"bf16_random", TYPE_U16, TYPE_OTHER},
+    [CODEC_S8] = {"s8", TYPE_U8, TYPE_OTHER},
+    [CODEC_U8_RANDOM] = {"u8_random", TYPE_U8, TYPE_OTHER},
+    [CODEC_SPLIT] = {"split", TYPE_BF16, TYPE_I16},
+    [CODEC_HALF] = {"half", TYPE_F16, TYPE_F32},
+};
+_Static_assert(sizeof codecs / sizeof *codecs == CODECS, "codecs lacks one");
+
+static enum codec codec_of_slot(int type, enum rounding rounding)
+{
+    return type == TYPE_U16 ? (rounding == RANDOM ? CODEC_BF16_RANDOM : CODEC_BF16)
+        : rounding == RANDOM ? CODEC_U8_RANDOM : CODEC_S8;
+}
+
+/* Fills an array of codes, and its master if it has one, with `n` numbers. */
+static void fill_codes(const struct isa *isa, enum codec codec, struct array *array, struct array *master, size_t n,
+    double (*next)(void), double least)
+{
+    float numbers[MOST];
+    for (size_t i = 0; i < n; i++) {
+        const double x = next();
+        numbers[i] = (float)(x < least ? -x : x);
+    }
+    optimc_encode_all(isa, codec, SEED, 0, numbers, n, &array->view, master ? &master->view : NULL);
+}
+
+/* The hash of the codes of every upper half of a float32 with some lower halves, and of what they decode to.  The
+   places of their random numbers pass 2^32. */
+static uint64_t hash_codec(const struct isa *isa, enum codec codec)
+{
+    static const uint32_t lower[] = {0, 1, 0x7fff, 0x8000, 0x8001, 0xffff};
+    const ptrdiff_t n = UPPER_HALVES, coded = (ptrdiff_t)optimc_coded_size(UPPER_HALVES);
+    const int has_master = codecs[codec].beside != TYPE_OTHER;
+    struct array numbers, codes, master;
+    make(&numbers, &n, 1, TYPE_F32, 0, 0);
+    make(&codes, codecs[codec].type == TYPE_U8 ? &coded : &n, 1, codecs[codec].type, 0, 0);
+    make(&master, &n, 1, has_master ? codecs[codec].beside : TYPE_F32, 0, 0);
+    const struct view *const beside = has_master ? &master.view : NULL;
+    float *const x = (float *)(void *)numbers.view.data;
+    uint64_t hash = HASH_OF_NOTHING;
+    for (size_t k = 0; k < sizeof lower / sizeof *lower; k++) {
+        for (uint32_t upper = 0; upper < UPPER_HALVES; upper++) {
+            const uint32_t sign = codec == CODEC_U8_RANDOM ? 0x7fff : 0xffff, bits = (upper & sign) << 16 | lower[k];
+            memcpy(&x[upper], &bits, sizeof bits);
+        }
+        optimc_encode_all(isa, codec, SEED, (UINT64_C(1) << 32) - UPPER_HALVES / 2, x, UPPER_HALVES, &codes.view,
+            beside);
+        optimc_decode_all(isa, codec, &codes.view, beside, UPPER_HALVES, x);
+        hash = hash_array(hash_array(hash, &codes, 0), &numbers, 0);
+        hash = has_master ? hash_array(hash, &master, 0) : hash;
+    }
+    free(numbers.memory);
+    free(codes.memory);
+    free(master.memory);
     return hash;
 }
 
 /* ----------------------------------------------------------------------------------------- a run - */
 
 /* A weight and what goes with it. */
-enum { WEIGHT, SLOTS, AVERAGE = SLOTS + MAX_SLOTS, ACCUMULATOR, GRADIENT, PARTS };
-struct bundle { struct array parts[PARTS]; };
+enum { WEIGHT, SLOTS, AVERAGE = SLOTS + MAX_SLOTS, ACCUMULATOR, MASTER, GRADIENT, BUNDLE };
+struct bundle { struct array parts[BUNDLE]; };
+
+/* The type of a part of a weight with this kernel; TYPE_OTHER if it has no such part. */
+static int type_of(enum kernel kernel, int part, int lane, const struct setting *setting)
+{
+    const int k = part - SLOTS, is_slot = k >= 0 && k < MAX_SLOTS;
+    if (part == WEIGHT && setting->weights)
+        return setting->weights;
+    if (part == MASTER)
+        return !setting->masters ? TYPE_OTHER : setting->weights == TYPE_BF16 ? TYPE_I16 : TYPE_F32;
+    if (is_slot && !(kernels[kernel].used >> k & 1))
+        return TYPE_OTHER;
+    return is_slot && setting->slots && optimc_slot_rounding(kernel, k) != EXACT ? setting->slots : lane;
+}
+
+/* 1 if a set of options makes sense for a kernel and a lane. */
+static int has_sense(enum kernel kernel, int lane, const struct setting *setting)
+{
+    int narrow = !setting->slots;
+    for (int k = 0; k < MAX_SLOTS; k++)
+        narrow |= type_of(kernel, SLOTS + k, lane, setting) == setting->slots;
+    return setting->weights ? lane == TYPE_F32 : narrow;
+}
 
 static void set_values(double *values, enum rule rule, const struct setting *setting)
 {
@@ -225,25 +345,41 @@ static void set_values(double *values, enum rule rule, const struct setting *set
     }
 }
 
-static void make_bundle(struct bundle *bundle, enum kernel kernel, int lane, const struct setting *setting,
-    const ptrdiff_t *shape, int ndim, size_t index)
+/* Makes the parts of a weight, those in codes by an ISA. */
+static void make_bundle(struct bundle *bundle, const struct isa *isa, enum kernel kernel, int lane,
+    const struct setting *setting, const ptrdiff_t *shape, int ndim, size_t index)
 {
-    const int type = setting->type == TYPE_OTHER ? lane : setting->type;
-    for (int part = 0; part < GRADIENT; part++) {
+    const int gradients = setting->type == TYPE_OTHER ? lane : setting->type;
+    double (*const next)(void) = setting->special ? special : number;
+    make(&bundle->parts[MASTER], shape, ndim, setting->weights == TYPE_BF16 ? TYPE_I16 : TYPE_F32, index % 5, 0);
+    for (int part = 0; part < MASTER; part++) {
         struct array *array = &bundle->parts[part];
-        const int k = part - SLOTS;
+        const int k = part - SLOTS, own = type_of(kernel, part, lane, setting), type = own == TYPE_OTHER ? lane : own;
         const int factor = kernels[kernel].variant & FACTORED && (k == 1 || k == 2) && kernels[kernel].used >> k & 1;
         ptrdiff_t left[AXES];               /* of the shape, without the last axis or the last but one */
         for (int axis = 0, n = 0; axis < ndim; axis++)
             if (axis != ndim - k)
                 left[n++] = shape[axis];
-        make(array, factor ? left : shape, ndim - factor, lane, (index * 3 + (size_t)part) % 7, 0);
-        if (part == WEIGHT)
-            fill(array, setting->special ? special : number, -INFINITY);
+        size_t n = 1;
+        for (int axis = 0; axis < ndim; axis++)
+            n *= (size_t)shape[axis];
+        const ptrdiff_t coded = (ptrdiff_t)optimc_coded_size(n);
+        const size_t offset = (index * 3 + (size_t)part) % 7;
+        if (type == TYPE_U8)
+            make(array, &coded, 1, type, 4 * offset, 0);
+        else
+            make(array, factor ? left : shape, ndim - factor, type, offset, 0);
+        if (part == WEIGHT && type != lane)
+            fill_codes(isa, type == TYPE_F16 ? CODEC_HALF : setting->masters ? CODEC_SPLIT : CODEC_BF16_RANDOM, array,
+                setting->masters ? &bundle->parts[MASTER] : NULL, n, next, -INFINITY);
+        else if (part == WEIGHT)
+            fill(array, next, -INFINITY);
+        else if (k >= 0 && k < MAX_SLOTS && type != lane)
+            fill_codes(isa, codec_of_slot(type, optimc_slot_rounding(kernel, k)), array, NULL, n, number, 0);
         else if (k >= 0 && k < MAX_SLOTS)
             fill(array, number, 0);         /* not negative: some are squares */
     }
-    make(&bundle->parts[GRADIENT], shape, ndim, type, index % 3, setting->reversed);
+    make(&bundle->parts[GRADIENT], shape, ndim, gradients, index % 3, setting->reversed);
     bundle->parts[GRADIENT].view.swapped = setting->swapped;
 }
 
@@ -292,13 +428,16 @@ static uint64_t run(const struct isa *isa, enum kernel kernel, int lane, const s
         fail("no memory for", "a plan");
     for (size_t i = 0; i < n; i++) {
         struct array *parts = bundles[i].parts;
-        make_bundle(&bundles[i], kernel, lane, setting, shapes[i].axes, shapes[i].ndim, i);
+        make_bundle(&bundles[i], isa, kernel, lane, setting, shapes[i].axes, shapes[i].ndim, i);
         struct view slots[MAX_SLOTS];
         for (int k = 0; k < MAX_SLOTS; k++)
             slots[k] = parts[SLOTS + k].view;
-        const struct binding binding = {kernel, 0, setting->decay > 0 ? 1 : -1, 1.5, 0, slots,
-            setting->ema ? &parts[AVERAGE].view : NULL, setting->steps ? &parts[ACCUMULATOR].view : NULL};
-        if (optimc_plan_check(&parts[WEIGHT].view)
+        const struct binding binding = {.kernel = kernel, .decay = setting->decay > 0 ? 1 : -1, .factor = 1.5,
+            .number = i, .begin = i ? 0 : (UINT64_C(1) << 32) - CODE_BLOCK, .slots = slots,
+            .average = setting->ema ? &parts[AVERAGE].view : NULL,
+            .accumulator = setting->steps ? &parts[ACCUMULATOR].view : NULL,
+            .master = setting->masters ? &parts[MASTER].view : NULL};
+        if (optimc_plan_check(&parts[WEIGHT].view, PART_WEIGHT)
             || optimc_plan_add(plan, &parts[WEIGHT].view, &binding, &where))
             fail("a weight is refused for", kernels[kernel].name);
     }
@@ -306,18 +445,37 @@ static uint64_t run(const struct isa *isa, enum kernel kernel, int lane, const s
         fail("weights are refused for", kernels[kernel].name);
     struct request request = {.groups = &group, .accumulate = setting->steps ? setting->steps : 1,
         .cautious = setting->cautious && !(variant & MEASURED), .coupled = setting->coupled,
-        .maximize = setting->maximize, .check = setting->check};
+        .maximize = setting->maximize, .check = setting->check, .seed = SEED};
     for (int64_t call = 0; call < STEPS; call++)
         step(plan, bundles, n, &request, call, setting);
-    uint64_t hash = 0xcbf29ce484222325u;
+    uint64_t hash = HASH_OF_NOTHING;
     for (size_t i = 0; i < n; i++)
-        for (int part = 0; part < PARTS; part++) {
-            if (part < GRADIENT && (part < SLOTS || part >= AVERAGE || kernels[kernel].used >> (part - SLOTS) & 1))
+        for (int part = 0; part < BUNDLE; part++) {
+            if (part < GRADIENT && type_of(kernel, part, lane, setting) != TYPE_OTHER)
                 hash = hash_array(hash, &bundles[i].parts[part], variant & ANY_POWER);
             free(bundles[i].parts[part].memory);
         }
     optimc_plan_free(plan);
     return hash;
+}
+
+static void print_hash(const char *name, const char *lane, const char *options, uint64_t hash)
+{
+    printf("%s %s %s %08lx%08lx\n", name, lane, options, (unsigned long)(hash >> 32),
+        (unsigned long)(hash & 0xffffffff));
+}
+
+/* Prints the hash of a kernel, which any number of threads must give. */
+static void print_run(const struct isa *isa, enum kernel kernel, int lane, const struct setting *setting)
+{
+    optimc_pool_set_eager(0);
+    optimc_pool_set_threads(1);
+    const uint64_t alone = run(isa, kernel, lane, setting);
+    optimc_pool_set_threads(THREADS);
+    optimc_pool_set_eager(1);
+    if (run(isa, kernel, lane, setting) != alone)
+        fail("threads change the bits of", kernels[kernel].name);
+    print_hash(kernels[kernel].name, lane == TYPE_F32 ? "f32" : "f64", setting->name, alone);
 }
 
 int main(int argc, char **argv)
@@ -334,19 +492,12 @@ int main(int argc, char **argv)
         fail("no such ISA here:", argv[1]);
     if (optimc_pool_setup())
         fail("no pool of", "threads");
-    for (enum kernel kernel = 0; kernel < KERNELS; kernel++) {
+    for (enum codec codec = NO_CODEC + 1; codec < CODECS; codec++)
+        print_hash(codecs[codec].name, "codec", "all", hash_codec(isa, codec));
+    for (enum kernel kernel = 0; kernel < KERNELS; kernel++)
         for (int lane = TYPE_F32; lane <= TYPE_F64; lane++)
-            for (size_t k = 0; k < SETTINGS; k++) {
-                optimc_pool_set_eager(0);
-                optimc_pool_set_threads(1);
-                const uint64_t alone = run(isa, kernel, lane, &settings[k]);
-                optimc_pool_set_threads(THREADS);
-                optimc_pool_set_eager(1);
-                if (run(isa, kernel, lane, &settings[k]) != alone)
-                    fail("threads change the bits of", kernels[kernel].name);
-                printf("%s %s %s %08lx%08lx\n", kernels[kernel].name, lane == TYPE_F32 ? "f32" : "f64",
-                    settings[k].name, (unsigned long)(alone >> 32), (unsigned long)(alone & 0xffffffff));
-            }
-    }
+            for (size_t k = 0; k < SETTINGS; k++)
+                if (has_sense(kernel, lane, &settings[k]))
+                    print_run(isa, kernel, lane, &settings[k]);
     return 0;
 }

@@ -5,11 +5,12 @@ import itertools
 import numpy as np
 import pytest
 from cases import DTYPES, WHOLE_WEIGHTS, Guarded, assert_same_bits, exact_cases, slots_of, values
-from hashes import digest, key, recorded
+from hashes import digest, key, recorded, stored_cases, stored_digest
 
 
 def test_every_case_has_a_hash():
-    assert set(recorded()) == {key(case, dtype) for case in exact_cases() for dtype in DTYPES}
+    assert set(recorded()) == {key(case, dtype) for case in exact_cases() for dtype in DTYPES} | {
+        key(case, way) for case, way in stored_cases()}
 
 
 @pytest.fixture(params=exact_cases(), ids=repr)
@@ -19,6 +20,12 @@ def case(request):
 
 def test_hashes_hold(case, dtype, isa, threads):
     assert digest(case.make(), dtype) == recorded()[key(case, dtype)]
+
+
+def test_hashes_of_fewer_bits_hold(case, isa, threads):
+    for one, way in stored_cases():
+        if one is case:
+            assert stored_digest(case, way, isa) == recorded()[key(case, way)], way
 
 
 def test_hashes_hold_at_odd_offsets(case, dtype):

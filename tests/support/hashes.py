@@ -9,10 +9,15 @@ import hashlib
 import numpy as np
 from cases import DTYPES, exact_cases
 from places import TESTS
+from stored import Way, made, ways_of
 
 FILE = TESTS / "kernels" / "hashes.txt"
 SIZES = (769, 1, 0, 33, 5000)
 STEPS = 300
+#: ways to store of which a shorter run is hashed, too; together they reach every storage type in each of its uses
+STORED, STORED_SIZES, STORED_STEPS = [
+    Way("float32", "bfloat16"), Way("float64", "int8"), Way("bfloat16", "mixed"), Way("bfloat16 at random", "int8"),
+    Way("float16", "as numbers")], (769, 1, 0, 33, 300), 60
 
 
 def numbers(n, seed):
@@ -41,13 +46,36 @@ def digest(optimizer, dtype, place=lambda array: array, split=lambda arrays: arr
     return sha.hexdigest()
 
 
-def key(case, dtype):
-    return f"{case!r} {dtype.__name__}"
+def stored_digest(case, way, isa):
+    """The hash of all that an optimizer holds after a run in fewer bits."""
+    optimizer, weights = made(case, way, isa, [numbers(n, 1 + i).astype(way.dtype)
+                                               for i, n in enumerate(STORED_SIZES)], seed=11)
+    for step in range(STORED_STEPS):
+        optimizer.apply([numbers(n, 100 + step * len(STORED_SIZES) + i).astype(np.float32) * np.float32(
+            2.0 ** (step % 7 - 3)) for i, n in enumerate(STORED_SIZES)], weights)
+    sha = hashlib.sha256()
+    for array in [*weights, *optimizer.state_dict()["tensors"].values()]:
+        sha.update(array.tobytes())
+    return sha.hexdigest()
+
+
+def stored_cases():
+    """Each case that has the oracle's bits, in each of the ways that differ for it."""
+    return [(case, way) for case in exact_cases() for way in ways_of(case) if way in STORED]
+
+
+def key(case, stored):
+    """The begin of a line: of a case in a dtype, or stored in a way."""
+    if isinstance(stored, Way):
+        return f"{case!r} {stored.weights.replace(' ', '_')} {stored.slots.replace(' ', '_')}"
+    return f"{case!r} {stored.__name__}"
 
 
 def text():
-    """The lines of hashes.txt: each case that has the oracle's bits, in each dtype."""
-    return "".join(f"{key(case, dtype)} {digest(case.make(), dtype)}\n" for case in exact_cases() for dtype in DTYPES)
+    """The lines of hashes.txt: each case that has the oracle's bits, in each dtype, and in ways to store."""
+    return "".join([*(f"{key(case, dtype)} {digest(case.make(), dtype)}\n" for case in exact_cases()
+                      for dtype in DTYPES),
+                    *(f"{key(case, way)} {stored_digest(case, way, 'baseline')}\n" for case, way in stored_cases())])
 
 
 def recorded():
