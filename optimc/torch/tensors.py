@@ -78,10 +78,12 @@ def view(tensor: Tensor, like: Tensor) -> Array:
 def over(array: Array, like: Tensor) -> Tensor:
     """A tensor over the memory of `array`, with the shape and strides of `like`; the inverse of `stored`."""
     with torch.inference_mode(False):               # a program may look at state for the first time within it
-        if array.dtype == narrow.HALVES:
-            return torch.from_numpy(array.reshape(-1).view(np.int16)).view(torch.bfloat16).as_strided(
-                like.shape, like.stride())
-        flat = torch.from_numpy(array.reshape(-1))
+        if not array.size:              # it may begin where an array of another type does, which torch.save refuses
+            flat = torch.empty(0, dtype=DTYPES[array.dtype])
+        elif array.dtype == narrow.HALVES:
+            flat = torch.from_numpy(array.reshape(-1).view(np.int16)).view(torch.bfloat16)
+        else:
+            flat = torch.from_numpy(array.reshape(-1))
         return flat if array.dtype == narrow.BYTES else flat.as_strided(like.shape, like.stride())
 
 

@@ -35,8 +35,8 @@ def resumed(how, optimizer, params, make):
 @pytest.mark.parametrize("name, options", [("AdamW", {"amsgrad": True}), ("SGD", {"momentum": 0.9}), ("SGD", {}),
                                            ("NAdam", {}), ("Adagrad", {})])
 def test_resume_is_exact(name, options, storage, how):
-    params = [*halves(), torch.nn.Parameter(torch.randn(8, 20, 5, 7).bfloat16().to(
-        memory_format=torch.channels_last))]
+    params = [*halves(), *halves(torch.float32, [(0, 3), (7,)]), torch.nn.Parameter(
+        torch.randn(8, 20, 5, 7).bfloat16().to(memory_format=torch.channels_last))]
 
     def make(params):
         return getattr(ot, name)(params, **options, **storage)
