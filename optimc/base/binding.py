@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from optimc.base.narrow import Place
     from optimc.base.optimizer import Optimizer
     from optimc.base.state import State
+    from optimc.base.storage import Like
 
     Given = Sequence[Array] | None
 
@@ -199,21 +200,35 @@ class Making(NamedTuple):
         """The masters of the weights of 16 bits: those given, or new ones that hold what the state holds."""
         likes = [narrow.master_like(self.optimizer, weight, self._label(i)) for i, weight in enumerate(self.weights)]
         if given is not None:
-            return list(given)
+            return self._checked_masters(given, likes)
+        held = [None if position is None or self.before.masters is None else self.before.masters[position]
+                for position in self.old]
+        lost = next((i for i, like in enumerate(likes) if held[i] is not None and not like), None)
+        if lost is not None and not self.convert:
+            raise ValueError(f"{self._label(lost)}: the state has its master, and master_weights=False keeps none: "
+                             "pass convert=True to drop it")
         some = {i: like for i, like in enumerate(likes) if like}
         if not some:
             return None
         arrays: list[Array | None] = [None] * len(likes)
         made = memory.like([self.weights[i] for i in some], _core.PART_MASTER, [*some.values()])
         for i, array in zip(some, made, strict=True):
-            position = self.old[i]
-            held = None if position is None or self.before.masters is None else self.before.masters[position]
             arrays[i] = array
-            if held is not None:
-                array[...] = held
+            if held[i] is not None:
+                array[...] = held[i]
             elif array.dtype == FLOAT32:
                 array[...] = self.weights[i]
         return arrays
+
+    def _checked_masters(self, given: Sequence[Array | None], likes: Sequence[Like | None]) -> list[Array | None]:
+        """The masters that the caller gave, if they are those of weights that have one."""
+        if len(given) != len(likes):
+            raise ValueError(f"masters: expected {len(likes)} entries, one per weight, got {len(given)}")
+        for i, (array, like) in enumerate(zip(given, likes, strict=True)):
+            if (array is None) != (like is None):
+                raise ValueError(f"masters[{i}]: expected {like or 'None, because this weight has no master'}, got "
+                                 f"{'None' if array is None else 'an array'}")
+        return list(given)
 
 
 def _strides(weight: Array) -> tuple[int, ...]:

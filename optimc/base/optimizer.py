@@ -533,7 +533,8 @@ class Optimizer(Scalars, _core.Optimizer, Elsewhere):
         dtypes must match the state.  Otherwise the weights of the next step must match.  Hyperparameters do
         not change.
 
-        convert: take over slots that are stored in another type than `state_dtype` asks for, rounded to it.
+        convert: take over slots that are stored in another type than `state_dtype` asks for, rounded to it, and drop
+            masters that `master_weights` does not ask for.
 
         Raises:
             CheckpointError: an entry is missing or damaged, or the state is of another class; a ValueError.

@@ -150,9 +150,11 @@ class State(NamedTuple):
         masters = [tensors.get(f"{MASTER}/{i}") for i in range(len(likes))]
         for i, (master, like) in enumerate(zip(masters, likes, strict=True)):
             _check_master(f"{MASTER}/{i}", master, like)
-        for what in (*parts, *(f"{what}{SCALES}" for what in parts), MASTER):
-            for i in range(len(likes)):
+        for what, arrays in {**parts, MASTER: masters}.items():
+            for i, array in enumerate(arrays):
                 tensors.pop(f"{what}/{i}", None)
+                if array is not None and array.dtype == narrow.BYTES:
+                    tensors.pop(f"{what}{SCALES}/{i}")
         return cls(
             names=names and tuple(names), likes=likes, slots={slot: parts[slot] for slot in slots},
             averages=parts[AVERAGE] if averages and likes else None,

@@ -27,7 +27,9 @@ def save(path: Path, optimizer: AnyOptimizer) -> None:
 def load(path: Path, custom_objects: Classes | None = None) -> AnyOptimizer:
     """Loads an optimizer or wrapper from a file that `save` wrote.  It continues bit for bit.
 
-    Its next step binds it to weights, whose shapes and dtypes must match the slots of the file.
+    Its next step binds it to weights, whose shapes and dtypes must match the slots of the file.  To store slots
+    otherwise, let another optimizer take over the state:
+    `opt.load_state_dict(optimc.load(path).state_dict(), convert=True)`.
 
     Args:
         path: the file.

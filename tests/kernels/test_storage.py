@@ -2,47 +2,37 @@
 
 import itertools
 import warnings
-import zlib
 
 import codec_twin as twin
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import BOUNDS, CASES, OPTIONS, assert_same_bits, slots_of, values
-from stored import GRADIENTS, SLOTS, Stored, Way, assert_same, made, unrolled, ways_of
+from cases import BOUNDS, CASES, assert_same_bits, slots_of, values
+from stored import (
+    FEW,
+    SLOTS,
+    STEP_OPTIONS,
+    Stored,
+    Way,
+    assert_same,
+    chosen,
+    gradients,
+    has,
+    made,
+    start,
+    unrolled,
+    ways_of,
+)
 
 import optimc
 from optimc import _core
 from optimc.base.narrow import Place
 
 SHAPES = [(1,), (255,), (256,), (257,), (25, 12), (40, 25), (5000,)]
-FEW = [(257,), (25, 12), (2, 3, 7), (2100,)]
 SEED = 7
 EVERY = [(isa, threads) for threads in (1, 2) for isa in _core.isas]
 #: each ISA with one number of threads
 PAIRED = [[(isa, 1 + (i + k) % 2) for i, isa in enumerate(_core.isas)] for k in range(2)]
-STEP_OPTIONS = {**OPTIONS, "cautious": {"cautious": True, "weight_decay": 0.1},
-                "cautious, coupled": {"cautious": True, "weight_decay": 0.1, "coupled_weight_decay": True,
-                                      "gradient_accumulation_steps": 2},
-                "checked": {"check_finite": "raise", "weight_decay": 0.1}}
-
-
-def start(case, shapes, dtype):
-    """Weights of some shapes, vectors where others have no exact bits; high matrices lie in Fortran order."""
-    rng, weights = np.random.default_rng(0), []
-    for shape in shapes:
-        high = len(shape) == 2 and shape[0] > 2 * shape[1] and case.cls._rule not in _core.factors
-        weight = np.array(values(rng, shape, np.float32).astype(dtype), order="F" if high else "C")
-        weights.append(weight.ravel() if case.kernel_of(weight) in BOUNDS else weight)
-    return weights
-
-
-def gradients(rng, weights, step, missing=False, special=False):
-    """Gradients of all float types, some of them missing."""
-    with np.errstate(over="ignore"):
-        grads = [values(rng, w.shape, np.float32, special).astype(GRADIENTS[(step + i) % len(GRADIENTS)])
-                 for i, w in enumerate(weights)]
-    return [None if missing and i and (step + i) % 3 == 0 else g for i, g in enumerate(grads)]
 
 
 def compare(case, way, shapes, steps, routes=EVERY, missing=False, special=False, excluded=(), **options):
@@ -69,16 +59,6 @@ def compare(case, way, shapes, steps, routes=EVERY, missing=False, special=False
 def no_forced_threads():
     yield
     _core._force_threads(0)
-
-
-def chosen(case, k):
-    """One of the ways to store a case.  Over all cases, each k meets each way."""
-    ways = ways_of(case)
-    return ways[(zlib.crc32(repr(case).encode()) + 5 * k) % len(ways)]
-
-
-def has(case, options):
-    return set(options) <= set(case.cls._arguments)
 
 
 @pytest.mark.parametrize("slots", SLOTS)

@@ -5,12 +5,13 @@
 
 import functools
 import itertools
+import zlib
 from typing import NamedTuple
 
 import codec_twin as twin
 import ml_dtypes
 import numpy as np
-from cases import assert_same_bits
+from cases import BOUNDS, OPTIONS, assert_same_bits, values
 from oracle import Reference
 
 import optimc
@@ -34,6 +35,11 @@ SLOTS = {
 }
 ROUNDINGS = {_core.EXACT: "EXACT", _core.NEAREST: "NEAREST", _core.RANDOM: "RANDOM"}
 GRADIENTS = (np.float32, ml_dtypes.bfloat16, np.float16, np.float64)
+FEW = [(257,), (25, 12), (2, 3, 7), (2100,)]
+STEP_OPTIONS = {**OPTIONS, "cautious": {"cautious": True, "weight_decay": 0.1},
+                "cautious, coupled": {"cautious": True, "weight_decay": 0.1, "coupled_weight_decay": True,
+                                      "gradient_accumulation_steps": 2},
+                "checked": {"check_finite": "raise", "weight_decay": 0.1}}
 
 
 class Way(NamedTuple):
@@ -73,6 +79,34 @@ def ways_of(case):
         if arguments or way.dtype not in (np.float32, np.float64):
             ways.setdefault((weights, *sorted(arguments.get("state_dtype", {}).items())), way)
     return [*ways.values()]
+
+
+def chosen(case, k):
+    """One of the ways to store a case.  Over all cases, each k meets each way."""
+    ways = ways_of(case)
+    return ways[(zlib.crc32(repr(case).encode()) + 5 * k) % len(ways)]
+
+
+def has(case, options):
+    return set(options) <= set(case.cls._arguments)
+
+
+def start(case, shapes, dtype):
+    """Weights of some shapes, vectors where others have no exact bits; high matrices lie in Fortran order."""
+    rng, weights = np.random.default_rng(0), []
+    for shape in shapes:
+        high = len(shape) == 2 and shape[0] > 2 * shape[1] and case.cls._rule not in _core.factors
+        weight = np.array(values(rng, shape, np.float32).astype(dtype), order="F" if high else "C")
+        weights.append(weight.ravel() if case.kernel_of(weight) in BOUNDS else weight)
+    return weights
+
+
+def gradients(rng, weights, step, missing=False, special=False):
+    """Gradients of all float types, some of them missing."""
+    with np.errstate(over="ignore"):
+        grads = [values(rng, w.shape, np.float32, special).astype(GRADIENTS[(step + i) % len(GRADIENTS)])
+                 for i, w in enumerate(weights)]
+    return [None if missing and i and (step + i) % 3 == 0 else g for i, g in enumerate(grads)]
 
 
 numbers_of = functools.lru_cache(4096)(twin.random_numbers)     # many runs have the same
