@@ -69,9 +69,7 @@ def check_state_dtype(name: str, value: object) -> Any:
 
 def check_slots(optimizer: Optimizer, name: str, value: str | Mapping[str, str | None] | None) -> None:
     """Refuses a `state_dtype` for slots that the optimizer does not have, or that must keep their bits."""
-    kernels = optimizer._possible_kernels()
-    slots = {slot: (kernel, k) for kernel in kernels for slot, k in slots_of(kernel).items()
-             if slot not in optimizer._scratch_slots}
+    slots = _kept(optimizer)
     cls = type(optimizer).__name__
     if isinstance(value, dict):
         for slot, choice in value.items():
@@ -81,6 +79,19 @@ def check_slots(optimizer: Optimizer, name: str, value: str | Mapping[str, str |
             _check_rounding(cls, f"{name}[{slot!r}]", slot, choice, slots)
     for slot in slots if isinstance(value, str) else ():
         _check_rounding(cls, name, slot, value, slots)
+
+
+def by_slot(optimizer: Optimizer, choice: str) -> tuple[dict[str, str], list[str]]:
+    """A `state_dtype` that stores slots so in weights of every size, and the slots that must stay float32."""
+    slots = _kept(optimizer)
+    exact = [slot for slot, place in slots.items() if _rounding(*place) == _core.EXACT]
+    return {slot: choice for slot in slots if slot not in exact}, exact
+
+
+def _kept(optimizer: Optimizer) -> dict[str, tuple[str, int]]:
+    """The slots that weights may have: name -> a kernel that keeps it, and its number there."""
+    return {slot: (kernel, k) for kernel in optimizer._possible_kernels() for slot, k in slots_of(kernel).items()
+            if slot not in optimizer._scratch_slots}
 
 
 def _check_rounding(cls: str, label: str, slot: str, choice: object,

@@ -224,7 +224,7 @@ def test_json_says_what_was_done_and_where_it_ran_but_no_paths(done):
     assert result["versions"]["optimc"] == optimc.__version__
     assert (result["isa"], result["interrupted"]) == (optimc.isa, False)
     assert result["settings"] == {"epochs": 2, "batch_size": 32, "hidden": 8, "seeds": [0, 1],
-                                  "learning_rate": None}
+                                  "learning_rate": None, "state_dtype": None}
     assert result["data"]["name"] == "diabetes" and len(result["data"]["features"]) == 10
     text = (folder / "compare.json").read_text()
     assert str(folder) not in text and os.path.expanduser("~") + os.sep not in text
@@ -420,6 +420,28 @@ def test_ctrl_c_before_the_first_is_done_ends_quietly(tmp_path):
     assert not list((tmp_path / "compare").iterdir())
 
 
+# ------------------------------------------------------------------------------- storage in fewer bits
+
+def test_state_is_stored_in_fewer_bits_where_it_may_be(out, capsys):
+    argv = [*QUICK[:-1], "adam,sgd,schedulefreeadamw,ftrl", "--state-dtype", "int8", "--out", out]
+    assert call(argv) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert ("state in int8: adam and schedulefreeadamw; must stay float32: z of schedulefreeadamw and accumulator "
+            "and linear of ftrl; without state: sgd.") in printed
+    results = read(out)
+    assert results["settings"]["state_dtype"] == "int8"
+    held = {row["optimizer"]: row["slot_bytes_per_weight"] for row in results["results"]}
+    assert 2 < held["adam"] < 3 and 5 < held["schedulefreeadamw"] < 5.5
+    assert held["sgd"] == 0 and held["ftrl"] == 8
+
+
+def test_every_optimizer_can_be_compared_in_fewer_bits(data):
+    settings = SETTINGS._replace(learning_rate=1e-3, seeds=1, epochs=1, state_dtype="bfloat16")
+    results = compare.measure_all(sorted(map(str.lower, registry.classes)), data, settings, lambda said: None)
+    assert len(results) == len(registry.classes)
+    assert compare.measure("adam", data, settings, lambda said: None).runs[0].slots["m"][0].dtype == np.uint16
+
+
 # --------------------------------------------------------------------------------------- bad input
 
 
@@ -449,6 +471,7 @@ def refused(argv, out, capsys):
     (["--optimizers", ","], "--optimizers: expected names, got ','"),
     (["--optimizers", ""], "--optimizers: expected names, got ''"),
     (["--optimizers"], "--optimizers: expected at least one argument"),
+    (["--state-dtype", "int4"], "--state-dtype: invalid choice: 'int4'"),
     (["--target", "y"], "--data FILE.csv and --target COLUMN must be used together"),
     (["--data", "own.csv"], "--data FILE.csv and --target COLUMN must be used together"),
     (["--colour", "red"], "there is no option --colour (--help shows the options)"),

@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 
 from optimc.base.extras import advice
+from optimc.base.narrow import CHOICES
 from optimc.cli.compare.data import load_data, to_float
 from optimc.cli.compare.figures import draw_losses, draw_paths
 from optimc.cli.compare.numbers import as_json, summarise
@@ -47,6 +48,8 @@ examples:
       trains only these three, for longer, and writes into the folder "longer"
   optimc compare --learning-rate 0.01 --seeds 3 --force
       gives all the same rate instead of looking for the best one, and overwrites the last results
+  optimc compare --state-dtype int8 --out narrow
+      stores what optimizers keep for each weight in 8 bits, to compare with the results in the folder "compare"
 
 exit codes: 0 done, 2 an error that you can put right, 130 after Ctrl-C (the optimizers that are done are kept)
 """
@@ -80,6 +83,8 @@ def add_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
     add("--learning-rate", type=_rate, metavar="RATE",
         help=f"one rate for all; default: for each the best of {len(RATES)} from {RATES[0]:g} to "
         f"{RATES[-1]:g}, by the validation loss")
+    add("--state-dtype", choices=CHOICES,
+        help="store the slots of all optimizers so, except those that must stay float32 (default: float32)")
     add("--out", type=Path, default="compare", metavar="DIR",
         help="folder for the files (default: %(default)s)")
     add("--force", action="store_true",
@@ -115,7 +120,8 @@ def run(args: argparse.Namespace) -> int:
     with _writing(args.out):
         _may_overwrite(args.out, args.force)
     data = load_data(args.data, args.target) if args.data else None
-    settings = Settings(args.epochs, args.batch_size, args.hidden, args.seeds, args.learning_rate)
+    settings = Settings(args.epochs, args.batch_size, args.hidden, args.seeds, args.learning_rate,
+                        args.state_dtype)
     with _writing(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=args.out).close()        # better now than after the training
@@ -165,7 +171,7 @@ def _compare(names, data, settings, out):
     with _writing(out), matplotlib.style.context(["default", STYLE]):
         (out / "compare.json").write_text(numbers + "\n", "utf-8")
         draw_losses(out / "losses.png", results, target, learnt(rows, settings))
-        draw_paths(out / "paths.png", list(results))
+        draw_paths(out / "paths.png", list(results), settings.state_dtype)
     console.print(f"Written: {joined(FILES)} in the folder {out.resolve() if terminal else out}", soft_wrap=True)
     if interrupted:
         print(f"interrupted: {len(results)} of {len(names)} optimizers are done", file=sys.stderr)

@@ -9,7 +9,7 @@ import numpy as np
 
 import optimc
 from optimc.cli.compare.numbers import mean_curve
-from optimc.cli.compare.training import RATES, Result, best_rate, constructor
+from optimc.cli.compare.training import RATES, Result, best_rate, constructor, storage
 from optimc.cli.style import BLUE, GREY, ORANGE
 
 FLOOR = 1e-15           # where a loss of 0 is drawn on a logarithmic scale
@@ -95,9 +95,10 @@ def descend(optimizer: optimc.Optimizer, steps: int = 100) -> tuple[np.ndarray, 
     return np.array(points), loss if math.isfinite(loss) else math.inf
 
 
-def _best_descent(name):
+def _best_descent(name, state_dtype):
     """The rate that the sweep's rule chooses in the ravine, and the points visited with it."""
-    paths = {rate: descend(constructor(name)(rate)) for rate in RATES}
+    options = storage(name, state_dtype)[0]
+    paths = {rate: descend(constructor(name)(rate, **options)) for rate in RATES}
     rate = best_rate({rate: loss for rate, (_, loss) in paths.items()})
     return rate, paths[rate][0]
 
@@ -110,9 +111,9 @@ def _closest(ends):
             f"({ends[worst]:.2g})")
 
 
-def draw_paths(path: Path, names: list[str]) -> None:
+def draw_paths(path: Path, names: list[str], state_dtype: str | None = None) -> None:
     """The way of each optimizer down the ravine, at the rate that the sweep's rule chooses."""
-    paths = {name: _best_descent(name) for name in names}
+    paths = {name: _best_descent(name, state_dtype) for name in names}
     ends = {name: float(np.nan_to_num(ravine(*points[-1]), nan=math.inf)) for name, (_, points) in paths.items()}
     figure, panels = _panels(names, "weight 1", "weight 2", [_closest(ends), (
         "100 steps from the square towards the star in Rosenbrock's curved ravine (walls lowered from 100 to 20), "

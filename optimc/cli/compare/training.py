@@ -15,17 +15,18 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import optimc
 from optimc import registry
+from optimc.base.narrow import by_slot
 from optimc.cli.compare.data import Data
 from optimc.cli.errors import InputError, no_such
 
 #: name -> constructor, called with the learning rate; any class of optimc may be named besides
-CONTESTANTS: dict[str, Callable[[float], optimc.Optimizer]] = {
+CONTESTANTS: dict[str, Callable[..., optimc.Optimizer]] = {
     "sgd": optimc.SGD,
     "momentum": functools.partial(optimc.SGD, momentum=0.9),
     "nesterov": functools.partial(optimc.SGD, momentum=0.9, nesterov=True),
@@ -75,6 +76,7 @@ class Settings(NamedTuple):
     hidden: int
     seeds: int
     learning_rate: float | None = None          # None: sweep
+    state_dtype: str | None = None              # of the slots that may have it
 
 
 class Run(NamedTuple):
@@ -128,10 +130,12 @@ class Result(NamedTuple):
 
 def measure(name: str, data: Data, settings: Settings, tick: Callable[[str], None]) -> Result:
     """Finds the rate of one optimizer and trains with every seed; `tick` is called before each run."""
+    make, options = constructor(name), storage(name, settings.state_dtype)[0]
+
     def runs(rate, seeds, purpose):
         for seed in range(seeds):
             tick(f"{name}: {purpose} {rate:g}, seed {seed}")
-            yield train(constructor(name)(rate), data, settings, seed)
+            yield train(make(rate, **options), data, settings, seed)
 
     rate, scores = settings.learning_rate, {}
     if rate is None:
@@ -153,11 +157,22 @@ def measure_all(names: Iterable[str], data: Data, settings: Settings,
     return results
 
 
-def constructor(name: str) -> Callable[[float], optimc.Optimizer]:
+def constructor(name: str) -> Callable[..., optimc.Optimizer]:
     """Returns the constructor of a contestant, or of a class of optimc, by its name."""
-    known: dict[str, Callable[[float], optimc.Optimizer]] = {
+    known: dict[str, Callable[..., optimc.Optimizer]] = {
         key.lower(): value for key, value in registry.classes.items()}
     known |= CONTESTANTS
     if name not in known:
         raise InputError(no_such("optimizer", name, sorted(known)))
     return known[name]
+
+
+def storage(name: str, state_dtype: str | None) -> tuple[dict[str, Any], list[str]]:
+    """The arguments that store the slots of an optimizer so, and the slots that must stay float32.
+
+    There are no arguments if no slot can be stored so.
+    """
+    if state_dtype is None:
+        return {}, []
+    narrow, exact = by_slot(constructor(name)(RATES[0]), state_dtype)
+    return {"state_dtype": narrow} if narrow else {}, exact

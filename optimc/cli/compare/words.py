@@ -11,7 +11,7 @@ from typing import Any
 
 from optimc.cli.compare.data import Data
 from optimc.cli.compare.numbers import WITHIN, Row
-from optimc.cli.compare.training import RATES, Settings
+from optimc.cli.compare.training import RATES, Settings, storage
 
 #: the textbook table, fastest and most stable first: adaptive; memory, low (0) to higher (2)
 TEXTBOOK = {"adam": (True, 2), "rmsprop": (True, 1), "momentum": (False, 1), "sgd": (False, 0)}
@@ -210,6 +210,17 @@ def key(settings: Settings, target: float, rows: list[Row]) -> list[str]:
     ]
 
 
+def stored(names: list[str], state_dtype: str) -> str:
+    """Says which optimizers keep their state in fewer bits, and which cannot."""
+    found = {name: storage(name, state_dtype) for name in names}
+    narrow = [name for name, (options, _) in found.items() if options]
+    exact = [f"{joined(slots)} of {name}" for name, (_, slots) in found.items() if slots]
+    none = [name for name, (options, slots) in found.items() if not options and not slots]
+    said = f"state in {state_dtype}: {joined(narrow) if narrow else 'none'}"
+    said += f"; must stay float32: {joined(exact)}" if exact else ""
+    return said + (f"; without state: {joined(none)}" if none else "") + "."
+
+
 def show(console: Any, data: Data, settings: Settings, target: float, rows: list[Row]) -> None:
     """Prints what was learnt, the table, its key and sentences."""
     from rich import box
@@ -221,6 +232,8 @@ def show(console: Any, data: Data, settings: Settings, target: float, rows: list
         f"\n{data.name}: {size} rows, {len(data.features)} features -> {settings.hidden} relu -> "
         f"{data.target}; epochs: {settings.epochs}, batch size: {settings.batch_size}, "
         f"seeds: {settings.seeds}\n")
+    if settings.state_dtype:
+        console.print(stored([row["optimizer"] for row in rows], settings.state_dtype) + "\n")
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for name in COLUMNS:
         table.add_column(name, justify="left" if "optimizer" in name else "right")
