@@ -187,6 +187,12 @@ def test_a_float16_weight_that_was_written_counts():
     np.testing.assert_array_equal(np.signbit(got), np.signbit(expected))
 
 
+def test_a_zero_that_somebody_wrote_is_no_nan():
+    codes, rest = np.array([0, 0x8000, 0, 0x3f80], np.uint16), np.array([-5, -0x8000, 7, -5], np.int16)
+    assert np.array_equal(twin.split_decode(codes, rest) == 0, [True, True, False, False])
+    assert np.isfinite(twin.split_decode(codes, rest)).all()
+
+
 def test_the_split_is_exact():
     rng = np.random.default_rng(0)
     x = np.concatenate([every_value([0, 1, 0x7fff, 0x8000, 0x8001, 0xffff]),

@@ -112,7 +112,9 @@ def split_encode(x):
 
 
 def split_decode(codes, rest):
-    return value_of((codes.astype(np.uint32) << 16) + rest.astype(np.int32).view(np.uint32))
+    """A rest below 0 beside a zero, which no encoding gives, counts as 0."""
+    rest = np.where((codes & 0x7fff == 0) & (rest < 0), 0, rest).astype(np.int32)
+    return value_of((codes.astype(np.uint32) << 16) + rest.view(np.uint32))
 
 
 # ------------------------------------------------------------------------------------------- int8
