@@ -34,6 +34,7 @@ CODE_BLOCK: int
 EXACT: int
 NEAREST: int
 RANDOM: int
+NEAREST_16: int
 CODEC_BF16: int
 CODEC_BF16_RANDOM: int
 CODEC_S8: int

@@ -5,8 +5,8 @@ cosine.  Ftrl learns a linear model with a constant rate, because its weights ar
 60 steps of all data and has 16 times as many seeds: it goes by signs, which multiply chance.
 
 Figures: the training loss of the weights as they are stored, geometric means over the seeds.  Ratios are to float32's
-with the same first weights and batches.  `int8` codes every slot that can be, whatever its size.  The first ratio,
-`again`, is of float32 with other batches: what chance does.
+with the same first weights and batches.  `int8` codes every slot that may be, whatever its size; Muon's momentum has
+16 bits.  The first ratio, `again`, is of float32 with other batches: what chance does.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 import optimc
-from optimc import _core
+from optimc.base.narrow import choices_of
 from optimc.base.rules import slots_of
 from optimc.cli.bench.words import table
 
@@ -116,10 +116,11 @@ def train(make, rate, seeds, dtype=np.float32, batches=0):
     return losses_and_gradients([stack.astype(np.float32) for stack in stacks], x[every], y[every])[0]
 
 
-def narrow_slots(optimizer):
-    """The slots that can be stored in fewer bits."""
-    return sorted({slot for kernel in optimizer._possible_kernels() for slot, k in slots_of(kernel).items()
-                   if _core.roundings[kernel][k] != _core.EXACT and slot not in optimizer._scratch_slots})
+def narrow_slots(optimizer, stored):
+    """A `state_dtype` that stores every slot so, in more bits where it must be, and not where it has to be exact."""
+    slots = sorted({slot for kernel in optimizer._possible_kernels() for slot in slots_of(kernel)})
+    return {slot: stored if stored in choices else choices[-1] for slot in slots
+            if slot not in optimizer._scratch_slots and (choices := choices_of(optimizer, slot))}
 
 
 def mean(x):
@@ -129,17 +130,16 @@ def mean(x):
 def row(name, seeds):
     cls, arguments, rate = CASES[name]
     seeds = range(16 * len(seeds)) if cls is optimc.Rprop else seeds
-    slots = narrow_slots(cls(**arguments))
+    stores = {stored: narrow_slots(cls(**arguments), stored) for stored in SLOTS[1:]}
     exact = train(partial(cls, **arguments), rate, seeds)
     ratios = [mean(train(partial(cls, **arguments), rate, seeds, batches=1) / exact)]
     for dtype, masters in WEIGHTS.values():
-        for stored in SLOTS if slots else SLOTS[:1]:
+        for stored in SLOTS if any(stores.values()) else SLOTS[:1]:
             if stored != "float32" or dtype is not np.float32:
-                make = partial(cls, **arguments, master_weights=masters,
-                               state_dtype=None if stored == "float32" else dict.fromkeys(slots, stored))
+                make = partial(cls, **arguments, master_weights=masters, state_dtype=stores.get(stored))
                 ratios.append(mean(train(make, rate, seeds, dtype) / exact))
     cells = [f"{ratio:.2f}" for ratio in ratios]
-    if not slots:
+    if not any(stores.values()):
         cells = [cells[0], "-", "-", *(cell for ratio in cells[1:] for cell in (ratio, "-", "-"))]
     return [name, f"{mean(exact):.5f}", *cells]
 

@@ -24,7 +24,7 @@ enum type { TYPE_F32, TYPE_F64, TYPE_F16, TYPE_BF16, TYPE_LONG_DOUBLE, FLOAT_TYP
     TYPE_U16, TYPE_OTHER };
 
 /* How a slot may be rounded, if it is stored in fewer bits than its real type has: see optimizers.def. */
-enum rounding { EXACT, NEAREST, RANDOM };
+enum rounding { EXACT, NEAREST, RANDOM, NEAREST_16 };
 
 /* The codes of numbers, and how they are rounded: codecs.inc defines them.
      CODEC_SPLIT, CODEC_HALF    of weights: their master, beside them, has what their codes lack */

@@ -48,8 +48,11 @@ enum codec optimc_weight_codec(enum type type, int has_master)
 
 enum codec optimc_slot_codec(enum type type, enum rounding rounding)
 {
-    return type == TYPE_U16 || type == TYPE_BF16 ? (rounding == RANDOM ? CODEC_BF16_RANDOM : CODEC_BF16)
-        : type == TYPE_U8 ? (rounding == RANDOM ? CODEC_U8_RANDOM : CODEC_S8) : NO_CODEC;
+    if (rounding == EXACT)
+        return NO_CODEC;
+    if (type == TYPE_U16 || type == TYPE_BF16)
+        return rounding == RANDOM ? CODEC_BF16_RANDOM : CODEC_BF16;
+    return type != TYPE_U8 || rounding == NEAREST_16 ? NO_CODEC : rounding == RANDOM ? CODEC_U8_RANDOM : CODEC_S8;
 }
 
 const struct fused *optimc_fused(const struct isa *isa, const struct weight *weight, enum type gradient)

@@ -184,7 +184,7 @@ enum fault optimc_part_check(const struct weight *weight, const struct view *vie
     if (part == PART_AVERAGE || part == PART_ACCUMULATOR)
         return check_like(weight, view, weight->real_type);
     if (optimc_slot_codec((enum type)view->type, NEAREST)) {
-        if (optimc_slot_rounding(weight->kernel, part) == EXACT)
+        if (!optimc_slot_codec((enum type)view->type, optimc_slot_rounding(weight->kernel, part)))
             return FAULT_TYPE;
         return view->type == TYPE_U8 ? check_coded(weight, view)
             : check_like(weight, view, (enum type)view->type);

@@ -31,6 +31,7 @@ HALVES, BYTES, RESTS = np.dtype(np.uint16), np.dtype(np.uint8), np.dtype(np.int1
 CODECS: dict[tuple[np.dtype[Any], int], int] = {
     (HALVES, _core.NEAREST): _core.CODEC_BF16, (HALVES, _core.RANDOM): _core.CODEC_BF16_RANDOM,
     (BYTES, _core.NEAREST): _core.CODEC_S8, (BYTES, _core.RANDOM): _core.CODEC_U8_RANDOM,
+    (HALVES, _core.NEAREST_16): _core.CODEC_BF16,
 }
 SCALE = np.dtype(np.float32)
 
@@ -76,35 +77,42 @@ def check_slots(optimizer: Optimizer, name: str, value: str | Mapping[str, str |
             if slot not in slots:
                 raise ValueError(f"{name}: {cls} keeps no slot {slot!r}{hint(slot, slots)}: it has "
                                  f"{', '.join(map(repr, slots)) or 'none'}")
-            _check_rounding(cls, f"{name}[{slot!r}]", slot, choice, slots)
+            _check_choice(cls, f"{name}[{slot!r}]", slot, choice, slots)
     for slot in slots if isinstance(value, str) else ():
-        _check_rounding(cls, name, slot, value, slots)
+        _check_choice(cls, name, slot, value, slots)
 
 
 def by_slot(optimizer: Optimizer, choice: str) -> tuple[dict[str, str], list[str]]:
-    """A `state_dtype` that stores slots so in weights of every size, and the slots that must stay float32."""
+    """A `state_dtype` that stores slots so in weights of every size, and the slots that cannot be."""
     slots = _kept(optimizer)
-    exact = [slot for slot, place in slots.items() if _rounding(*place) == _core.EXACT]
-    return {slot: choice for slot in slots if slot not in exact}, exact
+    return {slot: choice for slot, choices in slots.items() if choice in choices}, \
+        [slot for slot, choices in slots.items() if choice not in choices]
 
 
-def _kept(optimizer: Optimizer) -> dict[str, tuple[str, int]]:
-    """The slots that weights may have: name -> a kernel that keeps it, and its number there."""
-    return {slot: (kernel, k) for kernel in optimizer._possible_kernels() for slot, k in slots_of(kernel).items()
-            if slot not in optimizer._scratch_slots}
+def _kept(optimizer: Optimizer) -> dict[str, tuple[str, ...]]:
+    """The slots that weights may have, and the narrow types of each."""
+    names = dict.fromkeys(slot for kernel in optimizer._possible_kernels() for slot in slots_of(kernel))
+    return {slot: choices_of(optimizer, slot) for slot in names if slot not in optimizer._scratch_slots}
 
 
-def _check_rounding(cls: str, label: str, slot: str, choice: object,
-                    slots: Mapping[str, tuple[str, int]]) -> None:
-    if choice not in CHOICES or _rounding(*slots[slot]) != _core.EXACT:
+def _check_choice(cls: str, label: str, slot: str, choice: object, slots: Mapping[str, tuple[str, ...]]) -> None:
+    if choice not in CHOICES or choice in slots[slot]:
         return
-    others = {other: choice for other in slots if _rounding(*slots[other]) != _core.EXACT}
+    others = {other: choice if choice in choices else choices[-1] for other, choices in slots.items() if choices}
     advice = f": pass state_dtype={others}" if others and "[" not in label else ""
-    raise ValueError(f"{label}: the slot {slot!r} of {cls} must stay float32{advice}")
+    kept = "keep 16 bits" if slots[slot] else "stay float32"
+    raise ValueError(f"{label}: the slot {slot!r} of {cls} must {kept}{advice}")
+
+
+def choices_of(optimizer: Optimizer, slot: str) -> tuple[str, ...]:
+    """The narrow types in which a slot may be stored, whatever weight it is of: those of CHOICES that it may."""
+    rows = [(kernel, slots_of(kernel)[slot]) for kernel in optimizer._possible_kernels() if slot in slots_of(kernel)]
+    return tuple(choice for choice, dtype in zip(CHOICES, (HALVES, BYTES), strict=True)
+                 if all((dtype, _rounding(*row)) in CODECS for row in rows))
 
 
 def _rounding(kernel: str, k: int) -> int:
-    """How slot number k of a kernel may be rounded: EXACT, NEAREST or RANDOM."""
+    """How slot number k of a kernel may be rounded: EXACT, NEAREST, RANDOM or NEAREST_16."""
     return _core.roundings[kernel][k]
 
 
@@ -121,7 +129,7 @@ def slot_like(optimizer: Optimizer, kernel: str, slot: str, weight: Array | Like
     choice = given.get(slot) if isinstance(given, dict) else given
     if choice not in CHOICES or slot in optimizer._scratch_slots:
         return plain
-    if _rounding(kernel, slots_of(kernel)[slot]) == _core.EXACT:
+    if choice not in choices_of(optimizer, slot):
         check_slots(optimizer, "state_dtype", {slot: choice})
     if choice == "int8" and not by_slot and place.size < LEAST_INT8:
         return plain

@@ -21,7 +21,8 @@ from keras_cases import (
 
 import optimc
 import optimc.keras
-from optimc import _core, registry
+from optimc import registry
+from optimc.base.narrow import choices_of
 from optimc.base.rules import slots_of
 
 STORED = [(dtype, choice) for dtype in ("bfloat16", "float16", "float32") for choice in (None, "bfloat16", "int8")]
@@ -33,8 +34,8 @@ needs_torch = pytest.mark.skipif(BACKEND != "torch", reason="of torch")
 def narrow(name, choice):
     """The `state_dtype` with which every slot that may be narrow is."""
     opt = registry.classes[name]()
-    return {slot: choice for kernel in opt._possible_kernels() for slot, k in slots_of(kernel).items()
-            if _core.roundings[kernel][k] != _core.EXACT and slot not in opt._scratch_slots}
+    return {slot: choice if choice in choices else choices[-1] for kernel in opt._possible_kernels()
+            for slot in slots_of(kernel) if slot not in opt._scratch_slots and (choices := choices_of(opt, slot))}
 
 
 def variables(dtype):

@@ -19,7 +19,8 @@ from cases import CASES, OPTIONS, assert_equal, assert_same_bits, values
 from mpi4py import MPI
 
 import optimc
-from optimc import _core, checkpoint, mpi
+from optimc import checkpoint, mpi
+from optimc.base.narrow import choices_of
 from optimc.base.rules import slots_of
 from optimc.mpi.layout import Layout
 
@@ -51,11 +52,12 @@ def all_grads(step, dtypes=DTYPES):
 
 def stored_as(case, master, state):
     """The arguments for a storage.  Where a slot must stay as it is, the others of small weights change too."""
-    roundings = {slot: _core.roundings[kernel][k] for kernel in case.optimizer._possible_kernels()
-                 for slot, k in slots_of(kernel).items() if slot not in case.cls._scratch_slots}
-    rounded = [slot for slot, rounding in roundings.items() if rounding != _core.EXACT]
+    slots = {slot for kernel in case.optimizer._possible_kernels() for slot in slots_of(kernel)
+             if slot not in case.cls._scratch_slots}
+    narrow = {slot: state if state in choices else choices[-1] for slot in slots
+              if (choices := choices_of(case.optimizer, slot))}
     return {"master_weights": master, "seed": 7,
-            "state_dtype": state if len(rounded) == len(roundings) else dict.fromkeys(rounded, state)}
+            "state_dtype": state if state is None or narrow == dict.fromkeys(slots, state) else narrow}
 
 
 def mean(grads):

@@ -302,6 +302,11 @@ static uint64_t hash_codec(const struct isa *isa, enum codec codec)
 enum { WEIGHT, SLOTS, AVERAGE = SLOTS + MAX_SLOTS, ACCUMULATOR, MASTER, GRADIENT, BUNDLE };
 struct bundle { struct array parts[BUNDLE]; };
 
+static int may_have(int type, enum rounding rounding)
+{
+    return rounding != EXACT && !(rounding == NEAREST_16 && type == TYPE_U8);
+}
+
 /* The type of a part of a weight with this kernel; TYPE_OTHER if it has no such part. */
 static int type_of(enum kernel kernel, int part, int lane, const struct setting *setting)
 {
@@ -312,7 +317,7 @@ static int type_of(enum kernel kernel, int part, int lane, const struct setting 
         return !setting->masters ? TYPE_OTHER : setting->weights == TYPE_BF16 ? TYPE_I16 : TYPE_F32;
     if (is_slot && !(kernels[kernel].used >> k & 1))
         return TYPE_OTHER;
-    return is_slot && setting->slots && optimc_slot_rounding(kernel, k) != EXACT ? setting->slots : lane;
+    return is_slot && setting->slots && may_have(setting->slots, optimc_slot_rounding(kernel, k)) ? setting->slots : lane;
 }
 
 /* 1 if a set of options makes sense for a kernel and a lane. */

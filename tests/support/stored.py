@@ -16,6 +16,7 @@ from oracle import Reference
 
 import optimc
 from optimc import _core
+from optimc.base.narrow import choices_of
 
 #: how weights are stored -> their dtype, and the arguments of the optimizer
 WEIGHTS = {
@@ -33,7 +34,7 @@ SLOTS = {
     "mixed": lambda k: ("bfloat16", "int8", "float32")[k % 3],
     "otherwise mixed": lambda k: ("int8", "float32", "bfloat16")[k % 3],
 }
-ROUNDINGS = {_core.EXACT: "EXACT", _core.NEAREST: "NEAREST", _core.RANDOM: "RANDOM"}
+ROUNDINGS = {_core.EXACT: "EXACT", _core.NEAREST: "NEAREST", _core.NEAREST_16: "NEAREST", _core.RANDOM: "RANDOM"}
 GRADIENTS = (np.float32, ml_dtypes.bfloat16, np.float16, np.float64)
 FEW = [(257,), (25, 12), (2, 3, 7), (2100,)]
 STEP_OPTIONS = {**OPTIONS, "cautious": {"cautious": True, "weight_decay": 0.1},
@@ -50,7 +51,8 @@ class Way(NamedTuple):
 
     def arguments(self, case):
         """The arguments by which a case stores so."""
-        chosen = {slot: SLOTS[self.slots](k) for slot, k in narrow_slots(case).items() if SLOTS[self.slots](k)}
+        chosen = {slot: storable(case, slot, SLOTS[self.slots](k)) for slot, k in narrow_slots(case).items()
+                  if SLOTS[self.slots](k)}
         return {**WEIGHTS[self.weights][1], **({"state_dtype": chosen} if chosen else {})}
 
     @property
@@ -68,6 +70,11 @@ def narrow_slots(case):
     """The slots of a case that may be stored in fewer bits, with their numbers."""
     return {slot: k for kernel in case.optimizer._possible_kernels() for slot, k in numbered_slots(kernel).items()
             if _core.roundings[kernel][k] != _core.EXACT and slot not in case.cls._scratch_slots}
+
+
+def storable(case, slot, storage):
+    """The storage; 16 bits where the slot may not have 8."""
+    return "bfloat16" if storage == "int8" and "int8" not in choices_of(case.optimizer, slot) else storage
 
 
 def ways_of(case):
