@@ -5,8 +5,8 @@ cosine.  Ftrl learns a linear model with a constant rate, because its weights ar
 60 steps of all data and has 16 times as many seeds: it goes by signs, which multiply chance.
 
 Figures: the training loss of the weights as they are stored, geometric means over the seeds.  Ratios are to float32's
-with the same first weights and batches.  `int8` codes every slot that may be, whatever its size; Muon's momentum has
-16 bits.  The first ratio, `again`, is of float32 with other batches: what chance does.
+with the same first weights and batches.  `int8` codes every slot that may be, whatever its size; others that
+may be narrow have 16 bits.  The first ratio, `again`, is of float32 with other batches: what chance does.
 """
 
 import argparse

@@ -13,10 +13,12 @@ from optimc.cli.bench.words import table
 WEIGHTS, STEPS, LAST = 16_384, 1000, 100
 #: (decades, beta_2)
 SETTINGS = ((0, 0.999), (3, 0.999), (6, 0.999), (0, 0.95))
+BETA_1S = (0.9, 0.95, 0.98, 0.99, 0.995)
 STORED = {
     "m bfloat16": {"m": "bfloat16"}, "m and v bfloat16": {"m": "bfloat16", "v": "bfloat16"},
     "m int8, v bfloat16": {"m": "int8", "v": "bfloat16"}, "m and v int8": {"m": "int8", "v": "int8"},
 }
+MOMENTA = {"m int8": {"m": "int8"}, "m bfloat16": {"m": "bfloat16"}}
 NEAREST = "m and v bfloat16, both to nearest"
 
 
@@ -41,9 +43,9 @@ class NearestAdam:
         return -self.m / np.sqrt(self.v) * np.float32(alpha)
 
 
-def stepper(beta_2, stored):
+def stepper(stored, beta_1=0.9, beta_2=0.999):
     """A function of a gradient that gives Adam's step, for a learning rate of 1."""
-    opt, w = optimc.Adam(1.0, beta_2=beta_2, epsilon=1e-30, state_dtype=stored), np.zeros(WEIGHTS, np.float32)
+    opt, w = optimc.Adam(1.0, beta_1, beta_2, 1e-30, state_dtype=stored), np.zeros(WEIGHTS, np.float32)
 
     def step(g):
         w[...] = 0
@@ -53,12 +55,10 @@ def stepper(beta_2, stored):
     return step
 
 
-def steps(decades, beta_2):
-    """The last steps by name."""
+def last_steps(steppers, decades=0):
+    """The last steps of functions by name."""
     rng = np.random.default_rng(0)
     size, drift = 10.0 ** -rng.uniform(0, decades, WEIGHTS), rng.normal(0, 0.1, WEIGHTS)
-    steppers = {"float32": stepper(beta_2, None), **{name: stepper(beta_2, s) for name, s in STORED.items()},
-                NEAREST: NearestAdam(beta_2).step}
     made = {name: [] for name in steppers}
     for t in range(1, STEPS + 1):
         g = (size * 30.0 ** (-t / STEPS) * (rng.normal(size=WEIGHTS) + drift)).astype(np.float32)
@@ -67,16 +67,30 @@ def steps(decades, beta_2):
     return {name: np.array(last, np.float64) for name, last in made.items()}
 
 
+def steps(decades, beta_2):
+    ways = {"float32": None, **STORED}
+    return last_steps({**{name: stepper(stored, beta_2=beta_2) for name, stored in ways.items()},
+                       NEAREST: NearestAdam(beta_2).step}, decades)
+
+
+def momenta(beta_1):
+    return last_steps({name: stepper(stored, beta_1) for name, stored in {"float32": None, **MOMENTA}.items()})
+
+
 def error(last, exact):
     length = (last * exact).sum() / (exact**2).sum()
     return f"{np.linalg.norm(last - exact) / np.linalg.norm(exact):.4f} ({length:.3f})"
 
 
+def errors(names, columns):
+    return [[name, *(error(last[name], last["float32"]) for last in columns)] for name in names]
+
+
 def main():
-    columns = [steps(*setting) for setting in SETTINGS]
     header = ["slots", *(f"{decades} decades, beta_2 {beta_2}" for decades, beta_2 in SETTINGS)]
-    print(table(header, [[name, *(error(last[name], last["float32"]) for last in columns)]
-                         for name in (*STORED, NEAREST)]))
+    print(table(header, errors((*STORED, NEAREST), [steps(*setting) for setting in SETTINGS])))
+    print()
+    print(table(["slots", *(f"beta_1 {beta_1}" for beta_1 in BETA_1S)], errors(MOMENTA, [*map(momenta, BETA_1S)])))
 
 
 if __name__ == "__main__":
