@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 #: optimc's arguments about storage, which a parameter group may have beside torch's
-STORAGE = {"state_dtype": None, "master_weights": True, "seed": 0}
+STORAGE: dict[str, Any] = {"state_dtype": None, "master_weights": True, "seed": 0}
 #: the key of the master of a parameter of 16 bits in its state, as Transformer Engine names it
 MASTER = "master_param"
 #: the key of the order of memory, a tuple of axes, beside slots of 8 bits

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 class Kept:
     """A tensor that torch's loading leaves as it is."""
 
+    tensor: Tensor
+
     __slots__ = ("tensor",)
 
     def __init__(self, tensor: Tensor) -> None:

@@ -54,13 +54,21 @@ class Slots:
         new: (`Member`, key, value) of entries that are to enter the states; those without value are to leave them.
     """
 
+    inner: Optimizer
+    members: Sequence[Member]
+    moves: bool
+    weights: list[Array]
+    places: list[Place]
+    keys: dict[str, tuple[str, int]]
+    new: list[tuple[Member, str, Any]]
+
     def __init__(self, inner: Optimizer, counterpart: Counterpart, members: Sequence[Member],
                  groups: Sequence[Config], moves: bool = False) -> None:
         self.inner, self.members, self.moves = inner, members, moves
-        self.weights: list[Array] = [tensors.view(member.param, member.param) for member in members]
+        self.weights = [tensors.view(member.param, member.param) for member in members]
         self.places = [Place(member.index, 0, member.param.numel()) for member in members]
         self.keys = {counterpart.slots[slot]: (slot, k) for slot, k in used_slots(inner).items()}
-        self.new: list[tuple[Member, str, Any]] = []
+        self.new = []
         self._kernel = inner._kernel()
         self._groups = {id(group): k for k, group in enumerate(groups)}
 

@@ -26,8 +26,9 @@ TYPES: dict[torch.dtype, storage.StorageType] = {getattr(torch, name): row for n
 #: types of 16 bits
 HALVES = (torch.bfloat16, torch.float16)
 #: NumPy's types of slots and masters -> torch's
-DTYPES = {storage.FLOAT32: torch.float32, storage.FLOAT64: torch.float64, narrow.HALVES: torch.bfloat16,
-          narrow.BYTES: torch.uint8, narrow.RESTS: torch.int16}
+DTYPES: dict[np.dtype[Any], torch.dtype] = {
+    storage.FLOAT32: torch.float32, storage.FLOAT64: torch.float64, narrow.HALVES: torch.bfloat16,
+    narrow.BYTES: torch.uint8, narrow.RESTS: torch.int16}
 
 #: the table by which C looks at tensors; None before torch 2.10: then steps go through NumPy views
 EXCHANGE: Any = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
