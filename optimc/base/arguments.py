@@ -219,7 +219,7 @@ def count(least: int, optional: bool = False) -> Callable[[str, Any], int | None
 
 def check_count(name: str, value: Any) -> int:
     """A count of steps: a whole number that a file can hold."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, (bool, np.ndarray)) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     number = int(value.__index__())
     if not 0 <= number <= _core.MOST_STEPS:
