@@ -69,7 +69,7 @@ int optimc_look_tensor(const struct tensor_exchange *table, PyObject *object, Py
             (int)tensor.ndim);
         return -1;
     }
-    view->type = type_of(&tensor);
+    view->type = (int)type_of(&tensor);
     view->itemsize = (size_t)tensor.type.bits / 8;
     view->data = (char *)tensor.data + tensor.byte_offset;
     view->ndim = ndim;
