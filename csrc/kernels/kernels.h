@@ -23,7 +23,7 @@
 enum type { TYPE_F32, TYPE_F64, TYPE_F16, TYPE_BF16, TYPE_LONG_DOUBLE, FLOAT_TYPES, TYPE_U8 = FLOAT_TYPES, TYPE_I16,
     TYPE_U16, TYPE_OTHER };
 
-/* How a slot may be rounded, if it is stored in fewer bits than its real type has: see optimizers.def. */
+/* The rounding that a slot allows, if it is stored in fewer bits than its real type has: see optimizers.def. */
 enum rounding { EXACT, NEAREST, RANDOM, NEAREST_16 };
 
 /* The codes of numbers, and how they are rounded: codecs.inc defines them.
@@ -105,7 +105,7 @@ typedef uint64_t word_f64;
 #undef NAME
 #undef real
 
-/* Where the code of a number lies, and what belongs to it: the scale of its block, or its master. */
+/* The code of a number, and what belongs to it: the scale of its block, or its master. */
 struct coded { void *code, *beside; };
 
 /* Decodes and encodes at most CODE_BLOCK numbers, of one block where a block has a scale.  `random` has a number for

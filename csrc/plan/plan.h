@@ -81,7 +81,7 @@ void optimc_plan_free(struct plan *plan);
    _NO_MEMORY. */
 enum fault optimc_plan_check(const struct view *view, int part);
 
-/* How a slot of a kernel may be rounded. */
+/* The rounding that a slot of a kernel allows. */
 enum rounding optimc_slot_rounding(enum kernel kernel, int slot);
 
 /* The bytes of a slot of `size` elements in 8 bits, a vector: their codes in the order of the weight's memory, bytes
