@@ -126,8 +126,8 @@ class Muon(Optimizer):
             for i, update in enumerate(self._slots.get("update", ())):
                 if update is None or not self._plan.pull(i, update):
                     continue
-                momentum, m = self._value_of(i, index), narrow.slot_numbers(self, "muon", "m", i)
-                lane, room = update.dtype.type, self._room_for(update)
+                momentum, room, lane = self._value_of(i, index), self._room_for(update), update.dtype.type
+                m = narrow.slot_numbers(self, "muon", "m", i, room.other)
                 y = np.multiply(m, lane(momentum - 1), out=room.y)
                 y += update
                 y += m

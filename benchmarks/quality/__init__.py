@@ -1,4 +1,4 @@
-"""What storage in fewer bits costs in quality; docs/explain/narrow-storage.md has the results.
+"""Measurements of the quality that storage in fewer bits keeps; docs/explain/narrow-storage.md has the results.
 
     python -m benchmarks.quality.update_errors      steps of Adam beside those of float32: a minute
     python -m benchmarks.quality.digits             every optimizer on a small network: half an hour

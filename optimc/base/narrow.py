@@ -34,10 +34,12 @@ CODECS: dict[tuple[np.dtype[Any], int], int] = {
     (HALVES, _core.NEAREST_16): _core.CODEC_BF16,
 }
 SCALE = np.dtype(np.float32)
+#: the type of the master of a weight, by the name of the weight's
+MASTERS: dict[str, np.dtype[Any]] = {"bfloat16": RESTS, "float16": FLOAT32}
 
 
 class Place(NamedTuple):
-    """Which weight it is, for the random numbers of its codes, and where a part of a weight begins in the whole.
+    """The number of a weight, and the begin of a part in the whole weight: both choose the random numbers of codes.
 
     Args:
         number: of the weight.
@@ -112,7 +114,7 @@ def choices_of(optimizer: Optimizer, slot: str) -> tuple[str, ...]:
 
 
 def _rounding(kernel: str, k: int) -> int:
-    """How slot number k of a kernel may be rounded: EXACT, NEAREST, RANDOM or NEAREST_16."""
+    """The rounding that slot number k of a kernel allows: EXACT, NEAREST, RANDOM or NEAREST_16."""
     return _core.roundings[kernel][k]
 
 
@@ -150,19 +152,18 @@ def master_like(optimizer: Optimizer, weight: Array | Like, label: str) -> Like 
     if name == "float16" and not optimizer.master_weights:
         raise ValueError(f"{label}: float16 weights need a master, and only bfloat16 weights can be rounded at "
                          "random instead: pass master_weights=True")
-    if name not in ("bfloat16", "float16") or not optimizer.master_weights:
-        return None
-    return like._replace(dtype=RESTS if name == "bfloat16" else FLOAT32)
+    return like._replace(dtype=MASTERS[name]) if name in MASTERS and optimizer.master_weights else None
 
 
 # ------------------------------------------------------------------------------ whole arrays
 
-def decoded(codec: int, codes: Array, plain: Like, master: Array | None = None) -> Array:
-    """The numbers in an array of codes, as a new array of float32 of the shape of `plain`.
+def decoded(codec: int, codes: Array, plain: Like, master: Array | None = None, room: Array | None = None) -> Array:
+    """The numbers in an array of codes, as an array of float32 of the shape of `plain`: in `room`, or a new one.
 
     The order is that of `plain` for a vector of codes in 8 bits, and else that of the array.
     """
-    numbers = np.empty(plain.shape, FLOAT32, (plain if codes.dtype == BYTES else like_of(codes)).order)
+    flat = np.empty(plain.size, FLOAT32) if room is None or room.dtype != FLOAT32 else room.reshape(-1)
+    numbers = flat.reshape(plain.shape, order=(plain if codes.dtype == BYTES else like_of(codes)).order)
     _core.decode(codec, codes, master, numbers)
     return numbers
 
@@ -238,7 +239,7 @@ def name_of_storage(array: Array) -> str:
 # ------------------------------------------------------------------- what an optimizer holds
 
 def slots_shown(optimizer: Optimizer) -> dict[str, dict[int | str, Array]]:
-    """What `Optimizer.slots` gives."""
+    """The result of `Optimizer.slots`."""
     state = optimizer._state.without(optimizer._scratch_slots)
     names = state.names
     kernels = optimizer._kernels(names, state.likes) if state.likes else []
@@ -258,15 +259,17 @@ def exact_weights(optimizer: Optimizer) -> list[Array]:
             for weight, master in zip(weights, masters, strict=True)]
 
 
-def slot_numbers(optimizer: Optimizer, kernel: str, slot: str, i: int) -> Array:
-    """A slot of weight i as plain numbers: its array, or a float32 copy of what is coded there."""
-    array = optimizer._slots[slot][i]
+def slot_numbers(optimizer: Optimizer, kernel: str, slot: str, i: int, room: Array) -> Array:
+    """A slot of weight i as plain numbers: its array, or what is coded there, decoded into `room`, in C order."""
+    array: Array = optimizer._slots[slot][i]
     codec = codec_of(kernel, slots_of(kernel)[slot], array)
-    return array if codec is None else decoded(codec, array, optimizer._slot_like(slot, optimizer._weights[i]))
+    if codec is None:
+        return array
+    return decoded(codec, array, optimizer._slot_like(slot, optimizer._weights[i]), room=room)
 
 
 def finalizing(optimizer: Optimizer) -> list[Array]:
-    """What `_core.Averaged.finalize` puts in place for the averages of an optimizer.
+    """The arrays that `_core.Averaged.finalize` takes for the averages of an optimizer.
 
     These are an array per weight, then the masters, then their new values.
     """
@@ -285,7 +288,7 @@ def finalizing(optimizer: Optimizer) -> list[Array]:
 
 
 def reset_masters(optimizer: Optimizer) -> None:
-    """What `Optimizer.reset_master` does, called through `_locked`."""
+    """Does the work of `Optimizer.reset_master`; called through `_locked`."""
     for weight, master in zip(optimizer._weights or (), optimizer._masters or (), strict=False):
         if master is not None:
             master[...] = weight if master.dtype == FLOAT32 else 0

@@ -247,5 +247,6 @@ class Group:
         return {name: plain(value) for name, value in self.given(selection.positions()).items()}
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{name}={self[name]!r}" for name in self._own)
+        own = [*(["state_dtype"] if self._state_dtype is not None else []), *self._own]
+        values = ", ".join(f"{name}={self[name]!r}" for name in own)
         return f"<group of {len(self.selection.arrays)} weights and {list(self.selection.patterns)}: {values}>"

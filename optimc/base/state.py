@@ -17,7 +17,7 @@ from optimc import _core
 from optimc.base import narrow
 from optimc.base.narrow import Place
 from optimc.base.selection import Places, Selection
-from optimc.base.storage import FLOAT32, Like, name_of
+from optimc.base.storage import Like, name_of
 from optimc.checkpoint.descriptions import ACCUMULATOR, AVERAGE, MASTER, SCALES, likes_from
 
 if TYPE_CHECKING:
@@ -222,8 +222,7 @@ def _joined(tensors: Tensors, what: str, i: int, like: Like) -> Array | None:
 
 def _check_master(name: str, master: Array | None, like: Like) -> None:
     """Refuses a stored master that does not fit its weight."""
-    dtypes: dict[str, np.dtype[Any]] = {"bfloat16": narrow.RESTS, "float16": FLOAT32}
-    dtype = dtypes.get(name_of(like.dtype))
+    dtype = narrow.MASTERS.get(name_of(like.dtype))
     if master is not None and (dtype is None or not like._replace(dtype=dtype).fits(master)):
         raise ValueError(f"tensor '{name}': expected a master of shape {like.shape} and "
                          f"{'no dtype, for its weight has none' if dtype is None else dtype}, got {master.shape} and "
