@@ -108,9 +108,10 @@ def _check_choice(cls: str, label: str, slot: str, choice: object, slots: Mappin
 
 def choices_of(optimizer: Optimizer, slot: str) -> tuple[str, ...]:
     """The narrow types in which a slot may be stored, whatever weight it is of: those of CHOICES that it may."""
-    rows = [(kernel, slots_of(kernel)[slot]) for kernel in optimizer._possible_kernels() if slot in slots_of(kernel)]
+    roundings = {_rounding(kernel, slots_of(kernel)[slot])
+                 for kernel in optimizer._possible_kernels() if slot in slots_of(kernel)}
     return tuple(choice for choice, dtype in zip(CHOICES, (HALVES, BYTES), strict=True)
-                 if all((dtype, _rounding(*row)) in CODECS for row in rows))
+                 if roundings <= {rounding for narrow, rounding in CODECS if narrow == dtype})
 
 
 def _rounding(kernel: str, k: int) -> int:

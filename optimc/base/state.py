@@ -104,8 +104,8 @@ class State(NamedTuple):
 
     def _is_coded(self) -> bool:
         """True if a slot is stored in 8 bits: then the order of a weight's memory decides which share a scale."""
-        return any(array is not None and array.dtype == narrow.BYTES
-                   for arrays in self.slots.values() for array in arrays)
+        return narrow.BYTES in {array.dtype for arrays in self.slots.values()
+                                for array in arrays if array is not None}
 
     def tensors(self) -> Tensors:
         """The live arrays by their names in a file; those of 8 bits as their codes and their scales."""
@@ -159,7 +159,7 @@ class State(NamedTuple):
             names=names and tuple(names), likes=likes, slots={slot: parts[slot] for slot in slots},
             averages=parts[AVERAGE] if averages and likes else None,
             accumulators=parts[ACCUMULATOR] if accumulators and likes else None,
-            masters=masters if any(master is not None for master in masters) else None, waiting=waiting)
+            masters=masters if [master for master in masters if master is not None] else None, waiting=waiting)
 
     def without(self, slots: Container[str]) -> Self:
         """The same state without some slots."""
@@ -202,7 +202,7 @@ def _check_part(name: str, array: Array | None, like: Like, expected: bool, is_s
     if not expected:
         raise ValueError(f"unexpected tensor '{name}'")
     narrower = [narrow.coded_like(like, choice) for choice in narrow.CHOICES] if is_slot else []
-    if not any(one.fits(array) for one in (like, *narrower)):
+    if not [one for one in (like, *narrower) if one.fits(array)]:
         raise ValueError(f"tensor '{name}': expected shape {like.shape} and dtype {like.dtype}, got {array.shape} "
                          f"and {array.dtype}")
 

@@ -149,7 +149,11 @@ class Share:
             return [self._own_piece(i, low, high, array)
                     for i, ((low, high), array) in enumerate(zip(pieces, arrays, strict=True))]
 
-        return state.mapped(mine).but(likes=layout.likes_of(self.rank))
+        own = state.mapped(mine).but(likes=layout.likes_of(self.rank))
+        if own.masters:         # an empty piece has every slot that a vector has, and a master if its weight has one
+            own = own.but(masters=[None if whole is None else piece
+                                   for whole, piece in zip(state.masters, own.masters, strict=True)])
+        return own
 
     def _own_piece(self, i: int, low: int, high: int, array: Array | None) -> Array | None:
         """A copy of this rank's piece of an array that belongs to weight i."""

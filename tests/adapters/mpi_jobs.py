@@ -505,8 +505,10 @@ def crossed():
 def memory(ranks):
     """From a million weights on, a rank keeps 1/ranks of the slots, and 1 % more at most."""
     shapes = [(700, 900), (900,), (611, 607), (3,)]
-    for dtype, options in ((np.float32, {}), (np.float32, {"global_clipnorm": 1.0}), (HALF, {"state_dtype": "int8"})):
-        for cls in (optimc.Adam, optimc.SGD, optimc.Lion, optimc.Adan):
+    plain = [(np.float32, {}), (np.float32, {"global_clipnorm": 1.0})]
+    for cls in (optimc.Adam, optimc.SGD, optimc.Lion, optimc.Adan):
+        coded = {"state_dtype": "bfloat16" if cls is optimc.Lion else "int8"}
+        for dtype, options in (*plain, (HALF, coded)):
             weights = [np.ones(shape, dtype) for shape in shapes]
             alone = cls(use_ema=True, **options)
             alone.build(weights)

@@ -8,6 +8,7 @@ import os
 import sys
 import types
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -26,10 +27,15 @@ def loss_scaled(**options):
     return optimc.LossScaleOptimizer(optimc.Adam(**options), initial_scale=2.0, dynamic_growth_steps=1)
 
 
+def narrow(**options):
+    return optimc.Adam(state_dtype={"m": "bfloat16", "v": "int8"}, **options)
+
+
 def made(cls, options, steps):
     """An optimizer after some steps, its weights and gradients, one converted and one strided on the way."""
     rng = np.random.default_rng(0)
-    weights = [rng.standard_normal(shape).astype(np.float32) for shape in [(10, 64), (64,), (3, 2)]]
+    dtype = ml_dtypes.bfloat16 if cls is narrow else np.float32
+    weights = [rng.standard_normal(shape).astype(dtype) for shape in [(10, 64), (64,), (3, 2)]]
     grads = [rng.standard_normal(w.shape).astype(np.float32) for w in weights]
     grads[1] = grads[1].astype(np.float64)
     grads[2] = np.asfortranarray(grads[2])
@@ -39,9 +45,9 @@ def made(cls, options, steps):
     return optimizer, weights, grads
 
 
-@pytest.fixture(params=[optimc.Adam, optimc.Adafactor, optimc.Muon])
+@pytest.fixture(params=[optimc.Adam, optimc.Adafactor, optimc.Muon, narrow])
 def start(request):
-    """A vector's slots, a matrix's, and room beside them: what a build and what follows it differ in."""
+    """A vector's slots, a matrix's, room beside them, narrow storage: what a build and what follows it differ in."""
     return functools.partial(made, request.param, "options")
 
 
@@ -144,7 +150,7 @@ def test_a_first_step_is_whole_or_nothing(cls, options):
 
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("cls", [*classes.values(), loss_scaled])
+@pytest.mark.parametrize("cls", [*classes.values(), loss_scaled, narrow])
 def test_a_later_step_is_whole_or_nothing(cls, options, steps):
     whole_or_nothing(lambda: made(cls, options, steps), apply)
 
