@@ -20,7 +20,7 @@ import time
 from benchmarks import report, workloads
 from optimc.cli.bench import machine, processes
 from optimc.cli.bench.command import peers_named, threads_named
-from optimc.cli.bench.peers import SETS
+from optimc.cli.bench.peers import SETS, suited
 from optimc.cli.errors import InputError
 
 
@@ -34,13 +34,14 @@ def chosen(args):
             continue
         if args.cases and not any(fnmatch.fnmatch(name, f"*{word.strip()}*") for word in args.cases.split(",")):
             continue
-        allowed = workloads.FASTEST if args.quick else peers if case.job.peers is None else case.job.peers
-        job = case.job._replace(name=name, peers=tuple(peer for peer in peers if peer in allowed))
+        allowed = workloads.FASTEST if args.quick else case.job.peers
+        fitting = suited(case.job.work) if allowed is None else allowed
+        job = case.job._replace(name=name, peers=tuple(peer for peer in peers if peer in fitting))
         if args.quick:
             job = job._replace(repeats=11, seconds=0.005, budget=1.0)
         if args.smoke:
             job = job._replace(repeats=2, seconds=1e-4, budget=0.0, pause=min(job.pause, 1e-3))
-        if machine.needed(job.work) > machine.memory():
+        if machine.needed(job.work, len(job.variants)) > machine.memory():
             print(f"left out for lack of memory: {name}", file=sys.stderr)
         else:
             found.append(case._replace(job=job))
@@ -50,8 +51,11 @@ def chosen(args):
 
 
 def sets_of(job):
-    """Returns the sets whose processes a job needs; the first one for a job without peers."""
-    return [name for name, (_, peers) in SETS.items() if set(peers) & set(job.peers)] or [next(iter(SETS))]
+    """Returns the sets whose processes a job needs; also the first one if no peers are there but variants."""
+    first = next(iter(SETS))
+    found = [name for name, (_, peers) in SETS.items() if set(peers) & set(job.peers)] or [first]
+    alone = job.variants and first not in found and all(map(processes.missing, found))
+    return [first, *found] if alone else found
 
 
 def disturbance(figures):
@@ -66,6 +70,7 @@ def measured(found, patience=0.0):
                                "optimizer": case.job.work.optimizer, "arguments": case.job.work.arguments,
                                "dtype": case.job.work.dtype, "arrays": len(case.job.work.shapes),
                                "weights": case.job.work.weights, "threads": case.job.threads, "sets": {}}
+               | ({"variants": [*case.job.variants]} if case.job.variants else {})
                for case in found}
     absent, interrupted = {}, False
     try:

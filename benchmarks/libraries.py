@@ -1,8 +1,10 @@
-"""The other libraries of the README's picture, each by its fastest way to do the step."""
+"""Other libraries by name: those of the README's picture, each by its fastest way to do the step; optional ones."""
 
 from optimc.cli.bench.processes import OURS
 from optimc.cli.bench.words import merged
 
+#: those that keep Adam's slots in 8 bits; the extra `bench` does not install them
+IN_8_BITS = ("bitsandbytes 8-bit", "torchao 8-bit")
 #: the case, by its name
 CASE = "lists/small network"
 #: library -> the name of a contestant -> what this way is called beside the library

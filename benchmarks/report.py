@@ -9,6 +9,7 @@ import pathlib
 import re
 import sys
 
+from benchmarks import storage
 from benchmarks.libraries import race
 from optimc.cli.bench.processes import OURS, STREAM, with_threads
 from optimc.cli.bench.words import duration, is_peer, merged, multiple, share, share_of_limit, too_noisy
@@ -143,7 +144,7 @@ def whole(results):
                 title = case["title"] if name == next(iter(entries)) else ""
                 rows.append([title, name, *_figures(case, name, entry, entries)])
         parts.append(f"## {group}\n\n" + markdown(
-            ["case", "step", "minimum", "median", "maximum", "spread", "repeats", "ns/weight", "GB/s",
+            ["case", "step", "minimum", "median", "maximum", "spread", "repeats", "ns/weight", "bytes/weight", "GB/s",
              "of optimc", "of the limit"], rows))
     return "\n\n".join(parts)
 
@@ -155,12 +156,16 @@ def spread(entry):
 
 def _figures(case, name, entry, entries):
     if "error" in entry:
-        return [entry["error"].replace("|", "/"), *[""] * 8]
-    reached = next((share_of_limit(entries, n) for n in case["threads"] if name == with_threads(OURS, n)), "")
-    moved = entries.get(STREAM, {}).get("bytes") if name.startswith((OURS, STREAM)) else None
+        return [entry["error"].replace("|", "/"), *[""] * 9]
+    own = {with_threads(who, n, variant): (variant, n) for who in (OURS, STREAM) for n in case["threads"]
+           for variant in ("", *case.get("variants", ()))}
+    variant, threads = own.get(name, ("", 1))
+    moved = entries.get(with_threads(STREAM, 1, variant), {}).get("bytes") if name in own else None
+    reached = share_of_limit(entries, threads, variant) if name == with_threads(OURS, threads, variant) else ""
     return [*(duration(entry[key]) for key in ("min", "median", "max")),
             f"{spread(entry):.0%}", str(entry["repeats"]),
-            f"{entry['median'] / case['weights']:.3g}", f"{moved / entry['median']:.3g}" if moved else "",
+            f"{entry['median'] / case['weights']:.3g}", f"{moved / case['weights']:.3g}" if moved else "",
+            f"{moved / entry['median']:.3g}" if moved else "",
             f"{entry['ratio']:.3g}" if "ratio" in entry else "",
             reached]
 
@@ -171,7 +176,7 @@ def _figures(case, name, entry, entries):
 def targets(results):
     """Returns a table of the project's targets of speed, and whether these results meet them."""
     found, entries = _found(results)
-    judged = [*_speeds(found, entries), *_threads(found, entries)]
+    judged = [*_speeds(found, entries), *storage.judged(found, entries), *_threads(found, entries)]
     if "import_ms" in results:
         judged.append(("import optimc", "at most 30 ms more than NumPy's", f"{results['import_ms']:.1f} ms",
                        results["import_ms"] <= 30))
@@ -182,7 +187,8 @@ def targets(results):
 
 def raced(results):
     """Returns the names of the cases that a target of speed judges, by a peer, the limit or a time."""
-    return {name for name, *_ in _speeds(*_found(results))}
+    found, entries = _found(results)
+    return {name for name, *_ in (*_speeds(found, entries), *storage.judged(found, entries))}
 
 
 def _found(results):

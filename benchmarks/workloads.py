@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 import optimc
+from benchmarks.libraries import IN_8_BITS
+from benchmarks.storage import VARIANTS
 from optimc.base.arguments import Value, is_switch
 from optimc.cli.bench.peers import SETS, Work
 from optimc.cli.bench.processes import Job
@@ -104,6 +106,7 @@ def cases(threads):
                                          budget=8.0 if shapes == [(BIG,)] else 2.5))
     yield from optimizers()
     yield from options(both)
+    yield from storage(both)
     slow = ("torch fused",)
     for n in (1_000, 32_000, 100_000, 1_000_000, BIG):
         yield Case("after 50 ms of idleness", number(n),
@@ -146,3 +149,14 @@ def options(both):
     for title, arguments in {"modern step": MODERN, "clip, AdamW, EMA": CLIP_EMA}.items():
         yield Case("options", title, Job("", Work([(BIG,)], "float32", "AdamW", arguments), both, peers=CALLED,
                                          budget=6.0))
+
+
+def storage(both):
+    """AdamW with storage in fewer bits beside float32, all in one process; in 8 bits beside slow peers."""
+    works = {name: Work([(BIG,)], optimizer="AdamW")._replace(**changes) for name, changes in VARIANTS.items()}
+    yield Case("storage", f"AdamW, {number(BIG)}",
+               Job("", Work([(BIG,)], "float32", "AdamW"), both, peers=("torch fused",), budget=60.0, variants=works))
+    shapes = [(1024, 1024)]                         # torchao keeps float32 where blocks of 256 do not fit
+    yield Case("storage", "AdamW in 8 bits, 1024 x 1024",
+               Job("", Work(shapes, "float32", "AdamW"), peers=IN_8_BITS, budget=6.0,
+                   variants={"int8": works["int8"]._replace(shapes=shapes)}))

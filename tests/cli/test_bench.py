@@ -220,7 +220,7 @@ def test_what_is_missing_is_named(monkeypatch):
 ])
 def test_bytes_that_a_step_moves(optimizer, arguments, expected):
     work = Work(SHAPES, "float32", optimizer, arguments)
-    assert limit.bytes_per_weight(work, Ours(work)) == expected
+    assert limit.bytes_moved(work, Ours(work)) == expected * work.weights
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

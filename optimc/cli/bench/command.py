@@ -13,10 +13,12 @@ from pathlib import Path
 
 import optimc
 from optimc import registry
-from optimc.cli.bench import processes
+from optimc.base.narrow import CHOICES
+from optimc.base.storage import TYPES
+from optimc.cli.bench import processes, storage
 from optimc.cli.bench.machine import about, cpu, memory, needed, versions
-from optimc.cli.bench.peers import SETS, Work
-from optimc.cli.bench.processes import Job
+from optimc.cli.bench.peers import SETS, Work, suited
+from optimc.cli.bench.processes import OURS, Job
 from optimc.cli.bench.shapes import SMALL_NETWORK, in_words, read_shapes
 from optimc.cli.bench.words import SWING, duration, merged, multiple, recommendation, swing, table
 from optimc.cli.errors import InputError, no_such
@@ -30,6 +32,8 @@ examples:
       times SGD for the shapes of the arrays in a file
   optimc bench --shapes 1000x1000,1000 --threads 4 --peers torch
       times Adam beside torch only, on one thread and on four
+  optimc bench --shapes 4096x1024 --dtype bfloat16 --state-dtype int8
+      times Adam with bfloat16 weights, their masters, and slots in 8 bits, beside float32
 
 exit codes: 0 done, 2 an error that you can put right, 130 after Ctrl-C
 """
@@ -47,7 +51,10 @@ def add_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
     add("--shapes", metavar="SHAPES", default=SMALL_NETWORK,
         help="shapes of the weights, or a .npz or .safetensors file whose arrays have them (default: %(default)s)")
     add("--optimizer", metavar="NAME", default="adam", help="a class of optimc (default: %(default)s)")
-    add("--dtype", choices=("float32", "float64"), default="float32", help="of the weights (default: %(default)s)")
+    add("--dtype", choices=TYPES, default="float32", help="of weights and gradients (default: %(default)s)")
+    add("--state-dtype", choices=CHOICES, help="store all slots so (default: as the step computes)")
+    add("--no-master-weights", action="store_true",
+        help="round bfloat16 weights at random instead of keeping the rest of their bits")
     add("--threads", metavar="N", type=int, help="number of threads to time besides 1 (default: all CPUs)")
     add("--peers", metavar="NAMES", help="only libraries whose name contains one of these, separated by commas")
     add("--seconds", metavar="S", type=float, default=3.0,
@@ -87,34 +94,56 @@ def run(args: argparse.Namespace) -> int:
     most = threads_named(args.threads)
     if args.json and not args.json.parent.is_dir():
         raise InputError(f"--json {args.json}: there is no folder {args.json.parent}")
-    work = Work(read_shapes(args.shapes), args.dtype, names[args.optimizer.lower()])
-    if needed(work) > memory():
-        raise InputError(f"--shapes: {work.weights:,} weights need about {needed(work) / 1e9:.3g} GB with all "
+    work = storage.asked(Work(read_shapes(args.shapes), args.dtype, names[args.optimizer.lower()]),
+                         args.state_dtype, not args.no_master_weights)
+    variants = {work.real.name: storage.wide(work)} if work.narrow else {}
+    total = needed(work, len(variants))
+    if total > memory():
+        raise InputError(f"--shapes: {work.weights:,} weights need about {total / 1e9:.3g} GB with all "
                          f"copies, there are {memory() / 1e9:.3g}")
-    chosen = peers_named(args.peers)
+    named = peers_named(args.peers)
+    chosen = [name for name in named if name in suited(work)]
     there, absent = installed(chosen)
+    if not there and work.narrow and (args.peers is None or not absent):
+        there = {next(iter(SETS)): [OURS]}
     if not there:
+        absent = absent or [f"{name} (stores arrays otherwise)" for name in named]
         raise InputError(f"--peers: nothing to time: {', '.join(absent)}")
     threads = (1, most) if most > 1 else (1,)
-    job = Job("bench", work, threads, peers=tuple(chosen), budget=args.seconds)
+    job = Job("bench", work, threads, peers=tuple(chosen), budget=args.seconds, variants=variants)
     print(f"{work.optimizer}, {work.dtype}, {in_words(work.shapes)}; {cpu()}\n"
           f"{', '.join(f'{name} {version}' for name, version in versions().items())}\n", flush=True)
     sets = _timed(job, there)
     figures = merged(sets)
     failed = [f"{name}: {entry['error']}" for name, entry in figures.items() if "error" in entry]
     rows = [[name, *(duration(entry[key]) for key in ("min", "median", "max")), multiple(entry["ratio"]),
-             "noisy" if swing(figures, name) > SWING else ""]
+             *(_bytes(work, entry) if work.narrow else ()), "noisy" if swing(figures, name) > SWING else ""]
             for name, entry in figures.items() if "ratio" in entry]
     if not rows:
         raise InputError(f"nothing was timed: {'; '.join(failed) or 'no process answered'}")
-    print(table(("one step", "min", "median", "max", "relative time (optimc = 1)", ""), rows))
+    print(table(("one step", "min", "median", "max", "relative time (optimc = 1)",
+                 *(("bytes kept", "bytes moved") if work.narrow else ()), ""), rows))
+    if "slots" in figures.get(OURS, {}):
+        print(storage.in_words(figures[OURS]))
+    if work.narrow and any(name.startswith("torch ") and "ratio" in entry for name, entry in figures.items()):
+        print(storage.TO_NEAREST)
     absent += [f"{name} ({entry['skipped']})" for entries in sets.values() for name, entry in entries.items()
                if "skipped" in entry]
-    print(*failed, *([f"skipped: {', '.join(absent)}"] if absent else []), "", *recommendation(work, threads, sets),
-          sep="\n")
+    others = [name for name in named if name not in chosen] if work.narrow else []
+    print(*failed, *([f"skipped: {', '.join(absent)}"] if absent else []),
+          *([f"left out, as they store arrays otherwise: {', '.join(others)}"] if others else []),
+          "", *recommendation(work, threads, sets), sep="\n")
     if args.json:
-        _write(args.json, {**about(), "job": job._asdict() | {"work": work._asdict()}, "sets": sets})
+        _write(args.json, {**about(), "job": job._asdict() | {
+            "work": work._asdict(), "variants": {name: other._asdict() for name, other in variants.items()}},
+            "sets": sets})
     return 0
+
+
+def _bytes(work, entry):
+    """Bytes per weight that are kept, and that a step moves, as far as they are known."""
+    moved = entry["bytes"] / work.weights if "bytes" in entry else entry.get("moved")
+    return ["" if number is None else f"{number:.3g}" for number in (storage.kept(entry), moved)]
 
 
 def installed(chosen: list[str]) -> tuple[dict[str, list[str]], list[str]]:

@@ -3,7 +3,8 @@
 There are two bounds.  Each is C code, compiled for this CPU by the system's compiler when it is asked for:
 
     stream      reads and writes the arrays of the step as often as the rule does, and computes next to nothing:
-                a += 0 g.  It runs over the optimizer's own arrays, so its pages are the same ones.
+                a ^= 0.  It runs over the optimizer's own arrays, so its pages are the same ones, and masters, codes
+                and scales are as many bytes as they are for the step.
     divider     takes as many square roots and divisions as the rule, within the first-level cache.  It bounds a rule
                 whose arrays lie in cache.
 
@@ -21,35 +22,36 @@ import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 import optimc
+from optimc.base.narrow import BYTES, split
+from optimc.base.storage import like_of
 from optimc.cli.bench.costs import PASSES, Pass
 from optimc.cli.bench.peers import Ours, Work
 
 STREAM = """
 #include <stddef.h>
 #include <stdint.h>
-typedef {real} real;
 #ifdef __clang__
 #define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #else
 #define INDEPENDENT _Pragma("GCC ivdep")
 #endif
-static volatile {word} sink;
-void stream(const ptrdiff_t count, const ptrdiff_t *const n, real **const *const arrays, const ptrdiff_t part,
-            const ptrdiff_t parts, const real zero)
+static volatile uint64_t sink;
+void stream(const ptrdiff_t count, const ptrdiff_t *const n, void **const *const arrays, const ptrdiff_t part,
+            const ptrdiff_t parts, const uint64_t zero)
 {{
     for (ptrdiff_t k = 0; k < count; k++) {{
         {pointers}
         const ptrdiff_t end = n[k] * (part + 1) / parts;
         ptrdiff_t i = n[k] * part / parts;
-        {word} seen = 0;
         for (; i < end && (uintptr_t)({first} + i) % 64; i++) {{ {body} }}
         INDEPENDENT
         for (; i < end; i++) {{ {body} }}
-        sink = seen;
+        sink = 0{seen};
     }}
 }}
 """
@@ -115,19 +117,15 @@ def passes(work: Work, ours: Ours) -> list[Pass]:
     return steps
 
 
-def bytes_per_weight(work: Work, ours: Ours) -> int:
-    """Bytes that a step reads and writes for each weight."""
-    item = np.dtype(work.dtype).itemsize
-    return item * sum(len(one.read) + 2 * len(one.both) for one in passes(work, ours))
+def bytes_moved(work: Work, ours: Ours) -> int:
+    """Bytes that a step reads and writes."""
+    return sum(sum(array.nbytes for array in read) + 2 * sum(array.nbytes for array in both)
+               for one in passes(work, ours) for read, both in _together(ours, one))
 
 
 def stream(work: Work, ours: Ours, threads: int, only: Pass | None = None) -> Callable[[], object]:
     """Returns a function that streams the optimizer's arrays as a step does, or as one pass, on some threads."""
-    named = {"g": ours.grads, "w": ours.weights, **ours.optimizer._slots}
-    if ours.optimizer._averages:
-        named["ema"] = ours.optimizer._averages
-    calls = [_pass(work, [named[name] for name in one.read], [named[name] for name in one.both])
-             for one in ([only] if only else passes(work, ours))]
+    calls = [call for one in ([only] if only else passes(work, ours)) for call in _calls(ours, one)]
     if threads == 1:
         return lambda: [call(0, 1) for call in calls]
     pool = concurrent.futures.ThreadPoolExecutor(threads - 1)
@@ -141,29 +139,58 @@ def stream(work: Work, ours: Ours, threads: int, only: Pass | None = None) -> Ca
     return step
 
 
-def _pass(work, read, both):
-    real, word, number = {4: ("float", "uint32_t", ctypes.c_float), 8: ("double", "uint64_t", ctypes.c_double)}[
-        np.dtype(work.dtype).itemsize]
-    names = [f"r{k}" for k in range(len(read))] + [f"a{k}" for k in range(len(both))]
-    pointers = " ".join(f"{'const ' * name.startswith('r')}real *restrict const {name} = arrays[{k}][k];"
-                        for k, name in enumerate(names))
-    if both:
-        total = " + ".join(f"{name}[i]" for name in names[:len(read)])
-        body = f"const real t = ({total}) * zero; " + " ".join(f"{name}[i] += t;" for name in names[len(read):])
-    else:
-        body = " ".join(f"seen ^= ((const {word} *){name})[i];" for name in names)
-    function = compiled(STREAM.format(real=real, word=word, pointers=pointers, first=names[len(read) * bool(both)],
-                                      body=body)).stream
-    size, pointer = ctypes.c_ssize_t, ctypes.c_void_p
-    function.argtypes = [size, pointer, pointer, size, size, number]
-    function.restype = None
-    count = len(work.shapes)
-    sizes = (size * count)(*(array.size for array in read[0]))
-    rows = [(pointer * count)(*(array.ctypes.data for array in arrays)) for arrays in (*read, *both)]
-    table = (pointer * len(rows))(*(ctypes.addressof(row) for row in rows))
+def _arrays(ours, name):
+    """The arrays of numbers in which a pass finds a part of each weight: a list per weight."""
+    if name == "g":
+        return [[grad] for grad in ours.grads]
+    if name == "w":
+        masters = ours.optimizer._masters or [None] * len(ours.weights)
+        return [[weight] if master is None else [weight, master]
+                for weight, master in zip(ours.weights, masters, strict=True)]
+    arrays = ours.optimizer._averages if name == "ema" else ours.optimizer._slots[name]
+    return [split(array, like_of(weight)) if array.dtype == BYTES else [array]
+            for array, weight in zip(arrays, ours.weights, strict=True)]
 
-    def call(part, parts, keep=(rows, read, both)):
-        function(count, sizes, table, part, parts, 0.0)
+
+def _together(ours, one):
+    """Yields arrays of equal size that a pass reads, and those that it writes, too: those of a weight, its scales."""
+    named = {name: _arrays(ours, name) for name in (*one.read, *one.both)}
+    for k in range(len(ours.weights)):
+        read, both = ([array for name in names for array in named[name][k]] for names in (one.read, one.both))
+        for size in dict.fromkeys(array.size for array in (*read, *both)):
+            yield [array for array in read if array.size == size], [array for array in both if array.size == size]
+
+
+def _calls(ours, one):
+    """The functions that stream the arrays of a pass: one for all weights that are stored alike."""
+    alike: dict[Any, list[Any]] = {}
+    for read, both in _together(ours, one):
+        layout = tuple(tuple(array.itemsize for array in arrays) for arrays in (read, both))
+        alike.setdefault(layout, []).append([*read, *both])
+    return [_call(len(read), read + both, rows) for (read, both), rows in alike.items()]
+
+
+def _call(reads, items, rows):
+    """The function that streams rows of arrays with items of these sizes, of which it only reads the first few."""
+    kinds = [f"uint{8 * item}_t" for item in items]
+    pointers = " ".join(
+        f"const {kind} *restrict const a{j} = arrays[{j}][k]; {kind} seen{j} = 0;" if j < reads else
+        f"{kind} *restrict const a{j} = arrays[{j}][k]; const {kind} zero{j} = ({kind})zero;"
+        for j, kind in enumerate(kinds))
+    body = " ".join(f"seen{j} ^= a{j}[i];" if j < reads else f"a{j}[i] ^= zero{j};" for j in range(len(kinds)))
+    function = compiled(STREAM.format(
+        pointers=pointers, first=f"a{reads if reads < len(kinds) else 0}", body=body,
+        seen="".join(f" ^ seen{j}" for j in range(reads)))).stream
+    size, pointer = ctypes.c_ssize_t, ctypes.c_void_p
+    function.argtypes = [size, pointer, pointer, size, size, ctypes.c_uint64]
+    function.restype = None
+    count = len(rows)
+    sizes = (size * count)(*(row[0].size for row in rows))
+    columns = [(pointer * count)(*(row[j].ctypes.data for row in rows)) for j in range(len(kinds))]
+    table = (pointer * len(kinds))(*map(ctypes.addressof, columns))
+
+    def call(part, parts, keep=(columns, rows)):
+        function(count, sizes, table, part, parts, 0)
     return call
 
 
@@ -174,12 +201,12 @@ def divider(work: Work, ours: Ours, only: Pass | None = None) -> Callable[[], ob
     if not roots + divisions:
         return None
     real, root, number = {4: ("float", "sqrtf", ctypes.c_float), 8: ("double", "sqrt", ctypes.c_double)}[
-        np.dtype(work.dtype).itemsize]
+        work.real.itemsize]
     body = f"t = {root}(t); " * roots + "t = one / t; " * divisions
     function = compiled(DIVIDE.format(real=real, size=L1, body=body)).divide
     function.argtypes = [ctypes.c_ssize_t, number, ctypes.c_void_p, ctypes.c_void_p]
     function.restype = None
-    x, y = (np.full(L1, 1.5, work.dtype) for _ in range(2))
+    x, y = (np.full(L1, 1.5, work.real) for _ in range(2))
     n = work.weights
     return lambda: function(n, 1.0, x.ctypes.data, y.ctypes.data)
 

@@ -11,14 +11,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import optimc
 from optimc.base.names import counted
 from optimc.cli.bench.peers import Work
 
 COPIES = 20             # times the size of the weights that the largest set of peers holds at once, about
-LIBRARIES = ("numpy", "torch", "jax", "optax", "keras", "thinc", "scikit-learn")
+OWN = 8                 # times that optimc holds for a variant of the work, with a peer's, about
+LIBRARIES = ("numpy", "ml_dtypes", "torch", "jax", "optax", "keras", "thinc", "scikit-learn", "bitsandbytes",
+             "torchao")
 
 
 def cpu() -> str:
@@ -47,9 +47,9 @@ def about() -> dict[str, Any]:
     return {"date": time.strftime("%Y-%m-%d"), "cpu": cpu(), "versions": versions()}
 
 
-def needed(work: Work) -> int:
-    """Returns about how many bytes a set of peers needs for a job."""
-    return work.weights * np.dtype(work.dtype).itemsize * COPIES
+def needed(work: Work, variants: int = 0) -> int:
+    """Returns about how many bytes a set of peers needs for a job with some variants."""
+    return work.weights * work.real.itemsize * (COPIES + OWN * variants)
 
 
 def memory() -> int:

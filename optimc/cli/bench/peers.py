@@ -6,6 +6,7 @@ defaults: they make no difference to the time.
 """
 
 import functools
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from optimc import registry
+from optimc.base.narrow import CHOICES, by_slot
+from optimc.base.storage import TYPES
 
 #: does one step
 Step = Callable[[], object]
@@ -29,15 +32,37 @@ class Work(NamedTuple):
     dtype: str = "float32"
     optimizer: str = "Adam"                 # the name of a class of optimc
     arguments: dict[str, Any] = {}          # for its constructor; the others are its defaults
+    grads: str | None = None                # the dtype of the gradients; None: that of the weights
 
     @property
     def weights(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes)
 
+    @property
+    def real(self) -> np.dtype[Any]:
+        """The dtype that a step computes in."""
+        return TYPES[self.dtype].real
+
+    @property
+    def slots(self) -> set[str]:
+        """The types in which slots are asked to be stored."""
+        given = self.arguments.get("state_dtype")
+        narrow, exact = by_slot(registry.classes[self.optimizer](**self.arguments), CHOICES[0])
+        return {(given.get(slot) if isinstance(given, dict) else given) or "float32" for slot in (*narrow, *exact)}
+
+    @property
+    def narrow(self) -> bool:
+        """True if weights, gradients or slots are stored in fewer bits than a float32 has."""
+        return bool({self.dtype, self.grads, *self.slots} & {"bfloat16", "float16", "int8"})
+
     def arrays(self, seed: int) -> list[np.ndarray]:
-        """New arrays of these shapes; the numbers repeat, so that large ones are filled quickly."""
-        block = np.random.default_rng(seed).standard_normal(1 << 16).astype(self.dtype)
-        arrays = [np.empty(shape, self.dtype) for shape in self.shapes]
+        """New arrays of these shapes: weights with seed 0, else gradients.
+
+        The numbers repeat, so that large arrays are filled quickly.
+        """
+        dtype = TYPES[(self.grads if seed else None) or self.dtype].dtype
+        block = np.random.default_rng(seed).standard_normal(1 << 16).astype(dtype)
+        arrays = [np.empty(shape, dtype) for shape in self.shapes]
         for array in arrays:
             flat = array.reshape(-1)
             for start in range(0, flat.size, block.size):
@@ -61,6 +86,7 @@ class Peer(NamedTuple):
     needs: str                              # the module that must be there
     build: Callable[[Work], Step]
     threads: Callable[[int], object] | None = None      # sets the number of threads, if it can
+    stores: Callable[[Work], bool] = lambda work: not work.narrow       # true if it stores arrays as the work asks
 
 
 # ------------------------------------------------------------------------------------------- optimc
@@ -137,6 +163,7 @@ TORCH = {"SGD": "SGD", "RMSprop": "RMSprop", "Adam": "Adam", "AdamW": "AdamW", "
          "Adadelta": "Adadelta", "Adamax": "Adamax", "Nadam": "NAdam", "RAdam": "RAdam", "Rprop": "Rprop",
          "ASGD": "ASGD", "Adafactor": "Adafactor", "Muon": "Muon"}
 #: options of optimc for which torch has functions beside its optimizers
+STORAGE = ("state_dtype", "master_weights")
 TORCH_CALLS = ("loss_scale_factor", "check_finite", "global_clipnorm", "use_ema")
 
 
@@ -145,19 +172,37 @@ def torch_step(**implementation: bool) -> Callable[[Work], Step]:
     def build(work):
         import torch
         own = ("momentum", "nesterov", "centered", "amsgrad") + ("weight_decay",) * (work.optimizer == "AdamW")
-        arguments = work.only(*own, *TORCH_CALLS)
+        arguments = work.only(*own, *TORCH_CALLS, *(STORAGE if torch_stores(work) else ()))
         cls = getattr(torch.optim, TORCH.get(work.optimizer, ""), None)
         if cls is None:
             raise Unsupported(f"has no {work.optimizer}")
-        params = [torch.nn.Parameter(torch.from_numpy(w)) for w in work.arrays(0)]
-        for param, grad in zip(params, work.arrays(1), strict=True):
-            param.grad = torch.from_numpy(grad)
+        params = _torch_params(work)
         try:
             optimizer = cls(params, lr=1e-3, **{k: v for k, v in arguments.items() if k in own}, **implementation)
         except (TypeError, ValueError, RuntimeError) as error:
             raise Unsupported(str(error).splitlines()[0]) from None         # no fused= here, or no vectors
         return composed(torch, optimizer, params, arguments)
     return build
+
+
+def torch_stores(work: Work) -> bool:
+    """True for all arrays in one type without masters: torch has these, and rounds them to nearest."""
+    types = {work.dtype, work.grads or work.dtype, *work.slots}
+    return not work.narrow or (types == {"bfloat16"} and not work.arguments.get("master_weights", True))
+
+
+def _torch_params(work):
+    """torch's parameters with their gradients."""
+    import torch
+
+    def tensor(array):
+        if array.dtype.name == "bfloat16":          # torch does not know NumPy's
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+    params = [torch.nn.Parameter(tensor(w)) for w in work.arrays(0)]
+    for param, grad in zip(params, work.arrays(1), strict=True):
+        param.grad = tensor(grad)
+    return params
 
 
 def composed(torch: Any, optimizer: Any, params: list[Any], arguments: dict[str, Any]) -> Step:
@@ -188,6 +233,23 @@ def composed(torch: Any, optimizer: Any, params: list[Any], arguments: dict[str,
 def torch_threads(threads: int) -> None:
     import torch
     torch.set_num_threads(threads)
+
+
+def adam_in_8_bits(module: str) -> Callable[[Work], Step]:
+    """Returns a builder for `Adam8bit` or `AdamW8bit` of a module with optimizers for torch."""
+    def build(work):
+        import torch
+        work.only("state_dtype")
+        optimizers = importlib.import_module(module)
+        optimizer = getattr(optimizers, f"{work.optimizer}8bit")(_torch_params(work), lr=1e-3)
+        return torch.no_grad()(optimizer.step)
+    return build
+
+
+def in_8_bits(work: Work) -> bool:
+    """True for Adam or AdamW with all slots in 8 bits, and all else in float32."""
+    return work.optimizer in ("Adam", "AdamW") and work.slots == {"int8"} and work.dtype == "float32" == (
+        work.grads or work.dtype)
 
 
 # ----------------------------------------------------------------------------- optax, Keras and more
@@ -299,9 +361,9 @@ def sklearn_adam(work: Work) -> Step:
 SETS: dict[str, tuple[dict[str, str], dict[str, Peer]]] = {
     "numpy": ({}, {"NumPy out=": Peer("numpy", numpy_out), "NumPy plain": Peer("numpy", numpy_plain)}),
     "torch": ({}, {
-        "torch fused": Peer("torch", torch_step(fused=True), threads=torch_threads),
-        "torch foreach": Peer("torch", torch_step(foreach=True), threads=torch_threads),
-        "torch default": Peer("torch", torch_step(), threads=torch_threads)}),
+        "torch fused": Peer("torch", torch_step(fused=True), torch_threads, torch_stores),
+        "torch foreach": Peer("torch", torch_step(foreach=True), torch_threads, torch_stores),
+        "torch default": Peer("torch", torch_step(), torch_threads, torch_stores)}),
     "jax": ({"JAX_PLATFORMS": "cpu", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0", "NPROC": "1",
              "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"},
             {"optax jit": Peer("optax", optax_jit)}),
@@ -310,4 +372,13 @@ SETS: dict[str, tuple[dict[str, str], dict[str, Peer]]] = {
                     {"Keras on torch": Peer("keras", keras_apply, threads=torch_threads)}),
     "thinc": ({}, {"thinc": Peer("thinc", ThincAdam)}),
     "sklearn": ({}, {"scikit-learn": Peer("sklearn", sklearn_adam)}),
+    "bitsandbytes": ({}, {"bitsandbytes 8-bit": Peer(
+        "bitsandbytes", adam_in_8_bits("bitsandbytes.optim"), torch_threads, in_8_bits)}),
+    "torchao": ({}, {"torchao 8-bit": Peer(
+        "torchao", adam_in_8_bits("torchao.optim"), torch_threads, in_8_bits)}),
 }
+
+
+def suited(work: Work) -> list[str]:
+    """Returns the names of the peers that store arrays as the work asks."""
+    return [name for _, peers in SETS.values() for name, peer in peers.items() if peer.stores(work)]

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import optimc
-from optimc.cli.bench import limit
+from optimc.cli.bench import limit, storage
 from optimc.cli.bench.peers import SETS, Ours, Unsupported, Work
 from optimc.cli.bench.timing import Contestant, interleaved, said, summary
 
@@ -40,6 +40,8 @@ RIVAL = "import os; parent = os.getppid()\nwhile os.getppid() == parent:\n    su
 class Job(NamedTuple):
     """A workload and how it is timed.
 
+    `variants` are more works of optimc in the same turns, by name, with the limit and peers of those that are narrow.
+
     Everybody is timed with the first number of `threads`; optimc, the limit, and peers that can set their threads,
     with the others too.  With `pause`, each repeat is one step, after a sleep of so many seconds.  With `rival`,
     another process keeps a core busy.
@@ -54,57 +56,76 @@ class Job(NamedTuple):
     repeats: int = 25
     seconds: float = 0.02                       # how long a repeat of a quick step should take
     budget: float = 5.0                         # seconds for all repeats of a set, about; shared evenly
+    variants: dict[str, Work] = {}
 
     @classmethod
     def from_json(cls, values: list[Any]) -> "Job":
-        name, work, threads, *rest = values
-        shapes, *others = work
-        return cls(name, Work([tuple(shape) for shape in shapes], *others), tuple(threads), *rest)
+        name, work, threads, *rest, variants = values
+        works = {variant: _work(others) for variant, others in variants.items()}
+        return cls(name, _work(work), tuple(threads), *rest)._replace(variants=works)
 
 
-def with_threads(name: str, threads: int) -> str:
+def _work(values):
+    shapes, *others = values
+    return Work([tuple(shape) for shape in shapes], *others)
+
+
+def with_threads(name: str, threads: int, variant: str = "") -> str:
     """Returns a contestant's name in the results."""
-    return name if threads == 1 else f"{name}, {threads} threads"
+    return ", ".join([name, *([variant] if variant else []), *([f"{threads} threads"] if threads > 1 else [])])
 
 
 # --------------------------------------------------------------------------------------- the child
 
 
-def contestants(job: Job, set_name: str, ours: Ours) -> tuple[dict[str, Contestant], dict[str, dict[str, str]]]:
-    """Builds the contestants of a set that can do the job.
+def contestants(job: Job, set_name: str, ours: Ours, variant: str = "",
+                ) -> tuple[dict[str, Contestant], dict[str, dict[str, str]]]:
+    """Builds the contestants of a set that can do the job, or a variant of it.
 
     Returns:
         The contestants, and of the others {"error": why} or, if they have no such step, {"skipped": why}.
     """
-    built, others = {}, {}
+    work = job.variants[variant] if variant else job.work
+    built: dict[str, Contestant] = {}
+    others: dict[str, dict[str, str]] = {}
     for threads in job.threads:
-        built[with_threads(OURS, threads)] = Contestant(ours.step, _setter(optimc.set_num_threads, threads))
+        built[with_threads(OURS, threads, variant)] = Contestant(ours.step, _setter(optimc.set_num_threads, threads))
+    if variant and not work.narrow:
+        return built, others
     for name, peer in SETS[set_name][1].items():
-        if job.peers is not None and name not in job.peers:
+        if (job.peers is not None and name not in job.peers) or (variant and not peer.stores(work)):
             continue
         try:
-            step = peer.build(job.work)
+            if not peer.stores(work):
+                raise Unsupported("stores arrays otherwise")
+            step = peer.build(work)
         except Unsupported as why:
-            others[name] = {"skipped": str(why)}
+            others[with_threads(name, 1, variant)] = {"skipped": str(why)}
             continue
         except Exception as error:
-            others[name] = {"error": said(error)}
+            others[with_threads(name, 1, variant)] = {"error": said(error)}
             continue
         for threads in job.threads if peer.threads else job.threads[:1]:
             before = _setter(peer.threads, threads) if peer.threads else getattr(step, "before", None)
-            built[with_threads(name, threads)] = Contestant(step, before, getattr(step, "MOST", 1 << 30))
-    if job.work.weights >= max(LIMITED, LIMITED_EACH * len(job.work.shapes)):
+            built[with_threads(name, threads, variant)] = Contestant(step, before, getattr(step, "MOST", 1 << 30))
+    if work.weights >= max(LIMITED, LIMITED_EACH * len(work.shapes)):
         try:
-            for threads in job.threads if job.work.weights >= WORTH_THREADS else (1,):
-                built[with_threads(STREAM, threads)] = Contestant(limit.stream(job.work, ours, threads))
-            divider = limit.divider(job.work, ours)
-            if divider:
-                built[DIVIDER] = Contestant(divider)
-            for k, bounds in enumerate(limit.pass_by_pass(job.work, ours)):
-                built.update({f"{PASSES} {k} {i}": Contestant(step) for i, step in enumerate(bounds)})
+            built |= _limits(job, work, ours, variant)
         except limit.NoLimit as error:
-            others[STREAM] = {"error": str(error)}
+            others[with_threads(STREAM, 1, variant)] = {"error": str(error)}
     return built, others
+
+
+def _limits(job, work, ours, variant):
+    """The machine's limits; those of arithmetic are the same for all variants."""
+    built = {with_threads(STREAM, threads, variant): Contestant(limit.stream(work, ours, threads))
+             for threads in (job.threads if work.weights >= WORTH_THREADS else (1,))}
+    divider = None if variant else limit.divider(work, ours)
+    if divider:
+        built[DIVIDER] = Contestant(divider)
+    for k, bounds in enumerate([] if variant else limit.pass_by_pass(work, ours)):
+        built.update({f"{PASSES} {k} {i}": Contestant(step) for i, step in enumerate(bounds)})
+    return built
 
 
 def _setter(function, threads):
@@ -113,8 +134,18 @@ def _setter(function, threads):
 
 def measure(job: Job, set_name: str) -> dict[str, dict[str, Any]]:
     """The figures of a job, by contestant; {"error": why} for one that failed, {"skipped": why} for one not timed."""
-    ours = Ours(job.work)
-    built, others = contestants(job, set_name, ours)
+    works = {"": job.work, **job.variants}
+    everyone: dict[str, Ours] = {}
+    built: dict[str, Contestant] = {}
+    others: dict[str, dict[str, str]] = {}
+    for variant, work in works.items():
+        try:
+            everyone[variant] = Ours(work)
+        except (ImportError, ValueError) as error:
+            others[with_threads(OURS, 1, variant)] = {"error": said(error)}
+            continue
+        more, failed = contestants(job, set_name, everyone[variant], variant)
+        built, others = built | more, others | failed
     rival = subprocess.Popen([sys.executable, "-c", RIVAL]) if job.rival else None
     try:
         times = interleaved(built, job.repeats, job.seconds, job.budget, job.pause)
@@ -127,8 +158,12 @@ def measure(job: Job, set_name: str) -> dict[str, dict[str, Any]]:
         for name, measured in times.items()}
     results |= others
     _add_passes(results)
-    if "median" in results.get(STREAM, {}):
-        results[STREAM]["bytes"] = job.work.weights * limit.bytes_per_weight(job.work, ours)
+    for variant, ours in everyone.items():
+        entry, least = (results.get(with_threads(name, 1, variant), {}) for name in (OURS, STREAM))
+        if "median" in least:
+            least["bytes"] = limit.bytes_moved(works[variant], ours)
+        if "median" in entry and (variant or job.variants):
+            entry |= storage.sizes(works[variant], ours)
     return results
 
 

@@ -34,18 +34,20 @@ def duration(nanoseconds: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(max(value, 0.1))))}f} {unit}"
 
 
-def bound(figures: dict[str, dict[str, Any]], threads: int = 1, key: str = "median") -> float | None:
+def bound(figures: dict[str, dict[str, Any]], threads: int = 1, key: str = "median", variant: str = "",
+          ) -> float | None:
     """Returns the least time in ns that the machine allows for a step, if it was measured; or another of its keys."""
-    stream = figures.get(with_threads(STREAM, threads), {}).get(key)
+    stream = figures.get(with_threads(STREAM, threads, variant), {}).get(key)
     if stream is None:
         return None
     return max(stream, *(figures.get(name, {}).get(key, 0) / threads for name in (DIVIDER, PASSES)))
 
 
-def share(figures: dict[str, dict[str, Any]], threads: int = 1) -> float | None:
+def share(figures: dict[str, dict[str, Any]], threads: int = 1, variant: str = "") -> float | None:
     """Returns the share of the machine's limit that optimc reaches: the median of all processes."""
     key = "ratio" if "ratio" in figures.get(OURS, {}) else "median"
-    least, ours = bound(figures, threads, key), figures.get(with_threads(OURS, threads), {}).get(key)
+    ours = figures.get(with_threads(OURS, threads, variant), {}).get(key)
+    least = bound(figures, threads, key, variant)
     return least / ours if least and ours else None
 
 
@@ -58,14 +60,13 @@ def _swing(entry):
     return entry.get("swing", entry["max"] / entry["min"])
 
 
-def too_noisy(figures: dict[str, dict[str, Any]], threads: int = 1) -> bool:
+def too_noisy(figures: dict[str, dict[str, Any]], threads: int = 1, variant: str = "") -> bool:
     """True if a busy machine spoilt the times of optimc or of the limit on so many threads."""
-    reached = share(figures, threads)
-    return ((reached or 0) > BEYOND
-            or swing(figures, with_threads(OURS, threads), with_threads(STREAM, threads), DIVIDER, PASSES) > SWING)
+    timed = (with_threads(name, threads, variant) for name in (OURS, STREAM))
+    return (share(figures, threads, variant) or 0) > BEYOND or swing(figures, *timed, DIVIDER, PASSES) > SWING
 
 
-def share_of_limit(figures: dict[str, dict[str, Any]], threads: int = 1) -> str:
+def share_of_limit(figures: dict[str, dict[str, Any]], threads: int = 1, variant: str = "") -> str:
     """Writes the share of the machine's limit that optimc reaches; never above 100 %, and empty if not measured.
 
     Tables, notebooks and `bench` all write it with this function.
@@ -83,10 +84,10 @@ def share_of_limit(figures: dict[str, dict[str, Any]], threads: int = 1) -> str:
         >>> share_of_limit({"optimc": times(10.0, slowest=5), "limit: memory": times(9.0)})
         'too noisy to judge'
     """
-    reached = share(figures, threads)
+    reached = share(figures, threads, variant)
     if reached is None:
         return ""
-    if too_noisy(figures, threads):
+    if too_noisy(figures, threads, variant):
         return NOISY
     return f"{reached:.0%}" if reached < 0.995 else "at the limit"
 
@@ -153,6 +154,9 @@ def recommendation(work: Work, threads: Sequence[int], sets: dict[str, dict[str,
     said = []
     if ratios:
         said.append(_choice(work, best, ratios[best]))
+    other = next((name for name in figures if name.startswith(f"{OURS}, float") and not name.endswith("threads")), "")
+    if other:
+        said.append(f"In {other.partition(', ')[2]}, a step takes {multiple(figures[other]['ratio'])} times as long.")
     one, many = figures.get(OURS, {}), figures.get(with_threads(OURS, threads[-1]), {})
     if len(threads) > 1 and "median" in one and "median" in many:
         gain = 1 / many["ratio"]
