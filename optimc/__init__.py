@@ -16,6 +16,7 @@ Importing it needs NumPy and nothing else.  Contents:
     by name         get("adam", learning_rate=0.1); serialize and deserialize a configuration
     schedules       help(optimc.schedules): values that change with the step, such as schedules.CosineDecay
     wrappers        LossScaleOptimizer; MultiOptimizer with OptimizerMap: an optimizer for each group of weights
+    rows            Rows(indices, values): a gradient of some rows of a table, as of an embedding
     state           opt.slots, opt.iterations, opt.state_dict()
     checkpoints     opt.save(path), load(path), CheckpointError
     taking over     from_keras, from_torch: continue from a live optimizer of Keras or torch
@@ -36,7 +37,7 @@ except ModuleNotFoundError as _error:
                       "`pip install -e .` there, or leave the folder to import an installed optimc") from None
 
 from optimc import optimizers, schedules
-from optimc._core import get_num_threads, isa, set_num_threads
+from optimc._core import Rows, get_num_threads, isa, set_num_threads
 from optimc.base import lazy as _lazy
 from optimc.base.optimizer import Optimizer
 from optimc.checkpoint import CheckpointError, load
@@ -73,7 +74,7 @@ def show_config() -> None:
 
 __all__ = [
     *optimizers.__all__,
-    "CheckpointError", "LossScaleOptimizer", "MultiOptimizer", "Muon", "Optimizer", "OptimizerMap", "deserialize",
-    "from_keras", "from_torch", "get", "get_num_threads", "isa", "load", "schedules", "serialize", "set_num_threads",
-    "show_config",
+    "CheckpointError", "LossScaleOptimizer", "MultiOptimizer", "Muon", "Optimizer", "OptimizerMap", "Rows",
+    "deserialize", "from_keras", "from_torch", "get", "get_num_threads", "isa", "load", "schedules", "serialize",
+    "set_num_threads", "show_config",
 ]

@@ -1,7 +1,7 @@
 /* internal.h - the structures of a plan, and small functions that all its files use.
 
-   plan.c makes a plan, overlap.c keeps its ranges apart, take.c refuses, run.c reads and writes.  No other file
-   includes this one. */
+   plan.c makes a plan, overlap.c keeps its ranges apart, take.c refuses, rows.c sorts gradients that are rows, run.c
+   reads and writes.  No other file includes this one. */
 #ifndef OPTIMC_PLAN_INTERNAL_H
 #define OPTIMC_PLAN_INTERNAL_H
 
@@ -16,6 +16,29 @@ struct array {
     enum codec codec;                       /* NO_CODEC if the kernel reads and writes it in place */
 };
 
+/* The chunks of the rows of a weight, at most; the elements of one, about. */
+enum { MAX_ROW_CHUNKS = 256, ROW_CHUNK = 8192 };
+
+/* A row that is present in a step. */
+struct visit {
+    uint32_t row, key;                      /* its first key among the sorted */
+    uint32_t given, place;                  /* how many values it has in this step; the place of the first */
+};
+
+/* The rows of a weight whose gradient is rows, or was: see rows.c. */
+struct rows {
+    size_t capacity, given, width;          /* room for indices; those of this step; elements of a row */
+    uint64_t *keys, *spare;                 /* row << 32 | place among the indices, sorted; room for sorting */
+    struct visit *visits, *sorted;          /* the rows present, as they first occur; by their numbers */
+    size_t present, per_chunk, n_chunks;
+    uint64_t taken;                         /* the last step with such a gradient */
+    int ready;                              /* whether its keys are sorted */
+    uint32_t *waiting;                      /* rows with gradients that were accumulated since the last update */
+    size_t n_waiting;
+    ptrdiff_t *shape;                       /* of the values */
+    double agreed[MAX_ROW_CHUNKS];          /* elements that a cautious step moves, by chunks */
+};
+
 struct weight {
     struct array self;
     const char *gradient;                   /* of this step, if the kernel can read it as it is */
@@ -28,7 +51,9 @@ struct weight {
     int f_order, ndim;
     enum kernel kernel;
     int variant;                            /* the flags of its kernel */
-    int waiting;                            /* its accumulator holds gradients since its last update */
+    enum waiting waiting;                   /* its accumulator holds gradients since its last update */
+    struct rows *rows;                      /* NULL as long as no gradient was rows */
+    int by_rows;                            /* in this step only its rows that are present are visited */
     int coded;                              /* it or a slot has a codec */
     const struct fused *fused, *fused_half; /* loops for its codes, and those of such a gradient; or NULL */
     uint64_t number, begin;                 /* as in struct binding */
@@ -84,6 +109,8 @@ struct plan {
     struct memory memory;
     const struct request *request;          /* the one in progress */
     uint64_t step;
+    int has_rows;                           /* whether a gradient of a weight was ever rows */
+    size_t n_by_rows;                       /* weights that are stepped by rows */
     double cost, whole_cost;                /* of the gradients taken; of those of all weights */
 };
 
@@ -166,6 +193,33 @@ static inline double weight_cost(const struct plan *plan, const struct weight *w
     return (double)weight->size * plan->rows[weight->row].cost * (weight->coded ? 2 : 1);
 }
 
+/* The same for n rows of it: what lies in memory at random takes time of its own. */
+static inline double rows_cost(const struct plan *plan, const struct weight *weight, size_t n)
+{
+    enum { FIND = 60 };
+    const double row = weight->shape[0] ? weight_cost(plan, weight) / (double)weight->shape[0] : 0;
+    return (double)n * (row + FIND);
+}
+
+/* Notes where the gradient of a weight lies, which has the shape of the weight, or `shape`. */
+void optimc_source_set(struct weight *weight, const struct view *view, const ptrdiff_t *shape);
+
+/* Rows.
+   - width is the number of elements of a row.
+   - prepare finds the weights that are stepped by rows, and sorts their rows; it can be called again.
+   - chunks counts the chunks of all such rows; chunk finds the weight that one belongs to, and its number there.
+   - end notes the rows that wait after a step.
+   - recall finds them in an accumulator.  A row whose sums are all 0 has a -0, so that it can be told from one
+     without gradients.
+   - drop gives back the memory. */
+size_t optimc_rows_width(const struct weight *weight);
+void optimc_rows_prepare(struct plan *plan);
+size_t optimc_rows_chunks(const struct plan *plan);
+const struct weight *optimc_rows_chunk(const struct plan *plan, size_t *chunk);
+void optimc_rows_end(const struct plan *plan, struct weight *weight);
+enum fault optimc_rows_recall(struct plan *plan, struct weight *weight);
+void optimc_rows_drop(struct plan *plan, struct rows *rows);
+
 /* The slots of a factored second moment: of the weight's shape, without its last axis, without its last but one. */
 enum { MOMENT_SLOT, ROW_SLOT, COLUMN_SLOT };
 
@@ -177,6 +231,12 @@ void optimc_range_add(struct plan *plan, const struct array *array, int part);
 /* Sorts the ranges by where the arrays lie now.  FAULT_OVERLAP and two places if any share memory; then the ranges
    stay as they were. */
 enum fault optimc_range_sort(struct plan *plan, struct place overlap[2]);
+
+/* 1 if a view touches a range, whose place it then tells. */
+int optimc_range_meets(const struct plan *plan, const struct view *view, struct place *overlap);
+
+/* The bytes that a view touches. */
+void optimc_extent(const struct view *view, const char **low, const char **high);
 
 /* The range that holds the first byte at or after `low`, as an index; n_ranges if there is none. */
 size_t optimc_range_after(const struct plan *plan, const char *low);

@@ -56,6 +56,30 @@ enum fault optimc_range_sort(struct plan *plan, struct place overlap[2])
     return FINE;
 }
 
+void optimc_extent(const struct view *view, const char **low, const char **high)
+{
+    *low = view->data;
+    *high = view->data + view->itemsize;
+    for (int k = 0; k < view->ndim; k++) {
+        const ptrdiff_t reach = view->strides[k] * (view->shape[k] - 1);
+        if (reach < 0)
+            *low += reach;
+        else
+            *high += reach;
+    }
+}
+
+int optimc_range_meets(const struct plan *plan, const struct view *view, struct place *overlap)
+{
+    const char *low, *high;
+    optimc_extent(view, &low, &high);
+    const size_t at = optimc_range_after(plan, low);
+    if (at == plan->n_ranges || plan->ranges[at].low >= high)
+        return 0;
+    *overlap = plan->ranges[at].place;
+    return 1;
+}
+
 size_t optimc_range_after(const struct plan *plan, const char *low)
 {
     size_t a = 0, b = plan->n_ranges;

@@ -64,6 +64,9 @@ void optimc_plan_free(struct plan *plan)
     for (size_t i = 0; i < plan->n_weights; i++) {
         plan->memory.give(plan->weights[i].shape);
         plan->memory.give(plan->weights[i].column_sums);
+        if (plan->weights[i].rows)
+            optimc_rows_drop(plan, plan->weights[i].rows);
+        plan->memory.give(plan->weights[i].rows);
     }
     plan->memory.give(plan->weights);
     plan->memory.give(plan->rows);
@@ -278,6 +281,13 @@ enum fault optimc_plan_add(struct plan *plan, const struct view *view, const str
         plan->n_ranges = ranges;
         plan->memory.give(weight->shape);
         return fault;
+    }
+    if (weight->waiting == WAITS_BY_ROWS && optimc_rows_recall(plan, weight)) {
+        plan->n_ranges = ranges;
+        plan->memory.give(weight->rows);
+        plan->memory.give(weight->column_sums);
+        plan->memory.give(weight->shape);
+        return FAULT_MEMORY;
     }
     set_codecs(weight);
     weight->row = row_for(plan, weight->real_type, binding);

@@ -35,6 +35,10 @@ enum fault {
     FAULT_OVERLAP,
     FAULT_NO_MEMORY,                        /* it has elements, and lies nowhere */
     FAULT_REPEATED,                         /* the weight, or its gradient, came twice in a step */
+    FAULT_WHOLE,                            /* rows for a rule that looks at whole weights, */
+    FAULT_ROWS,                             /* for a weight that has none in C order, or too many, */
+    FAULT_BLOCKS,                           /* for one with a slot in 8 bits, whose blocks hold parts of several */
+    FAULT_INDEX,                            /* an index that is no row */
     FAULT_MEMORY,
 };
 
@@ -66,6 +70,9 @@ struct request {
 };
 
 struct plan;
+
+/* The gradients that an accumulator holds since the last update: of the whole weight, or of rows only. */
+enum waiting { WAITS_FOR_NONE, WAITS_WHOLE, WAITS_BY_ROWS };
 
 /* The allocator of a plan: two functions like calloc and free of the C library. */
 struct memory {
@@ -105,7 +112,7 @@ struct binding {
     size_t group;
     int decay;                              /* the index of its weight decay in the group's values, or -1 */
     double factor;                          /* its coefficients may depend on this beside the group */
-    int waiting;                            /* its accumulator holds gradients */
+    enum waiting waiting;                   /* its accumulator holds gradients */
     uint64_t number, begin;                 /* its number; where it begins in the weight of this number: both choose
                                                random numbers */
     const struct view *slots, *average, *accumulator, *master;      /* a float16 weight without a master has gradients
@@ -146,12 +153,19 @@ enum fault optimc_plan_move(struct plan *plan, struct place overlap[2]);
 enum fault optimc_plan_take(struct plan *plan, size_t index, const struct view *gradient,
     struct place *overlap);
 
+/* A gradient that is rows of its weight: row indices[k] += values[k].  The indices are integers, of one axis. */
+struct row_views { const struct view *indices, *values; int is_signed; };
+
+/* The same as take.  On FAULT_INDEX `at` is the first index that is no row. */
+enum fault optimc_plan_take_rows(struct plan *plan, size_t index, const struct row_views *given, size_t *at,
+    struct place *overlap);
+
 /* A rough cost of the gradients taken so far, and of those of all weights: nanoseconds on one thread. */
 double optimc_plan_cost(const struct plan *plan);
 double optimc_plan_whole_cost(const struct plan *plan);
 
-/* 1 if gradients of a weight were accumulated since its last update. */
-int optimc_plan_waits(const struct plan *plan, size_t index);
+/* The gradients of a weight that were accumulated since its last update. */
+enum waiting optimc_plan_waits(const struct plan *plan, size_t index);
 
 /* Between the halves: reads the gradients once, for the norms that clipping needs.  With request->check it also
    checks that the gradients and the norms that clip them are finite.  Gradients that are only accumulated are checked

@@ -1,7 +1,8 @@
 /* run.c - a step over all gradients taken: the survey, which reads, and the phases that write.
 
-   A phase is a task over the pieces of the plan, in chunks that the pool shares between threads.  The tasks are in
-   gradient.inc, measure.inc, factored.inc and run.inc, stamped for float and for double.  Nothing here can fail:
+   A phase is a task over the pieces of the plan, and over the rows of weights that are stepped by rows, in chunks
+   that the pool shares between threads.  The tasks are in gradient.inc, measure.inc, factored.inc, run.inc and
+   rows.inc, stamped for float and for double.  Nothing here can fail:
    take.c has refused what cannot be stepped. */
 
 #include <math.h>
@@ -119,14 +120,16 @@ static struct keys keys_of(const struct plan *plan, const struct weight *weight)
 
 /* The tasks of one real type. */
 typedef void piece_task(const struct plan *plan, const struct weight *weight, size_t begin, size_t end);
-enum phase { SURVEY, COUNT, MEASURE, PHASES };        /* over pieces, before the update */
+typedef void gradient_task(const struct plan *plan, const struct weight *weight, size_t begin, size_t end, void *to);
+enum phase { SURVEY, COUNT, MEASURE, UPDATE, BEGIN_AVERAGE, PHASES };
 
 struct tasks {
     void (*fill)(const struct plan *plan, struct row *row);
-    piece_task *phases[PHASES], *update;
+    piece_task *phases[PHASES], *row_phases[PHASES];        /* over elements; over rows that are present */
     int (*finite)(const struct plan *plan, const struct weight *weight);
+    int (*rows_are_finite)(const struct plan *plan, const struct weight *weight);
     void (*factored)(const struct plan *plan, const struct weight *weight);
-    void (*gradient)(const struct plan *plan, const struct weight *weight, size_t begin, size_t end, void *to);
+    gradient_task *gradient, *gradient_of_rows;
 };
 
 #define real float
@@ -137,6 +140,7 @@ struct tasks {
 #include "plan/measure.inc"
 #include "plan/factored.inc"
 #include "plan/run.inc"
+#include "plan/rows.inc"
 
 #define real double
 #define TYPED f64
@@ -146,28 +150,81 @@ struct tasks {
 #include "plan/measure.inc"
 #include "plan/factored.inc"
 #include "plan/run.inc"
+#include "plan/rows.inc"
 
 static const struct tasks *tasks_of(enum type real_type)
 {
     return real_type == TYPE_F32 ? &tasks_f32 : &tasks_f64;
 }
 
-/* ------------------------------------------------------------------------------- the survey, which reads - */
+/* ------------------------------------------------------------------------------------------- phases - */
 
-/* Runs a phase over the pieces of a chunk. */
+/* The elements of a weight before its first cache line, if it is worth aligning. */
+static size_t head_of(const struct weight *weight)
+{
+    return weight->size >= WORTH_ALIGNING && !weight->coded ? to_line(weight, 0) : 0;
+}
+
+/* Runs a phase over the pieces of a chunk.  In an update the edges of pieces move to cache lines, so that only the
+   first piece of a weight begins within a line. */
 static void each_piece(const struct plan *plan, size_t chunk, enum phase phase)
 {
     for (size_t i = plan->chunks[chunk]; i < plan->chunks[chunk + 1]; i++) {
         const struct piece *piece = &plan->pieces[i];
         const struct weight *weight = &plan->weights[piece->weight];
-        tasks_of(weight->real_type)->phases[phase](plan, weight, piece->begin, piece->end);
+        if (weight->by_rows != (phase == BEGIN_AVERAGE))
+            continue;
+        const size_t head = phase == UPDATE ? head_of(weight) : 0;
+        const size_t begin = piece->begin ? piece->begin + head : 0;
+        const size_t end = piece->end + head < weight->size ? piece->end + head : weight->size;
+        if (begin < end)
+            tasks_of(weight->real_type)->phases[phase](plan, weight, begin, end);
     }
 }
 
-static void survey(void *plan, size_t chunk)
+/* Runs a phase over rows: `chunk` counts over all weights that are stepped by rows. */
+static void each_visit(const struct plan *plan, size_t chunk, enum phase phase)
 {
-    each_piece(plan, chunk, SURVEY);
+    const struct weight *weight = optimc_rows_chunk(plan, &chunk);
+    const struct rows *rows = weight->rows;
+    const size_t begin = chunk * rows->per_chunk, end = begin + rows->per_chunk;
+    tasks_of(weight->real_type)->row_phases[phase](plan, weight, begin, end < rows->present ? end : rows->present);
 }
+
+/* A phase in progress: its first tasks are runs of chunks of pieces, those after them chunks of rows.  A table has
+   thousands of chunks that a step by rows passes over, so that several are one task then. */
+struct job { const struct plan *plan; enum phase phase; size_t runs; };
+
+static void run_task(void *context, size_t task)
+{
+    const struct job *job = context;
+    const struct plan *plan = job->plan;
+    if (task >= job->runs)
+        each_visit(plan, task - job->runs, job->phase);
+    else if (job->runs == plan->n_chunks)
+        each_piece(plan, task, job->phase);
+    else
+        for (size_t i = task * plan->n_chunks / job->runs; i < (task + 1) * plan->n_chunks / job->runs; i++)
+            each_piece(plan, i, job->phase);
+}
+
+static void run_phase(const struct plan *plan, enum phase phase)
+{
+    enum { RUNS = 64 };
+    const size_t rows = phase == BEGIN_AVERAGE ? 0 : optimc_rows_chunks(plan);
+    struct job job = {plan, phase, plan->n_by_rows && plan->n_chunks > RUNS ? RUNS : plan->n_chunks};
+    optimc_pool_run(run_task, &job, job.runs + rows, plan->cost);
+}
+
+/* Begins a half of a step. */
+static void begin_half(struct plan *plan, const struct request *request)
+{
+    plan->request = request;
+    if (plan->has_rows)
+        optimc_rows_prepare(plan);
+}
+
+/* ------------------------------------------------------------------------------- the survey, which reads - */
 
 /* The norm of all gradients together, from the squares of the weights. */
 static double norm_of(const struct plan *plan)
@@ -209,20 +266,25 @@ static void set_norm(const struct plan *plan, struct request *request)
 ptrdiff_t optimc_plan_survey(struct plan *plan, struct request *request)
 {
     int needed = request->check;
-    plan->request = request;
+    begin_half(plan, request);
     for (size_t i = 0; i < plan->n_rows && request->update && !needed; i++)
         needed = clips_by_norm(plan, &plan->rows[i]);
     if (!needed)
         return -1;
-    optimc_pool_run(survey, plan, plan->n_chunks, plan->cost);
+    for (size_t i = 0; plan->n_by_rows && i < plan->n_weights; i++)
+        if (plan->weights[i].by_rows)       /* most of its blocks have no row that is present */
+            memset(plan->sums[0] + plan->weights[i].first_block, 0,
+                blocks(plan->weights[i].size) * sizeof **plan->sums);
+    run_phase(plan, SURVEY);
     for (size_t i = 0; i < plan->n_weights; i++) {
         struct weight *weight = &plan->weights[i];
         if (!takes_part(plan, weight))
             continue;
         weight->square = total(plan, weight, 0);
         if (request->check && !isfinite(weight->square)) {
+            const struct tasks *tasks = tasks_of(weight->real_type);
             const int finite = weight->taken != plan->step
-                || tasks_of(weight->real_type)->finite(plan, weight);
+                || (weight->by_rows ? tasks->rows_are_finite : tasks->finite)(plan, weight);
             request->overflow = finite ? OWN_NORM : NO_NORM;
             if (!finite || clips_by_norm(plan, &plan->rows[weight->row]))
                 return (ptrdiff_t)i;
@@ -253,16 +315,6 @@ void optimc_plan_refold(struct plan *plan, struct request *request, const double
 /* The phases before the update read the gradient too.  Each phase is a region of the pool; the sums of each weight
    are added up after it. */
 
-static void count(void *plan, size_t chunk)
-{
-    each_piece(plan, chunk, COUNT);
-}
-
-static void measure(void *plan, size_t chunk)
-{
-    each_piece(plan, chunk, MEASURE);
-}
-
 /* Handles every MAX_CHUNKS-th weight, because a plan may have more weights than the pool takes chunks. */
 static void factored(void *context, size_t chunk)
 {
@@ -274,29 +326,20 @@ static void factored(void *context, size_t chunk)
     }
 }
 
-/* Updates the pieces of a chunk.  The edges of pieces move to cache lines, so that only the first piece of a
-   weight begins within a line. */
-static void update(void *context, size_t chunk)
-{
-    const struct plan *plan = context;
-    for (size_t i = plan->chunks[chunk]; i < plan->chunks[chunk + 1]; i++) {
-        const struct piece *piece = &plan->pieces[i];
-        const struct weight *weight = &plan->weights[piece->weight];
-        const size_t head = weight->size >= WORTH_ALIGNING && !weight->coded ? to_line(weight, 0) : 0;
-        const size_t begin = piece->begin ? piece->begin + head : 0;
-        const size_t end = piece->end + head < weight->size ? piece->end + head : weight->size;
-        if (begin < end)
-            tasks_of(weight->real_type)->update(plan, weight, begin, end);
-    }
-}
-
-/* Finds the factor of each weight's cautious step: its elements over the elements that the step moves. */
+/* Finds the factor of each weight's cautious step: its elements over the elements that the step moves; by rows, those
+   of the rows that are present. */
 static void find_shares(struct plan *plan)
 {
-    optimc_pool_run(count, plan, plan->n_chunks, plan->cost);
-    for (size_t i = 0; i < plan->n_weights; i++)
-        if (takes_part(plan, &plan->weights[i]))
-            plan->weights[i].ratio = (double)plan->weights[i].size / (total(plan, &plan->weights[i], 0) + 1);
+    run_phase(plan, COUNT);
+    for (size_t i = 0; i < plan->n_weights; i++) {
+        struct weight *weight = &plan->weights[i];
+        const struct rows *rows = weight->rows;
+        if (!takes_part(plan, weight))
+            continue;
+        const size_t size = weight->by_rows ? rows->present * rows->width : weight->size;
+        const double moved = weight->by_rows ? add_up(rows->agreed, rows->n_chunks) : total(plan, weight, 0);
+        weight->ratio = (double)size / (moved + 1);
+    }
 }
 
 /* Adds up the sums that the rules of the weights measure.  A factored weight is one task; others are measured by
@@ -304,7 +347,7 @@ static void find_shares(struct plan *plan)
 static void find_totals(struct plan *plan)
 {
     if (plan->measures)
-        optimc_pool_run(measure, plan, plan->n_chunks, plan->cost);
+        run_phase(plan, MEASURE);
     if (plan->factors)
         optimc_pool_run(factored, plan, plan->n_weights < MAX_CHUNKS ? plan->n_weights : MAX_CHUNKS, plan->cost);
     for (size_t i = 0; i < plan->n_weights; i++) {
@@ -346,14 +389,15 @@ void optimc_plan_gradient(struct plan *plan, const struct request *request, size
     size_t end, void *to)
 {
     const struct weight *weight = &plan->weights[index];
-    plan->request = request;
+    begin_half(plan, request);
     fill(plan);
-    tasks_of(weight->real_type)->gradient(plan, weight, begin, end, to);
+    const struct tasks *tasks = tasks_of(weight->real_type);
+    (weight->by_rows ? tasks->gradient_of_rows : tasks->gradient)(plan, weight, begin, end, to);
 }
 
 void optimc_plan_start(struct plan *plan, const struct request *request)
 {
-    plan->request = request;
+    begin_half(plan, request);
     fill(plan);
     if (request->update && (plan->measures || plan->factors))
         find_totals(plan);
@@ -364,16 +408,25 @@ void optimc_plan_start(struct plan *plan, const struct request *request)
 void optimc_plan_end(struct plan *plan)
 {
     const struct request *request = plan->request;
-    if (request->accumulate > 1)
-        for (size_t i = 0; i < plan->n_weights; i++)
-            if (plan->weights[i].taken == plan->step || request->update)
-                plan->weights[i].waiting = !request->update;
+    if (request->accumulate == 1)
+        return;
+    for (size_t i = 0; i < plan->n_weights; i++) {
+        struct weight *weight = &plan->weights[i];
+        if (weight->taken != plan->step && !request->update)
+            continue;
+        if (weight->rows)
+            optimc_rows_end(plan, weight);
+        weight->waiting = request->update ? WAITS_FOR_NONE
+            : weight->by_rows && weight->waiting != WAITS_WHOLE ? WAITS_BY_ROWS : WAITS_WHOLE;
+    }
 }
 
 void optimc_plan_run(struct plan *plan, const struct request *request)
 {
     optimc_plan_start(plan, request);
-    optimc_pool_run(update, plan, plan->n_chunks, plan->cost);
+    if (plan->n_by_rows && request->t == 1)
+        run_phase(plan, BEGIN_AVERAGE);
+    run_phase(plan, UPDATE);
     optimc_plan_end(plan);
 }
 
@@ -396,7 +449,7 @@ static void update_span(void *context, size_t chunk)
         const size_t begin = low < span->begin ? span->begin : low;
         const size_t end = high < span->end ? high : span->end;
         if (weight->self.type == span->type && begin < end)
-            tasks_of(weight->real_type)->update(plan, weight, begin - weight->first, end - weight->first);
+            tasks_of(weight->real_type)->phases[UPDATE](plan, weight, begin - weight->first, end - weight->first);
     }
 }
 

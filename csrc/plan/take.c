@@ -86,17 +86,19 @@ void optimc_plan_begin(struct plan *plan)
         settle(plan, 1);
 }
 
-/* The bytes a view touches. */
-static void extent(const struct view *view, const char **low, const char **high)
+void optimc_source_set(struct weight *weight, const struct view *view, const ptrdiff_t *shape)
 {
-    *low = view->data;
-    *high = view->data + view->itemsize;
-    for (int k = 0; k < view->ndim; k++) {
-        const ptrdiff_t reach = view->strides[k] * (view->shape[k] - 1);
-        if (reach < 0)
-            *low += reach;
-        else
-            *high += reach;
+    const int lies_like = !view->swapped && view->aligned && (weight->f_order ? view->f_order : view->c_order);
+    weight->gradient = view->data;
+    const int halves = view->type == TYPE_BF16 || view->type == TYPE_F16;
+    weight->half_gradient = halves && lies_like ? view->data : NULL;
+    if (view->type != (int)weight->real_type || !lies_like) {
+        weight->gradient = NULL;
+        ptrdiff_t *const strides = weight->shape + view->ndim;  /* a copy: the owner may reshape */
+        if (view->ndim)
+            memcpy(strides, view->strides, (size_t)view->ndim * sizeof *strides);
+        weight->source = (struct source){view->data, shape, strides, view->itemsize,
+            view->ndim, view->type, view->swapped, weight->f_order};
     }
 }
 
@@ -117,29 +119,15 @@ enum fault optimc_plan_take(struct plan *plan, size_t index, const struct view *
         if (!view->data)
             return FAULT_NO_MEMORY;
         const char *low, *high;
-        extent(view, &low, &high);
+        optimc_extent(view, &low, &high);
         if (low != weight->clear_low || high != weight->clear_high) {
-            const size_t at = optimc_range_after(plan, low);
-            if (at < plan->n_ranges && plan->ranges[at].low < high) {
-                *overlap = plan->ranges[at].place;
+            if (optimc_range_meets(plan, view, overlap))
                 return FAULT_OVERLAP;
-            }
             weight->clear_low = low;
             weight->clear_high = high;
         }
     }
-    const int lies_like = !view->swapped && view->aligned && (weight->f_order ? view->f_order : view->c_order);
-    weight->gradient = view->data;
-    const int halves = view->type == TYPE_BF16 || view->type == TYPE_F16;
-    weight->half_gradient = halves && lies_like ? view->data : NULL;
-    if (view->type != (int)weight->real_type || !lies_like) {
-        weight->gradient = NULL;
-        ptrdiff_t *const strides = weight->shape + view->ndim;  /* a copy: the owner may reshape */
-        if (view->ndim)
-            memcpy(strides, view->strides, (size_t)view->ndim * sizeof *strides);
-        weight->source = (struct source){view->data, weight->shape, strides, view->itemsize,
-            view->ndim, view->type, view->swapped, weight->f_order};
-    }
+    optimc_source_set(weight, view, weight->shape);
     weight->taken = plan->step;
     plan->cost += weight_cost(plan, weight);
     return FINE;
@@ -155,7 +143,7 @@ double optimc_plan_whole_cost(const struct plan *plan)
     return plan->whole_cost;
 }
 
-int optimc_plan_waits(const struct plan *plan, size_t index)
+enum waiting optimc_plan_waits(const struct plan *plan, size_t index)
 {
     return plan->weights[index].waiting;
 }

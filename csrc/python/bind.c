@@ -137,7 +137,7 @@ static PyObject *hold_now(Optimizer *self, PyObject *args)
 BETWEEN_STEPS(hold)
 
 PyDoc_STRVAR(waiting_doc, "_waiting($self, /)\n--\n\n"
-"For each weight, whether gradients were accumulated since its last update.");
+"For each weight, the gradients that were accumulated since its last update: 0 none, 1 some, 2 rows of some.");
 
 static PyObject *waiting_now(Optimizer *self, PyObject *Py_UNUSED(ignored))
 {
@@ -145,7 +145,7 @@ static PyObject *waiting_now(Optimizer *self, PyObject *Py_UNUSED(ignored))
     const size_t n = plan ? optimc_plan_weights(plan->core) : 0;
     PyObject *waiting = PyTuple_New((Py_ssize_t)n);
     for (size_t i = 0; waiting && i < n; i++)
-        PyTuple_SET_ITEM(waiting, (Py_ssize_t)i, PyBool_FromLong(optimc_plan_waits(plan->core, i)));
+        PyTuple_SET_ITEM(waiting, (Py_ssize_t)i, PyLong_FromLong(optimc_plan_waits(plan->core, i)));
     Py_XDECREF(plan);
     return waiting;
 }

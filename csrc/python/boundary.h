@@ -8,10 +8,10 @@
    arrays that the plan points into.  Options, names, copies and files belong to Python.
 
    To follow a step, read apply.c first.  It uses turns.c (one step at a time), settings.c (the values), sources.c
-   (what gives them), match.c (the gradients of the step), pairs.c (gradients beside weights), trees.c (nested ones),
-   views.h (an array as the plan sees it) and refuse.c (errors).  Then read bind.c (taking over a plan), plan_type.c
-   (its type), tensors.c, transaction.c and shares.c (other ways to step), optimizer.c (the type) and module.c (the
-   module). */
+   (what gives them), match.c (the gradients of the step), rows_type.c (those that are rows), pairs.c (gradients
+   beside weights), trees.c (nested ones), views.h (an array as the plan sees it) and refuse.c (errors).  Then read
+   bind.c (taking over a plan), plan_type.c (its type), tensors.c, transaction.c and shares.c (other ways to step),
+   optimizer.c (the type) and module.c (the module). */
 #ifndef OPTIMC_BOUNDARY_H
 #define OPTIMC_BOUNDARY_H
 
@@ -28,7 +28,7 @@
 
 struct state {
     const struct isa *isa;              /* chosen at import; tests change it between optimizers */
-    PyTypeObject *type, *plan_type;     /* Optimizer, Plan */
+    PyTypeObject *type, *plan_type, *rows_type;     /* Optimizer, Plan, Rows */
 };
 
 /* The source of a value: a number (source NULL), a schedule (called with the step), a callable, or an

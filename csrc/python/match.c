@@ -7,6 +7,7 @@
 #include "python/boundary.h"
 
 #include "plan/pool.h"
+#include "python/rows_type.h"
 #include "python/trees.h"
 #include "python/views.h"
 
@@ -97,10 +98,16 @@ static Py_ssize_t find(Plan *self, const struct pairs *pairs, PyObject *object)
 }
 
 /* Notes one gradient in the plan, or raises. */
-static int take(Plan *self, const struct pairs *pairs, size_t index, PyObject *grad)
+static int take(Plan *self, const struct pairs *pairs, size_t index, PyObject *grad, int is_rows)
 {
     struct view view;
     struct place overlap;
+    if (is_rows) {
+        if (optimc_take_rows(self, pairs, index, (Rows *)grad))
+            return -1;
+        self->gradients[self->n_gradients++] = Py_NewRef(grad);
+        return 0;
+    }
     if (grad != Py_None && optimc_is_masked(grad))
         return optimc_refuse_masked(optimc_pair_label(pairs, "grads"));
     if (grad != Py_None)
@@ -161,20 +168,26 @@ static int gather(struct pairs *pairs, struct leaves *leaves)
 }
 
 /* Turns the pairs into tuples, which `leaves` owns, with gradients of other libraries made arrays.  0 or -1. */
-static int convert_pairs(struct pairs *pairs, struct leaves *leaves)
+static int convert_pairs(Plan *self, struct pairs *pairs, struct leaves *leaves)
 {
     if (gather(pairs, leaves))
         return -1;
     const Py_ssize_t n = PyTuple_GET_SIZE(leaves->weights);
     for (Py_ssize_t i = 0; i < n; i++) {
         PyObject *grad = PyTuple_GET_ITEM(leaves->grads, i);
-        const int offered = PyArray_Check(grad) || grad == Py_None ? 0 : optimc_offers_array(grad);
-        if (!offered)
+        if (PyArray_Check(grad) || grad == Py_None || optimc_is_rows(self, grad))
             continue;
-        PyObject *array = offered > 0 ? PyArray_FromAny(grad, NULL, 0, 0, 0, NULL) : NULL;
-        if (!array)
+        PyObject *known = optimc_rows_of(grad, PyTuple_GET_ITEM(leaves->weights, i));
+        if (known == Py_None) {
+            Py_DECREF(known);
+            const int offered = optimc_offers_array(grad);
+            if (!offered)
+                continue;
+            known = offered > 0 ? PyArray_FromAny(grad, NULL, 0, 0, 0, NULL) : NULL;
+        }
+        if (!known)
             return -1;
-        PyTuple_SET_ITEM(leaves->grads, i, array);
+        PyTuple_SET_ITEM(leaves->grads, i, known);
         Py_DECREF(grad);
     }
     *pairs = (struct pairs){.grads = leaves->grads, .weights = leaves->weights, .keys = leaves->names,
@@ -226,9 +239,9 @@ static int match_converted(Plan *self, struct pairs start, struct pairs *pairs, 
         optimc_close_pairs(pairs);
         *pairs = start;
         drop_gradients(self);
-        return convert_pairs(pairs, owned) ? -1 : match(self, pairs, owned, quiet);
+        return convert_pairs(self, pairs, owned) ? -1 : match(self, pairs, owned, quiet);
     }
-    if (PyArray_Check(pairs->grad) || pairs->grad == Py_None)
+    if (PyArray_Check(pairs->grad) || pairs->grad == Py_None || optimc_is_rows(self, pairs->grad))
         return refuse_strange(self, pairs, pairs->weight);
     return optimc_refuse_kind("%U: expected a NumPy array of floats, got %S", optimc_pair_label(pairs, "grads"),
         pairs->grad);
@@ -242,10 +255,12 @@ static int match(Plan *self, struct pairs *pairs, struct leaves *owned, int quie
     optimc_plan_begin(self->core);
     while ((more = optimc_next_pair(pairs)) > 0) {
         PyObject *grad = pairs->grad;
-        const Py_ssize_t index = PyArray_Check(grad) || grad == Py_None ? find(self, pairs, pairs->weight) : NO_ARRAY;
+        const int is_rows = optimc_is_rows(self, grad);
+        const Py_ssize_t index = PyArray_Check(grad) || grad == Py_None || is_rows ? find(self, pairs, pairs->weight)
+            : NO_ARRAY;
         if (index < 0)
             return index == NO_ARRAY ? match_converted(self, start, pairs, owned, quiet) : -1;
-        if (take(self, pairs, (size_t)index, grad))
+        if (take(self, pairs, (size_t)index, grad, is_rows))
             return -1;
         missing += grad == Py_None;
     }

@@ -1,12 +1,13 @@
 /* module.c - the module _core: threads, ISA, the registry as Python sees it, and what the import prepares.
 
    It holds no optimizer; boundary.h says where each subject is. */
-#include "python/boundary.h"
+#include "python/rows_type.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "plan/pool.h"
+#include "python/rows_type.h"
 
 _Static_assert(sizeof(npy_intp) == sizeof(ptrdiff_t), "shapes and strides are passed as they are");
 
@@ -302,7 +303,9 @@ static int core_exec(PyObject *module)
             return -1;
     PyTypeObject *type = state_of(module)->type = optimc_optimizer_type(module);
     PyTypeObject *plan_type = state_of(module)->plan_type = optimc_plan_type(module);
+    PyTypeObject *rows_type = state_of(module)->rows_type = optimc_rows_type(module);
     if (!type || PyModule_AddType(module, type) || !plan_type || PyModule_AddType(module, plan_type)
+        || !rows_type || PyModule_AddType(module, rows_type)
         || add_registry(module) || add_factors(module) || add_roundings(module))
         return -1;
     if (add_type(module, optimc_transaction_type(module)) || add_type(module, optimc_turn_type(module))
@@ -330,6 +333,7 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
 {
     Py_VISIT(state_of(module)->type);
     Py_VISIT(state_of(module)->plan_type);
+    Py_VISIT(state_of(module)->rows_type);
     return 0;
 }
 
@@ -337,6 +341,7 @@ static int core_clear(PyObject *module)
 {
     Py_CLEAR(state_of(module)->type);
     Py_CLEAR(state_of(module)->plan_type);
+    Py_CLEAR(state_of(module)->rows_type);
     return 0;
 }
 

@@ -91,7 +91,7 @@ const char optimc_plan_add_doc[] = PyDoc_STR("add($self, weight, *, kernel, slot
 "    decay: the number of the value that is its weight decay; -1: none is.\n"
 "    factor: what coefficients depend on beside the values.\n"
 "    group: the number of its group.\n"
-"    waiting: whether its accumulator holds something.\n"
+"    waiting: what its accumulator holds: 0 nothing, 1 gradients, 2 rows of some.\n"
 "    number, begin: the weight that it is, or a part of, and its first element there; they choose random numbers.\n"
 "        -1: its position in the plan.\n\n"
 "After an error the plan cannot be sealed.");
@@ -101,10 +101,10 @@ PyObject *optimc_plan_add_weight(Plan *self, PyObject *args, PyObject *kwargs)
     static char *names[] = {"weight", "kernel", "slot_names", "slots", "name", "average", "accumulator", "master",
         "decay", "factor", "group", "waiting", "number", "begin", NULL};
     struct given given = {.name = Py_None, .average = Py_None, .accumulator = Py_None, .master = Py_None};
-    int kernel = -1, decay = -1, waiting = 0;
+    int kernel = -1, decay = -1, waiting = WAITS_FOR_NONE;
     Py_ssize_t group = 0, number = -1, begin = 0;
     double factor = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iO!O!OOOOidnpnn", names, &given.weight, &kernel,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iO!O!OOOOidninn", names, &given.weight, &kernel,
             &PyTuple_Type, &given.slot_names, &PyTuple_Type, &given.slots, &given.name, &given.average,
             &given.accumulator, &given.master, &decay, &factor, &group, &waiting, &number, &begin))
         return NULL;
@@ -120,7 +120,8 @@ PyObject *optimc_plan_add_weight(Plan *self, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     const Py_ssize_t n_slots = PyTuple_GET_SIZE(given.slots);
-    if (kernel < 0 || kernel >= KERNELS || group < 0 || decay < -1 || n_slots > MAX_SLOTS
+    if (kernel < 0 || kernel >= KERNELS || waiting < WAITS_FOR_NONE || waiting > WAITS_BY_ROWS
+        || group < 0 || decay < -1 || n_slots > MAX_SLOTS
         || begin < 0 || begin % CODE_BLOCK || n_slots != PyTuple_GET_SIZE(given.slot_names)) {
         PyErr_Format(PyExc_IndexError, "bad kernel, group, decay, slots or begin of weight %zd", given.index);
         return NULL;
@@ -131,7 +132,8 @@ PyObject *optimc_plan_add_weight(Plan *self, PyObject *args, PyObject *kwargs)
     }
     PyObject *kept = PyTuple_Pack(5, given.slot_names, given.slots, given.average, given.accumulator, given.master);
     struct binding binding = {.kernel = (enum kernel)kernel, .group = (size_t)group, .decay = decay, .factor = factor,
-        .waiting = waiting, .number = (uint64_t)(number < 0 ? given.index : number), .begin = (uint64_t)begin};
+        .waiting = (enum waiting)waiting, .number = (uint64_t)(number < 0 ? given.index : number),
+        .begin = (uint64_t)begin};
     self->n = -1;                           /* no room, also for code that a name runs, until all of it is added */
     const int failed = !kept || add_to_core(self, &given, &binding)
         || (given.name != Py_None && PyList_Append(self->names, given.name))

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from optimc._types import Array, Config, Names, Tensors
 
+#: what `waiting` says of a weight of which only rows have accumulated gradients
+BY_ROWS = 2
+
 NOTHING_EXCLUDED = Selection("exclude_from_weight_decay")
 
 
@@ -40,8 +43,8 @@ class State(NamedTuple):
         accumulators: of gradients: one array per weight, or None.
         masters: of weights of 16 bits: one array per weight, None for one without, or None.
         places: a `Place` per weight, or nothing for whole weights that are numbered by position.
-        waiting: a bool per weight: True if gradients were accumulated since its last update.  The plan of a built
-            optimizer has newer ones.
+        waiting: per weight, the gradients accumulated since its last update: 0 none, 1 some, BY_ROWS.  The plan of a
+            built optimizer has newer ones.
         excluded: the weights without weight decay.
         grouped: the weights of each group.
         convert: the slots may be stored otherwise than the optimizer stores them, and are rounded when it is built.
@@ -54,7 +57,7 @@ class State(NamedTuple):
     accumulators: Any = None
     masters: Any = None
     places: tuple[Place, ...] = ()
-    waiting: tuple[bool, ...] = ()
+    waiting: tuple[int, ...] = ()
     excluded: Selection = NOTHING_EXCLUDED
     grouped: tuple[Selection, ...] = ()
     convert: bool = False
@@ -100,7 +103,8 @@ class State(NamedTuple):
         return {"names": self.names and list(self.names),
                 "shapes": [[list(like.shape), name_of(like.dtype)] for like in self.likes],
                 **({"orders": orders} if "F" in orders and self._is_coded() else {}),
-                "waiting": list(self.waiting), "slots": list(self.slots)}
+                "waiting": [held if held == BY_ROWS else bool(held) for held in self.waiting],
+                "slots": list(self.slots)}
 
     def _is_coded(self) -> bool:
         """True if a slot is stored in 8 bits: then the order of a weight's memory decides which share a scale."""
@@ -133,12 +137,12 @@ class State(NamedTuple):
             ValueError, KeyError, TypeError: something is missing or does not fit.  `tensors` is then unchanged.
         """
         likes = likes_from(description)
-        names, waiting = description["names"], tuple(map(bool, description["waiting"]))
+        names, waiting = description["names"], tuple(map(int, description["waiting"]))
         if names is not None and (len(names) != len(likes) or not all(isinstance(name, str) for name in names)
                                   or len(set(names)) != len(names)):
             raise ValueError("names: expected a different one for each weight")
-        if len(waiting) not in (0, len(likes)):
-            raise ValueError("waiting: expected one per weight")
+        if len(waiting) not in (0, len(likes)) or not {*waiting} <= {0, 1, BY_ROWS}:
+            raise ValueError("waiting: expected one per weight, of false, true and 2")
         slots = description["slots"]
         expected = {**dict.fromkeys(slots, True), AVERAGE: averages, ACCUMULATOR: accumulators}
         parts = {}

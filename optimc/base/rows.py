@@ -1,0 +1,45 @@
+"""Gradients by rows that other libraries make: what they stand for, as `Rows`.
+
+The step takes `Rows` alone; csrc/python/match.c comes here for what is neither an array nor that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optimc._core import Rows
+
+if TYPE_CHECKING:
+    from optimc._types import Array
+
+
+def rows_of(gradient: Any, weight: Array) -> Rows | None:
+    """The rows that an object stands for, None if for none.
+
+    Args:
+        gradient: has `indices` and `values`, as tensorflow's IndexedSlices, or is a sparse matrix or array of scipy.
+        weight: that it belongs to.
+
+    Raises:
+        TypeError, ValueError: its arrays are no rows, or its shape is not the weight's.
+    """
+    if hasattr(gradient, "tocsr"):
+        _check_shape(gradient.shape, weight)
+        matrix = gradient.tocsr()
+        present = np.flatnonzero(np.diff(matrix.indptr))
+        return Rows(present, matrix[present].toarray())
+    indices, values = getattr(gradient, "indices", None), getattr(gradient, "values", None)
+    if indices is None or values is None or callable(indices) or callable(values):
+        return None
+    shape = getattr(gradient, "dense_shape", None)
+    if shape is not None:
+        _check_shape(np.asarray(shape), weight)
+    return Rows(np.asarray(indices), np.asarray(values))
+
+
+def _check_shape(shape: Any, weight: Array) -> None:
+    if tuple(map(int, shape)) != np.shape(weight):
+        raise ValueError(f"grads: expected a sparse gradient of shape {np.shape(weight)}, like its weight, got "
+                         f"{tuple(map(int, shape))}")
