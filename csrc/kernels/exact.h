@@ -35,6 +35,16 @@ static inline float optimc_half(uint16_t code)
     return optimc_float(sign | (rest < 0x0400u ? subnormal : normal));
 }
 
+/* Two 16-bit numbers that lie side by side, from the word that they are in memory: the first in the lower half.  And
+   back. */
+static inline uint32_t optimc_pair(uint32_t word)
+{
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    word = word << 16 | word >> 16;
+#endif
+    return word;
+}
+
 /* A 64-bit number mixed well: one step of splitmix64 (Steele et al., 2014, doi 10.1145/2660193.2660195). */
 static inline uint64_t optimc_mixed(uint64_t x)
 {

@@ -31,12 +31,13 @@ def assert_bits(a, b):
 def number_of(i, seed, number, t, part):
     """The random number of one element, in Python's own integers."""
     key = twin.scramble(twin.scramble(twin.scramble(twin.scramble(seed) ^ number) ^ t) ^ part)
-    high, n = divmod(i, 1 << 32)
+    high, n = divmod(i // 2, 1 << 32)
     if high:
         key = twin.scramble(key ^ high)
     x = (n * 0x9e3779b9 + key % (1 << 32)) % (1 << 32)
     x = ((x ^ x >> 16) + (key >> 32)) * 0x7feb352d % (1 << 32)
-    return (x ^ x >> 15) * 0x846ca68b % (1 << 32) >> 16
+    x = (x ^ x >> 15) * 0x846ca68b % (1 << 32)
+    return (x ^ x >> 16) >> 16 * (i % 2) & 0xffff
 
 
 def test_the_key_is_of_splitmix64():
@@ -45,7 +46,7 @@ def test_the_key_is_of_splitmix64():
     assert twin.scramble(np.array(ints, np.uint64)).tolist() == [twin.scramble(x) for x in ints]
 
 
-@pytest.mark.parametrize("first", [0, 100, (1 << 33) - 300, (1 << 40) + 5])
+@pytest.mark.parametrize("first", [0, 100, (1 << 33) - 300, (1 << 34) - 301, (1 << 40) + 5])
 def test_numbers_are_a_function_of_the_element(first):
     of = (2 ** 64 - 1, 3, 10 ** 9, twin.WEIGHT)
     numbers = twin.random_numbers(*of, 700, first)
@@ -72,10 +73,21 @@ def chi_square(counts):
 
 def test_numbers_are_uniform():
     numbers = twin.random_numbers(0, 0, 1, 0, MANY)
-    assert sigmas(centred(numbers)) < 4
-    for byte in (numbers & 255, numbers >> 8):
-        assert chi_square(np.bincount(byte, minlength=256)) < 4
-    assert chi_square(np.bincount(numbers, minlength=65536)) < 4
+    for half in (numbers, numbers[::2], numbers[1::2]):
+        assert sigmas(centred(half)) < 4
+        for byte in (half & 255, half >> 8):
+            assert chi_square(np.bincount(byte, minlength=256)) < 4
+        assert chi_square(np.bincount(half, minlength=65536)) < 4
+
+
+def test_numbers_of_a_pair_are_independent():
+    first, second = twin.random_numbers(0, 0, 1, 0, MANY).reshape(-1, 2).T.astype(np.int64)
+    for a in (first & 255, first >> 8):
+        for b in (second & 255, second >> 8):
+            assert chi_square(np.bincount(a << 8 | b, minlength=65536)) < 4
+    bits = [2 * (half >> k & 1) - 1 for half in (first, second) for k in range(16)]
+    for k, one in enumerate(bits):
+        assert all(sigmas(one, other) < 5 for other in bits[:k]), k
 
 
 def test_numbers_of_different_elements_are_independent():

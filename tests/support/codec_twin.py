@@ -7,7 +7,7 @@ is rounded to float32 first.  Each operation is one IEEE float32 operation, or o
 
 import numpy as np
 
-BLOCK = 256                     # elements of an int8 scale, and of the halves of a random word
+BLOCK = 256                     # elements of an int8 scale
 WEIGHT = 4                      # the part of a weight itself; the parts of its slots are 0 to 3
 NAN = 0x7fc00000
 INFINITY = 0x7f800000
@@ -43,19 +43,21 @@ def scramble(x):
 
 
 def random_numbers(seed, number, t, part, n, first=0):
-    """The uint16 numbers of the elements first to first + n - 1 of a weight, at update t."""
+    """The uint16 numbers of the elements first to first + n - 1 of a weight, at update t: halves of a pair's hash."""
     i = np.arange(first, first + n, dtype=np.uint64)
-    high = i >> 32
+    pair = i >> 1
+    high = pair >> 32
     key = np.full(n, scramble(scramble(scramble(scramble(seed) ^ number) ^ t) ^ part), np.uint64)
     far = high > 0
     key[far] = scramble(key[far] ^ high[far])
-    x = i.astype(np.uint32) * 0x9e3779b9 + key.astype(np.uint32)
+    x = pair.astype(np.uint32) * 0x9e3779b9 + key.astype(np.uint32)
     x ^= x >> 16
     x += (key >> 32).astype(np.uint32)
     x *= 0x7feb352d
     x ^= x >> 15
     x *= 0x846ca68b
-    return (x >> 16).astype(np.uint16)
+    x ^= x >> 16
+    return np.where(i & 1, x >> 16, x).astype(np.uint16)
 
 
 # ------------------------------------------------------------------------------------------- 16 bits
