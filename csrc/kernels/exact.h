@@ -20,8 +20,8 @@ static inline float optimc_float(uint32_t bits)
     return x;
 }
 
-/* The value of a bfloat16 and of an IEEE half, exactly.  Both halves of the select are computed, so that compilers
-   vectorise it: a subnormal half is an integer times 2^-24. */
+/* The value of a bfloat16 and of an IEEE half, exactly.  Both halves of a select are computed, and comparisons are of
+   signed numbers of 32 bits, so that compilers vectorise it well: a subnormal half is a difference of normal ones. */
 static inline float optimc_bfloat(uint16_t code)
 {
     return optimc_float((uint32_t)code << 16);
@@ -29,10 +29,10 @@ static inline float optimc_bfloat(uint16_t code)
 
 static inline float optimc_half(uint16_t code)
 {
-    const uint32_t sign = (uint32_t)(code & 0x8000u) << 16, rest = code & 0x7fffu;
-    const uint32_t normal = (rest << 13) + (rest < 0x7c00u ? 0x38000000u : 0x70000000u);
-    const uint32_t subnormal = optimc_bits((float)(int32_t)rest * 0x1p-24f);
-    return optimc_float(sign | (rest < 0x0400u ? subnormal : normal));
+    const uint32_t bits = (uint32_t)code << 16, sign = bits & 0x80000000u, rest = (bits & 0x7fff0000u) >> 3;
+    const uint32_t normal = rest + ((int32_t)rest < 0x0f800000 ? 0x38000000u : 0x70000000u);
+    const uint32_t subnormal = optimc_bits(optimc_float(rest + 0x38800000u) - 0x1p-14f);
+    return optimc_float(sign | ((int32_t)rest < 0x00800000 ? subnormal : normal));
 }
 
 /* Two 16-bit numbers that lie side by side, from the word that they are in memory: the first in the lower half.  And
