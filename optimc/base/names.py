@@ -38,6 +38,9 @@ class Other(NamedTuple):
 _APPLY = "call apply(grads, weights)"
 _SLOTS = "see slots for the arrays by name, and state_dict() for a copy of all state"
 _SCHEDULE = "give a schedule as learning_rate, see optimc.schedules"
+_EIGHT_BITS = 'give state_dtype="int8", which stores slots in 8 bits with a scale for each 256'
+_AT_RANDOM = "give master_weights=False, which rounds bfloat16 weights at random"
+_MASTER = "give bfloat16 weights, which keep an exact master unless master_weights=False"
 
 ELSEWHERE = {
     "lr": Other("torch", ("learning_rate", "initial_learning_rate")),
@@ -58,6 +61,17 @@ ELSEWHERE = {
     "accumulation_steps": Other("transformers", ("gradient_accumulation_steps",)),
     "ema_decay": Other("timm", ("ema_momentum",)),
     "loss_scale": Other("apex", ("loss_scale_factor", "dynamic_scale")),
+    "optim_bits": Other("bitsandbytes", (), _EIGHT_BITS),
+    "block_size": Other("torchao", (), _EIGHT_BITS),
+    "block_wise": Other("bitsandbytes", (), _EIGHT_BITS),
+    "min_8bit_size": Other("bitsandbytes", (), 'state_dtype="int8" leaves out weights below 4096 elements'),
+    "bf16_stochastic_round": Other("torchao", (), _AT_RANDOM),
+    "stochastic_rounding": Other("", (), _AT_RANDOM),
+    "kahan_sum": Other("optimi", (), _MASTER),
+    "use_kahan_summation": Other("torchdistx", (), _MASTER),
+    "mu_dtype": Other("optax", (), 'give state_dtype={"m": "bfloat16"}, with a type for each slot'),
+    "momentum_dtype": Other("torchdistx", (), 'give state_dtype={"m": "bfloat16"}, with a type for each slot'),
+    "variance_dtype": Other("torchdistx", (), 'give state_dtype={"v": "bfloat16"}, with a type for each slot'),
     "cautious": Other("", (), "only rules with momentum have it, such as those of Adam, SGD and Lion"),
     "step": Other("torch", (), _APPLY),
     "minimize": Other("Keras 2", (), f"compute the gradients, then {_APPLY}"),

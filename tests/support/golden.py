@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import tempfile
 
+import ml_dtypes
 import numpy as np
 from hashes import numbers
 from places import TESTS
@@ -15,9 +16,11 @@ import optimc
 from optimc import schedules
 
 FOLDER = TESTS / "files" / "data"
-VERSION = 2                     # of the files that are made now; those of version 1 are of optimc 0.1
 PROTOCOL = 4
 SHAPES = {"kernel": (5, 4), "bias": (4,), "scale": ()}
+#: optimizers with storage in fewer bits -> the type of their weights, of which one has more than a block
+STORED = {"int8": np.float32, "split": ml_dtypes.bfloat16, "at_random": ml_dtypes.bfloat16, "float16": np.float16}
+STORED_SHAPES = {"kernel": (20, 15), "bias": (4,)}
 
 
 def optimizers():
@@ -32,7 +35,16 @@ def optimizers():
         "adafactor": optimc.Adafactor(0.01), "muon": optimc.Muon(0.01),
         "loss_scale": optimc.LossScaleOptimizer(optimc.Adagrad(0.1), 16.0, 3),
         "multi": optimc.MultiOptimizer(optimc.OptimizerMap(optimc.Adam(0.1), {"bias": optimc.SGD(0.1)})),
+        "int8": optimc.Adam(0.01, state_dtype={"m": "int8", "v": "int8"}, seed=3),
+        "split": optimc.AdamW(0.01, state_dtype="bfloat16", seed=4),
+        "at_random": optimc.AdamW(0.01, state_dtype="bfloat16", master_weights=False, seed=5),
+        "float16": optimc.SGD(0.1, momentum=0.9),
     }
+
+
+def versions(name):
+    """The versions of the format that have golden files of an optimizer; only the last one is made now."""
+    return (3,) if name in STORED else (1, 2)
 
 
 def train(optimizer, weights, first, last):
@@ -41,13 +53,15 @@ def train(optimizer, weights, first, last):
                          for name, w in weights.items()}, weights)
 
 
-def start():
-    return {name: numbers(int(np.prod(shape)), 7).astype(np.float32 if name != "scale" else np.float64).reshape(shape)
-            for name, shape in SHAPES.items()}
+def start(name):
+    """The weights of an optimizer before its first step."""
+    shapes = STORED_SHAPES if name in STORED else SHAPES
+    return {w: numbers(int(np.prod(shape)), 7).astype(STORED.get(name, np.float64 if w == "scale" else np.float32))
+            .reshape(shape) for w, shape in shapes.items()}
 
 
-def path_of(name, kind=".safetensors", version=VERSION):
-    return FOLDER / f"v{version}_{name}{kind}"
+def path_of(name, kind=".safetensors", version=None):
+    return FOLDER / f"v{version or versions(name)[-1]}_{name}{kind}"
 
 
 def kinds(optimizer):
@@ -80,11 +94,11 @@ def restored(name, kind, version):
 
 
 def missing():
-    """Path -> bytes of the golden files of this version that are not there yet."""
+    """Path -> bytes of the golden files of the last versions that are not there yet."""
     files = {}
     for name, optimizer in optimizers().items():
         wanted = [kind for kind in kinds(optimizer) if not path_of(name, kind).exists()]
         if wanted:
-            train(optimizer, start(), 0, 5)
+            train(optimizer, start(name), 0, 5)
         files |= {path_of(name, kind): contents(optimizer, kind) for kind in wanted}
     return files
