@@ -75,6 +75,7 @@ typedef struct {
     PyObject *state;                    /* Python's */
     PyObject *tree;                     /* its weights in the form of nested gradients, or NULL: see trees.c */
     PyObject **gradients;               /* of the step in progress: strong references */
+    size_t *places;                     /* the weight of each, where match.c has matched them */
     size_t n_gradients;
     enum matching matching;
     int keeps_gil;                      /* the step in progress, however long: what it touches is not held */

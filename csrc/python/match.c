@@ -97,6 +97,12 @@ static Py_ssize_t find(Plan *self, const struct pairs *pairs, PyObject *object)
     return i;
 }
 
+static void keep(Plan *self, PyObject *grad, size_t index)
+{
+    self->places[self->n_gradients] = index;
+    self->gradients[self->n_gradients++] = Py_NewRef(grad);
+}
+
 /* Notes one gradient in the plan, or raises. */
 static int take(Plan *self, const struct pairs *pairs, size_t index, PyObject *grad, int is_rows)
 {
@@ -105,7 +111,7 @@ static int take(Plan *self, const struct pairs *pairs, size_t index, PyObject *g
     if (is_rows) {
         if (optimc_take_rows(self, pairs, index, (Rows *)grad))
             return -1;
-        self->gradients[self->n_gradients++] = Py_NewRef(grad);
+        keep(self, grad, index);
         return 0;
     }
     if (grad != Py_None && optimc_is_masked(grad))
@@ -115,7 +121,7 @@ static int take(Plan *self, const struct pairs *pairs, size_t index, PyObject *g
     const enum fault fault = optimc_plan_take(self->core, index, grad == Py_None ? NULL : &view, &overlap);
     if (!fault) {
         if (grad != Py_None)
-            self->gradients[self->n_gradients++] = Py_NewRef(grad);
+            keep(self, grad, index);
         return 0;
     }
     PyArrayObject *array = (PyArrayObject *)grad;

@@ -13,6 +13,7 @@
 #include <math.h>
 
 #include "plan/pool.h"
+#include "python/rows_type.h"
 #include "python/views.h"
 
 PyDoc_STRVAR(plan_doc, "Plan(n, state=None)\n--\n\n"
@@ -36,11 +37,12 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->state = Py_NewRef(state);
     self->core = optimc_plan_new((size_t)n, (struct memory){PyMem_RawCalloc, PyMem_RawFree});
     self->gradients = PyMem_Calloc((size_t)n + 1, sizeof *self->gradients);
+    self->places = PyMem_Calloc((size_t)n + 1, sizeof *self->places);
     self->weights = PyList_New(0);
     self->names = PyList_New(0);
     self->parts = PyList_New(0);
     self->n = n;
-    if (self->core && self->gradients && self->weights && self->names && self->parts)
+    if (self->core && self->gradients && self->places && self->weights && self->names && self->parts)
         return (PyObject *)self;
     Py_DECREF(self);
     return PyErr_Occurred() ? NULL : PyErr_NoMemory();
@@ -70,6 +72,7 @@ static void plan_dealloc(Plan *self)
     if (self->gradients)
         optimc_end_match(self);
     PyMem_Free(self->gradients);
+    PyMem_Free(self->places);
     PyMem_Free(self->group);
     optimc_plan_free(self->core);
     Py_CLEAR(self->weights);
@@ -195,6 +198,23 @@ static PyObject *plan_match(Plan *self, PyObject *args)
     return optimc_taken(self);
 }
 
+PyDoc_STRVAR(rows_doc, "rows($self, /)\n--\n\n"
+"The gradients that were matched: for each weight its `Rows`, or None if it has an array or none.");
+
+static PyObject *plan_rows(Plan *self, PyObject *Py_UNUSED(ignored))
+{
+    const Py_ssize_t n = (Py_ssize_t)optimc_plan_weights(self->core);
+    PyObject *rows = refuse_call(self, 1, 1) ? NULL : PyTuple_New(n);
+    for (Py_ssize_t i = 0; rows && i < n; i++)
+        PyTuple_SET_ITEM(rows, i, Py_NewRef(Py_None));
+    for (size_t k = 0; rows && k < self->n_gradients; k++)
+        if (optimc_is_rows(self, self->gradients[k])) {
+            PyTuple_SET_ITEM(rows, (Py_ssize_t)self->places[k], Py_NewRef(self->gradients[k]));
+            Py_DECREF(Py_None);
+        }
+    return rows;
+}
+
 PyDoc_STRVAR(survey_doc, "survey($self, /)\n--\n\n"
 "Looks at the gradients that were matched.\n\n"
 "Raises:\n"
@@ -279,6 +299,7 @@ static PyMethodDef plan_methods[] = {
     METHOD("add", optimc_plan_add_weight, METH_VARARGS | METH_KEYWORDS, optimc_plan_add_doc),
     METHOD("seal", plan_seal, METH_NOARGS, seal_doc),
     METHOD("match", plan_match, METH_VARARGS, match_doc),
+    METHOD("rows", plan_rows, METH_NOARGS, rows_doc),
     METHOD("survey", plan_survey, METH_NOARGS, survey_doc),
     METHOD("pull", plan_pull, METH_VARARGS, pull_doc),
     METHOD("end", plan_end, METH_NOARGS, end_doc),

@@ -210,8 +210,8 @@ class Sharded(WrapperOfOne):
 
         Args:
             grads: this rank's gradients, as `Optimizer.apply` takes them.  A gradient may be missing (None) if it
-                is missing on all ranks.  Gradients of weights of 16 bits are added up in float32, others in
-                the weight's type.
+                is missing on all ranks.  `Rows` are refused.  Gradients of weights of 16 bits are added up in
+                float32, others in the weight's type.
             weights: the weights.  The first call builds the optimizer for them.
         """
         self._team.together("apply", self._apply, grads, weights)
@@ -242,6 +242,8 @@ class Sharded(WrapperOfOne):
         with _core.Transaction() as steps:
             steps.enter(local, plan)                    # other threads wait from here on
             taken = plan.match(grads, weights)
+            if any(plan.rows()):
+                raise ValueError("grads: optimc.mpi takes no gradients by rows yet: pass arrays")
             own = [grad if t else None for t, grad in zip(taken, self._exchange.grads, strict=True)]
             steps.match(local, own, None, True)
             call.agree(self._facts(taken))

@@ -347,6 +347,16 @@ def test_a_share_is_reckoned_as_it_is_cut():
     assert reckoned == 3 * 4 * layout.share(np.dtype("f4"), 1)
 
 
+def test_rows_are_refused():
+    sharded, weights = mpi.Sharded(optimc.SGD(0.5)), [np.ones((3, 2), np.float32), np.ones(2, np.float32)]
+    rows = optimc.Rows([1], np.ones((1, 2), np.float32))
+    for built in (False, True):
+        with pytest.raises(ValueError, match=r"rank 0: grads: .* takes no gradients by rows"):
+            sharded.apply([rows, np.ones(2)], weights)
+        assert sharded.built == built and sharded.iterations == built
+        sharded.apply([np.ones((3, 2)), np.ones(2)], weights)
+
+
 @pytest.mark.parametrize("arguments, error, message", [
     ({"optimizer": "adam"}, TypeError, "optimizer must be an optimizer or a LossScaleOptimizer, got str"),
     ({"optimizer": optimc.MultiOptimizer(lambda name: None)}, TypeError, "got MultiOptimizer"),
