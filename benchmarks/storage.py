@@ -32,7 +32,8 @@ def judged(found, entries):
         for threads in dict.fromkeys((case["threads"][0], case["threads"][-1]) if case.get("variants") else ()):
             if case["weights"] >= LARGE:
                 yield from _beside_float32(name, entries[name], threads)
-            yield from _beside_peers(name, entries[name], threads)
+            for figures in case["sets"].values():           # times of different processes do not compare
+                yield from _beside_peers(name, figures, threads)
 
 
 def _beside_float32(name, figures, threads):
@@ -53,7 +54,7 @@ def _beside_float32(name, figures, threads):
 
 def _beside_peers(name, figures, threads):
     for peer, (variant, least) in RACES.items():
-        ours, theirs = (figures.get(with_threads(who, threads, variant), {}).get("ratio") for who in (OURS, peer))
+        ours, theirs = (figures.get(with_threads(who, threads, variant), {}).get("median") for who in (OURS, peer))
         if ours and theirs:
             target = f"{with_threads(variant, threads)}: {least:g} times as fast as {peer}"
             yield name, target, f"{theirs / ours:.3g}", theirs / ours >= least
