@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from optimc._core import Rows
 from optimc.base.optimizer import Optimizer
 from optimc.base.wrapper import Wrapper
 
@@ -37,8 +38,8 @@ class OffersArray(Protocol):
     def __array__(self) -> np.ndarray[Any, Any]: ...
 
 
-#: the gradient of a weight; None if there is none
-Gradient: TypeAlias = Array | OffersArray | None
+#: the gradient of a weight, or of some of its rows; None if there is none
+Gradient: TypeAlias = Array | OffersArray | Rows | None
 _Weights: TypeAlias = "Array | Sequence[_Weights] | Mapping[str, _Weights]"
 _Gradients: TypeAlias = "Gradient | Sequence[_Gradients] | Mapping[str, _Gradients]"
 #: weights, and their gradients, in lists and dicts that may be nested

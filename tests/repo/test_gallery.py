@@ -20,6 +20,9 @@ CLAIMS = {
     "adam_bias_correction": lambda n: n["without"] == [3.16, 6.57] and n["with bias correction"] == [1, 1],
     "adam_epsilon": lambda n: 0.8e-7 < n["Adam, epsilon 1e-7"][0] < 1.2e-7 < 0.8e-4 < n["Adam, epsilon 1e-4"][0]
     < 1.2e-4 < n["RMSprop, epsilon 1e-7"][0] < 3e-4,
+    "adam_lazy_rows": lambda n: n["dense Adam"][0] == n["lazy Adam"][0]
+    and all(0.45 < lazy / dense < 0.75 for dense, lazy in zip(n["dense Adam"][1:5], n["lazy Adam"][1:5], strict=True))
+    and n["lazy Adam"][6] > 0.5 > 0.2 > n["dense Adam"][6] > n["Adagrad"][6],
     "adam_radam": lambda n: n["RAdam"][-3] == 1 and n["RAdam"][-2] < 0.1 < 0.5 < n["RAdam"][-1] < 0.7
     and n["Adam"][-3:] == [1, 1, 1] and 0.49 < n["Adam with a linear warm-up"][-1] < 0.51,
     "adaptive_adabelief": lambda n: n["Adam"][0] == 1 and n["AdaBelief"][0] > 80
