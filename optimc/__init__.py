@@ -11,7 +11,8 @@
 Importing it needs NumPy and nothing else.  Contents:
 
     optimizers      SGD, RMSprop, Adam, AdamW, Adagrad, Adadelta, Adafactor, Adamax, Ftrl, Lamb, Lion, Muon, Nadam,
-                    ScheduleFreeAdamW (Keras's family), ASGD, AdaBelief, Adan, LARS, RAdam, Rprop, Yogi.
+                    ScheduleFreeAdamW (Keras's family), ASGD, AdaBelief, Adan, LARS, RAdam, RowwiseAdagrad,
+                    Rprop, Yogi.
                     help(optimc.Adam) explains one, help(optimc.Optimizer) the options that all have.
     by name         get("adam", learning_rate=0.1); serialize and deserialize a configuration
     schedules       help(optimc.schedules): values that change with the step, such as schedules.CosineDecay

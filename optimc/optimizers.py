@@ -221,6 +221,45 @@ class Adagrad(Optimizer):
         return self.initial_accumulator_value
 
 
+class RowwiseAdagrad(Optimizer):
+    """Row-wise Adagrad (FBGEMM, Khudia et al., 2021, arXiv 2101.05615): one accumulator a row, for embeddings.
+
+    Formula:
+        row_accumulator <- row_accumulator + mean(g^2), over columns
+        w <- w - learning_rate / (sqrt(row_accumulator) + epsilon) g
+
+    A row is what shares its first index; a weight of one axis has rows of one element.  The mean is summed in eight
+    lanes, and a step has the bits of FBGEMM's on a CPU.  Weights must be in C order.
+
+    Slots: `row_accumulator`, of shape weight.shape[:1].
+
+    Args:
+        learning_rate: >= 0; a number, schedule or callable.
+        initial_accumulator_value: initial value of the accumulators, >= 0.
+        epsilon: >= 0.
+
+    Example:
+        >>> import numpy as np, optimc
+        >>> table = np.zeros((1000, 2), np.float32)
+        >>> grad = optimc.Rows([7], np.array([[1.0, 7.0]], np.float32))
+        >>> opt = optimc.RowwiseAdagrad(learning_rate=0.5)
+        >>> opt.apply([grad], [table])
+        >>> table[7]
+        array([-0.1, -0.7], dtype=float32)
+        >>> opt.slots["row_accumulator"][0].shape
+        (1000,)
+    """
+
+    _rule = "rowwise_adagrad"
+    _elementwise = False
+    learning_rate = Value(0.01)
+    initial_accumulator_value = Option(0.0, at_least_zero)
+    epsilon = Value(1e-8)
+
+    def _initial(self, slot, weight, group):
+        return self.initial_accumulator_value
+
+
 class Adadelta(Optimizer):
     """Adadelta (Zeiler, 2012, arXiv 1212.5701), with a learning rate.
 

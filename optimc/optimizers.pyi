@@ -8,7 +8,8 @@ from optimc.base.optimizer import Optimizer
 from optimc.schedules import Rate
 
 __all__ = ["ASGD", "LARS", "SGD", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax",
-           "Adan", "Ftrl", "Lamb", "Lion", "Nadam", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "Yogi"]
+           "Adan", "Ftrl", "Lamb", "Lion", "Nadam", "RAdam", "RMSprop", "RowwiseAdagrad", "Rprop",
+           "ScheduleFreeAdamW", "Yogi"]
 
 class SGD(Optimizer):
     @property
@@ -271,6 +272,45 @@ class Adagrad(Optimizer):
         *,
         epsilon_outside: bool = False,
         learning_rate_decay: Rate = 0.0,
+        check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+        style: Literal['keras', 'torch', 'optax'] = 'keras',
+        groups: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None: ...
+
+class RowwiseAdagrad(Optimizer):
+    @property
+    def learning_rate(self) -> float: ...
+    @learning_rate.setter
+    def learning_rate(self, value: Rate) -> None: ...
+    @property
+    def initial_accumulator_value(self) -> float: ...
+    @initial_accumulator_value.setter
+    def initial_accumulator_value(self, value: float) -> None: ...
+    @property
+    def epsilon(self) -> float: ...
+    @epsilon.setter
+    def epsilon(self, value: Rate) -> None: ...
+    def __init__(
+        self,
+        learning_rate: Rate = 0.01,
+        initial_accumulator_value: float = 0.0,
+        epsilon: Rate = 1e-08,
+        weight_decay: Rate | None = None,
+        clipnorm: Rate | None = None,
+        clipvalue: Rate | None = None,
+        global_clipnorm: Rate | None = None,
+        use_ema: bool = False,
+        ema_momentum: Rate = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Rate | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,

@@ -80,6 +80,19 @@ def adagrad(w, g, slots, o, lr, t):
     return w - rate * g / root
 
 
+def rowwise_adagrad(w, g, slots, o, lr, t):
+    lane, rows = w.dtype.type, g.reshape(math.prod(g.shape[:1]), math.prod(g.shape[1:]))
+    lanes = np.zeros((8, len(rows)), w.dtype)
+    for j in range(rows.shape[1]):
+        lanes[j % 8] = lanes[j % 8] + rows[:, j] * rows[:, j]
+    while len(lanes) > 1:
+        lanes = lanes[::2] + lanes[1::2]
+    number = slots["row_accumulator"]
+    slots["row_accumulator"] = number + (lanes[0] / lane(rows.shape[1])).reshape(number.shape)
+    factor = lane(lr) / (np.sqrt(slots["row_accumulator"]) + lane(o.epsilon))
+    return w - (rows * factor.reshape(-1, 1)).reshape(w.shape)
+
+
 def adadelta(w, g, slots, o, lr, t):
     lane = w.dtype.type
     rho, one_minus_rho, epsilon = lane(o.rho), lane(1 - o.rho), lane(o.epsilon)
@@ -300,6 +313,8 @@ def muon(w, g, slots, o, lr, t):
 
 def initial(slot, w, o):
     """The values that a slot starts from."""
+    if slot == "row_accumulator":
+        return np.full(w.shape[:1], o.initial_accumulator_value, w.dtype)
     if slot == "row":
         return np.zeros(w.shape[:-1], w.dtype)
     if slot == "column":

@@ -31,9 +31,10 @@ class Pass(NamedTuple):
 
 PASSES: dict[str, tuple[Pass, ...] | None] = {
 '''
-ROWS = re.compile(r"^(KERNEL|MEASURED|FACTORED|SHARED)_ROW\((.*?)\)$", re.M | re.S)
+ROWS = re.compile(r"^(KERNEL|MEASURED|FACTORED|ROWWISE|SHARED)_ROW\((.*?)\)$", re.M | re.S)
 #: what a kind of row adds to the flags of its kernel
-FLAGS = {"KERNEL": set(), "SHARED": set(), "MEASURED": {"MEASURED"}, "FACTORED": {"MEASURED", "FACTORED"}}
+FLAGS = {"KERNEL": set(), "SHARED": set(), "MEASURED": {"MEASURED"}, "FACTORED": {"MEASURED", "FACTORED"},
+         "ROWWISE": {"ROWWISE"}}
 
 
 class Cost(NamedTuple):
@@ -56,6 +57,8 @@ def costs(rules, registry):
         kernel, rule, *body, variant, used = re.split(r",\s+", row)
         flags = set(re.findall(r"\w+", variant)) | FLAGS[kind]
         kept = [slot for k, slot in enumerate(slots[rule]) if f"SLOT_{k}" in used]
+        if "ROWWISE" in flags:
+            kept = []                   # a number for each row, next to nothing
         names = ["MEASURE", "RULE"] if "MEASURED" in flags else ["RULE"]
         bodies = [chosen(body_of(rules, name, *body or [rule]), flags) for name in names]
         found[kernel] = passes(bodies, kept)

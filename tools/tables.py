@@ -79,7 +79,7 @@ DENOMINATORS = {
     "AdaBelief": r"\sqrt{\hat s} + \epsilon", "Adadelta": r"\sqrt{v + \epsilon}",
     "Adan": r"\sqrt{\hat n} + \epsilon", "Lamb": r"\sqrt{\hat v} + \epsilon",
     "Muon": r"\sqrt{v} + \epsilon", "Nadam": r"\sqrt{\hat v} + \epsilon",
-    "ScheduleFreeAdamW": r"\sqrt{\hat v} + \epsilon",
+    "RowwiseAdagrad": r"\sqrt{h} + \epsilon", "ScheduleFreeAdamW": r"\sqrt{\hat v} + \epsilon",
 }
 #: the argument that moves epsilon -> the denominator without and with it (`u` then has its epsilon within)
 MOVED = {

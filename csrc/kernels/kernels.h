@@ -36,10 +36,12 @@ enum codec { NO_CODEC, CODEC_BF16, CODEC_BF16_RANDOM, CODEC_S8, CODEC_U8_RANDOM,
      NO_GRADIENT   its rule does not read the gradient, which MEASURE has used up
      DECAYS_LATE   weight decay comes after MEASURE, which may ask COEFS for step->decay; for others it comes
                    before
+     ROWWISE       SLOT_0 is a number for each row of the weight, to which the mean of the squares of the row's
+                   gradient is added; the kernel steps a row at a time, after SETTLE with that number
      WHOLE         its rule, or what runs beside it, looks at whole weights: as MEASURED and FACTORED, it takes no
                    gradients by rows */
 enum { PLAIN = 0, MOMENTUM = 1, NESTEROV = 2, CENTERED = 4, AMSGRAD = 8, ANY_POWER = 16, MEASURED = 32,
-    FACTORED = 64, NO_GRADIENT = 128, DECAYS_LATE = 256, WHOLE = 512 };
+    FACTORED = 64, NO_GRADIENT = 128, DECAYS_LATE = 256, WHOLE = 512, ROWWISE = 1024 };
 enum { NO_SLOT = 0, SLOT_0 = 1, SLOT_1 = 2, SLOT_2 = 4, SLOT_3 = 8 };
 enum { MAX_SLOTS = 4, MAX_HYPERS = 8, MAX_COEFS = 12, MAX_SCALARS = 2, MAX_SUMS = 4,
     MAX_NDIM = 64 };
@@ -49,9 +51,10 @@ enum { MAX_SLOTS = 4, MAX_HYPERS = 8, MAX_COEFS = 12, MAX_SCALARS = 2, MAX_SUMS 
      SUB_BLOCK     when a gradient is converted; with more, the hardware prefetchers lose track
      STAGE_BLOCK   when a gradient of the real type is prepared in scratch; with fewer, they do
      AVERAGE_BLOCK of a weight that are updated before their average is, which reads them from the core's cache
-     SUM_BLOCK     in one block of a sum, in SUM_LANES lanes: these two fix the bits of every norm */
+     SUM_BLOCK     in one block of a sum, in SUM_LANES lanes: these two fix the bits of every norm
+     ROW_LANES     lanes of the mean over a row of a ROWWISE kernel, in the real type */
 enum { CODE_BLOCK = 256, SUB_BLOCK = 256, STAGE_BLOCK = 1024, AVERAGE_BLOCK = 2048, SUM_LANES = 16,
-    SUM_BLOCK = 2048 };
+    SUM_BLOCK = 2048, ROW_LANES = 8 };
 
 /* The hyperparameters that every optimizer has, in the order in which Python passes them; those of the rule follow.
    NaN disables an option. */

@@ -161,6 +161,7 @@ static size_t row_for(struct plan *plan, enum type real_type, const struct bindi
 static const struct { int variant, slot, axis; } factors[] = {
     {FACTORED, ROW_SLOT, 1},                /* a number for each row of its matrices ... */
     {FACTORED, COLUMN_SLOT, 2},             /* ... and for each column */
+    {ROWWISE, 0, ALL_BUT_FIRST},
 };
 
 int optimc_slot_axis(enum kernel kernel, int slot)
@@ -199,6 +200,9 @@ enum fault optimc_part_check(const struct weight *weight, const struct view *vie
         return FAULT_TYPE;
     if (weight->f_order || !view->c_order)
         return FAULT_STRIDES;
+    if (axis == ALL_BUT_FIRST)
+        return view->ndim == (weight->ndim > 0) && (!view->ndim || view->shape[0] == weight->shape[0]) ? FINE
+            : FAULT_SHAPE;
     return weight->ndim < 2 ? FAULT_SHAPE : check_shape(weight, view, weight->ndim - axis);
 }
 

@@ -124,8 +124,9 @@ struct binding {
 enum fault optimc_plan_add(struct plan *plan, const struct view *weight, const struct binding *binding,
     int *where);
 
-/* The axis of its weight that a slot of a kernel lacks, counted from the last: a factor of matrices lacks 1 or 2.
-   0: the slot has the weight's shape. */
+/* The axis of its weight that a slot of a kernel lacks, counted from the last: a factor of matrices lacks 1 or 2, a
+   number for each row ALL_BUT_FIRST.  0: the slot has the weight's shape. */
+enum { ALL_BUT_FIRST = -1 };
 int optimc_slot_axis(enum kernel kernel, int slot);
 
 /* Completes a plan; no weight can be added after it.  FINE, FAULT_MEMORY, or FAULT_OVERLAP and the two places that

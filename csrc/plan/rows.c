@@ -16,7 +16,7 @@ static const size_t MOST_ROWS = UINT32_MAX;     /* of a weight, and of indices: 
 
 size_t optimc_rows_width(const struct weight *weight)
 {
-    return weight->ndim && weight->shape[0] ? weight->size / (size_t)weight->shape[0] : 0;
+    return !weight->ndim ? 1 : weight->shape[0] ? weight->size / (size_t)weight->shape[0] : 0;
 }
 
 /* Makes room for n indices and a struct beside them.  FINE or FAULT_MEMORY; then all is as it was. */

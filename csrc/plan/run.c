@@ -16,6 +16,9 @@
 /* A function that is compiled for size: it runs for few optimizers or options, and what it calls does the work. */
 #define SMALL __attribute__((cold))
 
+/* The flags of a row of a ROWWISE kernel after SETTLE. */
+enum { SETTLED = MEASURED | DECAYS_LATE };
+
 /* 1 if this step updates the weight: it has a gradient, from this step or accumulated before. */
 static int takes_part(const struct plan *plan, const struct weight *weight)
 {
@@ -37,7 +40,8 @@ static double decay_of(const struct plan *plan, const struct row *row)
    cautious step starts from zeros.  Other kernels add the decay in their loop. */
 static int couples_early(const struct plan *plan, const struct row *row)
 {
-    const int early = (row->variants & (MEASURED | DECAYS_LATE)) == MEASURED || plan->request->cautious;
+    const int early = (row->variants & (MEASURED | DECAYS_LATE)) == MEASURED || row->variants & ROWWISE
+        || plan->request->cautious;
     return plan->request->coupled && early && !isnan(decay_of(plan, row));
 }
 

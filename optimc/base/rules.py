@@ -43,8 +43,8 @@ FACTORS = {slot for slots in _core.factors.values() for slot in slots}
 
 
 def without_axis(shape: Shape, axis: int) -> Shape:
-    """A shape without one axis, counted from the last."""
-    return shape[:-axis] + shape[len(shape) - axis + 1:]
+    """A shape without one axis, counted from the last; -1: without all axes but the first."""
+    return shape[:1] if axis < 0 else shape[:-axis] + shape[len(shape) - axis + 1:]
 
 
 def rule_of(kernel: str) -> str:

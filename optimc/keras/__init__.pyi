@@ -13,8 +13,8 @@ from optimc.schedules import Number, Rate
 _Rate = Rate | keras.optimizers.schedules.LearningRateSchedule
 
 __all__ = ["ASGD", "LARS", "SGD", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax",
-           "Adan", "Ftrl", "Lamb", "Lion", "Muon", "Nadam", "RAdam", "RMSprop", "Rprop", "Schedule",
-           "ScheduleFreeAdamW", "Yogi"]
+           "Adan", "Ftrl", "Lamb", "Lion", "Muon", "Nadam", "RAdam", "RMSprop", "RowwiseAdagrad", "Rprop",
+           "Schedule", "ScheduleFreeAdamW", "Yogi"]
 
 class SGD(KerasOptimizer):
     momentum: float
@@ -226,6 +226,42 @@ class Adagrad(KerasOptimizer):
         *,
         epsilon_outside: bool = False,
         learning_rate_decay: Number = 0.0,
+        check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
+        coupled_weight_decay: bool = False,
+        maximize: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+        style: Literal['keras', 'torch', 'optax'] = 'keras',
+        groups: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None: ...
+
+class RowwiseAdagrad(KerasOptimizer):
+    initial_accumulator_value: float
+    epsilon: float
+    check_finite: Literal['propagate', 'raise', 'skip']
+    coupled_weight_decay: bool
+    maximize: bool
+    state_dtype: StateDtype
+    master_weights: bool
+    seed: int
+    style: Literal['keras', 'torch', 'optax']
+    def __init__(
+        self,
+        learning_rate: _Rate = 0.01,
+        initial_accumulator_value: float = 0.0,
+        epsilon: Number = 1e-08,
+        weight_decay: Number | None = None,
+        clipnorm: Number | None = None,
+        clipvalue: Number | None = None,
+        global_clipnorm: Number | None = None,
+        use_ema: bool = False,
+        ema_momentum: Number = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Number | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        *,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,

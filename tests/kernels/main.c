@@ -360,11 +360,13 @@ static void make_bundle(struct bundle *bundle, const struct isa *isa, enum kerne
     for (int part = 0; part < MASTER; part++) {
         struct array *array = &bundle->parts[part];
         const int k = part - SLOTS, own = type_of(kernel, part, lane, setting), type = own == TYPE_OTHER ? lane : own;
-        const int factor = kernels[kernel].variant & FACTORED && (k == 1 || k == 2) && kernels[kernel].used >> k & 1;
-        ptrdiff_t left[AXES];               /* of the shape, without the last axis or the last but one */
-        for (int axis = 0, n = 0; axis < ndim; axis++)
-            if (axis != ndim - k)
-                left[n++] = shape[axis];
+        const int used = k >= 0 && k < MAX_SLOTS && kernels[kernel].used >> k & 1;
+        const int lacks = used ? optimc_slot_axis(kernel, k) : 0;
+        ptrdiff_t left[AXES];               /* of the shape, without what the slot lacks */
+        int n_left = 0;
+        for (int axis = 0; axis < ndim; axis++)
+            if (lacks == ALL_BUT_FIRST ? axis == 0 : axis != ndim - lacks)
+                left[n_left++] = shape[axis];
         size_t n = 1;
         for (int axis = 0; axis < ndim; axis++)
             n *= (size_t)shape[axis];
@@ -373,7 +375,7 @@ static void make_bundle(struct bundle *bundle, const struct isa *isa, enum kerne
         if (type == TYPE_U8)
             make(array, &coded, 1, type, 4 * offset, 0);
         else
-            make(array, factor ? left : shape, ndim - factor, type, offset, 0);
+            make(array, lacks ? left : shape, lacks ? n_left : ndim, type, offset, 0);
         if (part == WEIGHT && type != lane)
             fill_codes(isa, type == TYPE_F16 ? CODEC_HALF : setting->masters ? CODEC_SPLIT : CODEC_BF16_RANDOM, array,
                 setting->masters ? &bundle->parts[MASTER] : NULL, n, next, -INFINITY);

@@ -13,7 +13,7 @@ from stored import STEP_OPTIONS, Way, chosen, has, made, ways_of
 import optimc
 from optimc import _core
 
-BY_ROWS = [case for case in CASES if case.cls._elementwise and case.cls is not optimc.Muon]
+BY_ROWS = [case for case in CASES if case.cls._elementwise or case.cls is optimc.RowwiseAdagrad]
 SHAPES = {False: [(60, 1), (40, 7), (30, 64), (9, 2, 5), (13, 300), (50,), (3, 4096)], True: [(20, 256), (5, 2, 512)]}
 PLAIN = Way("float32", "as numbers")
 FLOATS = (np.float32, ml_dtypes.bfloat16, np.float64, np.float16)

@@ -108,7 +108,7 @@ def test_formulas_compute_what_the_optimizer_does(name):
     optimizer.build([w])
     for t in range(1, 9):
         kept = {slot: np.array(arrays[0]) for slot, arrays in optimizer.slots.items() if arrays[0] is not None}
-        shaped = {"row": (3, 1), "column": (1, 5)}
+        shaped = {"row": (3, 1), "row_accumulator": (3, 1), "column": (1, 5)}
         env |= {slot: array.reshape(shaped.get(slot, array.shape)) for slot, array in kept.items()}
         env |= {"g": rng.normal(size=w.shape), "t": float(t)}
         optimizer.apply([env["g"].copy()], [w])

@@ -27,6 +27,7 @@ PASSES: dict[str, tuple[Pass, ...] | None] = {
     "adam": (Pass(("g",), ("w", "m", "v"), 1, 1, 0),),
     "amsgrad": (Pass(("g",), ("w", "m", "v", "v_max"), 1, 1, 0),),
     "adagrad": (Pass(("g",), ("w", "accumulator"), 1, 1, 0),),
+    "rowwise_adagrad": (Pass(("g",), ("w",), 0, 0, 0),),
     "adadelta": (Pass(("g",), ("w", "accumulator", "delta"), 2, 1, 0),),
     "adamax": (Pass(("g",), ("w", "m", "u"), 0, 1, 0),),
     "nadam": (Pass(("g",), ("w", "m", "v"), 1, 3, 1),),
