@@ -183,6 +183,7 @@ class Optimizer:
         watched: tuple[tuple[dict[str, Any], str, object], ...],
         parts: tuple[tuple[int, int, dict[str, Any], str], ...] = ...,
         types: tuple[type, ...] = ...,
+        rows: Callable[[Any, Any, int], Rows | None] | None = ...,
         /,
     ) -> None: ...
     def _is_as_watched(self) -> bool: ...

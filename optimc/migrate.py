@@ -105,9 +105,10 @@ def from_torch(optimizer: Any) -> Optimizer:
         optimizer: a `torch.optim.Optimizer` on the CPU, with its param_groups and state.
 
     Returns:
-        The optimizer of optimc in style "torch", with the same step count and slots.  It has groups where
-        param_groups differ.  Its next step binds it to weights: arrays in the order of the parameters.  Slots and
-        masters are stored as in an optimizer of `optimc.torch`; those that torch keeps in 16 bits become float32.
+        The optimizer of optimc in style "torch" (for SparseAdam "keras", which has its formula), with the same step
+        count and slots.  It has groups where param_groups differ.  Its next step binds it to weights: arrays in the
+        order of the parameters.  Slots and masters are stored as in an optimizer of `optimc.torch`; those that torch
+        keeps in 16 bits become float32.
 
     Raises:
         ValueError: optimc has no optimizer of that kind, or its parameters have done different numbers of steps, or
@@ -131,7 +132,7 @@ def from_torch(optimizer: Any) -> Optimizer:
         if different:
             groups.append({"weights": list(range(position, position + n)), **different})
         position += n
-    ours: Optimizer = registry.classes[counterpart.name](**first, groups=groups, style="torch")
+    ours: Optimizer = registry.classes[counterpart.name](**first, groups=groups, style=counterpart.style)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     states = [optimizer.state.get(p, {}) for p in params]
     if not any(states):

@@ -63,6 +63,8 @@ class Counterpart(NamedTuple):
         initial: torch's keys for slots and scalars that do not start as 0 -> a number, or the key of the parameter
             group that holds it.
         counts_steps: whether torch keeps a step count in a parameter's state.
+        counts_in_ints: whether that is a Python int, and no tensor.
+        style: the style of optimc's class that has torch's formula.
     """
 
     name: str
@@ -71,6 +73,8 @@ class Counterpart(NamedTuple):
     scalars: tuple[str, ...] = ()
     initial: Mapping[str, float | str] = {}
     counts_steps: bool = True
+    counts_in_ints: bool = False
+    style: str = "torch"
 
     def sources(self, known: Iterable[str]) -> list[Source]:
         """Where the arguments stand, of those that this version of torch knows."""
@@ -82,6 +86,11 @@ class Counterpart(NamedTuple):
             else:
                 found.append(Source(argument.removeprefix("not "), key, negated=argument.startswith("not ")))
         return found
+
+    def kept(self, keys: Iterable[str], numbers: Iterable[float]) -> dict[str, float]:
+        """Counts and scalars by torch's keys, as torch keeps them."""
+        kind = int if self.counts_in_ints else float
+        return dict(zip(keys, map(kind, numbers), strict=False))
 
     def storage(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments about storage that a group has, in the words of optimc."""
@@ -126,6 +135,9 @@ TORCH = {
     "Adam": Counterpart(
         "Adam", {**_ADAM, "amsgrad": "amsgrad", "decoupled_weight_decay": "not coupled_weight_decay"},
         {**_MOMENTS, "v_max": "max_exp_avg_sq"}),
+    "SparseAdam": Counterpart(          # epsilon is added to a root without bias correction, as in Keras
+        "Adam", {"lr": "learning_rate", "betas": ("beta_1", "beta_2"), "eps": "epsilon", "maximize": "maximize"},
+        _MOMENTS, counts_in_ints=True, style="keras"),
     "AdamW": Counterpart("AdamW", {**_ADAM, "amsgrad": "amsgrad"}, {**_MOMENTS, "v_max": "max_exp_avg_sq"}),
     "RMSprop": Counterpart(
         "RMSprop", {"lr": "learning_rate", "alpha": "rho", "eps": "epsilon", "momentum": "momentum",

@@ -13,8 +13,9 @@ from optimc.base.rules import slots_of
 from optimc.registry import classes
 from optimc.torch_names import TORCH
 
-#: optimc's class -> the name of the class in optimc.torch
-IN_TORCH = {counterpart.name: f"`{name}`" for name, counterpart in TORCH.items()}
+#: optimc's class -> the names of its classes in optimc.torch
+IN_TORCH = {cls: ", ".join(f"`{name}`" for name, counterpart in TORCH.items() if counterpart.name == cls)
+            for cls in {counterpart.name for counterpart in TORCH.values()}}
 
 
 def optimizers():

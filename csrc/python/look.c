@@ -4,11 +4,14 @@
    looks at all of them in one go, in which no other code runs: first at weights and slots, which are moved in the
    plan together, then at gradients.  Where other code had to run after all, it looks again from the beginning.
 
+   A sparse gradient has no memory to look at.  Rows that Python makes of it (tensors.c) take its place.
+
    Another thread may give a tensor other memory while a step runs without the GIL.  Such a step holds the storages of
    all that it touches, from before it looks until it ends.  Next: match.c, the survey of the gradients. */
 #define NO_IMPORT_ARRAY
 #include "python/tensors.h"
 
+#include "python/rows_type.h"
 #include "python/views.h"
 
 /* A step gives up the GIL if it takes longer than this times what holding costs, in nanoseconds a tensor. */
@@ -89,6 +92,13 @@ static int refuse(enum fault fault, const char *argument, size_t i)
 
 /* ------------------------------------------------------------------------ collecting - */
 
+/* Makes Rows of the gradient of weight i, if it is sparse: 0, or -1 with an error, which may be one that is set. */
+static int make_rows(struct look *look, size_t i)
+{
+    look->again = 1;
+    return optimc_make_rows(look->self, look->list, i);
+}
+
 /* Collects gradients and parts.  NO_GRADIENTS, NOT_AS_PLANNED, CHECKED or -1. */
 static int collect(struct look *look)
 {
@@ -116,6 +126,9 @@ static int collect(struct look *look)
     }
     if (missing)
         return missing == tensors->n ? NO_GRADIENTS : NOT_AS_PLANNED;
+    for (size_t i = 0; i < tensors->n; i++)
+        if (tensors->by_rows[i] && make_rows(look, i))
+            return -1;
     for (size_t k = 0; k < tensors->n_parts; k++) {
         PyObject *item = PyDict_GetItemWithError(tensors->parts[k].dict, tensors->parts[k].key);
         if (!item)
@@ -184,7 +197,8 @@ static int is_any_foreign(const struct look *look)
 {
     const struct tensors *tensors = look->tensors;
     for (size_t i = 0; i < tensors->n; i++)
-        if (is_foreign(tensors, weight_at(look, i)) || is_foreign(tensors, look->self->plan->gradients[i]))
+        if (is_foreign(tensors, weight_at(look, i))
+            || (!tensors->by_rows[i] && is_foreign(tensors, look->self->plan->gradients[i])))
             return 1;
     for (size_t k = 0; k < tensors->n_parts; k++)
         if (is_foreign(tensors, tensors->items[k]))
@@ -193,7 +207,7 @@ static int is_any_foreign(const struct look *look)
 }
 
 /* Holds all that the step touches.  CHECKED, NOT_AS_PLANNED or -1. */
-static int hold_each(const struct look *look)
+static int hold_each(struct look *look)
 {
     struct tensors *tensors = look->tensors;
     const size_t n = tensors->n;
@@ -201,7 +215,8 @@ static int hold_each(const struct look *look)
         PyObject *grad = look->self->plan->gradients[i];
         PyObject *tensor = is_whole(look) ? Py_NewRef(weight_at(look, i)) : NULL;
         const int failed = !tensor ? -1 : hold(tensors, tensor, i) ? refuse_hold(look, tensor, "weights", i)
-            : hold(tensors, grad, n + i) ? refuse_hold(look, grad, "grads", i) : 0;
+            : !tensors->by_rows[i] && hold(tensors, grad, n + i)
+            ? refuse_hold(look, grad, "grads", i) && make_rows(look, i) : 0;
         Py_XDECREF(tensor);
         if (failed)
             return -1;
@@ -218,7 +233,7 @@ static int hold_each(const struct look *look)
 }
 
 /* The same while no garbage is collected, whose end could run code. */
-static int hold_all(const struct look *look)
+static int hold_all(struct look *look)
 {
     look->tensors->measured = is_any_foreign(look);
     const int collects = PyGC_Disable(), found = hold_each(look);
@@ -337,9 +352,18 @@ static int take_all(struct look *look)
     for (size_t i = 0; i < tensors->n; i++) {
         struct view view;
         struct place overlap;
+        if (tensors->by_rows[i]) {
+            const struct pairs entry = {.i = (Py_ssize_t)i + 1};
+            if (!look->again && optimc_take_rows(plan, &entry, i, (Rows *)plan->gradients[i]))
+                return -1;
+            continue;
+        }
         if (optimc_look_tensor(look->table, plan->gradients[i], order_of(look, i), "grads", (Py_ssize_t)i, look->room,
-                ndim_of(look, i), &view))
-            return -1;
+                ndim_of(look, i), &view)) {
+            if (make_rows(look, i))
+                return -1;
+            continue;
+        }
         check_reach(look, tensors->n + i, &view);
         if (look->ask_grads && may_be_negative(&view) && resolve(look, &plan->gradients[i]))
             return -1;

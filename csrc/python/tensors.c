@@ -6,6 +6,8 @@
 #define NO_IMPORT_ARRAY
 #include "python/tensors.h"
 
+#include "python/rows_type.h"
+
 static const struct tensor_exchange *exchange_of(PyObject *capsule)
 {
     const struct tensor_exchange *table = PyCapsule_GetPointer(capsule, TENSOR_CAPSULE);
@@ -28,6 +30,8 @@ void optimc_free_tensors(struct tensors *tensors)
     Py_XDECREF(tensors->watched);
     Py_XDECREF(tensors->given);
     Py_XDECREF(tensors->types);
+    Py_XDECREF(tensors->rows);
+    PyMem_Free(tensors->by_rows);
     for (int k = 0; k < TENSOR_NAMES; k++)
         Py_XDECREF(tensors->names[k]);
     PyMem_Free(tensors->parts);
@@ -74,7 +78,7 @@ static int read_parts(const Plan *plan, struct tensors *tensors)
 
 /* Makes what steps over tensors need, or NULL with an error. */
 static struct tensors *make_tensors(const Plan *plan, PyObject *orders, PyObject *watched, PyObject *parts,
-    PyObject *types)
+    PyObject *types, PyObject *rows)
 {
     static const char *const names[TENSOR_NAMES] = {
         [GRAD] = "grad", [STORAGE] = "untyped_storage", [ADDRESS] = "data_ptr", [BYTES] = "nbytes",
@@ -90,11 +94,14 @@ static struct tensors *make_tensors(const Plan *plan, PyObject *orders, PyObject
         tensors->watched = Py_NewRef(watched);
         tensors->given = Py_XNewRef(parts);
         tensors->types = types ? Py_NewRef(types) : PyTuple_New(0);
+        tensors->rows = Py_NewRef(rows);
+        tensors->by_rows = PyMem_Calloc(tensors->n + 1, sizeof *tensors->by_rows);
         tensors->parts = PyMem_Calloc(tensors->n_parts + 1, sizeof *tensors->parts);
         tensors->items = PyMem_Calloc(tensors->n_parts + 1, sizeof *tensors->items);
         tensors->storages = PyMem_Calloc(all, sizeof *tensors->storages);
         tensors->reaches = PyMem_Calloc(all, sizeof *tensors->reaches);
-        failed = !tensors->types || !tensors->parts || !tensors->items || !tensors->storages || !tensors->reaches;
+        failed = !tensors->types || !tensors->by_rows || !tensors->parts || !tensors->items || !tensors->storages
+            || !tensors->reaches;
         for (int k = 0; k < TENSOR_NAMES && !failed; k++)
             failed = !(tensors->names[k] = PyUnicode_InternFromString(names[k]));
     }
@@ -147,19 +154,21 @@ static int check_watched(PyObject *watched)
     return 0;
 }
 
-PyDoc_STRVAR(prepare_tensors_doc, "_prepare_tensors($self, orders, watched, parts=(), types=(), /)\n--\n\n"
+PyDoc_STRVAR(prepare_tensors_doc, "_prepare_tensors($self, orders, watched, parts=(), types=(), rows=None, /)\n--\n\n"
 "Prepares steps over tensors; call it after `_bind`.  `orders` has for each weight None, or a tuple of its axes in\n"
 "the order of memory.  `watched` is a tuple of (dict, key, value) that the plan depends on.  The item of the dict\n"
 "must stay an equal number, a list of the same objects as a tuple, or else the same object; where it lacks, None\n"
 "counts.  `parts` is a tuple of (weight, part, dict, key): where a program may put another tensor for a slot (its\n"
 "number in the rule), an average, an accumulator or a master (PART_*), or move it; parts that no program can reach\n"
-"need not be there.  `types` is a tuple of types of tensors whose methods run no Python code.");
+"need not be there.  `types` is a tuple of types of tensors whose methods run no Python code.  `rows` is a function\n"
+"of (gradient, tensor, i) that gives the Rows that a sparse gradient of weight i stands for, or None.");
 
 static PyObject *prepare_tensors_now(Optimizer *self, PyObject *args)
 {
-    PyObject *orders, *watched, *parts = NULL, *types = NULL;
-    if (!PyArg_ParseTuple(args, "O!O!|O!O!", &PyTuple_Type, &orders, &PyTuple_Type, &watched, &PyTuple_Type, &parts,
-            &PyTuple_Type, &types) || (self->plan && self->plan->matching != IDLE && optimc_refuse_nested(self)))
+    PyObject *orders, *watched, *parts = NULL, *types = NULL, *rows = Py_None;
+    if (!PyArg_ParseTuple(args, "O!O!|O!O!O", &PyTuple_Type, &orders, &PyTuple_Type, &watched, &PyTuple_Type, &parts,
+            &PyTuple_Type, &types, &rows)
+        || (self->plan && self->plan->matching != IDLE && optimc_refuse_nested(self)))
         return NULL;
     const size_t n = self->plan ? optimc_plan_weights(self->plan->core) : 0;
     if (!n || (size_t)PyTuple_GET_SIZE(orders) != n) {
@@ -169,7 +178,8 @@ static PyObject *prepare_tensors_now(Optimizer *self, PyObject *args)
     if (check_orders(self->plan, orders) || check_watched(watched))
         return NULL;
     Plan *plan = (Plan *)Py_NewRef((PyObject *)self->plan);         /* a number of a part may run code */
-    struct tensors *tensors = make_tensors(plan, orders, watched, parts, types), *old = self->tensors;
+    struct tensors *tensors = make_tensors(plan, orders, watched, parts, types, rows),
+        *old = self->tensors;
     const int kept = tensors && self->plan == plan && plan->matching == IDLE;
     Py_DECREF(plan);
     if (!kept) {
@@ -226,6 +236,42 @@ static PyObject *optimizer_is_as_watched(Optimizer *self, PyObject *Py_UNUSED(ig
 {
     const int same = optimc_is_as_watched(self);
     return same < 0 ? NULL : PyBool_FromLong(same);
+}
+
+/* The Rows that the gradient of weight i stands for, None if it is not sparse, or NULL with an error. */
+static PyObject *rows_of(const Optimizer *self, PyObject *list, size_t i)
+{
+    PyObject *tensor = self->tensors->rows == Py_None ? Py_None : PyList_GetItem(list, (Py_ssize_t)i);
+    if (!tensor || tensor == Py_None)
+        return Py_XNewRef(tensor);
+    Py_INCREF(tensor);
+    PyObject *rows = PyObject_CallFunction(self->tensors->rows, "OOn", self->plan->gradients[i], tensor,
+        (Py_ssize_t)i);
+    Py_DECREF(tensor);
+    if (!rows || rows == Py_None || optimc_is_rows(self->plan, rows))
+        return rows;
+    PyErr_Format(PyExc_TypeError, "rows: expected Rows or None, got %s", Py_TYPE(rows)->tp_name);
+    Py_DECREF(rows);
+    return NULL;
+}
+
+int optimc_make_rows(Optimizer *self, PyObject *list, size_t i)
+{
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyObject *rows = rows_of(self, list, i);
+    self->tensors->by_rows[i] = rows && rows != Py_None;
+    if (rows == Py_None) {
+        Py_DECREF(rows);
+        PyErr_Restore(type, value, trace);
+        return type ? -1 : 0;
+    }
+    if (rows)
+        Py_SETREF(self->plan->gradients[i], rows);
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(trace);
+    return rows ? 0 : -1;
 }
 
 int optimc_check_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange, PyObject *grads,

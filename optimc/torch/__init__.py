@@ -11,6 +11,10 @@ where they are, so `p.data = ...`, `model.double().float()` and `optimizer.state
 The state is in `optimizer.state`, as in torch; the scalars of NAdam and ASGD are float64.  Parameters must be dense
 CPU tensors of float32, float64, bfloat16 or float16 that do not overlap.  All others are refused.
 
+Gradients may be sparse by rows, as those of `torch.nn.Embedding(sparse=True)`, in every class, and are so in
+`SparseAdam`.  Such a step is *lazy*: rows that do not occur are not touched, neither by the rule nor by decay or
+momentum.  Values of a row that occurs several times are added up in order of occurrence.
+
 Three arguments are optimc's, by keyword.  They are keys of a parameter group where they are given.
 
 - `state_dtype`: None, "bfloat16" or "int8", or a dict of torch's keys of slots to these words: the storage of slots.
@@ -40,7 +44,7 @@ try:
 except ImportError as _error:
     lazy.needs("torch", _error)
 
-from optimc.torch.step import TorchOptimizer
+from optimc.torch.step import SparseOptimizer, TorchOptimizer
 from optimc.torch_names import STORAGE, TORCH
 
 if TYPE_CHECKING:
@@ -48,8 +52,8 @@ if TYPE_CHECKING:
 
 
 def _make(name: str) -> Any:
-    """The class of that name: torch's, with `TorchOptimizer` before it."""
-    theirs = getattr(torch.optim, name)
+    """The class of that name: torch's, with `TorchOptimizer` or `SparseOptimizer` before it."""
+    theirs, is_sparse = getattr(torch.optim, name), name == "SparseAdam"
 
     @functools.wraps(theirs.__init__)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -60,7 +64,7 @@ def _make(name: str) -> Any:
         *signature.parameters.values(),
         *(inspect.Parameter(word, inspect.Parameter.KEYWORD_ONLY, default=default)
           for word, default in STORAGE.items())])
-    made = type(name, (TorchOptimizer, theirs), {
+    made = type(name, (SparseOptimizer if is_sparse else TorchOptimizer, theirs), {
         "__doc__": f"""torch.optim.{name} with the step in C.  Arguments, formula and state are torch's.
 
         The arguments that choose one of torch's implementations (foreach, fused) have no effect.  Beside torch's it
@@ -70,7 +74,7 @@ def _make(name: str) -> Any:
             >>> import torch, optimc.torch
             >>> p = torch.nn.Parameter(torch.ones(2))
             >>> opt = optimc.torch.{name}([p], lr=0.5)
-            >>> p.grad = torch.ones(2)
+            >>> p.grad = torch.ones(2){'.to_sparse()' * is_sparse}
             >>> opt.step()
             >>> bool((p != 1).all())
             True
@@ -84,6 +88,7 @@ def _make(name: str) -> Any:
 SGD = _make("SGD")
 Adam = _make("Adam")
 AdamW = _make("AdamW")
+SparseAdam = _make("SparseAdam")
 Adagrad = _make("Adagrad")
 RMSprop = _make("RMSprop")
 Adadelta = _make("Adadelta")
@@ -106,4 +111,5 @@ if not TYPE_CHECKING:               # a checker would take it to mean that every
         refuse_name(__name__, name, advice)
 
 
-__all__ = ["ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"]
+__all__ = ["ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop",
+           "SparseAdam"]

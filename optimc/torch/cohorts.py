@@ -89,12 +89,12 @@ class Cohort:
     def watch(self, entries: tuple[Entry, ...]) -> None:
         """Lets C watch entries of dicts: (dict, key, value)."""
         self._entries, self._watches_slots = entries, False
-        self.inner._prepare_tensors(self._orders, entries, (), tensors.PLAIN)
+        self.inner._prepare_tensors(self._orders, entries, (), tensors.PLAIN, tensors.rows)
 
     def watch_slots(self) -> None:
         """Lets C look where the slots are, too, because a program may hold them."""
         if not self._watches_slots and not self.new:
-            self.inner._prepare_tensors(self._orders, self._entries, self._parts, tensors.PLAIN)
+            self.inner._prepare_tensors(self._orders, self._entries, self._parts, tensors.PLAIN, tensors.rows)
             self._watches_slots = True
 
     def _addresses_now(self) -> list[int] | None:
@@ -134,8 +134,8 @@ class Cohort:
         given = [grad for grad in grads if grad is not None]
         if len(given) < len(grads):
             return NOT_AS_PLANNED if given else NO_GRADIENTS
-        good = steps.check(self.inner, [tensors.view(grad.resolve_neg(), param)
-                                        for grad, param in zip(given, self.params, strict=True)],
+        good = steps.check(self.inner, [tensors.gradient(grad, param, i) for i, (grad, param)
+                                        in enumerate(zip(given, self.params, strict=True))],
                            [tensors.view(param, param) for param in self.params], loss_scale=scale)
         return CHECKED if good else NO_GRADIENTS
 
@@ -156,12 +156,12 @@ class Cohort:
         of_group = {id(group): (count, *self.inner._scalars(k)) for k, group in enumerate(self.groups)}
         return [of_group[id(member.group)] for member in self.members]
 
-    def write(self, keys: Sequence[str], states: States) -> None:
+    def write(self, keys: Sequence[str], states: States, counterpart: Counterpart) -> None:
         """Writes the counts and scalars into the state, but for those that its owner has changed."""
         count = self.inner.iterations
         if keys and count and count != self._written and not self.new:
             for member, numbers in zip(self.members, self.numbers(), strict=True):
-                member.write(dict(zip(keys, map(float, numbers), strict=True)))
+                member.write(counterpart.kept(keys, numbers))
                 _enter(states, member)
             self._written = count
 
@@ -229,7 +229,7 @@ class Cohorts:
         """Writes the counts and scalars into the state, but for those that its owner has changed."""
         for cohort in self.all:
             cohort.enter(self.states)
-            cohort.write(self._keys, self.states)
+            cohort.write(self._keys, self.states, self._counterpart)
 
     def settle(self) -> None:
         """Brings plans and state together after a step or a look."""
@@ -291,7 +291,7 @@ class Cohorts:
                     self._sort(parts, member)
         for member, numbers in known.values():          # the program has taken them out
             if numbers[0]:
-                member.write(dict(zip(keys_before, map(float, numbers), strict=False)))
+                member.write(self._counterpart.kept(keys_before, numbers))
         self._adopt([], [self._plan(*part, 0) for key in parts for part in parts[key]], resting)
 
     def replan(self, cohorts: list[Cohort]) -> None:

@@ -58,7 +58,7 @@ def without_values(counterpart: Counterpart, sources: Sequence[Source], groups: 
         others.append({"weights": [i for i, (_, own) in enumerate(members) if own is group],
                        "state_dtype": {} if choice is None else choice})        # {}: no slot in fewer bits
     try:
-        return registry.classes[counterpart.name](**flags, **counterpart.storage(first), style="torch",
-                                                  groups=others)
+        return registry.classes[counterpart.name](**flags, **counterpart.storage(first),
+                                                  style=counterpart.style, groups=others)
     except ValueError as error:
         raise ValueError(counterpart.in_torchs_words(str(error))) from None

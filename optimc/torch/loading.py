@@ -38,8 +38,8 @@ class Kept:
         self.tensor = tensor
 
     def released(self, param: Tensor) -> Tensor:
-        """The tensor on the device of its parameter, in float32 if it is in float64 and the parameter is not."""
-        tensor = self.tensor.to(param.device)
+        """The tensor on the device of its parameter, dense, not in float64 unless the parameter is."""
+        tensor = self.tensor.to(param.device).to_dense()            # torch's momentum of sparse gradients is sparse
         return tensor.float() if tensor.dtype == torch.float64 != param.dtype else tensor
 
 

@@ -70,7 +70,8 @@ class Member:
 def _references(member: Member) -> list[int]:
     """How often the state of a member, and each number in it, is referred to."""
     return [sys.getrefcount(member.state),
-            *(sys.getrefcount(entry) for entry, _ in member.numbers.values() if entry is not None)]
+            *(sys.getrefcount(entry) for entry, _ in member.numbers.values()
+              if entry is not None and not isinstance(entry, int))]          # nobody changes an int
 
 
 def _references_of_one_alone() -> list[int]:

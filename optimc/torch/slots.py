@@ -121,7 +121,7 @@ class Slots:
         """Whether what a state has for a slot is numbers of its parameter, of a type that this can convert."""
         member, tensor = self.members[i], self.members[i].state.get(key)
         real = tensors.DTYPES[tensors.TYPES[member.param.dtype].real]
-        return isinstance(tensor, torch.Tensor) and (
+        return isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and (
             self._codec_of(tensor, key, member.param.numel()) is not None or (
             tensor.shape == member.param.shape and tensor.dtype in (real, torch.float32, *tensors.HALVES)))
 

@@ -102,17 +102,20 @@ for _name in ("__getitem__", "__setitem__", "__delitem__", "__ior__", "get", "po
 LAST_WHOLE = 2 ** 24        # the last count up to which float32 has all
 
 
-def put_number(state: Config, key: str, value: float) -> Tensor:
-    """Writes a number into a parameter's state, into the tensor that is there if it can hold it; returns the tensor.
+def put_number(state: Config, key: str, value: float) -> Tensor | int:
+    """Writes a number into a parameter's state, into the tensor that is there if it can hold it; returns the entry.
 
-    A step count is kept in the type that torch gives it, and in float64 beyond 2^24.  The scalars of a rule are kept
-    in float64, as the step has them, so that a run resumes exactly.
+    An int stays one.  Another step count is kept in the type that torch gives it, and in float64 beyond 2^24.  The
+    scalars of a rule are kept in float64, as the step has them, so that a run resumes exactly.
     """
     exact = value > LAST_WHOLE if key == "step" else True
     tensor = state.get(key)
     if (isinstance(tensor, torch.Tensor) and tensor.numel() == 1 and not tensor.is_inference()
             and (tensor.dtype == torch.float64 or (tensor.dtype == torch.float32 and not exact))):
         tensor.fill_(value)
+    elif isinstance(value, int):
+        state[key] = value
+        return value
     else:
         exact = exact or torch.get_default_dtype() == torch.float64
         with torch.inference_mode(False):

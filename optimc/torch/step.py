@@ -249,6 +249,22 @@ class TorchOptimizer(Base):
             self._cohorts.watch_state()
 
 
+class SparseOptimizer(TorchOptimizer):
+    """The base of classes that torch has for sparse gradients only."""
+
+    def _plain_step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for i, param in enumerate(self._params()):
+            if param.grad is not None and not param.grad.is_sparse:
+                raise RuntimeError(f"params[{i}].grad: {type(self).__name__} does not support dense gradients, "
+                                   f"please consider {self._counterpart.name} instead")
+        super()._plain_step()
+        return loss
+
+
 def _hooked_step(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
     """The step as torch wraps it, with its hooks and its record for the profiler."""
     name = f"Optimizer.step#{type(optimizer).__name__}.step"

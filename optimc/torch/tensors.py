@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from optimc._core import Rows
 from optimc.base import narrow, storage
 
 if TYPE_CHECKING:
@@ -72,8 +73,48 @@ def stored(tensor: Tensor, like: Tensor) -> Array:
 
 def view(tensor: Tensor, like: Tensor) -> Array:
     """The same of a parameter or a gradient: bfloat16 is bfloat16 of ml_dtypes."""
-    found = stored(tensor, like)
+    return _typed(stored(tensor, like), tensor)
+
+
+def _typed(found: Array, tensor: Tensor) -> Array:
     return found.view(TYPES[torch.bfloat16].dtype) if tensor.dtype == torch.bfloat16 else found
+
+
+def rows(grad: Tensor, param: Tensor, i: int) -> Rows | None:
+    """The `Rows` over the memory of a sparse gradient, as of torch.nn.Embedding(sparse=True); None of another tensor.
+
+    It need not be coalesced: the step adds up repeated rows, in order of occurrence.
+
+    Args:
+        grad: the gradient.
+        param: its parameter.
+        i: the number of the parameter in messages.
+
+    Raises:
+        TypeError: it is sparse in other axes than the first, or no step takes its type.
+        ValueError: it has not the shape of its parameter, or the parameter's rows are not one after the other.
+    """
+    if not isinstance(grad, torch.Tensor) or grad.layout is not torch.sparse_coo or grad.device.type != "cpu":
+        return None
+    if grad.sparse_dim() != 1:
+        raise TypeError(f"grads[{i}]: expected a dense tensor, or a sparse one with sparse_dim 1, as of an "
+                        f"embedding, got sparse_dim {grad.sparse_dim()}")
+    if grad.dtype not in TYPES:
+        raise TypeError(f"grads[{i}]: expected {storage.IN_WORDS}, got {grad.dtype}")
+    if grad.shape != param.shape:
+        raise ValueError(f"grads[{i}]: expected shape {tuple(param.shape)}, like its parameter, "
+                         f"got {tuple(grad.shape)}")
+    if order(param) is not None:
+        raise ValueError(f"grads[{i}]: expected a dense tensor, for the parameter has strides {param.stride()}: "
+                         "sparse gradients need one that is contiguous")
+    values = grad._values().resolve_neg()
+    return Rows(array(grad._indices()[0]), _typed(array(values), values))
+
+
+def gradient(grad: Tensor, param: Tensor, i: int) -> Array | Rows:
+    """A gradient as a step over arrays takes it: a view, or `rows`."""
+    found = rows(grad, param, i)
+    return view(grad.resolve_neg(), param) if found is None else found
 
 
 def over(array: Array, like: Tensor) -> Tensor:
@@ -165,6 +206,6 @@ def check_gradients(params: Iterable[Tensor]) -> None:
     """Raises a TypeError for a gradient that C cannot look at."""
     for i, param in enumerate(params):
         grad = param.grad
-        if grad is not None and (grad.layout is not torch.strided or grad.device.type != "cpu"):
-            raise TypeError(f"params[{i}].grad: expected a dense tensor on the CPU, "
+        if grad is not None and (grad.layout not in (torch.strided, torch.sparse_coo) or grad.device.type != "cpu"):
+            raise TypeError(f"params[{i}].grad: expected a dense tensor on the CPU, or a sparse one of rows, "
                             f"got {grad.layout} on {grad.device}") from None

@@ -70,7 +70,7 @@ def test_bad_gradients_change_nothing():
     q.grad = torch.eye(2).to_sparse()
     for optimizer in (ot.SGD([q], lr=0.1), ot.Adam([q])):
         for _ in range(2):
-            with pytest.raises(TypeError, match=r"params\[0\]\.grad: expected a dense tensor on the CPU, got"):
+            with pytest.raises(TypeError, match=r"grads\[0\]: expected a dense tensor, or a sparse one with spars"):
                 optimizer.step()
         assert (q == 1).all()
     ours.param_groups[0]["lr"] = -1.0
@@ -176,7 +176,7 @@ def test_words_of_optimc_are_refused_with_torchs(name):
 
 @pytest.mark.parametrize("name, message", [
     ("Lion", r": optimc.Lion steps arrays, and optimc.keras.Lion Keras models$"),
-    ("SparseAdam", ": only torch.optim.SparseAdam steps tensors$"),
+    ("LBFGS", ": only torch.optim.LBFGS steps tensors$"),
     ("Nadam", r": did you mean NAdam\?$"), ("adamw", r": did you mean AdamW\?$"), ("zzz", "'zzz'$")])
 def test_a_class_that_torch_does_not_have(name, message):
     with pytest.raises(AttributeError, match=rf"^module 'optimc.torch' has no attribute '{name}'.*{message}"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import require
 from torch_cases import (
+    DENSE,
     HALVES,
     STORAGES,
     bits,
@@ -142,7 +143,7 @@ def core_of(name, storage, shapes):
 
 
 @each_storage
-@pytest.mark.parametrize("name", [name for name in ot.__all__ if name not in ("ASGD", "Rprop")])
+@pytest.mark.parametrize("name", [name for name in DENSE if name not in ("ASGD", "Rprop")])
 def test_the_bits_are_those_of_the_optimizer_of_arrays(name, storage):
     """So random numbers depend on the position of the parameter, its steps and the seed."""
     shapes = [(10, 7), (5000,), (64, 80)]

@@ -287,6 +287,26 @@ def arrays_only(row, folder):
     trajectory(row, ours, theirs, grads, lambda: their_whole_step(theirs), lambda: run(ours.step, ours.names))
 
 
+def sparse_gradients(row, folder):
+    """Constructors for gradients by rows.  Those of scale, which has no rows, are left out."""
+    (left,), (right,) = row.left, row.right
+    ours, theirs, grads = row.sides(folder)
+    start(row, theirs, left)
+    optimizer = run(right, ours.names)
+
+    def their_step():
+        run(theirs.before, theirs.names)
+        for param in theirs.names["optimizer"].param_groups[0]["params"]:
+            param.grad = param.grad.to_sparse(1)
+        run(theirs.step, theirs.names)
+
+    def our_step():
+        rows = {name: optimc.Rows(range(len(g)), g) for name, g in ours.names["grads"].items() if g.ndim}
+        optimizer.apply(rows, {name: ours.weights[name] for name in rows})
+
+    trajectory(row, ours, theirs, grads, their_step, our_step)
+
+
 def before_the_step(row, folder):
     """Lines between the gradients and the step of Adam."""
     ours, theirs, grads = row.sides(folder)
@@ -441,7 +461,7 @@ def estimators(row, folder):
 KINDS = {"constructors": constructors, "arrays only": arrays_only, "before the step": before_the_step,
          "after the step": after_the_step, "whole loop": whole_loop, "update rules": update_rules,
          "schedules": values_by_step, "no counterpart": no_counterpart,
-         "other arithmetic": other_arithmetic, "estimators": estimators}
+         "other arithmetic": other_arithmetic, "estimators": estimators, "sparse gradients": sparse_gradients}
 
 
 # ------------------------------------------------------------------------------------------- rows of a page
