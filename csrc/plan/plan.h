@@ -196,11 +196,17 @@ size_t optimc_plan_size(const struct plan *plan, size_t index);     /* elements 
 /* The second half: updates every weight taken.  Cannot fail. */
 void optimc_plan_run(struct plan *plan, const struct request *request);
 
-/* The second half in spans: call start, then span until every element is covered once, then end.  A span is elements
-   begin .. end - 1 of one storage type, counted over all weights of this type in their order.  In a weight with parts
-   that are encoded it begins and ends with a block, or with the weight. */
+/* The second half in spans: call start, then step_rows, which updates the weights that are stepped by rows, then span
+   until every element of the others is covered once, then end.  A span is elements begin .. end - 1 of one storage
+   type, counted over all weights of this type in their order; it passes over weights that are stepped by rows.  In a
+   weight with parts that are encoded it begins and ends with a block, or with the weight. */
 void optimc_plan_start(struct plan *plan, const struct request *request);
+void optimc_plan_step_rows(struct plan *plan);
 void optimc_plan_span(struct plan *plan, enum type type, size_t begin, size_t end);
 void optimc_plan_end(struct plan *plan);
+
+/* The rows of a weight that the step in progress visits, once it has started: writes their numbers unless `to` is
+   NULL; returns how many.  None if the weight is not stepped by rows. */
+size_t optimc_plan_rows_present(const struct plan *plan, size_t index, uint32_t *to);
 
 #endif

@@ -425,13 +425,37 @@ void optimc_plan_end(struct plan *plan)
     }
 }
 
+/* The first step begins the averages of the whole weights that it steps by rows. */
+static void begin_averages(const struct plan *plan)
+{
+    if (plan->n_by_rows && plan->request->t == 1)
+        run_phase(plan, BEGIN_AVERAGE);
+}
+
 void optimc_plan_run(struct plan *plan, const struct request *request)
 {
     optimc_plan_start(plan, request);
-    if (plan->n_by_rows && request->t == 1)
-        run_phase(plan, BEGIN_AVERAGE);
+    begin_averages(plan);
     run_phase(plan, UPDATE);
     optimc_plan_end(plan);
+}
+
+void optimc_plan_step_rows(struct plan *plan)
+{
+    struct job job = {plan, UPDATE, 0};
+    if (!plan->n_by_rows)
+        return;
+    begin_averages(plan);
+    optimc_pool_run(run_task, &job, optimc_rows_chunks(plan), plan->cost);
+}
+
+size_t optimc_plan_rows_present(const struct plan *plan, size_t index, uint32_t *to)
+{
+    const struct weight *weight = &plan->weights[index];
+    const size_t n = weight->by_rows ? weight->rows->present : 0;
+    for (size_t u = 0; to && u < n; u++)
+        to[u] = weight->rows->visits[u].row;
+    return n;
 }
 
 /* Elements begin .. end - 1 of a storage type, and the first chunk that holds any of them. */
@@ -452,7 +476,7 @@ static void update_span(void *context, size_t chunk)
         const size_t low = weight->first + piece->begin, high = weight->first + piece->end;
         const size_t begin = low < span->begin ? span->begin : low;
         const size_t end = high < span->end ? high : span->end;
-        if (weight->self.type == span->type && begin < end)
+        if (weight->self.type == span->type && begin < end && !weight->by_rows)
             tasks_of(weight->real_type)->phases[UPDATE](plan, weight, begin - weight->first, end - weight->first);
     }
 }

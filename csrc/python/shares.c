@@ -167,9 +167,42 @@ static PyObject *transaction_skip(Transaction *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(rows_doc, "rows($self, optimizer, index, /)\n--\n\n"
+"The rows of weight `index` that the step visits, once it has begun: bytes of 32-bit integers, none if the weight\n"
+"is not stepped by rows.");
+
+static PyObject *transaction_rows(Transaction *self, PyObject *args)
+{
+    PyObject *object;
+    Py_ssize_t index;
+    if (!PyArg_ParseTuple(args, "On:rows", &object, &index))
+        return NULL;
+    struct checked *step = optimc_step_of(self, object);
+    if (!step)
+        return NULL;
+    const struct plan *plan = step->optimizer->plan->core;
+    if (step->progress != BEGUN || index < 0 || (size_t)index >= optimc_plan_weights(plan)) {
+        PyErr_SetString(PyExc_IndexError, "the step has not begun, or there is no such weight");
+        return NULL;
+    }
+    const size_t n = optimc_plan_rows_present(plan, (size_t)index, NULL);
+    PyObject *rows = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(n * sizeof(uint32_t)));
+    if (rows)
+        optimc_plan_rows_present(plan, (size_t)index, (uint32_t *)PyBytes_AS_STRING(rows));
+    return rows;
+}
+
+/* Begins the second half of a step. */
+static void start(Plan *plan)
+{
+    optimc_plan_start(plan->core, &plan->request);
+    optimc_plan_step_rows(plan->core);
+}
+
 PyDoc_STRVAR(advance_doc, "advance($self, optimizer, type, begin, end, /)\n--\n\n"
 "Runs elements begin .. end - 1 of all weights of one type (TYPE_F32, ...), counted in their order.  Every\n"
-"element must run once before the commit, which then only counts the step.");
+"element must run once before the commit, which then only counts the step; but the first call runs all weights that\n"
+"are stepped by rows.");
 
 static PyObject *transaction_advance(Transaction *self, PyObject *args)
 {
@@ -199,7 +232,7 @@ static PyObject *transaction_advance(Transaction *self, PyObject *args)
         optimc_open_step(optimizer);
     Py_BEGIN_ALLOW_THREADS
     if (!begun)
-        optimc_plan_start(optimizer->plan->core, &optimizer->plan->request);
+        start(optimizer->plan);
     optimc_plan_span(optimizer->plan->core, (enum type)type, (size_t)begin, (size_t)end);
     optimc_pool_leave();
     Py_END_ALLOW_THREADS
@@ -214,6 +247,7 @@ PyMethodDef optimc_shares_methods[] = {
     METHOD("sums", transaction_sums, METH_O, sums_doc),
     METHOD("refold", transaction_refold, METH_VARARGS, refold_doc),
     METHOD("skip", transaction_skip, METH_VARARGS, skip_doc),
+    METHOD("rows", transaction_rows, METH_VARARGS, rows_doc),
     METHOD("advance", transaction_advance, METH_VARARGS, advance_doc),
     {NULL, NULL, 0, NULL},
 };

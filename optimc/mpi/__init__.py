@@ -12,6 +12,7 @@ with the kernels of optimc.  Then all ranks get the new weights (ZeRO, stage 1: 
     layout.py       which elements are whose.  Weights of one type are one vector, cut once per rank.
     exchange.py     a share is reduced, stepped and sent on in buckets, so that one waits for the network while
                     another is computed.
+    rows.py         gradients by rows travel as rows, and so do the rows that they change.
     team.py         before anything is sent or changed, the ranks tell each other what they call and whether they can
                     go on, and refuse together if one cannot: `Team.together`.  interrupts.py holds Ctrl-C back.
     checkpoints.py  a file per rank; loading.py reads those of a job of any size.

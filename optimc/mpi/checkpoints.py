@@ -77,7 +77,8 @@ def share_of(exported: tuple[Config, Tensors], layout: Layout, rank: int, slot_n
     pieces = layout.pieces(rank)
     numbered = [(name, array, *pieces[_weight_of(name)]) for name, array in tensors.items()]
     return description, {
-        name: (array, None if layout.cut == "tensors" else low // checkpoint.shards.unit_of(name))
+        name: (array, None) if layout.cut == "tensors" else (
+            array.reshape(-1), low // checkpoint.shards.unit_of(name))
         for name, array, low, high in numbered if low < high}
 
 
@@ -107,7 +108,7 @@ def read_share(path: Path, shards: dict[str, Any], description: Config, layout: 
         if unit > 1:
             piece = array if name in vectors else array[low // unit:-(-high // unit)]
         elif name in vectors:
-            piece = layout.in_shape(i, array)
+            piece = layout.in_shape(i, low, array)
         else:
             piece = layout.piece_of(i, low, high, array)
         if piece is not None:

@@ -41,13 +41,14 @@ class Exchange:
 
     Attributes:
         buckets: what travels as one message, in order.
-        weights: the weights as vectors, in the order of their memory.
+        layout, weights: as given; the weights as vectors, in the order of their memory.
         blocks: how many sums of squares each rank has of each weight: a row per rank.
         grads: this rank's piece of the sum of each gradient, in the shape in which its optimizer knows the weight.
     """
 
     team: Team
     deterministic: bool
+    layout: Layout
     buckets: list[Bucket]
     weights: list[Array]
     blocks: Array
@@ -55,7 +56,9 @@ class Exchange:
 
     def __init__(self, team: Team, layout: Layout, weights: Sequence[Array], bucket_bytes: int,
                  deterministic: bool) -> None:
-        self.team, self.deterministic = team, deterministic
+        self.team, self.layout, self.deterministic = team, layout, deterministic
+        self._bucket_bytes = bucket_bytes
+        self._others: tuple[frozenset[int], Exchange] | None = None
         self.buckets = buckets(layout, team.rank, bucket_bytes)
         self.weights = [flat(weight) for weight in weights]
         self.blocks = layout.blocks()
@@ -65,11 +68,20 @@ class Exchange:
         self.grads = [np.empty(0, like.real.dtype) for like in layout.likes]
         for dtype, sums in self._sums.items():
             for i, low, high, at in layout.segments(dtype, team.rank):
-                self.grads[i] = layout.in_shape(i, sums[at:at + high - low])
+                self.grads[i] = layout.in_shape(i, low, sums[at:at + high - low])
         rows = [team.size * bucket.own * bucket.real.itemsize for bucket in self.buckets] if deterministic else []
         self._leaving = _rooms([bucket.size * bucket.real.itemsize for bucket in self.buckets])     # gradients
         self._rows = _rooms(rows)                                               # gradients that come, a row per rank
         self._returning = _rooms([bucket.size * bucket.dtype.itemsize for bucket in self.buckets])  # weights
+
+    def without(self, some: frozenset[int]) -> Exchange:
+        """The exchange of the other weights alone: this one if there are none, else one that is kept."""
+        if not some:
+            return self
+        if not self._others or self._others[0] != some:
+            self._others = some, Exchange(self.team, self.layout.without(some), self.weights, self._bucket_bytes,
+                                          self.deterministic)
+        return self._others[1]
 
     # ------------------------------------------------------------------------------- gradients
 

@@ -6,7 +6,9 @@ steps with it.  Next: exchange.py, which sends the buckets.
 
 from __future__ import annotations
 
+import copy
 import itertools
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,16 +17,18 @@ from optimc import _core
 from optimc.base.storage import Like, type_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Sequence
     from typing import Any
 
-    from optimc._types import Array
+    from optimc._types import Array, Shape
 
 # bytes of a bucket, and of each rank's part in it, at least (docs/explain/scaling.md)
 BUCKET, PART = 4 << 20, 64 << 10
 #: where weights may be cut, each allowing less, and how many elements apart the places in a weight are
 GRAINS = {"elements": 1, "codes": _core.CODE_BLOCK, "blocks": _core.SUM_BLOCK}
 CUTS = (*GRAINS, "tensors")
+#: cuts move to the ends of rows if a share has so many rows, or multiples of rows that are multiples of the grain
+ROWS = 256
 
 
 class Segment(NamedTuple):
@@ -40,7 +44,8 @@ class Layout:
     """Which elements of the weights are whose.
 
     The weights of one dtype, each in the order of its memory, are one vector, a space.  A space is cut once per rank,
-    where all shares would be equal or as near to it as a cut may be.
+    where all shares would be equal or as near to it as a cut may be.  A weight of many rows is cut between two rows,
+    for gradients by rows.
 
     Args:
         likes: a `Like` per weight.
@@ -61,15 +66,35 @@ class Layout:
         for dtype in sorted({like.dtype for like in self.likes}, key=lambda dtype: type_of(dtype).core):
             weights = [i for i, like in enumerate(self.likes) if like.dtype == dtype]
             starts = np.cumsum([0, *(self.likes[i].size for i in weights)])
-            bounds = [self._place(starts, int(starts[-1]) * rank // ranks) for rank in range(ranks + 1)]
+            bounds = [self._place(weights, starts, int(starts[-1]) * rank // ranks) for rank in range(ranks + 1)]
             self.spaces[dtype] = weights, starts, bounds
+        #: that whose shares an optimizer steps: of all weights
+        self.whole = self
 
-    def _place(self, starts: Array, ideal: int) -> int:
+    def _place(self, weights: Sequence[int], starts: Array, ideal: int) -> int:
         """The place nearest to the ideal one where a cut may be."""
         if ideal == starts[-1]:
             return ideal
-        low, high = _around(starts, ideal, GRAINS.get(self.cut, int(starts[-1])))
+        grain = GRAINS.get(self.cut, int(starts[-1]))
+        rows = math.lcm(grain, self.width(weights[int(np.searchsorted(starts, ideal, "right")) - 1]) or 1)
+        low, high = _around(starts, ideal, rows if rows * ROWS * self.ranks <= starts[-1] else grain)
         return low if ideal - low <= high - ideal else high
+
+    def width(self, i: int) -> int:
+        """The elements of a row of weight i; of a weight that has none, 1."""
+        like = self.likes[i]
+        return math.prod(like.shape[1:]) if like.order == "C" else 1
+
+    def without(self, some: Collection[int]) -> Layout:
+        """The layout of the other weights, each with the pieces that it has here."""
+        others = copy.copy(self)
+        others.spaces = {}
+        for dtype, (weights, starts, bounds) in self.spaces.items():
+            kept = [(i, int(start)) for i, start in zip(weights, starts, strict=False) if i not in some]
+            others.spaces[dtype] = (
+                [i for i, _ in kept], np.cumsum([0, *(self.likes[i].size for i, _ in kept)]),
+                [sum(min(max(bound - start, 0), self.likes[i].size) for i, start in kept) for bound in bounds])
+        return others
 
     def share(self, dtype: np.dtype[Any], rank: int) -> int:
         """How many elements of a space are a rank's."""
@@ -113,10 +138,27 @@ class Layout:
                 pieces[i] = low, high
         return pieces
 
+    def runs(self, dtype: np.dtype[Any], rank: int, segments: Iterable[Segment]) -> list[tuple[int, int]]:
+        """Where segments of a rank lie in its share of the whole layout, as runs begin .. end - 1."""
+        places = {i: at - low for i, low, _, at in self.whole.segments(dtype, rank)}
+        runs: list[tuple[int, int]] = []
+        for i, low, high, _ in segments:
+            begin = runs.pop()[0] if runs and runs[-1][1] == places[i] + low else places[i] + low
+            runs.append((begin, places[i] + high))
+        return runs
+
     def likes_of(self, rank: int) -> tuple[Like, ...]:
         """What a rank's piece of each weight is like, as its optimizer knows it."""
-        return tuple(like if self.cut == "tensors" and high > low else Like((high - low,), like.dtype)
-                     for like, (low, high) in zip(self.likes, self.pieces(rank), strict=True))
+        return tuple(like if self.cut == "tensors" and high > low else Like(self.shape_of(i, low, high), like.dtype)
+                     for i, (like, (low, high)) in enumerate(zip(self.likes, self.pieces(rank), strict=True)))
+
+    def shape_of(self, i: int, low: int, high: int) -> Shape:
+        """The shape of a piece of weight i as its optimizer knows it: rows, or parts of rows if it is cut within one;
+        a vector if they would have one element."""
+        if self.cut == "tensors" and high > low:
+            return self.likes[i].shape
+        row = math.gcd(self.width(i), low, high) if high > low else 1
+        return (high - low,) if row == 1 else ((high - low) // row, row)
 
     def blocks(self) -> Array:
         """How many blocks of each weight, whose squares are summed as one, each rank has: a row per rank."""
@@ -129,11 +171,12 @@ class Layout:
 
     def piece(self, i: int, low: int, high: int, vector: Array) -> Array:
         """A rank's piece of weight i, or of an array like it, from all its elements in the order of memory."""
-        return self.in_shape(i, vector[low:high])
+        return self.in_shape(i, low, vector[low:high])
 
-    def in_shape(self, i: int, part: Array) -> Array:
-        """A rank's piece of weight i, a vector, as its optimizer knows it."""
-        return in_shape(part, self.likes[i]) if self.cut == "tensors" and part.size else part
+    def in_shape(self, i: int, low: int, part: Array) -> Array:
+        """A rank's piece of weight i, a vector of its elements from `low` on, as its optimizer knows it."""
+        order = self.likes[i].order if self.cut == "tensors" else "C"
+        return part.reshape(self.shape_of(i, low, low + part.size), order=order)
 
     def piece_of(self, i: int, low: int, high: int, array: Array | None) -> Array | None:
         """A rank's piece of an array that belongs to weight i: a slot, or a factor of Adafactor's; of None, None."""
@@ -154,11 +197,6 @@ def _around(starts: Array, place: int, grain: int) -> tuple[int, int]:
 def flat(array: Array) -> Array:
     """The elements of an array as a vector, in the order of its memory."""
     return array.reshape(-1, order="A")
-
-
-def in_shape(vector: Array, like: Like) -> Array:
-    """What `flat` gave, in shape again."""
-    return vector.reshape(like.shape, order=like.order)
 
 
 def block_order(blocks: Array) -> Array:
@@ -192,6 +230,7 @@ class Bucket(NamedTuple):
     begin: int                      # of this rank's part, in its share
     end: int
     segments: list[list[Segment]]   # of each rank's part
+    runs: list[tuple[int, int]]     # of this rank's part, in its share of all weights
 
     @property
     def real(self) -> np.dtype[Any]:
@@ -224,7 +263,7 @@ def buckets(layout: Layout, rank: int, most: int) -> list[Bucket]:
         parts = [places + places[-1:] * (most_parts - len(places)) for places in parts]
         for spans in zip(*map(itertools.pairwise, parts), strict=True):
             counts, (begin, end) = [high - low for low, high in spans], spans[rank]
-            found.append(Bucket(
-                dtype, counts, [0, *itertools.accumulate(counts)][:-1], begin, end,
-                [layout.segments(dtype, r, *span) for r, span in enumerate(spans)]))
+            segments = [layout.segments(dtype, r, *span) for r, span in enumerate(spans)]
+            found.append(Bucket(dtype, counts, [0, *itertools.accumulate(counts)][:-1], begin, end, segments,
+                                layout.runs(dtype, rank, segments[rank])))
     return found

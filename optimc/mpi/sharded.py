@@ -24,7 +24,7 @@ from optimc.base.spellings import older_spellings, pairs_alone
 from optimc.base.storage import type_of
 from optimc.base.wrapper import WrapperOfOne
 from optimc.loss_scale import LossScaleOptimizer
-from optimc.mpi import checkpoints
+from optimc.mpi import checkpoints, rows
 from optimc.mpi.exchange import Exchange
 from optimc.mpi.interrupts import Interrupts
 from optimc.mpi.layout import default_bucket
@@ -45,9 +45,10 @@ class Sharded(WrapperOfOne):
     """An optimizer whose slots (the arrays that it keeps for the weights) are spread over the ranks of an MPI job.
 
     Every rank calls the same methods in the same order.  The weights are the same on all ranks, before and after a
-    step; the gradients are the rank's own.  Elementwise rules are cut at any element, or between blocks of 256 if
-    something is stored in fewer bits, so that a rank keeps 1/ranks of the slots.  Lamb, LARS, Adafactor, Muon and
-    cautious steps need whole weights, so each weight has one rank.
+    step; the gradients are the rank's own, arrays or `Rows`.  Elementwise rules are cut at any element, or between
+    blocks of 256 if something is stored in fewer bits, so that a rank keeps 1/ranks of the slots; tables of many rows
+    are cut between rows.  Lamb, LARS, Adafactor, Muon, RowwiseAdagrad and cautious steps need whole weights, so each
+    weight has one rank.
 
     All ranks must make these calls together: the constructor, `build`, `apply`, `apply_gradients`,
     `exclude_from_weight_decay`, `averaged`, `finalize_variable_values`, `save` and `optimc.mpi.load`.  Such a call
@@ -210,8 +211,9 @@ class Sharded(WrapperOfOne):
 
         Args:
             grads: this rank's gradients, as `Optimizer.apply` takes them.  A gradient may be missing (None) if it
-                is missing on all ranks.  `Rows` are refused.  Gradients of weights of 16 bits are added up in
-                float32, others in the weight's type.
+                is missing on all ranks.  It may be `Rows` if it is on all ranks, which
+                may have other rows, and none; those of all ranks are one step by rows, in the order of the ranks.
+                Gradients of weights of 16 bits are added up in float32, others in the weight's type.
             weights: the weights.  The first call builds the optimizer for them.
         """
         self._team.together("apply", self._apply, grads, weights)
@@ -242,14 +244,25 @@ class Sharded(WrapperOfOne):
         with _core.Transaction() as steps:
             steps.enter(local, plan)                    # other threads wait from here on
             taken = plan.match(grads, weights)
-            if any(plan.rows()):
-                raise ValueError("grads: optimc.mpi takes no gradients by rows yet: pass arrays")
-            own = [grad if t else None for t, grad in zip(taken, self._exchange.grads, strict=True)]
+            given = rows.copied(self._share.layout, plan.rows())
+            exchange = self._exchange.without(frozenset(given))
+            own = [grad if t else None for t, grad in zip(taken, exchange.grads, strict=True)]
+            if given:
+                call.agree(self._facts_of_gradients(taken, given))
+                for i, mine in rows.of_all_ranks(call, self._share.layout, given, self.average):
+                    own[i] = mine
             steps.match(local, own, None, True)
-            call.agree(self._facts(taken))
-            self._do(call, steps, taken)
+            call.agree(self._facts(taken, given))
+            self._do(call, steps, exchange, taken, given)
 
-    def _facts(self, taken: Sequence[bool]) -> list[Fact]:
+    def _facts_of_gradients(self, taken: Sequence[bool], given: Iterable[int]) -> list[Fact]:
+        kinds = bytearray(taken)
+        for i in given:
+            kinds[i] = 2
+        return [Fact("has done other steps", self._local._calls),
+                Fact("has gradients for other weights or of another form", zlib.crc32(kinds))]
+
+    def _facts(self, taken: Sequence[bool], given: Iterable[int]) -> list[Fact]:
         """Returns the facts that must be the same on all ranks at a step; raises if the cuts do not allow it."""
         local = self._local
         self._share.check_cut()
@@ -261,20 +274,19 @@ class Sharded(WrapperOfOne):
         if isinstance(self.optimizer, LossScaleOptimizer):
             growth, counter = self.optimizer.dynamic_growth_steps, self.optimizer.step_counter
             options += growth, counter, counter + 1 >= growth       # raises here if they are no numbers
-        return [Fact("has done other steps", local._calls),
-                Fact("has gradients for other weights", zlib.crc32(bytes(taken))),
-                Fact.of("has other hyperparameters", values, options)]
+        return [*self._facts_of_gradients(taken, given), Fact.of("has other hyperparameters", values, options)]
 
-    def _do(self, call: Call, steps: _core.Transaction, taken: Sequence[bool]) -> None:
-        """Does a step that all ranks have agreed on, or skips it, and commits."""
-        local, exchange = self._local, self._exchange
+    def _do(self, call: Call, steps: _core.Transaction, exchange: Exchange, taken: Sequence[bool],
+            given: Iterable[int]) -> None:
+        """Does a step that all ranks have agreed on, or skips it, and commits; `exchange` is of arrays alone."""
+        local = self._local
         updating = (local._calls + 1) % local._steps == 0
         clipping = updating and any(
             local._current(group, local._index[name]) > 0 for group in range(len(local.groups) + 1)
             for name in ("clipnorm", "global_clipnorm"))
         finite = isinstance(self.optimizer, LossScaleOptimizer)
         looking = clipping or finite or local._check_finite
-        ready = exchange.reduced(self._share.plan.pull, taken, self.average)
+        ready: Iterable[Bucket] = exchange.reduced(self._share.plan.pull, taken, self.average)
         if looking or self._share.layout.cut == "tensors":
             ready = list(ready)
             if looking and not self._survey(call, steps, finite):
@@ -287,10 +299,13 @@ class Sharded(WrapperOfOne):
                 call.agree()
 
         def advance(bucket: Bucket) -> None:
-            steps.advance(local, type_of(bucket.dtype).core, bucket.begin, bucket.end)
+            for run in bucket.runs:
+                steps.advance(local, type_of(bucket.dtype).core, *run)
 
-        steps.advance(local, _core.TYPE_F32, 0, 0)      # begins, even if this rank has no elements
+        steps.advance(local, _core.TYPE_F32, 0, 0)      # begins, even if this rank has no elements, and steps rows
         if updating or local._overwrite:
+            if given:
+                rows.spread(self._exchange, {i: np.frombuffer(steps.rows(local, i), np.uint32) for i in given})
             exchange.spread(ready, advance)
         else:
             for bucket in ready:

@@ -35,10 +35,10 @@ STORAGES = [(DTYPES, True, None), *itertools.product(
     [None, "bfloat16", "int8"]), *itertools.product([[HALF] * 7], [False], [None, "bfloat16", "int8"])]
 
 
-def some(seed, dtypes=DTYPES):
+def some(seed, dtypes=DTYPES, shapes=SHAPES):
     """Weights, or the gradients of a rank."""
     rng = np.random.default_rng(seed)
-    return [values(rng, shape, dtype) for shape, dtype in zip(SHAPES, dtypes, strict=True)]
+    return [values(rng, shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
 
 
 def reals(dtypes):
@@ -77,36 +77,41 @@ def assert_same_everywhere(arrays):
         assert all(row == rows[0] for row in rows)
 
 
-def assert_steps_alike(make, dtypes, what):
+def arrays_of(t, dtypes):
+    """The gradients of this rank in a step, and those of one process that makes the same step."""
+    grads = all_grads(t, dtypes)
+    return grads[WORLD.rank], mean(grads)
+
+
+def assert_steps_alike(make, dtypes, what, shapes=SHAPES, grads_of=arrays_of):
     """Steps an optimizer in the job and in one process, and compares the bits of weights and state."""
     sharded, alone = mpi.Sharded(make(), deterministic=True, bucket_bytes=9000), make()
-    weights, expected = some(0, dtypes), some(0, dtypes)
+    weights, expected = some(0, dtypes, shapes), some(0, dtypes, shapes)
     for t in range(5):
-        grads = all_grads(t, dtypes)
-        sharded.apply(grads[WORLD.rank], weights)
-        alone.apply(mean(grads), expected)
+        mine, of_all = grads_of(t, dtypes)
+        sharded.apply(mine, weights)
+        alone.apply(of_all, expected)
         for w, e in zip(weights, expected, strict=True):
             assert_same_bits(w, e, f"{what}, step {t}")
     assert sharded.iterations == alone.iterations and sharded.last_global_norm == alone.last_global_norm
     if alone.use_ema:
-        assert_averaged_alike(sharded, alone, weights, expected, what)
+        assert_averaged_alike(sharded, alone, weights, expected, what, grads_of(5, dtypes))
     part = sharded._share._own_part(alone._state_now().without(alone._scratch_slots), None, weights)
     own = sharded._local._state.tensors()
     for name, array in part.tensors().items():
         assert not array.size or array.tobytes() == own[name].tobytes(), f"{what}, {name}"
 
 
-def assert_averaged_alike(sharded, alone, weights, expected, what):
+def assert_averaged_alike(sharded, alone, weights, expected, what, grads):
     """Compares what averages make of the weights, and of their masters: the next update shows these."""
     with sharded.averaged(), alone.averaged():
         for w, e in zip(weights, expected, strict=True):
             assert_same_bits(w, e, f"{what}, averaged")
     sharded.finalize_variable_values()
     alone.finalize_variable_values()
-    grads = all_grads(5, [w.dtype for w in weights])
     for _ in range(alone.gradient_accumulation_steps or 1):
-        sharded.apply(grads[WORLD.rank])
-        alone.apply(mean(grads))
+        sharded.apply(grads[0])
+        alone.apply(grads[1])
     for w, e in zip(weights, expected, strict=True):
         assert_same_bits(w, e, f"{what}, finalized")
 
@@ -271,7 +276,8 @@ def errors():
             grads, 4, np.full(SHAPES[4], np.nan)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            wrong(ValueError, f"rank {last} has gradients for other weights than rank 0", with_entry(grads, 2, None))
+            wrong(ValueError, f"rank {last} has gradients for other weights or of another form than rank 0",
+                  with_entry(grads, 2, None))
         broken = True
         wrong(ValueError, f"rank {last}: learning_rate must be", grads)
         broken = False

@@ -151,6 +151,21 @@ def test_the_example_of_the_class(tmp_path):
     assert printed == "[0.75 0.75 0.75 0.75]" * 2
 
 
+ROWS = HERE / "mpi_rows.py"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_rows_of_all_ranks_have_the_bits_of_one_process(ranks, soak):
+    for turn in range(12) if soak else (ranks * 2,):
+        run(ranks, "alike", turn, script=ROWS)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_rows_are_refused_skipped_and_resumed_together(ranks, tmp_path):
+    for job in ("errors", "skips", "resumed"):
+        run(ranks, job, *[tmp_path] * (job == "resumed"), script=ROWS)
+
+
 FUZZ = HERE / "mpi_fuzz.py"
 
 
@@ -345,16 +360,6 @@ def test_a_share_is_reckoned_as_it_is_cut():
     layout = Layout([Like((1 << 20,), np.dtype("f4"), "C")], 4, "elements")
     reckoned = RECKONING["memory"](1 << 20, 4, 2, 1 << 22) - 4 * (1 << 22) - 2 * weights[0].nbytes
     assert reckoned == 3 * 4 * layout.share(np.dtype("f4"), 1)
-
-
-def test_rows_are_refused():
-    sharded, weights = mpi.Sharded(optimc.SGD(0.5)), [np.ones((3, 2), np.float32), np.ones(2, np.float32)]
-    rows = optimc.Rows([1], np.ones((1, 2), np.float32))
-    for built in (False, True):
-        with pytest.raises(ValueError, match=r"rank 0: grads: .* takes no gradients by rows"):
-            sharded.apply([rows, np.ones(2)], weights)
-        assert sharded.built == built and sharded.iterations == built
-        sharded.apply([np.ones((3, 2)), np.ones(2)], weights)
 
 
 @pytest.mark.parametrize("arguments, error, message", [
