@@ -53,6 +53,33 @@ def test_a_piece_has_the_shape_that_its_optimizer_is_told(cut):
             assert layout.piece_of(i, low, high, None) is None
 
 
+def test_a_table_of_many_rows_is_cut_between_rows():
+    likes = [Like((5,), np.dtype("f4")), Like((900_000, 7), np.dtype("f4")), Like((4, 5), np.dtype("f4"))]
+    for cut, grain in (("elements", 7), ("codes", 7 * 256)):
+        layout = Layout(likes, 4, cut)
+        for rank in range(4):
+            low, high = layout.pieces(rank)[1]
+            assert low % grain == 0 and layout.likes_of(rank)[1].shape == ((high - low) // 7, 7)
+    assert Layout(likes[1:], 4, "blocks").pieces(1)[0][0] % 2048 == 0       # 7 * 2048 is too much of a share
+    assert Layout(likes[2:], 3, "elements").likes_of(1)[0].shape == (7,)        # elements 6 .. 12 of rows of 5
+    assert Layout(likes[2:], 2, "elements").likes_of(1)[0].shape == (2, 5)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("ranks", [1, 3, 7])
+def test_a_layout_without_some_weights_keeps_the_pieces_of_the_others(cut, ranks):
+    layout = Layout(LIKES, ranks, cut)
+    others = layout.without({0, 5})
+    for rank in range(ranks):
+        whole, own = layout.pieces(rank), others.pieces(rank)
+        assert own[0] == own[5] == (0, 0) and [own[i] for i in (1, 2, 3, 4)] == [whole[i] for i in (1, 2, 3, 4)]
+        for dtype in others.spaces:
+            starts = {i: at - low for i, low, _, at in layout.segments(dtype, rank)}
+            runs = [element for bucket in buckets(others, rank, 4000) if bucket.dtype == dtype
+                    for run in bucket.runs for element in range(*run)]
+            assert runs == [starts[i] + k for i in starts if i not in (0, 5) for k in range(*whole[i])]
+
+
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("most", [1, 4000, 1 << 22])
 @pytest.mark.parametrize("ranks", [1, 3, 8])
