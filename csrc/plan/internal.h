@@ -209,8 +209,7 @@ void optimc_source_set(struct weight *weight, const struct view *view, const ptr
    - prepare finds the weights that are stepped by rows, and sorts their rows; it can be called again.
    - chunks counts the chunks of all such rows; chunk finds the weight that one belongs to, and its number there.
    - end notes the rows that wait after a step.
-   - recall finds them in an accumulator.  A row whose sums are all 0 has a -0, so that it can be told from one
-     without gradients.
+   - recall finds them in an accumulator.  Sums of 0 are -0 there, so that they can be told from no gradients.
    - drop gives back the memory. */
 size_t optimc_rows_width(const struct weight *weight);
 void optimc_rows_prepare(struct plan *plan);
