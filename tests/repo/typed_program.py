@@ -153,6 +153,12 @@ def steps(folder: Path) -> None:
     optimc.SGD().apply([[np.ones(1)], np.ones(3)], [[np.ones(1)], np.ones(3)])
     with warnings.catch_warnings(action="ignore"):
         optimc.SGD().apply({"dense": [None, np.ones(2)]}, {"dense": [weights["kernel"], np.ones(2)]})
+    rows = optimc.Rows([3, 1], np.ones((2, 2)))
+    assert_type(rows, optimc.Rows)
+    assert_type(rows.indices, NDArray[Any])
+    assert_type(rows.values, NDArray[Any])
+    assert_type(pickle.loads(pickle.dumps(rows)), Any)
+    optimc.SGD().apply({"table": rows, "bias": np.ones(2)}, {"table": np.ones((9, 2)), "bias": np.ones(2)})
     with opt.averaged(weights):
         pass
     with opt.averaged():
@@ -350,6 +356,7 @@ def mistakes() -> None:
     opt(weights)                                            # type: ignore[operator]
     opt.apply()                                             # type: ignore[call-arg]
     opt.apply(1.0, weights)                                 # type: ignore[arg-type]
+    optimc.Rows([1])                                        # type: ignore[call-arg]
     opt.apply_gradients(weights, weights)                   # type: ignore[call-arg, arg-type]
     opt.build(weights, state=None)                          # type: ignore[call-arg]
     print(optimc.get("adam").beta)                          # type: ignore[attr-defined]
