@@ -78,7 +78,7 @@ static int add_to_core(Plan *self, const struct given *given, struct binding *bi
 }
 
 const char optimc_plan_add_doc[] = PyDoc_STR("add($self, weight, *, kernel, slot_names, slots, name=None,\n"
-"    average=None, accumulator=None, master=None, decay=-1, factor=1.0, group=0, waiting=False, number=-1,\n"
+"    average=None, accumulator=None, master=None, decay=-1, factor=1.0, group=0, waiting=0, number=-1,\n"
 "    begin=0)\n--\n\n"
 "Adds the next weight.\n\n"
 "Args:\n"
