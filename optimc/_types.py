@@ -38,8 +38,23 @@ class OffersArray(Protocol):
     def __array__(self) -> np.ndarray[Any, Any]: ...
 
 
+class OffersRows(Protocol):
+    """A gradient by rows, such as tensorflow's IndexedSlices: values[k] belongs to row indices[k]."""
+
+    @property
+    def indices(self) -> Any: ...
+    @property
+    def values(self) -> Any: ...
+
+
+class OffersSparseRows(Protocol):
+    """A sparse matrix or array of scipy."""
+
+    def tocsr(self) -> Any: ...
+
+
 #: the gradient of a weight, or of some of its rows; None if there is none
-Gradient: TypeAlias = Array | OffersArray | Rows | None
+Gradient: TypeAlias = Array | Rows | OffersArray | OffersRows | OffersSparseRows | None
 _Weights: TypeAlias = "Array | Sequence[_Weights] | Mapping[str, _Weights]"
 _Gradients: TypeAlias = "Gradient | Sequence[_Gradients] | Mapping[str, _Gradients]"
 #: weights, and their gradients, in lists and dicts that may be nested

@@ -154,6 +154,9 @@ enum fault optimc_plan_move(struct plan *plan, struct place overlap[2]);
 enum fault optimc_plan_take(struct plan *plan, size_t index, const struct view *gradient,
     struct place *overlap);
 
+/* 1 if a weight can be stepped by rows: optimc_plan_take_rows says why one cannot. */
+int optimc_plan_takes_rows(const struct plan *plan, size_t index);
+
 /* A gradient that is rows of its weight: row indices[k] += values[k].  The indices are integers, of one axis. */
 struct row_views { const struct view *indices, *values; int is_signed; };
 

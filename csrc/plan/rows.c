@@ -106,6 +106,11 @@ static enum fault check_weight(const struct weight *weight)
     return FINE;
 }
 
+int optimc_plan_takes_rows(const struct plan *plan, size_t index)
+{
+    return check_weight(&plan->weights[index]) == FINE;
+}
+
 /* FINE if values have the shape (k, *weight.shape[1:]). */
 static enum fault check_values(const struct weight *weight, const struct view *indices, const struct view *values)
 {

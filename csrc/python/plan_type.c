@@ -261,6 +261,20 @@ static PyObject *plan_pull(Plan *self, PyObject *args)
     Py_RETURN_TRUE;
 }
 
+PyDoc_STRVAR(takes_rows_doc, "takes_rows($self, index, /)\n--\n\n"
+"True if the gradient of a weight can be rows.");
+
+static PyObject *plan_takes_rows(Plan *self, PyObject *number)
+{
+    const Py_ssize_t index = PyNumber_AsSsize_t(number, PyExc_IndexError);
+    if (index == -1 && PyErr_Occurred())
+        return NULL;
+    if (index >= 0 && (size_t)index < optimc_plan_weights(self->core))
+        return PyBool_FromLong(optimc_plan_takes_rows(self->core, (size_t)index));
+    PyErr_Format(PyExc_IndexError, "no weight %zd", index);
+    return NULL;
+}
+
 PyDoc_STRVAR(end_doc, "end($self, /)\n--\n\n"
 "Drops the gradients that were matched.");
 
@@ -302,6 +316,7 @@ static PyMethodDef plan_methods[] = {
     METHOD("rows", plan_rows, METH_NOARGS, rows_doc),
     METHOD("survey", plan_survey, METH_NOARGS, survey_doc),
     METHOD("pull", plan_pull, METH_VARARGS, pull_doc),
+    METHOD("takes_rows", plan_takes_rows, METH_O, takes_rows_doc),
     METHOD("end", plan_end, METH_NOARGS, end_doc),
     {NULL, NULL, 0, NULL},
 };

@@ -13,6 +13,7 @@ from optimc._core import Rows
 
 if TYPE_CHECKING:
     from optimc._types import Array
+    from optimc.base.storage import Like
 
 
 def rows_of(gradient: Any, weight: Array) -> Rows | None:
@@ -37,6 +38,22 @@ def rows_of(gradient: Any, weight: Array) -> Rows | None:
     if shape is not None:
         _check_shape(np.asarray(shape), weight)
     return Rows(np.asarray(indices), np.asarray(values))
+
+
+def dense_of(rows: Rows, like: Like) -> Array:
+    """The gradient that rows stand for, as an array, for a weight like this that takes no rows.
+
+    Raises:
+        ValueError: an index is no row of the weight.
+    """
+    indices, length = rows.indices.astype(np.int64), like.shape[0]
+    for k in np.flatnonzero((indices < 0) | (indices >= length))[:1]:
+        raise ValueError(f"indices[{k}]: expected a row from 0 to {length - 1}, got {rows.indices[k]}")
+    total = np.zeros(like.shape, like.real.dtype)
+    width = total.size // max(length, 1)
+    elements = indices[:, None] * width + np.arange(width)
+    np.add.at(total.reshape(-1), elements.reshape(-1), rows.values.astype(total.dtype).reshape(-1))
+    return total
 
 
 def _check_shape(shape: Any, weight: Array) -> None:

@@ -25,6 +25,20 @@ if TYPE_CHECKING:
 BFLOAT16 = np.dtype("bfloat16")                 # of ml_dtypes, which Keras has imported
 
 
+class Slices:
+    """A gradient of rows of a variable, as values of the framework: values[k] belongs to row indices[k]."""
+
+    indices: Any
+    values: Any
+
+    def __init__(self, indices: Any, values: Any) -> None:
+        self.indices, self.values = indices, values
+
+    def __truediv__(self, scale: Any) -> Slices:
+        """Keras divides gradients by a loss scale."""
+        return Slices(self.indices, self.values / scale)
+
+
 class Backend:
     """A backend without memory that may be written, and the defaults of the others.
 
@@ -64,8 +78,8 @@ class Backend:
         """
         return None
 
-    def dense(self, grad: Any) -> Any:
-        """A gradient, made dense if it is sparse."""
+    def gradient(self, grad: Any) -> Any:
+        """A gradient as steps take it: `Slices` if this backend has gradients by rows; other sparse ones, dense."""
         return grad
 
     def check_variable(self, name: str, variable: Any) -> None:
@@ -139,7 +153,7 @@ class Torch(Backend):
              dtypes: Types) -> Any:
         return map(self._tensor, function(*map(self.array, values)))
 
-    def dense(self, grad: Any) -> Any:
+    def gradient(self, grad: Any) -> Any:
         dense = self.torch.strided
         if not isinstance(grad, self.torch.Tensor):
             return grad
@@ -176,8 +190,10 @@ class Tensorflow(Backend):
             result.set_shape(shape)
         return results
 
-    def dense(self, grad: Any) -> Any:
-        return self.tensorflow.convert_to_tensor(grad)
+    def gradient(self, grad: Any) -> Any:
+        if isinstance(grad, self.tensorflow.IndexedSlices):
+            return Slices(grad.indices, grad.values)
+        return grad if isinstance(grad, Slices) else self.tensorflow.convert_to_tensor(grad)
 
     def check_optimizer(self, optimizer: Any) -> None:
         replicas = optimizer._distribution_strategy.num_replicas_in_sync
@@ -257,7 +273,7 @@ class Jax(Backend):
                                 input_output_aliases={i: i for i in range(len(made))})(
             *values, number=np.int64(traced.number)), traced
 
-    def dense(self, grad: Any) -> Any:
+    def gradient(self, grad: Any) -> Any:
         return grad.todense() if hasattr(grad, "todense") else grad
 
     def averages_are_put_in(self, variables: Iterable[Any]) -> None:

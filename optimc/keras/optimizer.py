@@ -23,10 +23,10 @@ from optimc.base.optimizer import Optimizer
 from optimc.base.rules import kept_slots, slots_of
 from optimc.base.storage import Like, like_of
 from optimc.keras import masters
-from optimc.keras.backends import BFLOAT16, backend
+from optimc.keras.backends import BFLOAT16, Slices, backend
 from optimc.keras.layout import Layout, name_of
 from optimc.keras.schedule import Schedule
-from optimc.keras.stepper import Stepper
+from optimc.keras.stepper import Given, Stepper
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -215,6 +215,8 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         if backend.is_compiling():
             backend.uncompiled(self.apply, grads, trainable_variables)
         elif not self._apply_tensors(grads, trainable_variables):
+            if self.loss_scale_factor is not None:              # Keras divides by it
+                grads = [None if grad is None else backend.gradient(grad) for grad in grads]
             super().apply(grads, trainable_variables)
             if self._inner.check_finite == "skip":              # Keras has counted the step
                 self._iterations.assign(self._counted)
@@ -249,7 +251,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
             raise ValueError(f"grads has {len(grads)} entries, trainable_variables {len(trainable_variables)}")
         position = self._stepper.layout.position
         chosen = [position[self._get_variable_index(v)] for v in trainable_variables]
-        grads = [backend.dense(grad) for grad in grads]
+        grads = [backend.gradient(grad) for grad in grads]
         if backend.in_place and not in_stateless_scope():
             self._step_in_place(chosen, grads)
         else:
@@ -287,16 +289,17 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         variables = [self._iterations, *layout.scalars, *layout.variables]
         values = [variable.value if isinstance(variable, keras.Variable) else variable for variable in variables]
         rates = [] if rate is None else [keras.ops.convert_to_tensor(rate)]
-        values = [*values, *rates, *grads]
+        given = Given(chosen, [isinstance(grad, Slices) for grad in grads], len(rates))
+        values = [*values, *rates, *given.flat(grads)]
         shapes = [tuple(variable.shape) for variable in variables]
         dtypes = [np.dtype(keras.backend.standardize_dtype(variable.dtype)) for variable in variables]
-        called = backend.call_in_buffers(functools.partial(stepper.step_in_buffers, chosen, len(rates)),
+        called = backend.call_in_buffers(functools.partial(stepper.step_in_buffers, given),
                                          values, shapes, dtypes)
         if called is not None:
             results, kept = called
             stepper.kept.append(kept)
         else:
-            results = backend.call(functools.partial(stepper.step_of_arrays, chosen, len(rates)),
+            results = backend.call(functools.partial(stepper.step_of_arrays, given),
                                    values, shapes, dtypes)
         count, *results = results
         for variable, result in zip(variables[1:], results, strict=True):

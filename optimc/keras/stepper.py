@@ -7,25 +7,52 @@ lie elsewhere than at the last step.
 
 from __future__ import annotations
 
+import itertools
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import keras
 import numpy as np
 
 from optimc import _core
-from optimc.base import memory
+from optimc._core import Rows
+from optimc.base import memory, rows
 from optimc.base.selection import Selection
+from optimc.base.state import BY_ROWS
 from optimc.keras.backends import backend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
     from typing import Any
 
     from optimc._types import Array
     from optimc.base.optimizer import Optimizer
     from optimc.keras.layout import Layout
+
+
+class Given(NamedTuple):
+    """The order of the values that a step is given after the variables: learning rates, then gradients.
+
+    Args:
+        chosen: the positions of the weights that have gradients.
+        by_rows: for each of them, whether its gradient is two values, indices and rows, in place of one.
+        rated: the number of learning rates, 0 or 1.
+    """
+
+    chosen: Sequence[int]
+    by_rows: Sequence[bool]
+    rated: int
+
+    def flat(self, grads: Iterable[Any]) -> list[Any]:
+        """The values of gradients, in this order."""
+        return [value for grad, by_rows in zip(grads, self.by_rows, strict=True)
+                for value in ((grad.indices, grad.values) if by_rows else (grad,))]
+
+    def grads(self, others: Iterable[Array]) -> list[Array | Rows]:
+        """The gradients, from the arrays of all these values."""
+        rest = itertools.islice(others, self.rated, None)
+        return [Rows(next(rest), next(rest)) if by_rows else next(rest) for by_rows in self.by_rows]
 
 
 class Stepper:
@@ -41,6 +68,8 @@ class Stepper:
         tensors: torch's tensors that the plan lies over, if C can step them by itself; else None.
         kept: objects that the framework's compiled steps call, as long as the optimizer lives.
         told: the learning rate that the inner optimizer was told last, or None.
+        by_rows: the positions of the weights whose last gradient was of rows: if gradients of theirs wait for an
+            update, they are of rows, too.
     """
 
     inner: Optimizer
@@ -48,11 +77,12 @@ class Stepper:
     tensors: list[Any] | None
     kept: list[object]
     told: float | None
+    by_rows: set[int]
 
     def __init__(self, inner: Optimizer, layout: Layout, excluded: Callable[[], list[int]]) -> None:
         self.inner, self.layout, self._excluded = inner, layout, excluded
         self.mutex: AbstractContextManager[object] = threading.RLock()
-        self.tensors, self.kept, self.told = None, [], None
+        self.tensors, self.kept, self.told, self.by_rows = None, [], None, set()
         self._places: list[int] | None = None
         self._copies: list[Array] | None = None
 
@@ -91,7 +121,8 @@ class Stepper:
             inner._calls = calls
             steps = inner.gradient_accumulation_steps
             if steps:
-                waiting = tuple(calls % steps != 0 and bool(held.any()) for held in inner._accumulators)
+                waiting = tuple(0 if calls % steps == 0 else BY_ROWS if i in self.by_rows else int(held.any())
+                                for i, held in enumerate(inner._accumulators))
                 inner._locked(lambda: inner._rebind(inner._state_now().but(waiting=waiting)))
                 self._prepare()
         if rate is not None:
@@ -110,10 +141,9 @@ class Stepper:
         """The scalars of the rule, group by group."""
         return self.inner._all_scalars()
 
-    # The next two are steps as functions, for frameworks that call back.  `chosen` are the positions of the weights
-    # that have gradients; `rated` is the number of learning rates, 0 or 1, before the gradients.
+    # The next two are steps as functions, for frameworks that call back.
 
-    def step_of_arrays(self, chosen: Sequence[int], rated: int, count: Array, *arrays: Array) -> list[Array]:
+    def step_of_arrays(self, given: Given, count: Array, *arrays: Array) -> list[Array]:
         """From the count, scalars, weights, state, rate and gradients to the first four as they are afterwards."""
         layout = self.layout
         n, m = len(layout.scalars), len(layout.variables)
@@ -124,27 +154,38 @@ class Stepper:
                                 enumerate(zip(layout.shapes, layout.dtypes, strict=True))]
             for array, value in zip(self._copies, values, strict=True):
                 np.copyto(array, value)
-            numbers = self._step_over(self._copies, chosen, rated, count, scalars, others)
+            numbers = self._step_over(self._copies, given, count, scalars, others)
             return [*numbers, *(array.copy() for array in self._copies)]
 
-    def step_in_buffers(self, chosen: Sequence[int], rated: int, changed: Sequence[Array],
-                        others: Sequence[Array]) -> None:
+    def step_in_buffers(self, given: Given, changed: Sequence[Array], others: Sequence[Array]) -> None:
         """The same over memory that already holds the count, scalars, weights and state."""
         n = len(self.layout.scalars)
         count, scalars, arrays = changed[0], changed[1:1 + n], changed[1 + n:]
         with self.mutex:
-            numbers = self._step_over(arrays, chosen, rated, count, scalars, others)
+            numbers = self._step_over(arrays, given, count, scalars, others)
             for array, number in zip([count, *scalars], numbers, strict=True):
                 array[...] = number
 
-    def _step_over(self, arrays: Sequence[Array], chosen: Sequence[int], rated: int, count: Array,
-                   scalars: Sequence[Array], others: Sequence[Array]) -> list[Array]:
+    def _step_over(self, arrays: Sequence[Array], given: Given, count: Array, scalars: Sequence[Array],
+                   others: Sequence[Array]) -> list[Array]:
         """Steps arrays of weights and state that may be others than at the last step; gives the numbers after it."""
         inner = self.inner
         self.bind(arrays)
+        grads = self._taken(given, others)
         inner._calls = -1                                   # the accumulators may be others too
-        self.settle(int(count), others[0] if rated else None, scalars)
+        self.settle(int(count), others[0] if given.rated else None, scalars)
         weights = inner._weights or ()
-        inner.apply(list(others[rated:]), [weights[k] for k in chosen])
+        inner.apply(grads, [weights[k] for k in given.chosen])
         numbers = zip([inner._calls, *self.scalars()], [count, *scalars], strict=True)
         return [np.asarray(value, before.dtype) for value, before in numbers]
+
+    def _taken(self, given: Given, others: Sequence[Array]) -> list[Array | Rows]:
+        """The gradients, those by rows made dense whose weight takes none; notes `by_rows`."""
+        plan: Any = self.inner._plan
+        grads = given.grads(others)
+        for i, k in enumerate(given.chosen):
+            grad = grads[i]
+            if isinstance(grad, Rows) and not plan.takes_rows(k):
+                grads[i] = rows.dense_of(grad, self.layout.likes[k])
+            (self.by_rows.add if isinstance(grads[i], Rows) else self.by_rows.discard)(k)
+        return grads

@@ -135,6 +135,20 @@ def arguments() -> None:
     assert group.selection.patterns == ("bias",)
 
 
+def rows() -> None:
+    """A gradient by rows stands wherever a gradient stands."""
+    table, bias = np.ones((5, 2), np.float32), np.ones(2, np.float32)
+    grad = optimc.Rows([4, 1, 4], np.ones((3, 2), np.float32))
+    assert_type(grad.indices, NDArray[Any])
+    assert_type(grad.values, NDArray[Any])
+    assert_type(copy.copy(grad), optimc.Rows)
+    opt = optimc.Adagrad()
+    opt.apply([grad, bias], [table, bias.copy()])
+    optimc.SGD().apply({"layer": [grad, bias]}, {"layer": [table, bias.copy()]})
+    optimc.SGD().apply_gradients([(grad, table)])
+    optimc.MultiOptimizer(optimc.OptimizerMap(optimc.SGD())).apply({"table": grad}, {"table": table})
+
+
 def steps(folder: Path) -> None:
     """Weights and gradients are lists, tuples or dicts of arrays."""
     weights, opt = network(), optimc.Adam(use_ema=True, global_clipnorm=1.0)
@@ -370,3 +384,4 @@ def mistakes() -> None:
     optimc.MultiOptimizer(opt)                              # type: ignore[arg-type]
     optimc.MultiOptimizer(optimc.OptimizerMap(opt)).apply(weights, weights)     # type: ignore[arg-type]
     optimc.adam()                                           # type: ignore[attr-defined]
+    optimc.Rows([0])                                        # type: ignore[call-arg]
