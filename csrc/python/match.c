@@ -183,7 +183,8 @@ static int convert_pairs(Plan *self, struct pairs *pairs, struct leaves *leaves)
         PyObject *grad = PyTuple_GET_ITEM(leaves->grads, i);
         if (PyArray_Check(grad) || grad == Py_None || optimc_is_rows(self, grad))
             continue;
-        PyObject *known = optimc_rows_of(grad, PyTuple_GET_ITEM(leaves->weights, i));
+        PyObject *known = optimc_rows_of(grad, PyTuple_GET_ITEM(leaves->weights, i),
+            optimc_label("grads", leaves->names, i));
         if (known == Py_None) {
             Py_DECREF(known);
             const int offered = optimc_offers_array(grad);

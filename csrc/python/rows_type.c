@@ -152,11 +152,12 @@ int optimc_is_rows(const Plan *plan, PyObject *object)
     return Py_TYPE(object) == state->rows_type;
 }
 
-PyObject *optimc_rows_of(PyObject *gradient, PyObject *weight)
+PyObject *optimc_rows_of(PyObject *gradient, PyObject *weight, PyObject *label)
 {
-    PyObject *module = PyImport_ImportModule("optimc.base.rows");
-    PyObject *rows = module ? PyObject_CallMethod(module, "rows_of", "OO", gradient, weight) : NULL;
+    PyObject *module = label ? PyImport_ImportModule("optimc.base.rows") : NULL;
+    PyObject *rows = module ? PyObject_CallMethod(module, "rows_of", "OOO", gradient, weight, label) : NULL;
     Py_XDECREF(module);
+    Py_XDECREF(label);
     return rows;
 }
 
@@ -164,11 +165,12 @@ PyObject *optimc_rows_of(PyObject *gradient, PyObject *weight)
 static int refuse_index(PyObject *entry, PyArrayObject *indices, size_t k, PyArrayObject *weight)
 {
     PyObject *index = PyArray_GETITEM(indices, PyArray_GETPTR1(indices, (npy_intp)k));
-    if (entry && index)
-        PyErr_Format(PyExc_ValueError, PyArray_DIM(weight, 0)
-            ? "%U.indices[%zu]: expected a row from 0 to %zd, got %S"
-            : "%U.indices[%zu]: expected none, for the weight has no rows%.0zd, got %S", entry, k,
+    if (entry && index && PyArray_DIM(weight, 0))
+        PyErr_Format(PyExc_ValueError, "%U.indices[%zu]: expected a row from 0 to %zd, got %S", entry, k,
             (Py_ssize_t)PyArray_DIM(weight, 0) - 1, index);
+    else if (entry && index)
+        PyErr_Format(PyExc_ValueError, "%U.indices[%zu]: expected none, for the weight has no rows, got %S", entry, k,
+            index);
     Py_XDECREF(index);
     Py_XDECREF(entry);
     return -1;

@@ -18,8 +18,8 @@ PyTypeObject *optimc_rows_type(PyObject *module);
 int optimc_is_rows(const Plan *plan, PyObject *object);
 
 /* The Rows that another library's object stands for, for a weight: a new reference; None if it stands for none; NULL
-   with an error. */
-PyObject *optimc_rows_of(PyObject *gradient, PyObject *weight);
+   with an error, which begins with `label`, released here. */
+PyObject *optimc_rows_of(PyObject *gradient, PyObject *weight, PyObject *label);
 
 /* Notes rows as the gradient of a weight of the plan: FINE, or -1 with an error; `pairs` names the entry. */
 int optimc_take_rows(Plan *plan, const struct pairs *pairs, size_t index, Rows *rows);

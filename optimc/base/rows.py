@@ -16,18 +16,19 @@ if TYPE_CHECKING:
     from optimc.base.storage import Like
 
 
-def rows_of(gradient: Any, weight: Array) -> Rows | None:
+def rows_of(gradient: Any, weight: Array, label: str) -> Rows | None:
     """The rows that an object stands for, None if for none.
 
     Args:
         gradient: has `indices` and `values`, as tensorflow's IndexedSlices, or is a sparse matrix or array of scipy.
         weight: that it belongs to.
+        label: that errors begin with.
 
     Raises:
         TypeError, ValueError: its arrays are no rows, or its shape is not the weight's.
     """
     if hasattr(gradient, "tocsr"):
-        _check_shape(gradient.shape, weight)
+        _check_shape(gradient.shape, weight, label)
         matrix = gradient.tocsr()
         present = np.flatnonzero(np.diff(matrix.indptr))
         return Rows(present, matrix[present].toarray())
@@ -36,8 +37,11 @@ def rows_of(gradient: Any, weight: Array) -> Rows | None:
         return None
     shape = getattr(gradient, "dense_shape", None)
     if shape is not None:
-        _check_shape(np.asarray(shape), weight)
-    return Rows(np.asarray(indices), np.asarray(values))
+        _check_shape(np.asarray(shape), weight, label)
+    try:
+        return Rows(np.asarray(indices), np.asarray(values))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{label}.{error}") from None
 
 
 def dense_of(rows: Rows, like: Like) -> Array:
@@ -56,7 +60,7 @@ def dense_of(rows: Rows, like: Like) -> Array:
     return total
 
 
-def _check_shape(shape: Any, weight: Array) -> None:
+def _check_shape(shape: Any, weight: Array, label: str) -> None:
     if tuple(map(int, shape)) != np.shape(weight):
-        raise ValueError(f"grads: expected a sparse gradient of shape {np.shape(weight)}, like its weight, got "
+        raise ValueError(f"{label}: expected a sparse gradient of shape {np.shape(weight)}, like its weight, got "
                          f"{tuple(map(int, shape))}")
