@@ -15,6 +15,7 @@ from optimc import _core, registry
 from optimc.base import keras_order, narrow
 from optimc.base.narrow import Place
 from optimc.base.rules import kept_slots, used_slots
+from optimc.base.state import BY_ROWS
 from optimc.base.storage import IN_WORDS, TYPES, Like, likes_of, name_of
 from optimc.torch_names import AXES, MASTER, STORAGE, TORCH, Counterpart
 
@@ -82,10 +83,11 @@ def from_keras(optimizer: Any) -> Optimizer | LossScaleOptimizer:
             slots[slot][i] = _slot(array, ours._slot_like(slot, weights[i]), is_ours)
     if is_ours or name == "Nadam":
         ours._set_all_scalars([float(next(state)) for _ in ours._all_scalars()])
-    waiting = calls % (ours.gradient_accumulation_steps or 1) != 0
+    waits = calls % (ours.gradient_accumulation_steps or 1) != 0
+    by_rows = optimizer._stepper.by_rows if is_ours else ()
     _hold(ours, calls, names=tuple(names), likes=likes_of(weights), slots=slots, averages=averages,
           accumulators=accumulators, masters=masters if any(master is not None for master in masters) else None,
-          waiting=(waiting,) * len(weights))
+          waiting=tuple(0 if not waits else BY_ROWS if i in by_rows else 1 for i in range(len(weights))))
     return ours
 
 

@@ -158,6 +158,19 @@ def test_rows_and_dense_gradients_in_a_cycle(kinds):
         np.testing.assert_array_equal(mine, plain)
 
 
+def test_optimc_goes_on_in_a_cycle():
+    """`from_keras` knows that gradients that wait are of rows."""
+    opt, weights = optimc.keras.AdamW(0.125, gradient_accumulation_steps=2), variables()
+    for step in range(4):
+        if step == 3:
+            core, arrays = optimc.from_keras(opt), {v.path: a for v, a in zip(weights, numpy(weights), strict=True)}
+        indices, values, other = gradients(step)
+        opt.apply([slices(indices, values), tf.constant(other)], weights)
+    core.apply(dict(zip(arrays, [optimc.Rows(indices, values), other], strict=True)), arrays)
+    for mine, plain in zip(numpy(weights), arrays.values(), strict=True):
+        np.testing.assert_array_equal(mine, plain)
+
+
 def test_a_saved_model_continues_in_a_cycle(tmp_path):
     model = embedding(optimc.keras.AdamW(0.1, gradient_accumulation_steps=3, use_ema=True))
     x, y = batches()
