@@ -83,7 +83,8 @@ def package() -> None:
 
 def every_optimizer() -> list[optimc.Optimizer]:
     return [optimc.SGD(0.1, momentum=0.9, nesterov=True), optimc.RMSprop(rho=0.9), optimc.Adam(beta_1=0.9),
-            optimc.AdamW(1e-3, weight_decay=0.01), optimc.Adagrad(), optimc.Adadelta(), optimc.Adamax(),
+            optimc.AdamW(1e-3, weight_decay=0.01), optimc.Adagrad(), optimc.RowwiseAdagrad(), optimc.Adadelta(),
+            optimc.Adamax(),
             optimc.Nadam(), optimc.Ftrl(), optimc.Lion(), optimc.ScheduleFreeAdamW(), optimc.RAdam(), optimc.Yogi(),
             optimc.AdaBelief(), optimc.Rprop(), optimc.ASGD(), optimc.Adan(), optimc.Lamb(), optimc.LARS(),
             optimc.Adafactor(), optimc.Muon(ns_steps=4, exclude_layers=["head"]), Warm()]
@@ -297,6 +298,9 @@ def torch_program() -> None:
         parameter.grad = torch.ones(2)
         opt.step()
         opt.zero_grad()
+    parameter.grad = torch.ones(2).to_sparse(1)
+    sparse: torch.optim.Optimizer = optimc.torch.SparseAdam([parameter], lr=0.1)
+    sparse.step()
     assert_type(optimc.from_torch(opt), optimc.Optimizer)
 
 
