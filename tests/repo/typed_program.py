@@ -388,4 +388,3 @@ def mistakes() -> None:
     optimc.MultiOptimizer(opt)                              # type: ignore[arg-type]
     optimc.MultiOptimizer(optimc.OptimizerMap(opt)).apply(weights, weights)     # type: ignore[arg-type]
     optimc.adam()                                           # type: ignore[attr-defined]
-    optimc.Rows([0])                                        # type: ignore[call-arg]
