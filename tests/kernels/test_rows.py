@@ -158,7 +158,7 @@ def test_threads_share_many_rows():
             compare(case, PLAIN, (20_000, width), steps=4, **options)
 
 
-@pytest.mark.parametrize("cls", [optimc.SGD, optimc.Adagrad])
+@pytest.mark.parametrize("cls", [optimc.SGD, optimc.Adagrad, optimc.RowwiseAdagrad])
 @pytest.mark.parametrize("options", [{}, {"global_clipnorm": 0.5}, {"clipvalue": 0.1}], ids=str)
 def test_rules_without_memory_of_time_equal_the_dense_step(cls, options):
     rng, table = np.random.default_rng(0), np.ones((100, 12), np.float32)
