@@ -292,10 +292,10 @@ def torch_program() -> None:
     import optimc.torch
     for cls in (optimc.torch.SGD, optimc.torch.Adam, optimc.torch.AdamW, optimc.torch.Adagrad, optimc.torch.RMSprop,
                 optimc.torch.Adadelta, optimc.torch.Adamax, optimc.torch.NAdam, optimc.torch.RAdam,
-                optimc.torch.Rprop, optimc.torch.ASGD, optimc.torch.SparseAdam):
+                optimc.torch.Rprop, optimc.torch.ASGD):
         parameter = torch.nn.Parameter(torch.ones(2))
         opt: torch.optim.Optimizer = cls([parameter], lr=0.1)
-        parameter.grad = torch.ones(2).to_sparse()
+        parameter.grad = torch.ones(2)
         opt.step()
         opt.zero_grad()
     parameter.grad = torch.ones(2).to_sparse(1)
