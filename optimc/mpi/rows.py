@@ -7,7 +7,7 @@ A rank's piece of a weight has rows too, if the weight is cut between rows; else
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mpi4py import MPI
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Given = dict[int, tuple[Array, Array]]      # by weight: indices, and values of a row for each
 
 #: of the elements of a message, by their bytes
-KINDS = {2: (np.int16, MPI.INT16_T), 4: (np.int32, MPI.INT32_T), 8: (np.int64, MPI.INT64_T)}
+KINDS: dict[int, tuple[Any, Any]] = {2: (np.int16, MPI.INT16_T), 4: (np.int32, MPI.INT32_T), 8: (np.int64, MPI.INT64_T)}
 
 
 def copied(layout: Layout, rows: Sequence[Rows | None]) -> Given:
