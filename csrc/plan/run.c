@@ -95,6 +95,9 @@ static double total(const struct plan *plan, const struct weight *weight, int wh
    memory begins within a line, and a slot begins at the same offset in a line as its weight. */
 enum { LINE = 64, WORTH_ALIGNING = 8192 };
 
+/* The values of a row by rows that are asked for ahead of their turn. */
+enum { VALUES_AHEAD = 4 };
+
 static size_t to_line(const struct weight *weight, size_t i)
 {
     const size_t size = optimc_storage[weight->self.type].width;

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     Given = dict[int, tuple[Array, Array]]      # by weight: indices, and values of a row for each
 
 #: of the elements of a message, by their bytes
-KINDS: dict[int, tuple[Any, Any]] = {2: (np.int16, MPI.INT16_T), 4: (np.int32, MPI.INT32_T), 8: (np.int64, MPI.INT64_T)}
+KINDS: dict[int, tuple[Any, Any]] = {
+    2: (np.int16, MPI.INT16_T), 4: (np.int32, MPI.INT32_T), 8: (np.int64, MPI.INT64_T)}
 
 
 def copied(layout: Layout, rows: Sequence[Rows | None]) -> Given:
