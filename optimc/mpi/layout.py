@@ -139,7 +139,7 @@ class Layout:
         return pieces
 
     def runs(self, dtype: np.dtype[Any], rank: int, segments: Iterable[Segment]) -> list[tuple[int, int]]:
-        """Where segments of a rank lie in its share of the whole layout, as runs begin .. end - 1."""
+        """The runs begin .. end - 1 of segments of a rank in its share of the whole layout."""
         places = {i: at - low for i, low, _, at in self.whole.segments(dtype, rank)}
         runs: list[tuple[int, int]] = []
         for i, low, high, _ in segments:

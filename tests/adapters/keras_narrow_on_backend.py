@@ -154,7 +154,7 @@ def test_averages_are_put_in_with_their_masters(dtype, master):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_constraint_counts(dtype):
-    """What a constraint has changed is exact: the next step goes on from there."""
+    """The next step goes on from the weights that a constraint has changed, exactly."""
     weight = keras.Variable(np.linspace(-1, 1, 64), dtype=dtype)
     weight.constraint = keras.constraints.NonNeg()
     opt = optimc.keras.SGD(0.5)

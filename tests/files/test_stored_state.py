@@ -279,7 +279,7 @@ def test_fortran_order_keeps_its_codes(tmp_path):
 
 
 def test_ways_of_each_case_are_resumed():
-    """What `chosen` chooses reaches every kind of weights and slots."""
+    """The choices of `chosen` reach every kind of weights and slots."""
     from cases import CASES
     reached = {chosen(case, k + 3 * option) for case in CASES for k in range(len(KINDS)) for option in range(4)}
     assert reached == {way for case in CASES for way in ways_of(case)}
