@@ -30,7 +30,7 @@ struct rows {
     size_t capacity, given, width;          /* room for indices; those of this step; elements of a row */
     uint64_t *keys, *spare;                 /* row << 32 | place among the indices, sorted; room for sorting */
     struct visit *visits, *sorted;          /* the rows present, as they first occur; by their numbers */
-    size_t present, per_chunk, n_chunks;
+    size_t present, per_chunk, n_chunks, first_chunk;
     uint64_t taken;                         /* the last step with such a gradient */
     int ready;                              /* whether its keys are sorted */
     uint32_t *waiting;                      /* rows with gradients that were accumulated since the last update */
@@ -109,8 +109,8 @@ struct plan {
     struct memory memory;
     const struct request *request;          /* the one in progress */
     uint64_t step;
-    int has_rows;                           /* whether a gradient of a weight was ever rows */
-    size_t n_by_rows;                       /* weights that are stepped by rows */
+    size_t *by_rows, n_by_rows;             /* the weights that are stepped by rows; NULL as long as none was */
+    size_t row_chunks;                      /* of all of them */
     double cost, whole_cost;                /* of the gradients taken; of those of all weights */
 };
 
@@ -207,13 +207,12 @@ void optimc_source_set(struct weight *weight, const struct view *view, const ptr
 /* Rows.
    - width is the number of elements of a row.
    - prepare finds the weights that are stepped by rows, and sorts their rows; it can be called again.
-   - chunks counts the chunks of all such rows; chunk finds the weight that one belongs to, and its number there.
+   - chunk finds the weight that one of plan->row_chunks belongs to, and its number there.
    - end notes the rows that wait after a step.
    - recall finds them in an accumulator.  Sums of 0 are -0 there, so that they can be told from no gradients.
    - drop gives back the memory. */
 size_t optimc_rows_width(const struct weight *weight);
 void optimc_rows_prepare(struct plan *plan);
-size_t optimc_rows_chunks(const struct plan *plan);
 const struct weight *optimc_rows_chunk(const struct plan *plan, size_t *chunk);
 void optimc_rows_end(const struct plan *plan, struct weight *weight);
 enum fault optimc_rows_recall(struct plan *plan, struct weight *weight);

@@ -76,6 +76,7 @@ void optimc_plan_free(struct plan *plan)
     plan->memory.give(plan->ranges);
     plan->memory.give(plan->spare);
     plan->memory.give(plan->keys);
+    plan->memory.give(plan->by_rows);
     for (int k = 0; k < MAX_SUMS; k++)
         plan->memory.give(plan->sums[k]);
     plan->memory.give(plan);
@@ -269,7 +270,8 @@ enum fault optimc_plan_add(struct plan *plan, const struct view *view, const str
     *where = PART_WEIGHT;
     *weight = (struct weight){
         .self = array_of(view), .real_type = optimc_real_type((enum type)view->type), .size = optimc_view_size(view),
-        .kernel = binding->kernel, .variant = variant_of[binding->kernel], .waiting = binding->waiting,
+        .kernel = binding->kernel, .variant = variant_of[binding->kernel],
+        .waiting = binding->accumulator ? binding->waiting : WAITS_FOR_NONE,
         .f_order = !view->c_order, .ndim = view->ndim, .number = binding->number, .begin = binding->begin,
         .shape = plan->memory.take(2 * (size_t)view->ndim + 1, sizeof *weight->shape),
     };

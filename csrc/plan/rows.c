@@ -25,12 +25,13 @@ static enum fault reserve(struct plan *plan, struct weight *weight, size_t n)
     struct rows *rows = weight->rows;
     if (rows && n <= rows->capacity)
         return FINE;
+    if (!plan->by_rows)
+        plan->by_rows = plan->memory.take(plan->capacity + 1, sizeof *plan->by_rows);
     if (!rows) {
-        rows = plan->memory.take(1, sizeof *rows);
+        rows = plan->by_rows ? plan->memory.take(1, sizeof *rows) : NULL;
         if (!rows)
             return FAULT_MEMORY;
         weight->rows = rows;
-        plan->has_rows = 1;
     }
     size_t capacity = rows->capacity + rows->capacity / 2;
     capacity = capacity < n ? n : capacity;
@@ -217,10 +218,11 @@ static void group(struct rows *rows, size_t n)
 static void prepare(const struct plan *plan, struct weight *weight)
 {
     struct rows *rows = weight->rows;
-    const int whole = weight->waiting == WAITS_WHOLE && plan->request->update;
+    const int accumulates = plan->request->accumulate > 1;
+    const int whole = accumulates && weight->waiting == WAITS_WHOLE && plan->request->update;
     size_t n = rows->taken == plan->step ? rows->given : 0;
     rows->given = n;
-    const size_t waiting = whole ? (size_t)weight->shape[0] : plan->request->accumulate > 1 ? rows->n_waiting : 0;
+    const size_t waiting = whole ? (size_t)weight->shape[0] : accumulates ? rows->n_waiting : 0;
     for (size_t i = 0; i < waiting; i++, n++)
         rows->keys[n] = (uint64_t)(whole ? i : rows->waiting[i]) << 32 | n;
     sort(rows, n, (uint64_t)weight->shape[0]);
@@ -234,7 +236,7 @@ static void prepare(const struct plan *plan, struct weight *weight)
 
 void optimc_rows_prepare(struct plan *plan)
 {
-    plan->n_by_rows = 0;
+    plan->n_by_rows = plan->row_chunks = 0;
     for (size_t i = 0; i < plan->n_weights; i++) {
         struct weight *weight = &plan->weights[i];
         struct rows *rows = weight->rows;
@@ -243,25 +245,26 @@ void optimc_rows_prepare(struct plan *plan)
             && weight->taken != plan->step);
         if (!weight->by_rows)
             continue;
-        plan->n_by_rows++;
         if (!taken || !rows->ready)
             prepare(plan, weight);
+        rows->first_chunk = plan->row_chunks;
+        plan->row_chunks += rows->n_chunks;
+        plan->by_rows[plan->n_by_rows++] = i;
     }
-}
-
-size_t optimc_rows_chunks(const struct plan *plan)
-{
-    size_t chunks = 0;
-    for (size_t i = 0; plan->n_by_rows && i < plan->n_weights; i++)
-        chunks += plan->weights[i].by_rows ? plan->weights[i].rows->n_chunks : 0;
-    return chunks;
 }
 
 const struct weight *optimc_rows_chunk(const struct plan *plan, size_t *chunk)
 {
-    const struct weight *weight = plan->weights;
-    for (; !weight->by_rows || *chunk >= weight->rows->n_chunks; weight++)
-        *chunk -= weight->by_rows ? weight->rows->n_chunks : 0;
+    size_t a = 0, b = plan->n_by_rows;
+    while (b - a > 1) {
+        const size_t middle = a + (b - a) / 2;
+        if (plan->weights[plan->by_rows[middle]].rows->first_chunk > *chunk)
+            b = middle;
+        else
+            a = middle;
+    }
+    const struct weight *weight = &plan->weights[plan->by_rows[a]];
+    *chunk -= weight->rows->first_chunk;
     return weight;
 }
 
@@ -290,6 +293,10 @@ static int row_waits(const char *row, size_t size)
 
 enum fault optimc_rows_recall(struct plan *plan, struct weight *weight)
 {
+    if (check_weight(weight)) {             /* it is, or lies, otherwise than when they were gathered */
+        weight->waiting = WAITS_WHOLE;
+        return FINE;
+    }
     const size_t length = weight->ndim ? (size_t)weight->shape[0] : 0;
     const size_t size = optimc_rows_width(weight) * optimc_storage[weight->real_type].width;
     size_t n = 0;

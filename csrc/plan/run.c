@@ -198,36 +198,45 @@ static void each_visit(const struct plan *plan, size_t chunk, enum phase phase)
     tasks_of(weight->real_type)->row_phases[phase](plan, weight, begin, end < rows->present ? end : rows->present);
 }
 
-/* A phase in progress: its first tasks are runs of chunks of pieces, those after them chunks of rows.  A table has
-   thousands of chunks that a step by rows passes over, so that several are one task then. */
-struct job { const struct plan *plan; enum phase phase; size_t runs; };
+/* A phase in progress: its first tasks are runs of chunks of pieces, those after them runs of chunks of rows.  A step
+   by rows passes over the thousands of chunks of a table, so that several are one task then. */
+struct job { const struct plan *plan; enum phase phase; size_t runs, row_runs; };
 
 static void run_task(void *context, size_t task)
 {
     const struct job *job = context;
     const struct plan *plan = job->plan;
-    if (task >= job->runs)
-        each_visit(plan, task - job->runs, job->phase);
-    else if (job->runs == plan->n_chunks)
+    if (job->runs == plan->n_chunks && task < job->runs) {
         each_piece(plan, task, job->phase);
-    else
-        for (size_t i = task * plan->n_chunks / job->runs; i < (task + 1) * plan->n_chunks / job->runs; i++)
-            each_piece(plan, i, job->phase);
+        return;
+    }
+    const int rows = task >= job->runs;
+    const size_t k = rows ? task - job->runs : task, runs = rows ? job->row_runs : job->runs;
+    const size_t chunks = rows ? plan->row_chunks : plan->n_chunks;
+    for (size_t i = k * chunks / runs; i < (k + 1) * chunks / runs; i++)
+        (rows ? each_visit : each_piece)(plan, i, job->phase);
+}
+
+/* Runs a phase over `runs` runs of the pieces, and over rows. */
+static void run_job(const struct plan *plan, enum phase phase, size_t runs)
+{
+    enum { MOST = MAX_CHUNKS / 4 };
+    const size_t rows = phase == BEGIN_AVERAGE ? 0 : plan->row_chunks < MOST ? plan->row_chunks : MOST;
+    struct job job = {plan, phase, runs, rows};
+    optimc_pool_run(run_task, &job, runs + rows, plan->cost);
 }
 
 static void run_phase(const struct plan *plan, enum phase phase)
 {
     enum { RUNS = 64 };
-    const size_t rows = phase == BEGIN_AVERAGE ? 0 : optimc_rows_chunks(plan);
-    struct job job = {plan, phase, plan->n_by_rows && plan->n_chunks > RUNS ? RUNS : plan->n_chunks};
-    optimc_pool_run(run_task, &job, job.runs + rows, plan->cost);
+    run_job(plan, phase, plan->n_by_rows && plan->n_chunks > RUNS ? RUNS : plan->n_chunks);
 }
 
 /* Begins a half of a step. */
 static void begin_half(struct plan *plan, const struct request *request)
 {
     plan->request = request;
-    if (plan->has_rows)
+    if (plan->by_rows)
         optimc_rows_prepare(plan);
 }
 
@@ -445,11 +454,10 @@ void optimc_plan_run(struct plan *plan, const struct request *request)
 
 void optimc_plan_step_rows(struct plan *plan)
 {
-    struct job job = {plan, UPDATE, 0};
     if (!plan->n_by_rows)
         return;
     begin_averages(plan);
-    optimc_pool_run(run_task, &job, optimc_rows_chunks(plan), plan->cost);
+    run_job(plan, UPDATE, 0);
 }
 
 size_t optimc_plan_rows_present(const struct plan *plan, size_t index, uint32_t *to)

@@ -30,14 +30,15 @@ def rows_of(gradient: Any, weight: Array, label: str) -> Rows | None:
     if hasattr(gradient, "tocsr"):
         _check_shape(gradient.shape, weight, label)
         matrix = gradient.tocsr()
-        present = np.flatnonzero(np.diff(matrix.indptr))
-        return Rows(present, matrix[present].toarray())
-    indices, values = getattr(gradient, "indices", None), getattr(gradient, "values", None)
-    if indices is None or values is None or callable(indices) or callable(values):
-        return None
-    shape = getattr(gradient, "dense_shape", None)
-    if shape is not None:
-        _check_shape(np.asarray(shape), weight, label)
+        indices = np.flatnonzero(np.diff(matrix.indptr))
+        values = matrix[indices].toarray()
+    else:
+        indices, values = getattr(gradient, "indices", None), getattr(gradient, "values", None)
+        if indices is None or values is None or callable(indices) or callable(values):
+            return None
+        shape = getattr(gradient, "dense_shape", None)
+        if shape is not None:
+            _check_shape(np.asarray(shape), weight, label)
     try:
         return Rows(np.asarray(indices), np.asarray(values))
     except (TypeError, ValueError) as error:

@@ -365,3 +365,42 @@ def test_state_in_the_middle_of_accumulation(given, form, tmp_path):
         other.apply(grads[step], others)
         same(weights, others)
     assert everything(opt) == everything(other)
+
+
+@pytest.mark.parametrize("values", [np.full((1, 300), 0.5), np.full((1, 300), 0.5, np.float32)])
+def test_row_wise_sums_of_long_rows_wait_whole(values):
+    """Rows of several blocks, converted and repeated, while gradients are accumulated."""
+    table, optimizer = np.ones((2, 300), np.float32), optimc.RowwiseAdagrad(0.5, gradient_accumulation_steps=2)
+    optimizer.apply([optimc.Rows([1, 1], np.repeat(values, 2, axis=0))], [table])
+    np.testing.assert_array_equal(optimizer._accumulators[0], [[0] * 300, [1] * 300])
+
+
+def test_rows_that_waited_elsewhere_make_the_update_dense():
+    """In Fortran order, or in 8 bits, a weight cannot be stepped by rows."""
+    for build in (np.asfortranarray, np.ascontiguousarray):
+        table, other = np.ones((4, 3), np.float32), np.ones(2, np.float32)
+        optimizer = optimc.SGD(0.5, weight_decay=0.5, gradient_accumulation_steps=2)
+        optimizer.apply([optimc.Rows([1], np.full((1, 3), 2.0)), other * 1], [table, other])
+        moved = build(table)
+        optimizer.build([moved, other])
+        with pytest.warns(UserWarning, match="Gradients do not exist"):
+            optimizer.apply([None, other * 1], [moved, other])
+        expected = 0.75 if build is np.asfortranarray else 1.0
+        np.testing.assert_array_equal(moved, [[expected] * 3, [0.25] * 3, [expected] * 3, [expected] * 3])
+
+
+def test_gradients_that_wait_need_an_accumulator():
+    """Without one they are forgotten, so that rows are stepped alone."""
+    table, waiting = np.ones((6, 2), np.float32), optimc.SGD(1.0, gradient_accumulation_steps=2)
+    waiting.apply([np.zeros_like(table)], [table])
+    optimizer = optimc.SGD(1.0, gradient_accumulation_steps=2)
+    optimizer.load_state_dict(waiting.state_dict())
+    optimizer.gradient_accumulation_steps = None
+    optimizer.apply([optimc.Rows([3], np.ones((1, 2)))], [table])
+    np.testing.assert_array_equal(table, [[1] * 2] * 3 + [[0] * 2] + [[1] * 2] * 2)
+
+
+def test_rows_of_no_elements_change_nothing():
+    table, optimizer = np.ones((5, 0), np.float32), optimc.RowwiseAdagrad(0.1)
+    optimizer.apply([optimc.Rows([1], np.zeros((1, 0)))], [table])
+    assert not optimizer.slots["row_accumulator"][0].any()
