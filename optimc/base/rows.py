@@ -27,22 +27,23 @@ def rows_of(gradient: Any, weight: Array, label: str) -> Rows | None:
     Raises:
         TypeError, ValueError: its arrays are no rows, or its shape is not the weight's.
     """
-    if hasattr(gradient, "tocsr"):
-        _check_shape(gradient.shape, weight, label)
-        matrix = gradient.tocsr()
-        indices = np.flatnonzero(np.diff(matrix.indptr))
-        values = matrix[indices].toarray()
-    else:
-        indices, values = getattr(gradient, "indices", None), getattr(gradient, "values", None)
-        if indices is None or values is None or callable(indices) or callable(values):
-            return None
-        shape = getattr(gradient, "dense_shape", None)
-        if shape is not None:
-            _check_shape(np.asarray(shape), weight, label)
+    indices, values, shape = _of_scipy(gradient) if hasattr(gradient, "tocsr") else [
+        getattr(gradient, name, None) for name in ("indices", "values", "dense_shape")]
+    if indices is None or values is None or callable(indices) or callable(values):
+        return None
+    if shape is not None:
+        _check_shape(np.asarray(shape), weight, label)
     try:
         return Rows(np.asarray(indices), np.asarray(values))
     except (TypeError, ValueError) as error:
         raise type(error)(f"{label}.{error}") from None
+
+
+def _of_scipy(matrix: Any) -> list[Any]:
+    """The rows of a sparse matrix that have entries, what they hold, and its shape."""
+    rows = matrix.tocsr()
+    present = np.flatnonzero(np.diff(rows.indptr))
+    return [present, rows[present].toarray(), matrix.shape]
 
 
 def dense_of(rows: Rows, like: Like) -> Array:
