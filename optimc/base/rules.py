@@ -38,8 +38,8 @@ def factors_of(rule: str) -> dict[str, int]:
     return _core.factors.get(rule, {})
 
 
-#: all slots whose shape is not their weight's
-FACTORS = {slot for slots in _core.factors.values() for slot in slots}
+#: all slots whose shape is not their weight's, and what they lack
+FACTORS = {slot: axis for slots in _core.factors.values() for slot, axis in slots.items()}
 
 
 def without_axis(shape: Shape, axis: int) -> Shape:

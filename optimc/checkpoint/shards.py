@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from optimc import _core
-from optimc.base.rules import FACTORS
+from optimc.base.rules import FACTORS, without_axis
 from optimc.checkpoint.descriptions import ACCUMULATOR, AVERAGE, SCALES, encode, like_from, weights_part
 from optimc.checkpoint.format import TEMPORARY, CheckpointError, read, stem_of, write
 
@@ -204,8 +204,10 @@ def with_empty(tensors: Tensors, description: Config) -> Tensors:
         [ACCUMULATOR] * bool(part["config"]["gradient_accumulation_steps"])
     for what in (*part["slots"], *kept):
         for i, (shape, dtype) in enumerate(part["shapes"]):
-            if math.prod(shape) == 0 and what not in FACTORS:
-                tensors[f"{prefix}{what}/{i}"] = np.empty(shape, like_from(shape, dtype).real.dtype)
+            lacks = FACTORS.get(what, 0)
+            if math.prod(shape) == 0 and lacks <= 0:
+                own = without_axis(tuple(shape), lacks) if lacks else shape
+                tensors[f"{prefix}{what}/{i}"] = np.zeros(own, like_from(shape, dtype).real.dtype)
     return tensors
 
 

@@ -44,8 +44,8 @@ CLAIMS = {
     "layers_lars_lamb": lambda n: n["LARS"] == n["LAMB"] == [1, 1] and n["SGD"][1] > 900 and n["Adam"][1] > 9000,
     "layers_muon": lambda n: n["Muon"][0] > 0.8 and n["Muon"][1] > 0.1 > n["Adam"][1] > n["SGD"][1]
     and n["SGD"][0] < 0.3 and n["SGD"][1] < 0.01,
-    "memory_rounding": lambda n: n["float32"] == n["bfloat16, at random"] == n["8 bits, at random"] == [0.86, 0.0121]
-    and n["bfloat16, to nearest"] == [1.04, 1.0413],
+    "memory_rounding": lambda n: n["float32"] == n["bfloat16, at random"] == [0.86, 0.0121]
+    and n["8 bits, at random"] == [0.87, 0.012] and n["bfloat16, to nearest"] == [1.04, 1.0413],
     "momentum_swing": lambda n: n["Nesterov momentum"][0] > n["classical momentum"][0]
     and n["Nesterov momentum"][-1] < 50 < 80 < n["classical momentum"][-1],
     "momentum_ravine": lambda n: n["momentum 0.8"][1] < n["gradient descent"][1] / 100,

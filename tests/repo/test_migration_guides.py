@@ -171,7 +171,7 @@ DENOMINATORS = {
     "u": lambda o, v, correction: v,
 }
 #: where the rest of the step depends on epsilon too, or weights are not all stepped alike
-ELSE = {"AdaBelief", "Adadelta", "LARS", "Lamb", "Muon", "ScheduleFreeAdamW"}
+ELSE = {"AdaBelief", "Adadelta", "LARS", "Lamb", "Muon", "RowwiseAdagrad", "ScheduleFreeAdamW"}
 CELLS = [(row.split("|")[1].strip(" `"), style, cell.strip()) for row in EPSILONS
          for style, cell in zip(("keras", "torch", "optax"), row.split("|")[2:5], strict=True) if cell.strip() != "-"]
 

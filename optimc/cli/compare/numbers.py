@@ -19,7 +19,7 @@ from optimc.cli.compare.training import Result, Settings
 Row = dict[str, Any]
 WITHIN = 1.05       # the fastest optimizer is the first to come this close to the lowest validation loss
 #: Slots by whether they remember the size of gradients (Rprop: of steps), so that each weight has a rate of its own.
-ADAPTS = {**dict.fromkeys(("v", "u", "n", "s", "accumulator", "row", "size"), True),
+ADAPTS = {**dict.fromkeys(("v", "u", "n", "s", "accumulator", "row", "row_accumulator", "size"), True),
           **dict.fromkeys(("velocity", "m", "average", "v_max", "delta", "z", "linear", "previous", "update",
                            "column"), False)}
 
