@@ -264,6 +264,8 @@ int optimc_refuse_shape(const char *format, PyObject *entry, PyArrayObject *a, P
 int optimc_refuse_kind(const char *format, PyObject *entry, PyObject *object);
 int optimc_refuse_weight(enum fault fault, PyObject *entry, PyArrayObject *array, PyArrayObject *like);
 int optimc_refuse_norm(void);
+/* The error for a gradient, an array or rows: FAULT_REPEATED, _NO_MEMORY, _OVERLAP or _MEMORY. */
+int optimc_refuse_taken(enum fault fault, PyObject *entry, PyObject *names, struct place overlap);
 /* Adds a question to the error for weights that no step can be built for, if the gradients look like the weights. */
 void optimc_ask_swapped(PyObject *grads, PyObject *weights);
 

@@ -127,21 +127,14 @@ static int take(Plan *self, const struct pairs *pairs, size_t index, PyObject *g
     PyArrayObject *array = (PyArrayObject *)grad;
     /* A key may have code of its own, which may change the gradient: the label comes first. */
     PyObject *entry = optimc_pair_label(pairs, fault == FAULT_REPEATED ? "weights" : "grads");
-    if (fault == FAULT_REPEATED)
-        return optimc_refuse(PyExc_ValueError, "%U: the same weight occurs twice", entry, NULL, NULL);
     if (fault == FAULT_TYPE)
         return optimc_refuse(PyExc_TypeError, PyArray_ISINTEGER(array) || PyArray_ISBOOL(array)
             ? "%U: expected a floating-point gradient, got %S: convert it with .astype(numpy.float32)"
             : "%U: expected a floating-point gradient, got %S", entry, (PyObject *)PyArray_DESCR(array), NULL);
-    if (fault == FAULT_NO_MEMORY)
-        return optimc_refuse(PyExc_ValueError, "%U: the array has no memory", entry, NULL, NULL);
     if (fault == FAULT_SHAPE)
         return optimc_refuse_shape("%U: expected shape %S, like its weight, got %S", entry,
             (PyArrayObject *)PyTuple_GET_ITEM(self->weights, (Py_ssize_t)index), array);
-    PyObject *place = entry ? optimc_place_name(self->names, NULL, overlap) : NULL;
-    optimc_refuse(PyExc_ValueError, "%U overlaps %S in memory", entry, place, NULL);
-    Py_XDECREF(place);
-    return -1;
+    return optimc_refuse_taken(fault, entry, self->names, overlap);
 }
 
 /* The pairs as tuples; those of trees, their leaves.  0 or -1. */

@@ -115,6 +115,23 @@ PyObject *optimc_place_name(PyObject *names, PyObject *slot_names, struct place 
     return optimc_part_name(optimc_label("weights", names, (Py_ssize_t)place.weight), slot_names, place.part);
 }
 
+int optimc_refuse_taken(enum fault fault, PyObject *entry, PyObject *names, struct place overlap)
+{
+    if (fault == FAULT_REPEATED)
+        return optimc_refuse(PyExc_ValueError, "%U: the same weight occurs twice", entry, NULL, NULL);
+    if (fault == FAULT_NO_MEMORY)
+        return optimc_refuse(PyExc_ValueError, "%U: the array has no memory", entry, NULL, NULL);
+    if (fault == FAULT_OVERLAP) {
+        PyObject *place = entry ? optimc_place_name(names, NULL, overlap) : NULL;
+        optimc_refuse(PyExc_ValueError, "%U overlaps %S in memory", entry, place, NULL);
+        Py_XDECREF(place);
+        return -1;
+    }
+    Py_XDECREF(entry);
+    PyErr_NoMemory();
+    return -1;
+}
+
 /* 1 if an object can be a weight, else 0. */
 static int can_be_weight(PyObject *object)
 {

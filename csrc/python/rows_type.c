@@ -162,16 +162,15 @@ PyObject *optimc_rows_of(PyObject *gradient, PyObject *weight, PyObject *label)
 }
 
 /* The error for the k-th index, which is no row. */
-static int refuse_index(PyObject *entry, PyArrayObject *indices, size_t k, PyArrayObject *weight)
+static int refuse_index(PyObject *entry, size_t k, PyObject *index, PyArrayObject *weight)
 {
-    PyObject *index = PyArray_GETITEM(indices, PyArray_GETPTR1(indices, (npy_intp)k));
-    if (entry && index && PyArray_DIM(weight, 0))
+    if (entry && PyArray_DIM(weight, 0))
         PyErr_Format(PyExc_ValueError, "%U.indices[%zu]: expected a row from 0 to %zd, got %S", entry, k,
             (Py_ssize_t)PyArray_DIM(weight, 0) - 1, index);
-    else if (entry && index)
+    else if (entry)
         PyErr_Format(PyExc_ValueError, "%U.indices[%zu]: expected none, for the weight has no rows, got %S", entry, k,
             index);
-    Py_XDECREF(index);
+    Py_DECREF(index);
     Py_XDECREF(entry);
     return -1;
 }
@@ -181,10 +180,13 @@ static int refuse_rows(Plan *plan, const struct pairs *pairs, size_t index, enum
     struct place overlap)
 {
     PyArrayObject *weight = (PyArrayObject *)PyTuple_GET_ITEM(plan->weights, (Py_ssize_t)index);
-    PyObject *entry = optimc_pair_label(pairs, fault == FAULT_REPEATED ? "weights" : "grads"), *place;
+    /* A key may have code of its own, which may change the indices: what they hold comes first. */
+    PyObject *wrong = fault == FAULT_INDEX
+        ? PyArray_GETITEM(rows->indices, PyArray_GETPTR1(rows->indices, (npy_intp)at)) : NULL;
+    if (fault == FAULT_INDEX && !wrong)
+        return -1;
+    PyObject *entry = optimc_pair_label(pairs, fault == FAULT_REPEATED ? "weights" : "grads");
     switch (fault) {
-    case FAULT_REPEATED:
-        return optimc_refuse(PyExc_ValueError, "%U: the same weight occurs twice", entry, NULL, NULL);
     case FAULT_WHOLE:
         return optimc_refuse(PyExc_ValueError, "%U: the rule of its weight looks at the whole weight, and takes no "
             "rows: pass an array, or train the weight with another optimizer", entry, NULL, NULL);
@@ -195,21 +197,12 @@ static int refuse_rows(Plan *plan, const struct pairs *pairs, size_t index, enum
         return optimc_refuse_shape("%U: its weight, of shape %S, has slots in 8 bits, whose blocks of 256 would hold "
             "parts of several rows: use state_dtype=\"bfloat16\"", entry, weight, NULL);
     case FAULT_INDEX:
-        return refuse_index(entry, rows->indices, at, weight);
+        return refuse_index(entry, at, wrong, weight);
     case FAULT_SHAPE:
         return optimc_refuse_shape("%U.values: expected rows of a weight of shape %S, got shape %S", entry, weight,
             rows->values);
-    case FAULT_NO_MEMORY:
-        return optimc_refuse(PyExc_ValueError, "%U: an array has no memory", entry, NULL, NULL);
-    case FAULT_OVERLAP:
-        place = entry ? optimc_place_name(plan->names, NULL, overlap) : NULL;
-        optimc_refuse(PyExc_ValueError, "%U overlaps %S in memory", entry, place, NULL);
-        Py_XDECREF(place);
-        return -1;
     default:
-        Py_XDECREF(entry);
-        PyErr_NoMemory();
-        return -1;
+        return optimc_refuse_taken(fault, entry, plan->names, overlap);
     }
 }
 
