@@ -451,7 +451,7 @@ static uint64_t run(const struct isa *isa, enum kernel kernel, int lane, const s
     if (optimc_plan_seal(plan, isa, overlap))
         fail("weights are refused for", kernels[kernel].name);
     struct request request = {.groups = &group, .accumulate = setting->steps ? setting->steps : 1,
-        .cautious = setting->cautious && !(variant & MEASURED), .coupled = setting->coupled,
+        .cautious = setting->cautious && !(variant & (MEASURED | ROWWISE)), .coupled = setting->coupled,
         .maximize = setting->maximize, .check = setting->check, .seed = SEED};
     for (int64_t call = 0; call < STEPS; call++)
         step(plan, bundles, n, &request, call, setting);
