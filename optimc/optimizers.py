@@ -565,6 +565,7 @@ class Yogi(Optimizer):
         epsilon: >= 0, added to the uncorrected root.
         initial_accumulator_value: initial value of v, >= 0.
         initial_mean: initial value of m.
+        bias_correction: False leaves out the corrections: alpha = learning_rate.
         corrected_epsilon: add epsilon to the root of v / (1 - beta_2^t) instead.
 
     Example:
@@ -582,6 +583,7 @@ class Yogi(Optimizer):
     epsilon = Value(1e-3)
     initial_accumulator_value = Option(1e-6, at_least_zero)
     initial_mean = Option(0.0, real, keyword_only=True)
+    bias_correction = Option(True, keyword_only=True)
     corrected_epsilon = Option(False, keyword_only=True)
     cautious = cautious()
     styles = {"optax": {"initial_mean": 1e-6, "corrected_epsilon": True}}
@@ -605,6 +607,7 @@ class AdaBelief(Optimizer):
         beta_1: decay of the mean m, in [0, 1).
         beta_2: decay of the average s, in [0, 1).
         epsilon: >= 0.
+        bias_correction: False leaves out the divisors 1 - beta_1^t and 1 - beta_2^t.
 
     Example:
         >>> import numpy as np, optimc
@@ -619,6 +622,7 @@ class AdaBelief(Optimizer):
     beta_1 = fraction(0.9, open=HIGH_OPEN)
     beta_2 = fraction(0.999, open=HIGH_OPEN)
     epsilon = Value(1e-16)
+    bias_correction = Option(True, keyword_only=True)
     cautious = cautious()
     styles = {"optax": {}}
 
@@ -755,6 +759,7 @@ class Lamb(Optimizer):
         beta_1: decay of the first moment m, in [0, 1).
         beta_2: decay of the second moment v, in [0, 1).
         epsilon: >= 0.
+        bias_correction: False leaves out the divisors 1 - beta_1^t and 1 - beta_2^t.
 
     Example:
         >>> import numpy as np, optimc
@@ -770,6 +775,7 @@ class Lamb(Optimizer):
     beta_1 = fraction(0.9, open=HIGH_OPEN)
     beta_2 = fraction(0.999, open=HIGH_OPEN)
     epsilon = Value(1e-7)
+    bias_correction = Option(True, keyword_only=True)
     _keras_slots = ({"m": "momentum", "v": "velocity"},)
     _scratch_slots = ("update",)
 

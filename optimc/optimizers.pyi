@@ -700,6 +700,10 @@ class Yogi(Optimizer):
     @initial_mean.setter
     def initial_mean(self, value: float) -> None: ...
     @property
+    def bias_correction(self) -> bool: ...
+    @bias_correction.setter
+    def bias_correction(self, value: bool) -> None: ...
+    @property
     def corrected_epsilon(self) -> bool: ...
     @corrected_epsilon.setter
     def corrected_epsilon(self, value: bool) -> None: ...
@@ -726,6 +730,7 @@ class Yogi(Optimizer):
         name: str | None = None,
         *,
         initial_mean: float = 0.0,
+        bias_correction: bool = True,
         corrected_epsilon: bool = False,
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
@@ -756,6 +761,10 @@ class AdaBelief(Optimizer):
     @epsilon.setter
     def epsilon(self, value: Rate) -> None: ...
     @property
+    def bias_correction(self) -> bool: ...
+    @bias_correction.setter
+    def bias_correction(self, value: bool) -> None: ...
+    @property
     def cautious(self) -> bool: ...
     @cautious.setter
     def cautious(self, value: bool) -> None: ...
@@ -776,6 +785,7 @@ class AdaBelief(Optimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        bias_correction: bool = True,
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
@@ -951,6 +961,10 @@ class Lamb(Optimizer):
     def epsilon(self) -> float: ...
     @epsilon.setter
     def epsilon(self, value: Rate) -> None: ...
+    @property
+    def bias_correction(self) -> bool: ...
+    @bias_correction.setter
+    def bias_correction(self, value: bool) -> None: ...
     def __init__(
         self,
         learning_rate: Rate = 0.001,
@@ -968,6 +982,7 @@ class Lamb(Optimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        bias_correction: bool = True,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,

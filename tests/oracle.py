@@ -59,11 +59,15 @@ def hat(epsilon, o, beta, t):
     return epsilon * math.sqrt(1 - power(beta, t)) if o.corrected_epsilon else epsilon
 
 
+def corrections(o, t):
+    """What the moments are divided by: 1 - beta^t of each, or 1 without bias correction."""
+    return (1 - power(o.beta_1, t), 1 - power(o.beta_2, t)) if o.bias_correction else (1.0, 1.0)
+
+
 def adam(w, g, slots, o, lr, t):
     lane = w.dtype.type
-    alpha = lr
-    if o.bias_correction:
-        alpha = lr * math.sqrt(1 - power(o.beta_2, t)) / (1 - power(o.beta_1, t))
+    correction_1, correction_2 = corrections(o, t)
+    alpha = lr * math.sqrt(correction_2) / correction_1
     slots["m"] = slots["m"] + (g - slots["m"]) * lane(1 - o.beta_1)
     slots["v"] = slots["v"] + (g * g - slots["v"]) * lane(1 - o.beta_2)
     second = slots["v"]
@@ -178,7 +182,8 @@ def radam(w, g, slots, o, lr, t):
 
 def yogi(w, g, slots, o, lr, t):
     lane = w.dtype.type
-    alpha = lr * math.sqrt(1 - power(o.beta_2, t)) / (1 - power(o.beta_1, t))
+    correction_1, correction_2 = corrections(o, t)
+    alpha = lr * math.sqrt(correction_2) / correction_1
     slots["m"] = slots["m"] + (g - slots["m"]) * lane(1 - o.beta_1)
     slots["v"] = slots["v"] - lane(1 - o.beta_2) * np.sign(slots["v"] - g * g) * (g * g)
     return w - slots["m"] * lane(alpha) / (np.sqrt(slots["v"]) + lane(hat(o.epsilon, o, o.beta_2, t)))
@@ -186,11 +191,12 @@ def yogi(w, g, slots, o, lr, t):
 
 def adabelief(w, g, slots, o, lr, t):
     lane = w.dtype.type
-    root = math.sqrt(1 - power(o.beta_2, t))
+    correction_1, correction_2 = corrections(o, t)
+    root = math.sqrt(correction_2)
     slots["m"] = slots["m"] + (g - slots["m"]) * lane(1 - o.beta_1)
     surprise = g - slots["m"]
     slots["s"] = slots["s"] + (surprise * surprise - slots["s"]) * lane(1 - o.beta_2) + lane(o.epsilon)
-    alpha = lr * root / (1 - power(o.beta_1, t))
+    alpha = lr * root / correction_1
     return w - slots["m"] * lane(alpha) / (np.sqrt(slots["s"]) + lane(o.epsilon * root))
 
 
@@ -234,7 +240,7 @@ def lamb(w, g, slots, o, lr, t):
     lane = w.dtype.type
     slots["m"] = slots["m"] + (g - slots["m"]) * lane(1 - o.beta_1)
     slots["v"] = slots["v"] + (g * g - slots["v"]) * lane(1 - o.beta_2)
-    correction_1, correction_2 = lane(1 - power(o.beta_1, t)), lane(1 - power(o.beta_2, t))
+    correction_1, correction_2 = map(lane, corrections(o, t))
     u = slots["m"] / correction_1 / (np.sqrt(slots["v"] / correction_2) + lane(o.epsilon))
     weight_norm, step_norm = lane(math.sqrt(sum_of_squares(w))), lane(math.sqrt(sum_of_squares(u)))
     ratio = weight_norm / step_norm if weight_norm > 0 and step_norm > 0 else lane(1)

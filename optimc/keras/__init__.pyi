@@ -562,6 +562,7 @@ class Yogi(KerasOptimizer):
     epsilon: float
     initial_accumulator_value: float
     initial_mean: float
+    bias_correction: bool
     corrected_epsilon: bool
     cautious: bool
     check_finite: Literal['propagate', 'raise', 'skip']
@@ -590,6 +591,7 @@ class Yogi(KerasOptimizer):
         name: str | None = None,
         *,
         initial_mean: float = 0.0,
+        bias_correction: bool = True,
         corrected_epsilon: bool = False,
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
@@ -606,6 +608,7 @@ class AdaBelief(KerasOptimizer):
     beta_1: float
     beta_2: float
     epsilon: float
+    bias_correction: bool
     cautious: bool
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
@@ -631,6 +634,7 @@ class AdaBelief(KerasOptimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        bias_correction: bool = True,
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
@@ -766,6 +770,7 @@ class Lamb(KerasOptimizer):
     beta_1: float
     beta_2: float
     epsilon: float
+    bias_correction: bool
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     maximize: bool
@@ -790,6 +795,7 @@ class Lamb(KerasOptimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        bias_correction: bool = True,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         maximize: bool = False,
