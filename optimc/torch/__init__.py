@@ -8,8 +8,9 @@ hooks, schedulers and `state_dict` are torch's.  The step is optimc's: one call 
 with torch's formula (`style="torch"`).  Parameters, gradients and state stay torch tensors.  Every step looks up
 where they are, so `p.data = ...`, `model.double().float()` and `optimizer.state[p]["exp_avg"] = ...` work.
 
-The state is in `optimizer.state`, as in torch; the scalars of NAdam and ASGD are float64.  Parameters must be dense
-CPU tensors of float32, float64, bfloat16 or float16 that do not overlap.  All others are refused.
+The state is in `optimizer.state`, as in torch; the scalars of NAdam and ASGD are float64.  Parameters on the CPU must
+be dense tensors of float32, float64, bfloat16 or float16 that do not overlap.  The step of those on another device,
+and of groups that are differentiable or capturable, is handed to torch's own implementation.
 
 Gradients may be sparse by rows, as those of `torch.nn.Embedding(sparse=True)`, in every class, and are so in
 `SparseAdam`.  Such a step is *lazy*: rows that do not occur are not touched, neither by the rule nor by decay or
@@ -24,9 +25,9 @@ Three arguments are optimc's, by keyword.  They are keys of a parameter group wh
 
 Threads may share an optimizer.  Their steps, reads of the state and saves run one after the other.
 
-Next: step.py (the step), cohorts.py (which parameters step together), states.py (`optimizer.state`), slots.py and
-loading.py (the tensors in it), inner.py (the optimizer of optimc behind a cohort), tensors.py (memory), and
-optimc/torch_names.py (torch's words and optimc's).
+Next: step.py (the step), cohorts.py (which parameters step together), handed.py (torch's own implementation),
+states.py (`optimizer.state`), slots.py and loading.py (the tensors in it), inner.py (the optimizer of optimc behind a
+cohort), tensors.py (memory), and optimc/torch_names.py (torch's words and optimc's).
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def _make(name: str) -> Any:
     made = type(name, (SparseOptimizer if is_sparse else TorchOptimizer, theirs), {
         "__doc__": f"""torch.optim.{name} with the step in C.  Arguments, formula and state are torch's.
 
-        The arguments that choose one of torch's implementations (foreach, fused) have no effect.  Beside torch's it
-        takes state_dtype, master_weights and seed, by keyword: see help(optimc.torch).
+        foreach has no effect, and fused=True lets a GradScaler leave its scale to the step.  Beside torch's arguments
+        it takes state_dtype, master_weights and seed, by keyword: see help(optimc.torch).
 
         Example:
             >>> import torch, optimc.torch

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from optimc import _core
 from optimc._core import CHECKED, NO_GRADIENTS, NOT_AS_PLANNED
-from optimc.torch import tensors
+from optimc.torch import handed, tensors
+from optimc.torch.handed import is_handed
 from optimc.torch.inner import make_inner
 from optimc.torch.member import Member
 from optimc.torch.slots import Slots
@@ -180,12 +181,14 @@ class Cohorts:
             nothing is to be looked after before a step and C can look at tensors.  Else it is None.
         stepping: (process, thread) of a step that goes the long way, or None.
         all: the cohorts.
+        handed: (parameter, its group) of those that torch's own implementation steps.
         states: the `States` that tells when it is looked at.
     """
 
     turn: _core.Turn
     stepping: tuple[int, int] | None
     all: list[Cohort]
+    handed: list[tuple[Tensor, Config]]
     states: Any
 
     def __init__(self, optimizer: Any, counterpart: Counterpart, sources: Sequence[Source]) -> None:
@@ -194,6 +197,7 @@ class Cohorts:
         self._flags = [source.key for source in sources if source.key in FLAGS]
         self._keys = self._keys_now()
         self.states = self.stepping = None
+        self._warned = False
         self.forget()
 
     def forget(self) -> None:
@@ -201,6 +205,7 @@ class Cohorts:
         self.expire()
         self.all: list[Cohort] = []
         self._resting: list[Member] = []
+        self.handed = []
 
     def expire(self) -> None:
         """Lets the next step plan all anew."""
@@ -245,7 +250,7 @@ class Cohorts:
             self.write()
             return
         self._seen = False
-        if len(self.all) == 1 and not self._resting:
+        if len(self.all) == 1 and not self._resting and not self.handed:
             cohort, = self.all
             if cohort.exchange is not None and not cohort.new and not cohort.unversioned:
                 self.turn.step = cohort.inner, cohort.params, cohort.exchange
@@ -266,7 +271,8 @@ class Cohorts:
         self._fresh = False
         self.watch_state()
         self.settle()
-        if self._stale or not self.all or not self.all[0].inner._is_as_watched():
+        if (self._stale or not self.all or not self.all[0].inner._is_as_watched()
+                or not all(is_handed(*pair) for pair in self.handed)):
             self._replan_all()
         else:
             self.replan([cohort for cohort in self.all if not cohort.is_as_planned(self.states, self._seen)])
@@ -280,9 +286,13 @@ class Cohorts:
         keys_before, self._keys = self._keys, self._keys_now()
         parts: dict[tuple[Any, ...], list[Part]] = {}
         resting, index = [], -1
+        self.handed = []
         for group in self._optimizer.param_groups:
             for param in group["params"]:
                 index += 1
+                if is_handed(param, group):
+                    self.handed.append((param, group))
+                    continue
                 before, numbers = known.pop(id(param), (None, None))
                 member = self._member(param, group, index, before, numbers)
                 if before is None and param.grad is None and not member.count:
@@ -292,6 +302,8 @@ class Cohorts:
         for member, numbers in known.values():          # the program has taken them out
             if numbers[0]:
                 member.write(self._counterpart.kept(keys_before, numbers))
+        if not self._warned:
+            self._warned = handed.warn(self._optimizer, self.handed)
         self._adopt([], [self._plan(*part, 0) for key in parts for part in parts[key]], resting)
 
     def replan(self, cohorts: list[Cohort]) -> None:
@@ -330,7 +342,7 @@ class Cohorts:
                 (optimizer.__dict__, "param_groups", tuple(optimizer.param_groups)),
                 *((group, "params", tuple(group["params"])) for group in optimizer.param_groups),
                 *((group, name, group.get(name)) for group in optimizer.param_groups
-                  for name in (*self._flags, *STORAGE))))
+                  for name in (*self._flags, *STORAGE, *handed.KEYS))))
         self.all, self._resting, self._stale = kept + made, resting, False
         self.settle()
 
@@ -367,7 +379,7 @@ class Cohorts:
         """A cohort of these members, which have done the same number of steps."""
         counterpart, count = self._counterpart, members[0].count
         for member in members:
-            tensors.check_parameters([member.param], member.index)
+            tensors.check_parameter(member.param, member.index)
         groups = list({id(member.group): member.group for member in members}.values())
         inner = make_inner(counterpart, self._sources, groups, [(member.param, member.group) for member in members])
         slots = Slots(inner, counterpart, members, groups)

@@ -38,8 +38,13 @@ class Kept:
         self.tensor = tensor
 
     def released(self, param: Tensor) -> Tensor:
-        """The tensor on the device of its parameter, dense, not in float64 unless the parameter is."""
+        """The tensor on the device of its parameter, dense, not in float64 unless the parameter is.
+
+        On another device than the CPU it is of the parameter's type, as torch's own implementation needs it.
+        """
         tensor = self.tensor.to(param.device).to_dense()            # torch's momentum of sparse gradients is sparse
+        if param.device.type != "cpu" and tensor.is_floating_point():
+            return tensor.to(param.dtype)
         return tensor.float() if tensor.dtype == torch.float64 != param.dtype else tensor
 
 

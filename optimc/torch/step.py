@@ -20,7 +20,7 @@ from optimc import _core
 from optimc._core import CHECKED, NOT_AS_PLANNED
 from optimc.base import narrow
 from optimc.base.names import ELSEWHERE, UnknownArgument, closest
-from optimc.torch import loading, tensors
+from optimc.torch import handed, loading, tensors
 from optimc.torch.cohorts import Cohorts
 from optimc.torch.inner import make_inner
 from optimc.torch.states import place_numbers, with_numbers
@@ -54,10 +54,6 @@ class TorchOptimizer(Base):
         except TypeError:
             self._refuse_unknown(kwargs, inspect.signature(super().__init__).parameters)
             raise
-        for name in ("capturable", "differentiable"):
-            if any(group.get(name) for group in self.param_groups):
-                raise ValueError(f"optimc.torch.{type(self).__name__} has no {name}=True")
-        self._step_supports_amp_scaling = True
         self._cohorts.watch_state()
         self._cohorts.states.known = False          # torch has made what is in it, if anything
         self._check_groups(self.param_groups)
@@ -87,26 +83,33 @@ class TorchOptimizer(Base):
         with self._cohorts.turn:
             self.defaults.update(self.__dict__.pop("_given", {}))
             super().add_param_group(param_group)
-            if hasattr(self, "_step_supports_amp_scaling"):     # not from the constructor, which checks them all
+            if self._cohorts.states is not None:    # not from the constructor, which checks them all
                 try:
                     self._check_groups(self.param_groups[-1:])
                 except BaseException:
                     self.param_groups.pop()
                     raise
 
-    def _params(self) -> list[Tensor]:
-        return [param for group in self.param_groups for param in group["params"]]
+    def _pairs(self) -> list[tuple[Tensor, Config]]:
+        return [(param, group) for group in self.param_groups for param in group["params"]]
+
+    def _own(self) -> list[tuple[int, Tensor]]:
+        """(number, parameter) of those whose step is not handed to torch's own implementation."""
+        return [(i, param) for i, (param, group) in enumerate(self._pairs()) if not handed.is_handed(param, group)]
 
     def _check_groups(self, new: Sequence[Config]) -> None:
         """Refuses what a step would refuse in the last groups."""
-        params = self._params()
-        first = len(params) - sum(len(group["params"]) for group in new)
-        tensors.check_parameters(params[first:], first)
-        tensors.check_apart(params)
+        first = len(self._pairs()) - sum(len(group["params"]) for group in new)
+        own = self._own()
+        for i, param in own:
+            if i >= first:
+                tensors.check_parameter(param, i)
+        tensors.check_apart(own)
         for group in new:
+            handed.check_storage(group)
             inner = make_inner(self._counterpart, self._sources, [group])
             for i, param in enumerate(group["params"], first):
-                if not torch.nn.parameter.is_lazy(param):
+                if not handed.is_handed(param, group) and not torch.nn.parameter.is_lazy(param):
                     narrow.master_like(inner, tensors.like_of(param), f"params[{i}]")
             first += len(group["params"])
 
@@ -114,6 +117,8 @@ class TorchOptimizer(Base):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step, as in torch.  Returns the loss of the closure, if there is one."""
+        if torch.compiler.is_dynamo_compiling():
+            return _step_outside(self, closure)
         if (self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
                 or _torch._global_optimizer_pre_hooks or _torch._global_optimizer_post_hooks
                 or torch.autograd.profiler._is_profiler_enabled):
@@ -151,7 +156,7 @@ class TorchOptimizer(Base):
                 self._step_all()
             except RuntimeError:
                 # C says less plainly what it cannot look at
-                tensors.check_gradients(self._params())
+                tensors.check_gradients(self._own())
                 raise
             except (TypeError, ValueError):
                 if all(cohort.has_its_forms() for cohort in cohorts.all):
@@ -175,6 +180,8 @@ class TorchOptimizer(Base):
             with _core.Transaction() as steps:
                 checked = [cohort.check(steps, scale) for cohort in cohorts.all]
                 if NOT_AS_PLANNED not in checked:
+                    if cohorts.handed:              # torch may refuse, a commit cannot
+                        handed.step(self, TorchOptimizer, cohorts.handed)
                     steps.commit()
                     break
             cohorts.replan([cohort for cohort, done in zip(cohorts.all, checked, strict=True)
@@ -244,7 +251,6 @@ class TorchOptimizer(Base):
             self._cohorts = Cohorts(self, self._counterpart, self._sources)
         with self._cohorts.turn:
             super().__setstate__(state)
-            self._step_supports_amp_scaling = True
             self._cohorts.forget()
             self._cohorts.watch_state()
 
@@ -257,12 +263,18 @@ class SparseOptimizer(TorchOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for i, param in enumerate(self._params()):
+        for i, (param, _) in enumerate(self._pairs()):
             if param.grad is not None and not param.grad.is_sparse:
                 raise RuntimeError(f"params[{i}].grad: {type(self).__name__} does not support dense gradients, "
                                    f"please consider {self._counterpart.name} instead")
         super()._plain_step()
         return loss
+
+
+@torch._disable_dynamo
+def _step_outside(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
+    """The step as a call that torch.compile leaves as it is."""
+    return optimizer.step(closure)
 
 
 def _hooked_step(optimizer: Any, closure: Callable[[], Any] | None) -> Any:

@@ -131,7 +131,7 @@ def over(array: Array, like: Tensor) -> Tensor:
 
 def form(tensor: Tensor) -> tuple[Any, ...]:
     """All that a plan depends on of a parameter but its address."""
-    return tensor.dtype, tensor.shape, tensor.stride()
+    return tensor.device, tensor.dtype, tensor.shape, tensor.stride()
 
 
 def like_of(param: Tensor) -> storage.Like:
@@ -154,36 +154,31 @@ def is_stepped(param: Tensor) -> bool:
             and is_dense(param))
 
 
-def check_parameters(params: Iterable[Tensor], first: int = 0) -> None:
-    """Raises an error for a parameter that cannot be stepped.
-
-    Args:
-        params: the parameters.
-        first: the number of the first one in messages.
+def check_parameter(param: Tensor, i: int) -> None:
+    """Raises an error if parameter number `i` cannot be stepped.
 
     Raises:
         TypeError: it is not on the CPU, is sparse, or of a type that no step takes.
         ValueError: its elements do not fill their memory, or share some of it.
     """
-    for i, param in enumerate(params, first):
-        if param.device.type != "cpu":
-            raise TypeError(f"params[{i}]: expected a tensor on the CPU, got one on {param.device}")
-        if param.layout is not torch.strided:
-            raise TypeError(f"params[{i}]: expected a dense tensor, got {param.layout}")
-        if param.dtype not in TYPES:
-            raise TypeError(f"params[{i}]: expected {storage.IN_WORDS}, got {param.dtype}")
-        if not torch.nn.parameter.is_lazy(param) and not is_dense(param):
-            raise ValueError(f"params[{i}]: expected elements that fill their memory, in any order of the axes, "
-                             f"got shape {tuple(param.shape)} with strides {param.stride()}: "
-                             "clone() has such a memory of its own")
+    if param.device.type != "cpu":
+        raise TypeError(f"params[{i}]: expected a tensor on the CPU, got one on {param.device}")
+    if param.layout is not torch.strided:
+        raise TypeError(f"params[{i}]: expected a dense tensor, got {param.layout}")
+    if param.dtype not in TYPES:
+        raise TypeError(f"params[{i}]: expected {storage.IN_WORDS}, got {param.dtype}")
+    if not torch.nn.parameter.is_lazy(param) and not is_dense(param):
+        raise ValueError(f"params[{i}]: expected elements that fill their memory, in any order of the axes, "
+                         f"got shape {tuple(param.shape)} with strides {param.stride()}: "
+                         "clone() has such a memory of its own")
 
 
-def check_apart(params: Sequence[Tensor]) -> None:
-    """Raises a ValueError if two parameters share memory.  Each is dense."""
-    places = sorted((param.data_ptr(), i) for i, param in enumerate(params)
+def check_apart(params: Iterable[tuple[int, Tensor]]) -> None:
+    """Raises a ValueError if two parameters, given with their numbers, share memory.  Each is dense."""
+    places = sorted((param.data_ptr(), i, param.numel() * param.element_size()) for i, param in params
                     if not torch.nn.parameter.is_lazy(param) and param.numel())
-    for (place, i), (following, k) in itertools.pairwise(places):
-        if place + params[i].numel() * params[i].element_size() > following:
+    for (place, i, size), (following, k, _) in itertools.pairwise(places):
+        if place + size > following:
             i, k = sorted((i, k))
             raise ValueError(f"params[{i}] and params[{k}] overlap in memory")
 
@@ -202,9 +197,9 @@ def check_versions(unversioned: Sequence[Tensor]) -> None:
         raise RuntimeError("a parameter or its state was made in inference mode: it cannot be updated outside it")
 
 
-def check_gradients(params: Iterable[Tensor]) -> None:
-    """Raises a TypeError for a gradient that C cannot look at."""
-    for i, param in enumerate(params):
+def check_gradients(params: Iterable[tuple[int, Tensor]]) -> None:
+    """Raises a TypeError for a gradient that C cannot look at; parameters are given with their numbers."""
+    for i, param in params:
         grad = param.grad
         if grad is not None and (grad.layout not in (torch.strided, torch.sparse_coo) or grad.device.type != "cpu"):
             raise TypeError(f"params[{i}].grad: expected a dense tensor on the CPU, or a sparse one of rows, "
