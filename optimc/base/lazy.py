@@ -16,7 +16,7 @@ from optimc.base.extras import advice
 
 #: adapters -> the package that each needs
 ADAPTERS = {"keras": "keras", "mpi": "mpi4py and an MPI library", "sklearn": "scikit-learn",
-            "threadpoolctl": "threadpoolctl", "torch": "torch"}
+            "thinc": "thinc", "threadpoolctl": "threadpoolctl", "torch": "torch"}
 #: modules that 0.1 imported along with optimc
 MOVED = ("optimizer", "structured", "wrappers")
 

@@ -10,7 +10,7 @@ from optimc import _core
 TOP = Path(__file__).parents[2]
 PAGE = TOP / "docs" / "project" / "design" / "adapters.md"
 ADAPTERS = [*(TOP / "optimc" / "torch").glob("*.py"), *(TOP / "optimc" / "keras").glob("*.py"),
-            TOP / "optimc" / "sklearn.py", TOP / "optimc" / "migrate.py"]
+            TOP / "optimc" / "sklearn.py", TOP / "optimc" / "thinc.py", TOP / "optimc" / "migrate.py"]
 
 
 def names_used(source):

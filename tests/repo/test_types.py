@@ -24,7 +24,7 @@ PARTS = {name.removesuffix("_program"): part for name, part in vars(typed_progra
 #: what an optimizer class declares for the package
 INTERNAL = {"styles"}
 #: parts that need more than NumPy
-NEEDED = {"torch": "torch", "keras": "keras", "sklearn": "sklearn", "mpi": "mpi4py.MPI",
+NEEDED = {"torch": "torch", "keras": "keras", "sklearn": "sklearn", "thinc": "thinc", "mpi": "mpi4py.MPI",
           "threads": "threadpoolctl"}
 
 
@@ -43,7 +43,7 @@ def test_a_value_of_another_type_is_noticed():
             typed_program.assert_type(value, kind)
 
 
-@pytest.mark.parametrize("module", ["", "torch", "keras", "sklearn", "mpi"])
+@pytest.mark.parametrize("module", ["", "torch", "keras", "sklearn", "thinc", "mpi"])
 def test_every_name_of_a_module_is_used(module):
     if module:
         require(NEEDED[module])

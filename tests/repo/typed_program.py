@@ -334,6 +334,19 @@ def sklearn_program() -> None:
     MLPClassifier(solver="lion", max_iter=1000).fit(x, y > 0)
 
 
+def thinc_program() -> None:
+    import thinc.optimizers
+
+    from optimc.thinc import SGD, Adam, Lion, Optimizer, RAdam
+    array = np.ones(2, np.float32)
+    rates = [0.1, 0.05]
+    for optimizer in (Adam(rates, L2=0.01, beta1=0.8), RAdam(0.1, grad_clip=0.0), SGD(0.1, use_averages=False),
+                      Lion(0.1, beta2=0.9), Optimizer(0.1, use_radam=True, L2_is_weight_decay=False)):
+        base: thinc.optimizers.Optimizer = optimizer
+        assert base is optimizer
+        optimizer((1, "W"), array, array.copy())
+
+
 def mpi_program(folder: Path) -> None:
     import optimc.mpi
     weights = network()
