@@ -151,6 +151,7 @@ class Optimizer:
     _use_ema: int
     _cautious: int
     _coupled: int
+    _decay_as_factor: int
     _seed: int
     _maximize: int
     _check_finite: int

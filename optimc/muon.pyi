@@ -104,6 +104,7 @@ class Muon(Optimizer):
         *,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,

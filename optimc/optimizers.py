@@ -147,7 +147,7 @@ class Adam(Optimizer):
     corrected_epsilon = Option(False, keyword_only=True)
     cautious = cautious()
     styles = {
-        "torch": {"epsilon": 1e-8, "corrected_epsilon": True, "coupled_weight_decay": True},
+        "torch": {"epsilon": 1e-8, "corrected_epsilon": True, "coupled_weight_decay": True, "decay_as_factor": True},
         "optax": {"epsilon": 1e-8, "corrected_epsilon": True},
     }
     _keras_slots = ({"m": "momentum", "v": "velocity"}, {"v_max": "velocity_hat"})
@@ -175,7 +175,7 @@ class AdamW(Adam):
     learning_rate = Value(0.001)
     weight_decay = Value(0.004)
     styles = {
-        "torch": {"weight_decay": 1e-2, "epsilon": 1e-8, "corrected_epsilon": True},
+        "torch": {"weight_decay": 1e-2, "epsilon": 1e-8, "corrected_epsilon": True, "decay_as_factor": True},
         "optax": {"weight_decay": 1e-4, "epsilon": 1e-8, "corrected_epsilon": True},
     }
 
@@ -370,7 +370,8 @@ class Nadam(Optimizer):
     momentum_decay = Value(1.0, also=0.004, keyword_only=True)
     cautious = cautious()
     styles = {
-        "torch": {"learning_rate": 2e-3, "epsilon": 1e-8, "momentum_decay": 4e-3, "coupled_weight_decay": True},
+        "torch": {"learning_rate": 2e-3, "epsilon": 1e-8, "momentum_decay": 4e-3, "coupled_weight_decay": True,
+                  "decay_as_factor": True},
         "optax": {"epsilon": 1e-8, "momentum_decay": 1e6},      # its momentum is beta_1 from the start
     }
     _keras_slots = ({"m": "momentum", "v": "velocity"},)
@@ -542,7 +543,7 @@ class RAdam(Optimizer):
     corrected_epsilon = Option(False, keyword_only=True)
     cautious = cautious()
     styles = {
-        "torch": {"epsilon": 1e-8, "coupled_weight_decay": True},
+        "torch": {"epsilon": 1e-8, "coupled_weight_decay": True, "decay_as_factor": True},
         "optax": {"epsilon": 1e-8, "corrected_epsilon": True},
     }
 

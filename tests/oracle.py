@@ -457,6 +457,8 @@ class Reference:
         if decay is not None and not excluded:
             if self.o.coupled_weight_decay:
                 g = g + lane(decay) * w
+            elif self.o.decay_as_factor:
+                w = w * lane(1 - lr * decay)
             else:
                 w = w - w * lane(decay) * lane(lr)
         if not getattr(self.o, "cautious", False):

@@ -61,6 +61,7 @@ struct request {
     int overwrite;                          /* the averages become the weights */
     int cautious;                           /* move only where the step agrees with the gradient */
     int coupled;                            /* weight decay is added to the gradient */
+    int decay_as_factor;                    /* or it is one product: w (1 - weight_decay learning_rate) */
     int maximize;                           /* the gradient is negated */
     int check;                              /* look for gradients that are not finite */
     int surveyed;                           /* out: whether the gradients had to be read for a survey */

@@ -40,7 +40,8 @@ void optimc_make_request(Optimizer *self, int finite)
         .groups = self->groups, .t = before + 1, .update = (self->calls + 1) % self->accumulate == 0,
         .accumulate = self->accumulate,
         .overwrite = self->use_ema && self->overwrite && (before + 1) % self->overwrite == 0,
-        .cautious = self->cautious, .coupled = self->coupled, .maximize = self->maximize,
+        .cautious = self->cautious, .coupled = self->coupled, .decay_as_factor = self->decay_as_factor,
+        .maximize = self->maximize,
         .check = finite != PROPAGATE, .seed = self->seed,
     };
     self->plan->matching = MATCHED;

@@ -111,7 +111,7 @@ typedef struct optimizer {
     int accumulate;                     /* gradients per update, 1 without accumulation */
     int overwrite;                      /* updates between two at which averages become weights, or 0 */
     int use_ema;
-    int cautious, coupled, maximize;    /* as in struct request */
+    int cautious, coupled, decay_as_factor, maximize;   /* as in struct request */
     int check_finite;
     int evaluating;                     /* contexts in which the weights hold their averages: no steps */
     struct evaluation *evaluations;     /* these contexts, which own their entries */

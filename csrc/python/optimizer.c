@@ -241,6 +241,7 @@ static PyMemberDef optimizer_members[] = {
     {"_cautious", T_INT, offsetof(Optimizer, cautious), 0, "Whether steps are cautious."},
     {"_seed", T_ULONGLONG, offsetof(Optimizer, seed), 0, "Of random rounding."},
     {"_coupled", T_INT, offsetof(Optimizer, coupled), 0, "Whether decay is added to the gradient."},
+    {"_decay_as_factor", T_INT, offsetof(Optimizer, decay_as_factor), 0, "Whether decay is one product."},
     {"_maximize", T_INT, offsetof(Optimizer, maximize), 0, "Whether gradients are negated."},
     {"_check_finite", T_INT, offsetof(Optimizer, check_finite), 0, "0 propagate, 1 raise, 2 skip."},
     {"_moved", T_INT, offsetof(Optimizer, moved), READONLY,

@@ -95,6 +95,8 @@ class Optimizer(Scalars, _core.Optimizer, Elsewhere):
             be in one group only.
         coupled_weight_decay: add weight decay to the gradient instead: g <- g + weight_decay w, after the
             clipping (L2 regularisation, as in torch except AdamW).
+        decay_as_factor: multiply by the factor 1 - weight_decay learning_rate, rounded once, as torch does, instead
+            of subtracting the decay.
         cautious (rules with momentum only): move an element only where the step and the gradient agree in
             sign.  The remaining step is multiplied by the number of elements over 1 plus the number of
             elements that move (Liang et al., 2024, arXiv 2411.16085, algorithm 2).  Counting them reads the
@@ -149,6 +151,7 @@ class Optimizer(Scalars, _core.Optimizer, Elsewhere):
     check_finite: Option[CheckFinite] = Option("propagate", one_of(*POLICIES), core="_check_finite",
                                                encode=POLICIES.index, fixed=False, keyword_only=True)
     coupled_weight_decay: Option[bool] = Option(False, core="_coupled", fixed=False, keyword_only=True)
+    decay_as_factor: Option[bool] = Option(False, core="_decay_as_factor", fixed=False, keyword_only=True)
     maximize: Option[bool] = Option(False, core="_maximize", fixed=False, keyword_only=True)
     state_dtype: Option[StateDtype] = Option(None, narrow.check_state_dtype, fits=narrow.check_slots,
                                              keyword_only=True)

@@ -24,6 +24,7 @@ class SGD(KerasOptimizer):
     cautious: bool
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -50,6 +51,7 @@ class SGD(KerasOptimizer):
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -68,6 +70,7 @@ class RMSprop(KerasOptimizer):
     cautious: bool
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -96,6 +99,7 @@ class RMSprop(KerasOptimizer):
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -114,6 +118,7 @@ class Adam(KerasOptimizer):
     cautious: bool
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -142,6 +147,7 @@ class Adam(KerasOptimizer):
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -160,6 +166,7 @@ class AdamW(KerasOptimizer):
     cautious: bool
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -188,6 +195,7 @@ class AdamW(KerasOptimizer):
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -203,6 +211,7 @@ class Adagrad(KerasOptimizer):
     learning_rate_decay: float
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -228,6 +237,7 @@ class Adagrad(KerasOptimizer):
         learning_rate_decay: Number = 0.0,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -241,6 +251,7 @@ class RowwiseAdagrad(KerasOptimizer):
     epsilon: float
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -264,6 +275,7 @@ class RowwiseAdagrad(KerasOptimizer):
         *,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -277,6 +289,7 @@ class Adadelta(KerasOptimizer):
     epsilon: float
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -300,6 +313,7 @@ class Adadelta(KerasOptimizer):
         *,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -316,6 +330,7 @@ class Adamax(KerasOptimizer):
     cautious: bool
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -342,6 +357,7 @@ class Adamax(KerasOptimizer):
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -358,6 +374,7 @@ class Nadam(KerasOptimizer):
     cautious: bool
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -384,6 +401,7 @@ class Nadam(KerasOptimizer):
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -401,6 +419,7 @@ class Ftrl(KerasOptimizer):
     beta: float
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -428,6 +447,7 @@ class Ftrl(KerasOptimizer):
         *,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -442,6 +462,7 @@ class Lion(KerasOptimizer):
     cautious: bool
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -466,6 +487,7 @@ class Lion(KerasOptimizer):
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -481,6 +503,7 @@ class ScheduleFreeAdamW(KerasOptimizer):
     warmup_steps: float
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -506,6 +529,7 @@ class ScheduleFreeAdamW(KerasOptimizer):
         *,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -522,6 +546,7 @@ class RAdam(KerasOptimizer):
     cautious: bool
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -548,6 +573,7 @@ class RAdam(KerasOptimizer):
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -567,6 +593,7 @@ class Yogi(KerasOptimizer):
     cautious: bool
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -596,6 +623,7 @@ class Yogi(KerasOptimizer):
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -612,6 +640,7 @@ class AdaBelief(KerasOptimizer):
     cautious: bool
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -638,6 +667,7 @@ class AdaBelief(KerasOptimizer):
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -653,6 +683,7 @@ class Rprop(KerasOptimizer):
     max_step: float
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -678,6 +709,7 @@ class Rprop(KerasOptimizer):
         *,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -692,6 +724,7 @@ class ASGD(KerasOptimizer):
     t0: float
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -716,6 +749,7 @@ class ASGD(KerasOptimizer):
         *,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -732,6 +766,7 @@ class Adan(KerasOptimizer):
     cautious: bool
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -758,6 +793,7 @@ class Adan(KerasOptimizer):
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -773,6 +809,7 @@ class Lamb(KerasOptimizer):
     bias_correction: bool
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -798,6 +835,7 @@ class Lamb(KerasOptimizer):
         bias_correction: bool = True,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -815,6 +853,7 @@ class LARS(KerasOptimizer):
     coupled_weight_decay: bool
     cautious: bool
     check_finite: Literal['propagate', 'raise', 'skip']
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -842,6 +881,7 @@ class LARS(KerasOptimizer):
         coupled_weight_decay: bool = True,
         cautious: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -858,6 +898,7 @@ class Adafactor(KerasOptimizer):
     relative_step: bool
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -884,6 +925,7 @@ class Adafactor(KerasOptimizer):
         *,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
@@ -909,6 +951,7 @@ class Muon(KerasOptimizer):
     rms_rate: float
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
+    decay_as_factor: bool
     maximize: bool
     state_dtype: StateDtype
     master_weights: bool
@@ -944,6 +987,7 @@ class Muon(KerasOptimizer):
         *,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
+        decay_as_factor: bool = False,
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,

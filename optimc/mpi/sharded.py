@@ -269,8 +269,9 @@ class Sharded(WrapperOfOne):
         values = [local._current(group, k) for group in range(len(local.groups) + 1)
                   for k in range(len(local._index))]
         options: tuple[Any, ...] = (
-            local._check_finite, local._steps, local._overwrite, local._cautious, local._coupled, local._maximize,
-            self.average, [chosen.without_memory() for chosen in (local._state.excluded, *local._state.grouped)])
+            local._check_finite, local._steps, local._overwrite, local._cautious, local._coupled,
+            local._decay_as_factor, local._maximize, self.average,
+            [chosen.without_memory() for chosen in (local._state.excluded, *local._state.grouped)])
         if isinstance(self.optimizer, LossScaleOptimizer):
             growth, counter = self.optimizer.dynamic_growth_steps, self.optimizer.step_counter
             options += growth, counter, counter + 1 >= growth       # raises here if they are no numbers

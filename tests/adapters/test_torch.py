@@ -291,3 +291,24 @@ def test_gradients_beside_the_tensors():
         core._apply_tensors(params, tensors.EXCHANGE, [torch.ones(3), torch.ones(3)])
     assert core._apply_tensors(params, tensors.EXCHANGE, [torch.ones(3), None]) == NOT_AS_PLANNED
     assert core.iterations == 1
+
+
+DECOUPLED = {"AdamW": {}, "Adam": {"decoupled_weight_decay": True}, "NAdam": {"decoupled_weight_decay": True},
+             "RAdam": {"decoupled_weight_decay": True}}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("implementation", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
+@pytest.mark.parametrize("name", DECOUPLED)
+def test_decay_has_torchs_bits(name, implementation, dtype):
+    if name in ("NAdam", "RAdam") and "fused" in implementation:
+        pytest.skip("torch has no such class")
+    mine, theirs = parameters(dtype, [(1000,)]), parameters(dtype, [(1000,)])
+    options = {"lr": 1.3e-3, "weight_decay": 0.017, **DECOUPLED[name]}
+    ours, torchs = getattr(ot, name)(mine, **options), getattr(torch.optim, name)(theirs, **options, **implementation)
+    for _ in range(5):
+        for param in (*mine, *theirs):
+            param.grad = torch.zeros_like(param)
+        ours.step()
+        torchs.step()
+    assert torch.equal(mine[0], theirs[0])

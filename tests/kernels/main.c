@@ -41,7 +41,7 @@ enum { HYPER_VALUES = sizeof hyper_values / sizeof *hyper_values };
    that may be stored in fewer bits, `weights` that of the weights, if they are of 16 bits. */
 static const struct setting {
     const char *name;
-    int others, special, ema, overwrite, steps, cautious, coupled, maximize, check, type, swapped, reversed;
+    int others, special, ema, overwrite, steps, cautious, coupled, as_factor, maximize, check, type, swapped, reversed;
     int slots, weights, masters;
     double decay, clipnorm, clipvalue, global_clipnorm, loss_scale;
 } settings[] = {
@@ -66,6 +66,7 @@ static const struct setting {
         .overwrite = 1, .global_clipnorm = 0.7},
     {.name = "float16", .type = TYPE_F16, .weights = TYPE_F16, .masters = 1, .clipnorm = 1.5, .loss_scale = 3,
         .decay = 0.1, .coupled = 1},
+    {.name = "factor", .type = TYPE_OTHER, .decay = 0.1, .as_factor = 1},
 };
 enum { SETTINGS = sizeof settings / sizeof *settings };
 
@@ -452,7 +453,7 @@ static uint64_t run(const struct isa *isa, enum kernel kernel, int lane, const s
         fail("weights are refused for", kernels[kernel].name);
     struct request request = {.groups = &group, .accumulate = setting->steps ? setting->steps : 1,
         .cautious = setting->cautious && !(variant & (MEASURED | ROWWISE)), .coupled = setting->coupled,
-        .maximize = setting->maximize, .check = setting->check, .seed = SEED};
+        .decay_as_factor = setting->as_factor, .maximize = setting->maximize, .check = setting->check, .seed = SEED};
     for (int64_t call = 0; call < STEPS; call++)
         step(plan, bundles, n, &request, call, setting);
     uint64_t hash = HASH_OF_NOTHING;

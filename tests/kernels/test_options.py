@@ -75,6 +75,7 @@ CAUTIOUS = [case for case in CASES if "cautious" in case.cls._arguments]
 CAUTIOUS_OPTIONS = {
     "alone": {},
     "decay": {"weight_decay": 0.1},
+    "factor": {"weight_decay": 0.1, "decay_as_factor": True},
     "everything": {"weight_decay": 0.1, "global_clipnorm": 1.0, "use_ema": True, "ema_overwrite_frequency": 2,
                    "gradient_accumulation_steps": 2},
     "coupled": {"weight_decay": 0.1, "coupled_weight_decay": True, "loss_scale_factor": 2.0, "clipvalue": 1.0},

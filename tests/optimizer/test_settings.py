@@ -23,7 +23,7 @@ def everything(optimizer):
     """Every value of all groups and every option, and what C knows of these."""
     values = [optimizer._get_value(group, k) for group in range(len(optimizer.groups) + 1)
               for k in range(len(optimizer._index))]
-    core = ("_cautious", "_coupled", "_maximize", "_check_finite", "_overwrite")
+    core = ("_cautious", "_coupled", "_decay_as_factor", "_maximize", "_check_finite", "_overwrite")
     return values, [getattr(optimizer, name) for name in core], optimizer._given()
 
 
