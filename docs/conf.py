@@ -33,7 +33,7 @@ nb_execution_mode = "off"               # the tests run the notebooks and compar
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"              # Args: says shapes and dtypes; the stubs hold the types
-autodoc_mock_imports = ["mpi4py", "threadpoolctl"]
+autodoc_mock_imports = ["deepspeed", "mpi4py", "threadpoolctl"]
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 python_maximum_signature_line_length = 90

@@ -21,7 +21,7 @@ Importing it needs NumPy and nothing else.  Contents:
     state           opt.slots, opt.iterations, opt.state_dict()
     checkpoints     opt.save(path), load(path), CheckpointError
     taking over     from_keras, from_torch: continue from a live optimizer of Keras or torch
-    adapters        optimc.torch, optimc.keras, optimc.sklearn, optimc.thinc, optimc.mpi,
+    adapters        optimc.torch, optimc.deepspeed, optimc.keras, optimc.sklearn, optimc.thinc, optimc.mpi,
                     optimc.threadpoolctl; each loads its framework at the first use
     this machine    isa, show_config, get_num_threads, set_num_threads
     command line    optimc compare, optimc bench (or python -m optimc)

@@ -15,8 +15,8 @@ from optimc.base import names
 from optimc.base.extras import advice
 
 #: adapters -> the package that each needs
-ADAPTERS = {"keras": "keras", "mpi": "mpi4py and an MPI library", "sklearn": "scikit-learn",
-            "thinc": "thinc", "threadpoolctl": "threadpoolctl", "torch": "torch"}
+ADAPTERS = {"deepspeed": "deepspeed", "keras": "keras", "mpi": "mpi4py and an MPI library",
+            "sklearn": "scikit-learn", "thinc": "thinc", "threadpoolctl": "threadpoolctl", "torch": "torch"}
 #: modules that 0.1 imported along with optimc
 MOVED = ("optimizer", "structured", "wrappers")
 

@@ -21,7 +21,7 @@ from optimc.registry import classes
 
 #: what cannot be imported everywhere, or runs when it is
 ELSEWHERE = {"optimc._core", "optimc.__main__", "optimc.torch", "optimc.keras", "optimc.sklearn", "optimc.mpi",
-             "optimc.thinc", "optimc.threadpoolctl"}
+             "optimc.deepspeed", "optimc.thinc", "optimc.threadpoolctl"}
 
 
 def modules(package):

@@ -26,12 +26,13 @@ def test_extras_are_those_of_the_package():
     extras = PROJECT["optional-dependencies"]
     named = {row[0].strip("`"): row for row in rows("Extras")}
     assert set(named) == set(extras)
-    for extra in ("torch", "keras", "sklearn", "mpi", "thinc", "threadpoolctl", "compare", "notebooks", "bench"):
+    for extra in ("torch", "deepspeed", "keras", "sklearn", "mpi", "thinc", "threadpoolctl", "compare", "notebooks",
+                  "bench"):
         said = {word.lower() for word in re.findall(r"[\w-]+", named[extra][2])}
         for package in packages(extras[extra]):
             assert package in said or package.removeprefix("py") in said, (extra, package)
     assert packages(extras["docs"]) >= {"sphinx", "playwright"}
-    held = set(named) - {"all", "bench", "test", "docs"}
+    held = set(named) - {"all", "deepspeed", "bench", "test", "docs"}
     assert set(re.findall(r"[\w-]+", extras["all"][0])[1:]) | {"mpi"} >= held, "all of the above"
 
 

@@ -25,7 +25,7 @@ PARTS = {name.removesuffix("_program"): part for name, part in vars(typed_progra
 INTERNAL = {"styles"}
 #: parts that need more than NumPy
 NEEDED = {"torch": "torch", "keras": "keras", "sklearn": "sklearn", "thinc": "thinc", "mpi": "mpi4py.MPI",
-          "threads": "threadpoolctl"}
+          "threads": "threadpoolctl", "deepspeed": "deepspeed"}
 
 
 @pytest.mark.parametrize("name", PARTS)

@@ -366,6 +366,11 @@ def mpi_program(folder: Path) -> None:
     assert_type(optimc.mpi.default_bucket(opt.size), int)
 
 
+def deepspeed_program() -> None:
+    import optimc.deepspeed
+    optimc.deepspeed.install()
+
+
 def threads_program() -> None:
     import threadpoolctl
 

@@ -173,6 +173,7 @@ def stems_lie_in_one_folder(root):
 #: framework -> the part of optimc that may import it; what cli/ compares with, it may import
 FRAMEWORKS = {"torch": {"torch", "keras"}, "keras": {"keras"}, "jax": {"keras"}, "tensorflow": {"keras"},
               "sklearn": {"sklearn"}, "mpi4py": {"mpi"}, "thinc": {"thinc"}, "threadpoolctl": {"threadpoolctl"},
+              "deepspeed": {"deepspeed"},
               "rich": {"checkpoint"},           # if it is installed: a bar, while a large file is written
               "ml_dtypes": {"base"}}            # for weights of its bfloat16, which NumPy lacks
 

@@ -1,0 +1,137 @@
+"""Steps of single tensors for callers that keep the state: slots and count come with each step.
+
+Parameters and slots are float32, bfloat16 or float16, in any mixture.  A step computes in float32 and rounds to
+nearest, as if the tensors were converted, stepped and converted back.
+
+Next: ops.py, which steps so for DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import torch
+
+from optimc.torch import tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
+    from torch import Tensor
+
+    from optimc.base.optimizer import Optimizer
+
+#: elements that are stepped at a time, if they are converted to float32: they stay in the cache of a core
+PIECE = 1 << 16
+FLOATS = (torch.float32, *tensors.HALVES)
+
+
+class Plan:
+    """A plan over flat float32 tensors of one length, which may be others at every step.
+
+    Args:
+        inner: the optimizer of optimc.
+        slots: the names of its slots.
+        values: optimc's hyperparameters, which the step reads.
+        size: the length.
+    """
+
+    _inner: Optimizer
+    _slots: Sequence[str]
+    _places: dict[str, Any]
+
+    def __init__(self, inner: Optimizer, slots: Sequence[str], values: dict[str, float], size: int) -> None:
+        self._inner, self._slots = inner, slots
+        self._places = dict.fromkeys(slots)
+        for name in values:
+            inner._set_item(0, inner._index[name], values, name, -1, name == "weight_decay")
+        nowhere = [torch.empty(size) for _ in range(1 + len(slots))]        # no page of it is ever touched
+        self._bind(*nowhere)
+        kept = tuple((0, k, self._places, slot) for k, slot in enumerate(slots))
+        inner._prepare_tensors((None,), (), kept, tensors.PLAIN)
+
+    def _bind(self, param: Tensor, *slots: Tensor) -> None:
+        self._inner._locked(self._inner._move, [param.numpy()], adopted={
+            name: [slot.numpy()] for name, slot in zip(self._slots, slots, strict=True)})
+
+    def step(self, count: int, param: Tensor, grad: Tensor, slots: Sequence[Tensor]) -> None:
+        """Step number `count`."""
+        self._inner.iterations = count - 1
+        if tensors.EXCHANGE is None:
+            self._bind(param, *slots)
+            self._inner.apply([tensors.view(grad, grad)], [param.numpy()])
+            return
+        self._places.update(zip(self._slots, slots, strict=True))
+        self._inner._apply_tensors([param], tensors.EXCHANGE, [grad])
+
+
+class Rule:
+    """One of DeepSpeed's optimizers: a class of optimc with its flags, whose plans step any tensors.
+
+    Args:
+        cls: the class.
+        slots: the names of its slots, in the order in which DeepSpeed gives them.
+        flags: its arguments.
+    """
+
+    _cls: type[Optimizer]
+    _slots: Sequence[str]
+    _flags: dict[str, Any]
+    _values: dict[str, float]
+    _plans: dict[int, Plan]
+
+    def __init__(self, cls: type[Optimizer], slots: Sequence[str], **flags: Any) -> None:
+        self._cls, self._slots, self._flags = cls, slots, flags
+        self._values, self._plans = {}, {}
+        self._lock = threading.Lock()
+
+    def step(self, count: int, values: dict[str, float], param: Tensor, grad: Tensor, *slots: Tensor) -> None:
+        """Step number `count` of a parameter.
+
+        Args:
+            values: optimc's hyperparameters.
+            grad: of any float type.
+            slots: tensors of the parameter's shape.
+
+        Raises:
+            TypeError: a tensor is not of a type that is stepped.
+            ValueError: a tensor has not the parameter's shape, or they overlap.
+        """
+        kept = (param, *slots)
+        for tensor in (*kept, grad):
+            if tensor.dtype not in FLOATS or tensor.device.type != "cpu":
+                raise TypeError(f"expected float32, bfloat16 or float16 on the CPU, got {tensor.dtype} on "
+                                f"{tensor.device}")
+            if tensor.shape != param.shape:
+                raise ValueError(f"expected shape {tuple(param.shape)}, like the parameter's, got "
+                                 f"{tuple(tensor.shape)}")
+        flat = [tensor.reshape(-1) for tensor in kept]          # a view if it is contiguous, else a copy
+        with self._lock, torch.no_grad():
+            self._values.update(values)
+            self._step_flat(count, flat, grad.reshape(-1))
+            for tensor, stepped in zip(kept, flat, strict=True):
+                if not tensor.is_contiguous():
+                    tensor.copy_(stepped.view(tensor.shape))
+
+    def _step_flat(self, count: int, kept: Sequence[Tensor], grad: Tensor) -> None:
+        size = grad.numel()
+        whole = all(tensor.dtype == torch.float32 for tensor in kept)
+        for low, high in _pieces(size, size if whole else PIECE):
+            piece = [tensor[low:high] for tensor in kept]
+            real = [tensor.float() for tensor in piece]         # itself if it is float32
+            self._plan(high - low).step(count, real[0], grad[low:high], real[1:])
+            for tensor, stepped in zip(piece, real, strict=True):
+                if stepped is not tensor:
+                    tensor.copy_(stepped)
+
+    def _plan(self, size: int) -> Plan:
+        if size not in self._plans:
+            self._plans[size] = Plan(self._cls(**self._flags), self._slots, self._values, size)
+        return self._plans[size]
+
+
+def _pieces(size: int, most: int) -> Iterator[tuple[int, int]]:
+    for low in range(0, size, most or 1):
+        yield low, min(low + most, size)
