@@ -1,7 +1,7 @@
 /* internal.h - the structures of a plan, and small functions that all its files use.
 
    plan.c makes a plan, overlap.c keeps its ranges apart, take.c refuses, rows.c sorts gradients that are rows, run.c
-   reads and writes.  No other file includes this one. */
+   reads and writes, counts.c keeps the counts of weights.  No other file includes this one. */
 #ifndef OPTIMC_PLAN_INTERNAL_H
 #define OPTIMC_PLAN_INTERNAL_H
 
@@ -44,7 +44,7 @@ struct weight {
     const char *gradient;                   /* of this step, if the kernel can read it as it is */
     const char *half_gradient;              /* of this step, if it has 16 bits and lies as the weight does */
     uint64_t seen, taken;                   /* the last step that named it; the last with a gradient for it */
-    size_t size, row;                       /* elements; the index of its row */
+    size_t size, row, first_row;            /* elements; the index of its row in this step; of that in the plan */
     const char *clear_low, *clear_high;     /* a gradient that is known to overlap nothing */
     ptrdiff_t *shape;                       /* and after it the strides of its source */
     enum type real_type;                    /* float or double: the type its kernel computes in */
@@ -68,9 +68,11 @@ struct weight {
     double *column_sums;
 };
 
-/* Weights that share rule, real type, group and decay share their coefficients. */
+/* Weights that share rule, real type, group and decay share their coefficients, if their progress is the same. */
 struct row {
     union { struct row_f32 f32; struct row_f64 f64; } real_row;
+    int64_t t;                              /* this update of weights that count, 1 for the first; or 0 */
+    double before[MAX_SCALARS + 1], after[MAX_SCALARS + 1];     /* then their scalars; else the group has them */
     enum rule rule;
     enum type real_type;
     int decay;                              /* the index of its weight decay in the group's values, or -1 */
@@ -91,8 +93,10 @@ struct plan {
     size_t n_weights, capacity;
     struct row *rows;
     size_t n_rows;
-    size_t *places, n_places;               /* a table to find rows by what they share, until sealed: row k is in it
-                                               as k + 1, and 0 is an empty place */
+    size_t *places, n_places;               /* a table to find rows by what they share, while rows are made: row k is
+                                               in it as k + 1, and 0 is an empty place */
+    struct weight_progress *progress;              /* of each weight, if they count; else NULL */
+    size_t n_first_rows;                    /* then the rows without a count, which come before those with one */
     struct piece *pieces;
     size_t n_pieces, piece_size;
     size_t *chunks;                         /* chunk k is pieces chunks[k] .. chunks[k + 1] - 1 */
@@ -136,6 +140,21 @@ static inline struct array *array_at(struct plan *plan, struct place place)
         : place.part == PART_ACCUMULATOR ? &weight->accumulator
         : place.part == PART_MASTER ? &weight->master : &weight->slots[place.part];
 }
+
+/* 1 if this step updates the weight: it has a gradient, from this step or accumulated before. */
+static inline int takes_part(const struct plan *plan, const struct weight *weight)
+{
+    return weight->taken == plan->step || (weight->waiting && plan->request->update);
+}
+
+/* The row that is like the one that is wanted in all that rows share; makes it if there is none. */
+size_t optimc_row_like(struct plan *plan, const struct row *wanted);
+
+/* Gives the weights of an update the rows of their counts. */
+void optimc_counts_share(struct plan *plan);
+
+/* After an update: counts it for these weights. */
+void optimc_counts_advance(struct plan *plan);
 
 /* FINE if a view has the shape of a weight, without the axis `left_out` (-1: with all its axes). */
 static inline enum fault check_shape(const struct weight *weight, const struct view *view, int left_out)

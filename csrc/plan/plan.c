@@ -71,6 +71,7 @@ void optimc_plan_free(struct plan *plan)
     plan->memory.give(plan->weights);
     plan->memory.give(plan->rows);
     plan->memory.give(plan->places);
+    plan->memory.give(plan->progress);
     plan->memory.give(plan->pieces);
     plan->memory.give(plan->chunks);
     plan->memory.give(plan->ranges);
@@ -130,32 +131,38 @@ enum fault optimc_plan_check(const struct view *view, int part)
 static int is_same_row(const struct row *a, const struct row *b)
 {
     return a->rule == b->rule && a->real_type == b->real_type && a->group == b->group && a->decay == b->decay
-        && a->factor == b->factor;
+        && a->factor == b->factor && a->t == b->t && !memcmp(a->before, b->before, sizeof a->before);
 }
 
 /* The place of a row in plan->places where a search for it begins. */
 static size_t first_place(const struct plan *plan, const struct row *row)
 {
-    uint64_t bits;
+    uint64_t bits, scalar;
     memcpy(&bits, &row->factor, sizeof bits);
-    bits = (bits ^ row->group) * 0x9E3779B97F4A7C15u;
-    bits ^= bits >> 32;
-    bits += ((uint64_t)row->rule << 1 | (row->real_type == TYPE_F64)) << 8 ^ (uint64_t)row->decay;
-    return (size_t)(bits * 0x9E3779B97F4A7C15u >> 32) % plan->n_places;
+    memcpy(&scalar, row->before, sizeof scalar);
+    bits = optimc_mixed(bits ^ row->group) + (uint64_t)row->t;
+    bits = optimc_mixed(bits ^ scalar) + (((uint64_t)row->rule << 1 | (row->real_type == TYPE_F64)) << 8
+        ^ (uint64_t)row->decay);
+    return (size_t)(optimc_mixed(bits) >> 32) % plan->n_places;
 }
 
-/* The row of this rule, real type, group and decay; makes it if there is none. */
+size_t optimc_row_like(struct plan *plan, const struct row *wanted)
+{
+    size_t at = first_place(plan, wanted);
+    for (; plan->places[at]; at = (at + 1) % plan->n_places)
+        if (is_same_row(&plan->rows[plan->places[at] - 1], wanted))
+            return plan->places[at] - 1;
+    plan->rows[plan->n_rows] = *wanted;
+    plan->places[at] = ++plan->n_rows;
+    return plan->n_rows - 1;
+}
+
+/* The row of this rule, real type, group and decay. */
 static size_t row_for(struct plan *plan, enum type real_type, const struct binding *binding)
 {
     const struct row wanted = {.rule = rule_of[binding->kernel], .real_type = real_type, .group = binding->group,
         .decay = binding->decay, .factor = binding->factor};
-    size_t at = first_place(plan, &wanted);
-    for (; plan->places[at]; at = (at + 1) % plan->n_places)
-        if (is_same_row(&plan->rows[plan->places[at] - 1], &wanted))
-            return plan->places[at] - 1;
-    plan->rows[plan->n_rows] = wanted;
-    plan->places[at] = ++plan->n_rows;
-    return plan->n_rows - 1;
+    return optimc_row_like(plan, &wanted);
 }
 
 /* Slots that are not shaped like their weight lack one of its axes, counted from the last. */
@@ -296,7 +303,7 @@ enum fault optimc_plan_add(struct plan *plan, const struct view *view, const str
         return FAULT_MEMORY;
     }
     set_codecs(weight);
-    weight->row = row_for(plan, weight->real_type, binding);
+    weight->row = weight->first_row = row_for(plan, weight->real_type, binding);
     plan->rows[weight->row].variants |= weight->variant;
     plan->measures |= (weight->variant & (MEASURED | FACTORED)) == MEASURED;
     plan->factors |= (weight->variant & FACTORED) != 0;

@@ -75,6 +75,9 @@ struct plan;
 /* The gradients that an accumulator holds since the last update: of the whole weight, or of rows only. */
 enum waiting { WAITS_FOR_NONE, WAITS_WHOLE, WAITS_BY_ROWS };
 
+/* The updates that a weight has taken part in, and the rule's scalars after the last of them. */
+struct weight_progress { int64_t t; double scalars[MAX_SCALARS + 1]; };
+
 /* The allocator of a plan: two functions like calloc and free of the C library. */
 struct memory {
     void *(*take)(size_t n, size_t size);
@@ -136,6 +139,13 @@ enum fault optimc_plan_seal(struct plan *plan, const struct isa *isa, struct pla
 
 size_t optimc_plan_group(const struct plan *plan, size_t index);    /* the group of a weight */
 size_t optimc_plan_weights(const struct plan *plan);
+
+/* Weights that count their own updates.  In a new plan request->t and the scalars of the groups are those of all
+   weights.
+   - count lets each weight go on from its progress; a weight that has no gradient rests.  FINE or FAULT_MEMORY.
+   - progress gives that of a weight, or NULL if the weights do not count. */
+enum fault optimc_plan_count(struct plan *plan, const struct weight_progress *progress);
+const struct weight_progress *optimc_plan_progress(const struct plan *plan, size_t index);
 
 /* The first half of a step.
    - begin forgets an earlier step.

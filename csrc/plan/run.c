@@ -19,12 +19,6 @@
 /* The flags of a row of a ROWWISE kernel after SETTLE. */
 enum { SETTLED = MEASURED | DECAYS_LATE };
 
-/* 1 if this step updates the weight: it has a gradient, from this step or accumulated before. */
-static int takes_part(const struct plan *plan, const struct weight *weight)
-{
-    return weight->taken == plan->step || (weight->waiting && plan->request->update);
-}
-
 static const struct options *options_of(const struct plan *plan, const struct row *row)
 {
     return (const struct options *)plan->request->groups[row->group].values;
@@ -34,6 +28,12 @@ static const struct options *options_of(const struct plan *plan, const struct ro
 static double decay_of(const struct plan *plan, const struct row *row)
 {
     return row->decay < 0 ? NAN : plan->request->groups[row->group].values[row->decay];
+}
+
+/* The number of this update for the weights of a row, 1 for the first. */
+static int64_t update_of(const struct plan *plan, const struct row *row)
+{
+    return row->t ? row->t : plan->request->t;
 }
 
 /* 1 if coupled decay is added to the gradients of a row in scratch, because several passes read them or because a
@@ -120,7 +120,8 @@ static struct keys keys_of(const struct plan *plan, const struct weight *weight)
     for (int k = 0; k <= MAX_SLOTS && weight->coded; k++) {
         const int part = k < MAX_SLOTS ? k : PART_WEIGHT;
         if (is_random(k < MAX_SLOTS ? weight->slots[k].codec : weight->self.codec))
-            keys.of[k] = optimc_random_key(plan->request->seed, weight->number, plan->request->t, part);
+            keys.of[k] = optimc_random_key(plan->request->seed, weight->number,
+                update_of(plan, &plan->rows[weight->row]), part);
     }
     return keys;
 }
@@ -374,8 +375,10 @@ static void find_totals(struct plan *plan)
     }
 }
 
-static void fill(const struct plan *plan)
+static void fill(struct plan *plan)
 {
+    if (plan->progress)
+        optimc_counts_share(plan);
     for (size_t i = 0; i < plan->n_rows; i++) {
         struct row *row = &plan->rows[i];
         tasks_of(row->real_type)->fill(plan, row);
@@ -424,6 +427,8 @@ void optimc_plan_start(struct plan *plan, const struct request *request)
 void optimc_plan_end(struct plan *plan)
 {
     const struct request *request = plan->request;
+    if (plan->progress && request->update)
+        optimc_counts_advance(plan);
     if (request->accumulate == 1)
         return;
     for (size_t i = 0; i < plan->n_weights; i++) {

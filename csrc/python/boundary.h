@@ -266,6 +266,8 @@ int optimc_refuse_weight(enum fault fault, PyObject *entry, PyArrayObject *array
 int optimc_refuse_norm(void);
 /* The error for a gradient, an array or rows: FAULT_REPEATED, _NO_MEMORY, _OVERLAP or _MEMORY. */
 int optimc_refuse_taken(enum fault fault, PyObject *entry, PyObject *names, struct place overlap);
+/* The error for a weight or a gradient that is a tensor. */
+int optimc_refuse_tensor(enum fault fault, const char *argument, size_t i);
 /* Adds a question to the error for weights that no step can be built for, if the gradients look like the weights. */
 void optimc_ask_swapped(PyObject *grads, PyObject *weights);
 
@@ -301,7 +303,7 @@ void optimc_end_step(Optimizer *self, int ran);
 /* tensors.c, look.c: a step over tensors.  A check with the lock held finds one of these, or -1 with an error:
      NO_GRADIENTS       no tensor has a gradient
      CHECKED            the step may run
-     NOT_AS_PLANNED     only some have a gradient, or something that was watched has changed
+     NOT_AS_PLANNED     only some have a gradient, and weights do not count; or what was watched has changed
      NOT_FINITE         a gradient is not finite: the step is to be skipped
    Python knows the first three by their names.  `grads` is a list, or NULL for the tensors' own.  `held`: other code
    runs before the step does, so all that it touches must be held. */
@@ -309,8 +311,9 @@ enum { NO_GRADIENTS, CHECKED, NOT_AS_PLANNED, NOT_FINITE };
 extern PyMethodDef optimc_tensors_methods[];
 int optimc_check_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange, PyObject *grads, int held);
 
-/* The whole step, with the lock: one of the first three, or -1 with an error. */
-int optimc_apply_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange, PyObject *grads);
+/* The whole step, with the lock: one of the first three, or -1 with an error.  `stepped`, unless NULL, gets a new
+   list of the tensors that were CHECKED. */
+int optimc_apply_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange, PyObject *grads, PyObject **stepped);
 
 /* transaction.c: steps of several optimizers; transaction.h has more.  A new reference, or NULL. */
 PyTypeObject *optimc_transaction_type(PyObject *module);

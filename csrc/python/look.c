@@ -71,32 +71,13 @@ static PyObject *order_of(const struct look *look, size_t i)
     return PyTuple_GET_ITEM(look->tensors->orders, (Py_ssize_t)i);
 }
 
-/* Raises the error for a weight or a gradient; -1. */
-static int refuse(enum fault fault, const char *argument, size_t i)
-{
-    static const char *const of_weights[] = {
-        [FAULT_TYPE] = "expected the dtype it was built with", [FAULT_SHAPE] = "expected the shape it was built with",
-        [FAULT_READ_ONLY] = "it is read-only", [FAULT_STRIDES] = "expected the memory layout it was built with",
-        [FAULT_ALIGNMENT] = "its memory is not aligned for its dtype", [FAULT_NO_MEMORY] = "the tensor has no memory",
-        [FAULT_OVERLAP] = "overlaps another parameter or its state in memory",
-    };
-    static const char *const of_gradients[] = {
-        [FAULT_TYPE] = "expected a floating-point gradient", [FAULT_SHAPE] = "expected the shape of its parameter",
-        [FAULT_NO_MEMORY] = "the tensor has no memory",
-        [FAULT_OVERLAP] = "overlaps a parameter or its state in memory",
-    };
-    const char *reason = *argument == 'g' ? of_gradients[fault] : of_weights[fault];
-    PyErr_Format(fault == FAULT_TYPE ? PyExc_TypeError : PyExc_ValueError, "%s[%zu]: %s", argument, i, reason);
-    return -1;
-}
-
 /* ------------------------------------------------------------------------ collecting - */
 
-/* Makes Rows of the gradient of weight i, if it is sparse: 0, or -1 with an error, which may be one that is set. */
-static int make_rows(struct look *look, size_t i)
+/* Makes Rows of gradient k, if it is sparse: 0, or -1 with an error, which may be one that is set. */
+static int make_rows(struct look *look, size_t k)
 {
     look->again = 1;
-    return optimc_make_rows(look->self, look->list, i);
+    return optimc_make_rows(look->self, look->list, k);
 }
 
 /* Collects gradients and parts.  NO_GRADIENTS, NOT_AS_PLANNED, CHECKED or -1. */
@@ -104,7 +85,7 @@ static int collect(struct look *look)
 {
     struct tensors *tensors = look->tensors;
     Plan *plan = look->self->plan;
-    size_t missing = 0;
+    const int may_rest = optimc_plan_progress(plan->core, 0) != NULL;
     for (size_t i = 0; i < tensors->n; i++) {
         if (!is_whole(look))
             return -1;
@@ -118,16 +99,18 @@ static int collect(struct look *look)
         }
         if (!grad)
             return -1;
-        if (grad == Py_None) {
+        tensors->rests[i] = grad == Py_None;
+        if (grad == Py_None)
             Py_DECREF(grad);
-            missing++;
-        } else
+        else {
+            plan->places[plan->n_gradients] = i;
             plan->gradients[plan->n_gradients++] = grad;
+        }
     }
-    if (missing)
-        return missing == tensors->n ? NO_GRADIENTS : NOT_AS_PLANNED;
-    for (size_t i = 0; i < tensors->n; i++)
-        if (tensors->by_rows[i] && make_rows(look, i))
+    if (plan->n_gradients < tensors->n && (!may_rest || !plan->n_gradients))
+        return plan->n_gradients ? NOT_AS_PLANNED : NO_GRADIENTS;
+    for (size_t k = 0; k < plan->n_gradients; k++)
+        if (tensors->by_rows[plan->places[k]] && make_rows(look, k))
             return -1;
     for (size_t k = 0; k < tensors->n_parts; k++) {
         PyObject *item = PyDict_GetItemWithError(tensors->parts[k].dict, tensors->parts[k].key);
@@ -183,7 +166,7 @@ static int refuse_hold(const struct look *look, PyObject *tensor, const char *ar
     if (!PyErr_GivenExceptionMatches(type, PyExc_MemoryError)
         && (optimc_look_tensor(look->table, tensor, order_of(look, i), argument, (Py_ssize_t)i, look->room,
                 ndim_of(look, i), &view) || (!view.data && optimc_view_size(&view)
-                && refuse(FAULT_NO_MEMORY, argument, i)))) {
+                && optimc_refuse_tensor(FAULT_NO_MEMORY, argument, i)))) {
         Py_XDECREF(type);
         Py_XDECREF(value);
         Py_XDECREF(trace);
@@ -196,9 +179,10 @@ static int refuse_hold(const struct look *look, PyObject *tensor, const char *ar
 static int is_any_foreign(const struct look *look)
 {
     const struct tensors *tensors = look->tensors;
-    for (size_t i = 0; i < tensors->n; i++)
-        if (is_foreign(tensors, weight_at(look, i))
-            || (!tensors->by_rows[i] && is_foreign(tensors, look->self->plan->gradients[i])))
+    const Plan *plan = look->self->plan;
+    for (size_t k = 0; k < plan->n_gradients; k++)
+        if (is_foreign(tensors, weight_at(look, plan->places[k]))
+            || (!tensors->by_rows[plan->places[k]] && is_foreign(tensors, plan->gradients[k])))
             return 1;
     for (size_t k = 0; k < tensors->n_parts; k++)
         if (is_foreign(tensors, tensors->items[k]))
@@ -210,19 +194,21 @@ static int is_any_foreign(const struct look *look)
 static int hold_each(struct look *look)
 {
     struct tensors *tensors = look->tensors;
+    const Plan *plan = look->self->plan;
     const size_t n = tensors->n;
-    for (size_t i = 0; i < n; i++) {
-        PyObject *grad = look->self->plan->gradients[i];
+    for (size_t k = 0; k < plan->n_gradients; k++) {
+        const size_t i = plan->places[k];
+        PyObject *grad = plan->gradients[k];
         PyObject *tensor = is_whole(look) ? Py_NewRef(weight_at(look, i)) : NULL;
         const int failed = !tensor ? -1 : hold(tensors, tensor, i) ? refuse_hold(look, tensor, "weights", i)
             : !tensors->by_rows[i] && hold(tensors, grad, n + i)
-            ? refuse_hold(look, grad, "grads", i) && make_rows(look, i) : 0;
+            ? refuse_hold(look, grad, "grads", i) && make_rows(look, k) : 0;
         Py_XDECREF(tensor);
         if (failed)
             return -1;
     }
     for (size_t k = 0; k < tensors->n_parts; k++) {
-        if (!hold(tensors, tensors->items[k], 2 * n + k))
+        if (tensors->rests[tensors->parts[k].place.weight] || !hold(tensors, tensors->items[k], 2 * n + k))
             continue;
         if (PyErr_ExceptionMatches(PyExc_MemoryError))
             return -1;
@@ -242,11 +228,12 @@ static int hold_all(struct look *look)
     return found;
 }
 
-/* Notes that what was looked at is not what is held, if so. */
-static void check_reach(struct look *look, size_t k, const struct view *view)
+/* Notes that what was looked at is not what is held, if so.  Nothing is held of a weight that rests. */
+static void check_reach(struct look *look, size_t weight, size_t k, const struct view *view)
 {
     const struct reach *reach = &look->tensors->reaches[k];
-    if (look->tensors->measured && optimc_view_size(view) && (view->data < reach->low || view->data >= reach->high))
+    if (look->tensors->measured && !look->tensors->rests[weight] && optimc_view_size(view)
+        && (view->data < reach->low || view->data >= reach->high))
         look->again = 1;
 }
 
@@ -273,30 +260,47 @@ static int is_plain(struct look *look, PyObject *tensor)
     return odd < 0 ? -1 : !odd;
 }
 
-/* Tells the plan where weights and parts lie.  CHECKED, NOT_AS_PLANNED or -1. */
+/* Notes whether a tensor has moved, which then must be plain.  CHECKED, NOT_AS_PLANNED or -1. */
+static int note_move(struct look *look, PyObject *tensor, int moved)
+{
+    look->moved |= moved;
+    const int plain = moved && look->ask_places ? is_plain(look, tensor) : 1;
+    return plain < 0 ? -1 : plain ? CHECKED : NOT_AS_PLANNED;
+}
+
+/* Tells the plan where a weight lies.  CHECKED or -1. */
+static int place_weight(struct look *look, size_t i, int *moved)
+{
+    struct view view;
+    if (optimc_look_tensor(look->table, weight_at(look, i), order_of(look, i), "weights", (Py_ssize_t)i, look->room,
+            ndim_of(look, i), &view))
+        return -1;
+    const enum fault fault = optimc_plan_place(look->self->plan->core, (struct place){i, PART_WEIGHT}, &view, moved);
+    if (fault)
+        return optimc_refuse_tensor(fault, "weights", i);
+    check_reach(look, i, i, &view);
+    return CHECKED;
+}
+
+/* Tells the plan where weights and parts lie.  CHECKED, NOT_AS_PLANNED or -1.  A weight that rests is refused by
+   nobody: a plan made anew is without it. */
 static int place_all(struct look *look)
 {
-    struct tensors *tensors = look->tensors;
-    Plan *plan = look->self->plan;
+    const struct tensors *tensors = look->tensors;
     struct view view;
     int moved;
     for (size_t i = 0; i < tensors->n; i++) {
         if (look->again && !is_whole(look))
             return -1;
-        PyObject *tensor = weight_at(look, i);
-        if (optimc_look_tensor(look->table, tensor, order_of(look, i), "weights", (Py_ssize_t)i, look->room,
-                ndim_of(look, i), &view))
-            return -1;
-        const enum fault fault = optimc_plan_place(plan->core, (struct place){i, PART_WEIGHT}, &view, &moved);
-        if (fault)
-            return refuse(fault, "weights", i);
-        check_reach(look, i, &view);
-        look->moved |= moved;
-        if (moved && look->ask_places) {
-            const int plain = is_plain(look, tensor);
-            if (plain <= 0)
-                return plain < 0 ? -1 : NOT_AS_PLANNED;
+        if (place_weight(look, i, &moved) < 0) {
+            if (!tensors->rests[i])
+                return -1;
+            PyErr_Clear();
+            return NOT_AS_PLANNED;
         }
+        const int found = note_move(look, weight_at(look, i), moved);
+        if (found != CHECKED)
+            return found;
     }
     for (size_t k = 0; k < tensors->n_parts; k++) {
         const struct tensor_part *part = &tensors->parts[k];
@@ -308,15 +312,12 @@ static int place_all(struct look *look)
             PyErr_Clear();                      /* a plan made anew says what is wrong with it */
             return NOT_AS_PLANNED;
         }
-        if (optimc_plan_place(plan->core, part->place, &view, &moved))
+        if (optimc_plan_place(look->self->plan->core, part->place, &view, &moved))
             return NOT_AS_PLANNED;
-        check_reach(look, 2 * tensors->n + k, &view);
-        look->moved |= moved;
-        if (moved && look->ask_places) {
-            const int plain = is_plain(look, tensors->items[k]);
-            if (plain <= 0)
-                return plain < 0 ? -1 : NOT_AS_PLANNED;
-        }
+        check_reach(look, part->place.weight, 2 * tensors->n + k, &view);
+        const int found = note_move(look, tensors->items[k], moved);
+        if (found != CHECKED)
+            return found;
     }
     look->ask_places = 0;
     return CHECKED;
@@ -349,29 +350,30 @@ static int take_all(struct look *look)
 {
     struct tensors *tensors = look->tensors;
     Plan *plan = look->self->plan;
-    for (size_t i = 0; i < tensors->n; i++) {
+    for (size_t k = 0; k < plan->n_gradients; k++) {
+        const size_t i = plan->places[k];
         struct view view;
         struct place overlap;
         if (tensors->by_rows[i]) {
             const struct pairs entry = {.i = (Py_ssize_t)i + 1};
-            if (!look->again && optimc_take_rows(plan, &entry, i, (Rows *)plan->gradients[i]))
+            if (!look->again && optimc_take_rows(plan, &entry, i, (Rows *)plan->gradients[k]))
                 return -1;
             continue;
         }
-        if (optimc_look_tensor(look->table, plan->gradients[i], order_of(look, i), "grads", (Py_ssize_t)i, look->room,
+        if (optimc_look_tensor(look->table, plan->gradients[k], order_of(look, i), "grads", (Py_ssize_t)i, look->room,
                 ndim_of(look, i), &view)) {
-            if (make_rows(look, i))
+            if (make_rows(look, k))
                 return -1;
             continue;
         }
-        check_reach(look, tensors->n + i, &view);
-        if (look->ask_grads && may_be_negative(&view) && resolve(look, &plan->gradients[i]))
+        check_reach(look, i, tensors->n + i, &view);
+        if (look->ask_grads && may_be_negative(&view) && resolve(look, &plan->gradients[k]))
             return -1;
         if (look->again)
             continue;
         const enum fault fault = optimc_plan_take(plan->core, i, &view, &overlap);
         if (fault)
-            return refuse(fault, "grads", i);
+            return optimc_refuse_tensor(fault, "grads", i);
     }
     look->ask_grads = 0;
     return CHECKED;
@@ -401,7 +403,7 @@ static int look_at_all(struct look *look, int held)
         if (look->again)
             continue;
         if (optimc_plan_move(plan->core, overlap))
-            return refuse(FAULT_OVERLAP, "weights", overlap[1].weight);
+            return optimc_refuse_tensor(FAULT_OVERLAP, "weights", overlap[1].weight);
         look->self->moved |= look->moved;
         if (take_all(look) < 0)
             return -1;

@@ -188,3 +188,21 @@ int optimc_refuse_norm(void)
     PyErr_SetString(PyExc_FloatingPointError, "the norm of all gradients is not finite");
     return -1;
 }
+
+int optimc_refuse_tensor(enum fault fault, const char *argument, size_t i)
+{
+    static const char *const of_weights[] = {
+        [FAULT_TYPE] = "expected the dtype it was built with", [FAULT_SHAPE] = "expected the shape it was built with",
+        [FAULT_READ_ONLY] = "it is read-only", [FAULT_STRIDES] = "expected the memory layout it was built with",
+        [FAULT_ALIGNMENT] = "its memory is not aligned for its dtype", [FAULT_NO_MEMORY] = "the tensor has no memory",
+        [FAULT_OVERLAP] = "overlaps another parameter or its state in memory",
+    };
+    static const char *const of_gradients[] = {
+        [FAULT_TYPE] = "expected a floating-point gradient", [FAULT_SHAPE] = "expected the shape of its parameter",
+        [FAULT_NO_MEMORY] = "the tensor has no memory",
+        [FAULT_OVERLAP] = "overlaps a parameter or its state in memory",
+    };
+    const char *reason = *argument == 'g' ? of_gradients[fault] : of_weights[fault];
+    PyErr_Format(fault == FAULT_TYPE ? PyExc_TypeError : PyExc_ValueError, "%s[%zu]: %s", argument, i, reason);
+    return -1;
+}

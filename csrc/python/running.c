@@ -1,8 +1,8 @@
-/* running.c - numbers that run along with the updates beside the slots, for each group: the products of values that
-   vary, and the scalars that a rule keeps.
+/* running.c - numbers that run along with the updates beside the slots: for each group the products of values that
+   vary and the scalars that a rule keeps, for each weight its count and scalars, if weights count their own updates.
 
-   Python reads and writes them by name, {"products": {hyperparameter: number}, "scalars": {name: number}}, so that
-   no file depends on how they lie in memory.  A value that does not vary has no product. */
+   Python reads and writes those of groups by name, {"products": {hyperparameter: number}, "scalars": {name: number}},
+   so that no file depends on how they lie in memory.  A value that does not vary has no product. */
 #define NO_IMPORT_ARRAY
 #include "python/boundary.h"
 
@@ -205,7 +205,99 @@ BETWEEN_STEPS(check_running)
 
 BETWEEN_STEPS(get_running)
 
+/* --------------------------------------------------------------------------- counts of weights - */
+
+/* Reads the entry of a weight, (count, scalar, ...): 0, or -1 with an error. */
+static int read_progress(PyObject *entry, Py_ssize_t n_scalars, struct weight_progress *progress)
+{
+    if (!PyTuple_Check(entry) || PyTuple_GET_SIZE(entry) != 1 + n_scalars) {
+        PyErr_SetString(PyExc_TypeError, "progress: expected a tuple of a count and the rule's scalars");
+        return -1;
+    }
+    progress->t = PyLong_AsLongLong(PyTuple_GET_ITEM(entry, 0));
+    for (Py_ssize_t k = 0; k < n_scalars && !PyErr_Occurred(); k++)
+        progress->scalars[k] = PyFloat_AsDouble(PyTuple_GET_ITEM(entry, 1 + k));
+    if (PyErr_Occurred())
+        return -1;
+    if (progress->t >= 0 && progress->t <= MOST_STEPS)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "iterations must be in [0, %lld], got %lld", (long long)MOST_STEPS,
+        (long long)progress->t);
+    return -1;
+}
+
+PyDoc_STRVAR(set_progress_doc, "_set_progress($self, progress, /)\n--\n\n"
+"Lets each weight of the plan count its own updates, from a tuple of tuples (count, scalar, ...), one per weight.\n"
+"A weight without a gradient rests.  Hyperparameters that vary are as if all weights had taken part in all updates.");
+
+static PyObject *set_progress_now(Optimizer *self, PyObject *given)
+{
+    const size_t n = self->plan ? optimc_plan_weights(self->plan->core) : 0;
+    if (!PyTuple_Check(given) || !n || (size_t)PyTuple_GET_SIZE(given) != n) {
+        PyErr_SetString(PyExc_ValueError, "progress: expected a tuple with an entry per weight");
+        return NULL;
+    }
+    Plan *plan = (Plan *)Py_NewRef((PyObject *)self->plan);     /* a number may have code of its own */
+    const Py_ssize_t n_scalars = count(self->scalars);
+    struct weight_progress *progress = PyMem_Calloc(n, sizeof *progress);
+    int failed = !progress;
+    for (size_t i = 0; !failed && i < n; i++)
+        failed = read_progress(PyTuple_GET_ITEM(given, (Py_ssize_t)i), n_scalars, &progress[i]);
+    if (!progress)
+        PyErr_NoMemory();
+    else if (!failed && (self->plan != plan || plan->matching != IDLE))
+        failed = optimc_refuse_nested(self);
+    else if (!failed && optimc_plan_count(plan->core, progress)) {
+        PyErr_NoMemory();
+        failed = 1;
+    }
+    PyMem_Free(progress);
+    Py_DECREF(plan);
+    if (failed)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+BETWEEN_STEPS(set_progress)
+
+static PyObject *progress_of(const struct weight_progress *progress, Py_ssize_t n_scalars)
+{
+    PyObject *entry = PyTuple_New(1 + n_scalars);
+    for (Py_ssize_t k = 0; entry && k <= n_scalars; k++) {
+        PyObject *number = k ? PyFloat_FromDouble(progress->scalars[k - 1]) : PyLong_FromLongLong(progress->t);
+        if (number)
+            PyTuple_SET_ITEM(entry, k, number);
+        else
+            Py_CLEAR(entry);
+    }
+    return entry;
+}
+
+PyDoc_STRVAR(get_progress_doc, "_get_progress($self, /)\n--\n\n"
+"What `_set_progress` takes, as it is now; None if the weights do not count.");
+
+static PyObject *get_progress_now(Optimizer *self, PyObject *Py_UNUSED(ignored))
+{
+    Plan *plan = (Plan *)Py_XNewRef(self->plan);                /* a new tuple may run the garbage collector */
+    const size_t n = plan ? optimc_plan_weights(plan->core) : 0;
+    const Py_ssize_t n_scalars = count(self->scalars);
+    PyObject *all = n && optimc_plan_progress(plan->core, 0) ? PyTuple_New((Py_ssize_t)n) : Py_NewRef(Py_None);
+    for (size_t i = 0; all && all != Py_None && i < n; i++) {
+        PyObject *entry = progress_of(optimc_plan_progress(plan->core, i), n_scalars);
+        if (entry)
+            PyTuple_SET_ITEM(all, (Py_ssize_t)i, entry);
+        else
+            Py_CLEAR(all);
+    }
+    Py_XDECREF(plan);
+    return all;
+}
+
+BETWEEN_STEPS(get_progress)
+
 PyMethodDef optimc_running_methods[] = {
+    METHOD("_set_progress", optimizer_set_progress, METH_O, set_progress_doc),
+    METHOD("_get_progress", optimizer_get_progress, METH_NOARGS, get_progress_doc),
     METHOD("_name_scalars", optimizer_name_scalars, METH_O, name_scalars_doc),
     METHOD("_get_running", optimizer_get_running, METH_NOARGS, get_running_doc),
     METHOD("_check_running", optimizer_check_running, METH_O, check_running_doc),

@@ -32,6 +32,7 @@ void optimc_free_tensors(struct tensors *tensors)
     Py_XDECREF(tensors->types);
     Py_XDECREF(tensors->rows);
     PyMem_Free(tensors->by_rows);
+    PyMem_Free(tensors->rests);
     for (int k = 0; k < TENSOR_NAMES; k++)
         Py_XDECREF(tensors->names[k]);
     PyMem_Free(tensors->parts);
@@ -96,12 +97,13 @@ static struct tensors *make_tensors(const Plan *plan, PyObject *orders, PyObject
         tensors->types = types ? Py_NewRef(types) : PyTuple_New(0);
         tensors->rows = Py_NewRef(rows);
         tensors->by_rows = PyMem_Calloc(tensors->n + 1, sizeof *tensors->by_rows);
+        tensors->rests = PyMem_Calloc(tensors->n + 1, sizeof *tensors->rests);
         tensors->parts = PyMem_Calloc(tensors->n_parts + 1, sizeof *tensors->parts);
         tensors->items = PyMem_Calloc(tensors->n_parts + 1, sizeof *tensors->items);
         tensors->storages = PyMem_Calloc(all, sizeof *tensors->storages);
         tensors->reaches = PyMem_Calloc(all, sizeof *tensors->reaches);
-        failed = !tensors->types || !tensors->by_rows || !tensors->parts || !tensors->items || !tensors->storages
-            || !tensors->reaches;
+        failed = !tensors->types || !tensors->by_rows || !tensors->rests || !tensors->parts || !tensors->items
+            || !tensors->storages || !tensors->reaches;
         for (int k = 0; k < TENSOR_NAMES && !failed; k++)
             failed = !(tensors->names[k] = PyUnicode_InternFromString(names[k]));
     }
@@ -238,15 +240,15 @@ static PyObject *optimizer_is_as_watched(Optimizer *self, PyObject *Py_UNUSED(ig
     return same < 0 ? NULL : PyBool_FromLong(same);
 }
 
-/* The Rows that the gradient of weight i stands for, None if it is not sparse, or NULL with an error. */
-static PyObject *rows_of(const Optimizer *self, PyObject *list, size_t i)
+/* The Rows that gradient k stands for, None if it is not sparse, or NULL with an error. */
+static PyObject *rows_of(const Optimizer *self, PyObject *list, size_t k)
 {
-    PyObject *tensor = self->tensors->rows == Py_None ? Py_None : PyList_GetItem(list, (Py_ssize_t)i);
+    const Py_ssize_t i = (Py_ssize_t)self->plan->places[k];
+    PyObject *tensor = self->tensors->rows == Py_None ? Py_None : PyList_GetItem(list, i);
     if (!tensor || tensor == Py_None)
         return Py_XNewRef(tensor);
     Py_INCREF(tensor);
-    PyObject *rows = PyObject_CallFunction(self->tensors->rows, "OOn", self->plan->gradients[i], tensor,
-        (Py_ssize_t)i);
+    PyObject *rows = PyObject_CallFunction(self->tensors->rows, "OOn", self->plan->gradients[k], tensor, i);
     Py_DECREF(tensor);
     if (!rows || rows == Py_None || optimc_is_rows(self->plan, rows))
         return rows;
@@ -255,19 +257,19 @@ static PyObject *rows_of(const Optimizer *self, PyObject *list, size_t i)
     return NULL;
 }
 
-int optimc_make_rows(Optimizer *self, PyObject *list, size_t i)
+int optimc_make_rows(Optimizer *self, PyObject *list, size_t k)
 {
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
-    PyObject *rows = rows_of(self, list, i);
-    self->tensors->by_rows[i] = rows && rows != Py_None;
+    PyObject *rows = rows_of(self, list, k);
+    self->tensors->by_rows[self->plan->places[k]] = rows && rows != Py_None;
     if (rows == Py_None) {
         Py_DECREF(rows);
         PyErr_Restore(type, value, trace);
         return type ? -1 : 0;
     }
     if (rows)
-        Py_SETREF(self->plan->gradients[i], rows);
+        Py_SETREF(self->plan->gradients[k], rows);
     Py_XDECREF(type);
     Py_XDECREF(value);
     Py_XDECREF(trace);
@@ -285,11 +287,28 @@ int optimc_check_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange,
     return good < 0 ? -1 : good ? CHECKED : NOT_FINITE;
 }
 
-int optimc_apply_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange, PyObject *grads)
+/* The tensors that a matched step updates: the list itself, or a new one without those that rest.  NULL with an
+   error. */
+static PyObject *stepped_tensors(const Optimizer *self, PyObject *list)
+{
+    if (self->plan->n_gradients == self->tensors->n)
+        return Py_NewRef(list);
+    PyObject *stepped = PyList_New(0);
+    for (size_t k = 0; stepped && k < self->plan->n_gradients; k++) {
+        PyObject *tensor = PyList_GetItem(list, (Py_ssize_t)self->plan->places[k]);
+        if (!tensor || PyList_Append(stepped, tensor))
+            Py_CLEAR(stepped);
+    }
+    return stepped;
+}
+
+int optimc_apply_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange, PyObject *grads, PyObject **stepped)
 {
     if (optimc_lock(self))
         return -1;
-    const int found = optimc_check_tensors(self, tensors, exchange, grads, 0);
+    int found = optimc_check_tensors(self, tensors, exchange, grads, 0);
+    if (found == CHECKED && stepped && !(*stepped = stepped_tensors(self, tensors)))
+        found = -1;
     if (found == CHECKED)
         optimc_run_step(self);
     optimc_count_skipped(self, found == NOT_FINITE);
@@ -300,9 +319,9 @@ int optimc_apply_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange,
 
 PyDoc_STRVAR(apply_tensors_doc, "_apply_tensors($self, tensors, exchange, grads=None, /)\n--\n\n"
 "Steps over tensors.  Returns CHECKED if the step has run.  Returns NO_GRADIENTS if no tensor has a gradient, or if\n"
-"a gradient is not finite and the step was skipped.  Returns NOT_AS_PLANNED, having changed nothing, if only some\n"
-"tensors have a gradient or a watched item has changed.  `grads`, a list of tensors of the same library, replaces\n"
-"the tensors' own gradients.");
+"a gradient is not finite and the step was skipped.  Returns NOT_AS_PLANNED, having changed nothing, if a watched\n"
+"item has changed, or if only some tensors have a gradient and weights do not count their updates.  `grads`, a list\n"
+"of tensors of the same library, replaces the tensors' own gradients.");
 
 static PyObject *optimizer_apply_tensors(Optimizer *self, PyObject *const *args, Py_ssize_t n)
 {
@@ -310,7 +329,8 @@ static PyObject *optimizer_apply_tensors(Optimizer *self, PyObject *const *args,
         PyErr_SetString(PyExc_TypeError, "_apply_tensors() takes 2 or 3 arguments");
         return NULL;
     }
-    const int found = optimc_apply_tensors(self, args[0], args[1], n == 3 && args[2] != Py_None ? args[2] : NULL);
+    const int found = optimc_apply_tensors(self, args[0], args[1], n == 3 && args[2] != Py_None ? args[2] : NULL,
+        NULL);
     return found < 0 ? NULL : PyLong_FromLong(found);
 }
 

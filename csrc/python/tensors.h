@@ -29,6 +29,7 @@ struct tensors {
     /* Of the step in progress: */
     PyObject **items;                   /* the tensors of the parts, n_parts, or NULL */
     char *by_rows;                      /* whether the gradient of a weight is Rows, or was at the last step */
+    char *rests;                        /* whether a weight has no gradient */
     PyObject **storages;                /* of the weights, the gradients and the parts; NULL where none is held */
     struct reach *reaches;              /* the memory of these, if holding them may run foreign code */
     int held, measured;                 /* whether storages are held; whether their reaches are known */
@@ -40,9 +41,9 @@ void optimc_free_tensors(struct tensors *tensors);
 /* Lets go of what the step in progress holds. */
 void optimc_release_tensors(struct tensors *tensors);
 
-/* Puts Rows in the place of the gradient of weight i of the list, if it is sparse.  0, or -1 with an error; if it is
-   not sparse, that is the error that is set, if any.  It runs foreign code. */
-int optimc_make_rows(Optimizer *self, PyObject *list, size_t i);
+/* Puts Rows in the place of gradient k of the step, if it is sparse; the list has the weights.  0, or -1 with an
+   error; if it is not sparse, that is the error that is set, if any.  It runs foreign code. */
+int optimc_make_rows(Optimizer *self, PyObject *list, size_t k);
 
 /* 1 if all watched items are unchanged, else 0; -1 with an error. */
 int optimc_is_as_watched(const Optimizer *self);

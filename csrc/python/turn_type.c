@@ -91,7 +91,7 @@ static PyObject *turn_exit(Turn *self, PyObject *const *Py_UNUSED(args), Py_ssiz
 }
 
 PyDoc_STRVAR(apply_doc, "apply($self, /)\n--\n\n"
-"The step over tensors that `step` describes when the turn comes.  Returns the tensors if it has run, an empty\n"
+"The step over tensors that `step` describes when the turn comes.  Returns those it has updated, an empty\n"
 "tuple if no tensor has a gradient, or None, having changed nothing, if `step` is None or not as planned.");
 
 static PyObject *turn_apply(Turn *self, PyObject *Py_UNUSED(ignored))
@@ -102,12 +102,11 @@ static PyObject *turn_apply(Turn *self, PyObject *Py_UNUSED(ignored))
     if (step == Py_None) {
         stepped = Py_NewRef(Py_None);
     } else {
-        PyObject *tensors = PyTuple_GET_ITEM(step, 1);
-        const int found = optimc_apply_tensors((Optimizer *)PyTuple_GET_ITEM(step, 0), tensors,
-            PyTuple_GET_ITEM(step, 2), NULL);
-        if (found == CHECKED || found == NOT_AS_PLANNED)
-            stepped = Py_NewRef(found == CHECKED ? tensors : Py_None);
-        else if (found >= 0)
+        const int found = optimc_apply_tensors((Optimizer *)PyTuple_GET_ITEM(step, 0), PyTuple_GET_ITEM(step, 1),
+            PyTuple_GET_ITEM(step, 2), NULL, &stepped);
+        if (found == NOT_AS_PLANNED)
+            stepped = Py_NewRef(Py_None);
+        else if (found == NO_GRADIENTS)
             stepped = PyTuple_New(0);
     }
     leave(self);

@@ -1,9 +1,8 @@
 """Which parameters step together, and the plan of each such cohort.
 
-torch counts steps by parameter, optimc by optimizer.  A *cohort* is a set of parameters that have done the same
-number of steps, with the same flags: one inner optimizer of optimc steps it in one call.  Nearly always there is one.
-A parameter without a gradient rests, as in torch.  If only some of a cohort have one, the cohort is split.
-Parameters that come and go together stay together, so a model with experts soon steps without new plans.
+A *cohort* is a set of parameters with the same flags: one inner optimizer of optimc steps it in one call.  Nearly
+always there is one.  A parameter without a gradient rests, as in torch.  torch counts steps by parameter, optimc by
+optimizer: once some of a cohort rest, each of its parameters counts in C.
 
 The inner optimizers hold the counts and the scalars of the rule.  `optimizer.state` gets them when somebody looks.
 What it says counts only where its owner has changed an entry (`Member.keeps`).
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from optimc.torch.member import Numbers
     from optimc.torch_names import Counterpart, Source
 
-    Part = tuple[list[Member], dict[int, Numbers]]
     Entry = tuple[Config, str, object]
 
 #: torch's arguments that choose a kernel
@@ -55,9 +53,9 @@ class Cohort:
         groups: the groups, in the order of the inner optimizer's.
         parts: torch's keys of the slots and the master -> their numbers.
         new: (`Member`, key, value) of entries that enter the state with the first step, or leave it without value.
-        splits: how often a cohort was split until this one was left.
 
     Attributes:
+        counts: whether each parameter counts its own steps, so that some can rest.
         params: the parameters.
         exchange: the table by which C looks at them, or None.
         unversioned: those of the parameters that can be stepped in inference mode only.
@@ -67,14 +65,15 @@ class Cohort:
     members: list[Member]
     groups: list[Config]
     new: list[tuple[Member, str, Any]]
-    splits: int
+    counts: bool
     params: list[Tensor]
     exchange: Any
     unversioned: list[Tensor]
 
     def __init__(self, inner: Optimizer, members: list[Member], groups: list[Config], parts: dict[str, int],
-                 new: list[tuple[Member, str, Any]], splits: int) -> None:
-        self.inner, self.members, self.groups, self.new, self.splits = inner, members, groups, new, splits
+                 new: list[tuple[Member, str, Any]]) -> None:
+        self.inner, self.members, self.groups, self.new = inner, members, groups, new
+        self.counts = False
         self.params = [member.param for member in members]
         self.exchange = tensors.EXCHANGE
         self.unversioned = [param for param in self.params if not tensors.has_version(param)]
@@ -114,7 +113,8 @@ class Cohort:
 
     def check(self, steps: _core.Transaction, scale: float | None) -> int:
         """Checks a step: CHECKED, NO_GRADIENTS or NOT_AS_PLANNED."""
-        tensors.check_versions(self.unversioned)
+        if self.unversioned:
+            tensors.check_versions([param for param in self.unversioned if param.grad is not None])
         try:
             return self._check(steps, scale)
         except (TypeError, ValueError) as error:        # C numbers the parameters of the cohort
@@ -125,20 +125,33 @@ class Cohort:
 
     def _renamed(self, found: re.Match[str]) -> str:
         """An entry of an error in torch's words: its parameters are `params`, numbered as in the optimizer."""
-        i = int(found[2])
-        return f"{found[1].replace('weights', 'params')}[{self.members[i].index if i < len(self.members) else i}]"
+        i, members = int(found[2]), self.members if self.exchange is not None else self._stepped()
+        return f"{found[1].replace('weights', 'params')}[{members[i].index if i < len(members) else i}]"
 
     def _check(self, steps: _core.Transaction, scale: float | None) -> int:
         if self.exchange is not None:
             return steps.check_tensors(self.inner, self.params, self.exchange, loss_scale=scale)
-        grads = [param.grad for param in self.params]
-        given = [grad for grad in grads if grad is not None]
-        if len(given) < len(grads):
-            return NOT_AS_PLANNED if given else NO_GRADIENTS
-        good = steps.check(self.inner, [tensors.gradient(grad, param, i) for i, (grad, param)
-                                        in enumerate(zip(given, self.params, strict=True))],
-                           [tensors.view(param, param) for param in self.params], loss_scale=scale)
+        params = [member.param for member in self._stepped()]
+        if not params:
+            return NO_GRADIENTS
+        if len(params) < len(self.params) and not self.counts:
+            return NOT_AS_PLANNED
+        good = steps.check(self.inner, [tensors.gradient(param.grad, param, i) for i, param in enumerate(params)],
+                           [tensors.view(param, param) for param in params], loss_scale=scale)
         return CHECKED if good else NO_GRADIENTS
+
+    def _stepped(self) -> list[Member]:
+        return [member for member in self.members if member.param.grad is not None]
+
+    def count(self, numbers: Sequence[Numbers] | None = None) -> None:
+        """Lets each parameter count its own steps, from the count and scalars that it has or these."""
+        if not self.counts:
+            self.inner._set_progress(tuple(numbers or self.numbers()))
+            self.counts = True
+
+    def stepped(self) -> list[Tensor]:
+        """The parameters that a step changes."""
+        return [member.param for member in self._stepped()] if self.counts else self.params
 
     def enter(self, states: States) -> None:
         """Puts new slots into the state, once the step they were made for has run."""
@@ -153,6 +166,8 @@ class Cohort:
 
     def numbers(self) -> list[Numbers]:
         """For each member the count and the scalars that it has now."""
+        if self.counts:
+            return list(self.inner._get_progress())
         count = self.inner.iterations
         of_group = {id(group): (count, *self.inner._scalars(k)) for k, group in enumerate(self.groups)}
         return [of_group[id(member.group)] for member in self.members]
@@ -162,8 +177,9 @@ class Cohort:
         count = self.inner.iterations
         if keys and count and count != self._written and not self.new:
             for member, numbers in zip(self.members, self.numbers(), strict=True):
-                member.write(counterpart.kept(keys, numbers))
-                _enter(states, member)
+                if numbers[0]:
+                    member.write(counterpart.kept(keys, numbers))
+                    _enter(states, member)
             self._written = count
 
 
@@ -272,19 +288,32 @@ class Cohorts:
         self.watch_state()
         self.settle()
         if (self._stale or not self.all or not self.all[0].inner._is_as_watched()
-                or not all(is_handed(*pair) for pair in self.handed)):
-            self._replan_all()
-        else:
-            self.replan([cohort for cohort in self.all if not cohort.is_as_planned(self.states, self._seen)])
+                or not all(is_handed(*pair) for pair in self.handed)
+                or any(member.param.grad is not None for member in self._resting)
+                or not all(cohort.is_as_planned(self.states, self._seen) for cohort in self.all)):
+            self._replan()
 
-    def _replan_all(self) -> None:
-        """Makes all cohorts anew."""
-        known: dict[int, tuple[Any, Any]] = {}
+    def adapt(self, cohorts: list[Cohort]) -> None:
+        """Lets these cohorts be stepped, of which some parameters have no gradient, or nothing to look at."""
+        if all(cohort.counts for cohort in cohorts):
+            self._replan(rested=False)
+        for cohort in cohorts:
+            cohort.count()
+
+    def _replan(self, rested: bool = True) -> None:
+        """Makes all cohorts anew.
+
+        rested: parameters that have no gradient in this step may be in them.
+        """
+        known: dict[int, tuple[Member, Numbers]] = {
+            id(member.param): (member, (member.count, *member.scalars)) for member in self._resting}
+        planned = set()
         for cohort in self.all:
             for member, numbers in zip(cohort.members, cohort.numbers(), strict=True):
                 known[id(member.param)] = member, numbers
+                planned.add(id(member.param))
         keys_before, self._keys = self._keys, self._keys_now()
-        parts: dict[tuple[Any, ...], list[Part]] = {}
+        parts: dict[tuple[Any, ...], list[Member]] = {}
         resting, index = [], -1
         self.handed = []
         for group in self._optimizer.param_groups:
@@ -295,55 +324,37 @@ class Cohorts:
                     continue
                 before, numbers = known.pop(id(param), (None, None))
                 member = self._member(param, group, index, before, numbers)
-                if before is None and param.grad is None and not member.count:
-                    resting.append(member)              # never had one: there is nothing to plan yet
-                else:
-                    self._sort(parts, member)
+                if param.grad is not None or (rested and (member.count or id(param) in planned)
+                                              and tensors.is_stepped(param)):
+                    parts.setdefault(self._kind(group), []).append(member)
+                else:                                   # there is nothing to plan yet
+                    resting.append(member)
         for member, numbers in known.values():          # the program has taken them out
             if numbers[0]:
                 member.write(self._counterpart.kept(keys_before, numbers))
         if not self._warned:
             self._warned = handed.warn(self._optimizer, self.handed)
-        self._adopt([], [self._plan(*part, 0) for key in parts for part in parts[key]], resting)
+        self._adopt([self._plan(members) for members in parts.values()], resting)
 
-    def replan(self, cohorts: list[Cohort]) -> None:
-        """Makes these cohorts anew, split where they must be, and those of parameters with a first gradient."""
-        late = {member for member in self._resting if member.param.grad is not None}
-        if not cohorts and not late:
-            return
-        parts: dict[tuple[Any, ...], list[Part]] = {}
-        for member in self._resting:
-            if member in late:
-                self._sort(parts, self._member(member.param, member.group, member.index, None, None))
-        made = [self._plan(*part, 0) for key in parts for part in parts[key]]
-        for cohort in cohorts:
-            parts = {}
-            for member, numbers in zip(cohort.members, cohort.numbers(), strict=True):
-                self._sort(parts, self._member(member.param, member.group, member.index, member, numbers))
-            split = sum(map(len, parts.values())) > 1
-            for members, scalars in (part for key in parts for part in parts[key]):
-                # a cohort that was split before is halved too: so n parameters are planned n log n times at most
-                middle = len(members) // 2 if split and cohort.splits else 0
-                made += [self._plan(some, scalars, cohort.splits + split)
-                         for some in (members[:middle], members[middle:]) if some]
-        gone = set(cohorts)
-        self._adopt([cohort for cohort in self.all if cohort not in gone], made,
-                    [member for member in self._resting if member not in late])
+    def _kind(self, group: Config) -> tuple[Any, ...]:
+        """What parameters of one cohort have in common."""
+        return (*(group[name] for name in self._flags),
+                *(group.get(name, STORAGE[name]) for name in ("master_weights", "seed")))
 
-    def _adopt(self, kept: list[Cohort], made: list[Cohort], resting: list[Member]) -> None:
+    def _adopt(self, made: list[Cohort], resting: list[Member]) -> None:
         """Takes over cohorts.  The first one's inner optimizer watches what all plans depend on."""
         self._seen, self.turn.step = True, None              # somebody may hold the state of a new member
         optimizer = self._optimizer
         for cohort in made:
             cohort.watch(())
-        if kept or made:
-            (kept or made)[0].watch((
+        if made:
+            made[0].watch((
                 (optimizer.__dict__, "state", self.states),
                 (optimizer.__dict__, "param_groups", tuple(optimizer.param_groups)),
                 *((group, "params", tuple(group["params"])) for group in optimizer.param_groups),
                 *((group, name, group.get(name)) for group in optimizer.param_groups
                   for name in (*self._flags, *STORAGE, *handed.KEYS))))
-        self.all, self._resting, self._stale = kept + made, resting, False
+        self.all, self._resting, self._stale = made, resting, False
         self.settle()
 
     def _member(self, param: Tensor, group: Config, index: int, before: Member | None,
@@ -364,20 +375,9 @@ class Cohorts:
         member.scalars = tuple(values[key] for key in self._counterpart.scalars)
         return member
 
-    def _sort(self, parts: dict[tuple[Any, ...], list[Part]], member: Member) -> None:
-        """Puts a member to those that it can step with: a part is (members, the scalars of each group by its id)."""
-        group = member.group
-        key = (member.count, member.param.grad is None, *(group[name] for name in self._flags),
-               *(group.get(name, STORAGE[name]) for name in ("master_weights", "seed")))
-        for members, scalars in parts.setdefault(key, []):
-            if scalars.setdefault(id(member.group), member.scalars) == member.scalars:
-                members.append(member)
-                return
-        parts[key].append(([member], {id(member.group): member.scalars}))
-
-    def _plan(self, members: list[Member], scalars: dict[int, Numbers], splits: int) -> Cohort:
-        """A cohort of these members, which have done the same number of steps."""
-        counterpart, count = self._counterpart, members[0].count
+    def _plan(self, members: list[Member]) -> Cohort:
+        """A cohort of these members."""
+        counterpart = self._counterpart
         for member in members:
             tensors.check_parameter(member.param, member.index)
         groups = list({id(member.group): member.group for member in members}.values())
@@ -385,9 +385,15 @@ class Cohorts:
         slots = Slots(inner, counterpart, members, groups)
         inner._locked(inner._move, slots.weights, places=slots.places, masters=slots.masters(), adopted={
             slot: slots.slot(key, partial(counterpart.initial_value, key)) for key, (slot, _) in slots.keys.items()})
-        inner.iterations = count
+        numbers = [(member.count, *member.scalars) for member in members]
+        of_group = {id(member.group): entry for member, entry in zip(members, numbers, strict=True)}
+        inner.iterations = max(member.count for member in members)
         for k, group in enumerate(groups):
-            if count and counterpart.scalars:
-                inner._set_scalars(list(scalars[id(group)]), k)
+            if inner.iterations and counterpart.scalars:
+                inner._set_scalars(of_group[id(group)][1:], k)
         parts = {MASTER: _core.PART_MASTER, **{key: k for key, (_, k) in slots.keys.items()}}
-        return Cohort(inner, members, groups, parts, slots.new, splits)
+        cohort = Cohort(inner, members, groups, parts, slots.new)
+        if any(member.param.grad is None or member.count != inner.iterations or entry != of_group[id(member.group)]
+               for member, entry in zip(members, numbers, strict=True)):
+            cohort.count(numbers)
+        return cohort

@@ -175,7 +175,7 @@ class TorchOptimizer(Base):
             scale = getattr(self, "grad_scale", None)
             scale = None if scale is None else scale.item()
         cohorts = self._cohorts
-        for _ in range(3):                          # the second time all is planned as it is now
+        for _ in range(4):                          # the second time, or the third, all is planned as it is now
             cohorts.refresh()
             with _core.Transaction() as steps:
                 checked = [cohort.check(steps, scale) for cohort in cohorts.all]
@@ -184,13 +184,13 @@ class TorchOptimizer(Base):
                         handed.step(self, TorchOptimizer, cohorts.handed)
                     steps.commit()
                     break
-            cohorts.replan([cohort for cohort, done in zip(cohorts.all, checked, strict=True)
-                            if done == NOT_AS_PLANNED])
+            cohorts.adapt([cohort for cohort, done in zip(cohorts.all, checked, strict=True)
+                           if done == NOT_AS_PLANNED])
         else:
             raise RuntimeError("parameters, gradients or state change while the step looks at them")
         for cohort, done in zip(cohorts.all, checked, strict=True):
             if done == CHECKED:
-                torch.autograd.graph.increment_version(cohort.params)
+                torch.autograd.graph.increment_version(cohort.stepped())
         cohorts.finish()
 
     # ------------------------------------------------------------------------------- state

@@ -5,9 +5,12 @@ import io
 import pickle
 import random
 
+import numpy as np
 import pytest
 from conftest import require
-from torch_cases import OPTIONS, both, close, parameters, set_grads
+from torch_cases import OPTIONS, STORAGES, both, close, each_case, halves, parameters, same, set_grads
+
+import optimc
 
 torch = require("torch")
 ot = pytest.importorskip("optimc.torch")
@@ -254,6 +257,189 @@ def test_parameters_that_come_and_go_need_no_new_plans_in_the_end(name, monkeypa
     assert not made
     for p, q in zip(a, b, strict=True):
         assert ours.state[p].get("step", 0) == theirs.state[q].get("step", 0)
+
+
+def come_and_go(step, *lists, share=0.5):
+    """The same gradients for every list, of some parameters drawn at random."""
+    draw = random.Random(step)
+    set_grads(step, *lists)
+    for group in zip(*lists, strict=True):
+        if draw.random() >= share:
+            for param in group:
+                param.grad = None
+
+
+def change(step, *optimizers):
+    """Changes what schedulers change, so that parameters with equal counts differ in the scalars of their rule."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.98
+            if "momentum_decay" in group:
+                group["momentum_decay"] = 0.004 + 0.01 * (step % 3)
+
+
+def steps_of(optimizer, params):
+    """By parameter, the count and the scalars."""
+    return [[float(optimizer.state[p].get(key, 0.0)) for key in ("step", "mu_product", "eta", "mu")] for p in params]
+
+
+def in_groups(module, name, params, options):
+    """An optimizer with two groups of different values."""
+    groups = [{"params": params[:7]}, {"params": params[7:], "lr": 0.02, "weight_decay": 0.01}]
+    return getattr(module, name)(groups[:1] if name == "Rprop" else groups, **options)
+
+
+@each_case
+def test_gradients_come_and_go_as_in_torch(name, options):
+    """Each parameter has the bits of an optimizer of its own, too."""
+    if name == "Rprop":
+        pytest.skip("its groups have no weight_decay")
+    shapes = [(5, 3), (7,), ()] * 4
+    a, b, c = (parameters(torch.float64, shapes) for _ in range(3))
+    ours, theirs = in_groups(ot, name, a, options), in_groups(torch.optim, name, b, options)
+    alone = [getattr(ot, name)([{**group, "params": [p]}]) for group, params in zip(
+        ours.param_groups, (c[:7], c[7:]), strict=True) for p in params]
+    for step in range(24):
+        come_and_go(step, a, b, c)
+        for optimizer in (ours, theirs, *alone):
+            optimizer.step()
+        change(step, ours, theirs, *alone)
+        if step % 6 == 5:
+            close(a, b, 1e-7)
+            mine, other = steps_of(ours, a), steps_of(theirs, b)
+            assert [row[0] for row in mine] == [row[0] for row in other]
+            for row, expected in zip(mine, other, strict=True):
+                assert row == pytest.approx(expected, rel=1e-5)        # torch keeps scalars in float32
+    assert all(torch.equal(p, q) for p, q in zip(a, c, strict=True))
+    assert len(ours._cohorts.all) == 1
+
+
+@pytest.mark.parametrize("how", [save, hand_over, unpickle, deepcopied])
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "ASGD", "RAdam"])
+def test_a_run_whose_gradients_come_and_go_is_resumed_exactly(name, how):
+    a = parameters(torch.float64)
+    ours = getattr(ot, name)(a)
+    for step in range(12):
+        come_and_go(step, a)
+        ours.step()
+    b, again = how(ours, a, {})
+    for step in range(12, 24):
+        come_and_go(step, a, b)
+        ours.step()
+        again.step()
+    assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+    assert steps_of(ours, a) == steps_of(again, b)
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+@pytest.mark.parametrize("name", ["Adam", "NAdam"])
+def test_parameters_that_count_have_the_bits_of_those_that_do_not(name, storage):
+    a, b = halves(), halves()
+    one, other = (getattr(ot, name)(params, lr=0.01, **storage) for params in (a, b))
+    for step in range(6):
+        set_grads(step, a, b)
+        one.step()
+        other.step()
+        other._cohorts.all[0].count()
+    assert all(same(p, q) for p, q in zip(a, b, strict=True))
+    for p, q in zip(a, b, strict=True):
+        mine, its = one.state[p], other.state[q]
+        assert all(same(mine[key], its[key]) for key in mine if isinstance(mine[key], torch.Tensor))
+
+
+def test_only_what_is_stepped_has_changed():
+    a = parameters()
+    ours = ot.Adam(a)
+    set_grads(0, a)
+    for _ in range(3):
+        ours.step()
+    a[1].grad = None
+    for _ in range(3):
+        before, numbers = [p._version for p in a], a[1].detach().clone()
+        ours.step()
+        assert [p._version - old for p, old in zip(a, before, strict=True)] == [1, 0, 1, 1, 1]
+        assert torch.equal(a[1], numbers)
+    assert [float(ours.state[p]["step"]) for p in a] == [6, 3, 6, 6, 6]
+
+
+def without_memory(p):
+    p.data = torch.ones(p.shape)
+    p.untyped_storage().resize_(0)
+
+
+def complex_numbers(p):
+    p.data = torch.ones(p.shape, dtype=torch.complex64)
+
+
+def other_shape(p):
+    p.data = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize("spoil", [without_memory, complex_numbers, other_shape])
+@pytest.mark.parametrize("rests", [range(2, 6), range(1, 6)])
+def test_a_parameter_that_rests_may_be_anything(spoil, rests):
+    a, b = parameters(), parameters()
+    ours, theirs = ot.Adam(a), torch.optim.Adam(b)
+    for step in range(8):
+        set_grads(step, a, b)
+        kept = a[1].data
+        if step in rests:
+            a[1].grad = b[1].grad = None
+        if 2 <= step < 6:
+            spoil(a[1])
+        ours.step()
+        theirs.step()
+        a[1].data = kept
+    close(a, b)
+    assert [row[0] for row in steps_of(ours, a)] == [row[0] for row in steps_of(theirs, b)]
+
+
+def test_another_may_lie_where_one_lay_that_rests():
+    a, b = parameters(shapes=[(9,)] * 3), parameters(shapes=[(9,)] * 3)
+    ours, theirs = ot.Adam(a), torch.optim.Adam(b)
+    for step in range(6):
+        set_grads(step, a, b)
+        if step > 1:
+            a[step % 3].grad = b[step % 3].grad = None
+            old = a[step % 3].data
+            a[step % 3].data = old.clone()
+            moved = (step + 1) % 3
+            a[moved].grad = old.copy_(a[moved].grad)
+        ours.step()
+        theirs.step()
+        close(a, b)
+
+
+@pytest.mark.parametrize("progress, error", [
+    (None, ValueError), ((), ValueError), (((1,),), ValueError), ((1, 2), TypeError), (((1,), (2, 0.5)), TypeError),
+    (((1,), (-1,)), ValueError), (((1,), (2 ** 62,)), ValueError), (((1,), (2.0,)), TypeError)])
+def test_progress_that_is_none_is_refused(progress, error):
+    inner = optimc.Adam()
+    with pytest.raises(ValueError, match="expected a tuple with an entry per weight"):
+        inner._set_progress(((1,), (2,)))
+    inner.build([np.ones(3), np.ones(2)])
+    for before in (None, ((3,), (4,))):
+        if before:
+            inner._set_progress(before)
+        with pytest.raises(error, match=r"progress|iterations|integer"):
+            inner._set_progress(progress)
+        assert inner._get_progress() == before
+
+
+def test_weights_count_in_numpy_programs_too():
+    """With averages, clipping by norm and accumulation, whose counts stay the optimizer's."""
+    options = {"use_ema": True, "ema_momentum": 0.9, "global_clipnorm": 1.0, "gradient_accumulation_steps": 2}
+    (u, v), (x, y) = ([np.ones(5), np.ones(3)] for _ in range(2))
+    one, other = optimc.Adam(**options), optimc.Adam(**options)
+    one.build([u, v])
+    other.build([x, y])
+    other._set_progress(((0,), (0,)))
+    for step in range(12):
+        grads = [np.full(5, 0.1 * step), np.full(3, 0.2 - step)]
+        one.apply(grads)
+        other.apply(grads)
+    assert (u == x).all() and (v == y).all()
+    assert other._get_progress() == ((6,), (6,)) and one._get_progress() is None
 
 
 def test_a_gradient_that_goes_while_it_is_looked_at_is_no_silent_rest():
