@@ -111,8 +111,11 @@ def of_keras():
 
 def of_torch():
     """The stubs of optimc.torch, whose classes have the interface of torch's."""
-    return "\n".join([f"{HEAD}\nimport torch\n", exported(TORCH),
-                      *(f"class {name}(torch.optim.{name}): ..." for name in TORCH), ""])
+    dense = [name for name in TORCH if name != "SparseAdam"]
+    return "\n".join([f"{HEAD}\nimport torch\n\nfrom optimc.torch.host import Offloaded, offload\n",
+                      exported([*TORCH, "offload"]),
+                      *(f"class {name}(torch.optim.{name}): ..." for name in TORCH),
+                      *(f"class Offload{name}(Offloaded): ..." for name in dense), ""])
 
 
 def texts():

@@ -23,6 +23,9 @@ Three arguments are optimc's, by keyword.  They are keys of a parameter group wh
   Without it bfloat16 parameters are rounded at random.
 - `seed=0`: of random rounding.
 
+For parameters on an accelerator `OffloadAdam`, `OffloadAdamW` and so on keep masters, state and step on the host: see
+`offload`.
+
 Threads may share an optimizer.  Their steps, reads of the state and saves run one after the other.
 
 Next: step.py (the step), cohorts.py (which parameters step together), handed.py (torch's own implementation),
@@ -45,6 +48,7 @@ try:
 except ImportError as _error:
     lazy.needs("torch", _error)
 
+from optimc.torch.host import offload
 from optimc.torch.step import SparseOptimizer, TorchOptimizer
 from optimc.torch_names import STORAGE, TORCH
 
@@ -101,6 +105,10 @@ ASGD = _make("ASGD")
 
 if not TYPE_CHECKING:               # a checker would take it to mean that every name is there
     def __getattr__(name):
+        inner = globals().get(name.removeprefix("Offload")) if name.startswith("Offload") else None
+        if isinstance(inner, type) and issubclass(inner, TorchOptimizer):
+            globals()[name] = made = offload(inner)
+            return made
         meant = next((theirs for theirs, ours in TORCH.items() if ours.name == name), None)
         if isinstance(getattr(torch.optim, name, None), type):
             advice = f": only torch.optim.{name} steps tensors"
@@ -113,4 +121,4 @@ if not TYPE_CHECKING:               # a checker would take it to mean that every
 
 
 __all__ = ["ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop",
-           "SparseAdam"]
+           "SparseAdam", "offload"]

@@ -301,6 +301,9 @@ def torch_program() -> None:
     parameter.grad = torch.ones(2).to_sparse(1)
     sparse: torch.optim.Optimizer = optimc.torch.SparseAdam([parameter], lr=0.1)
     sparse.step()
+    away: torch.optim.Optimizer = optimc.torch.OffloadAdamW([parameter], lr=0.1, offload_gradients=True)
+    away.step()
+    optimc.torch.offload(optimc.torch.AdamW)
     assert_type(optimc.from_torch(opt), optimc.Optimizer)
 
 
