@@ -8,9 +8,10 @@ hooks, schedulers and `state_dict` are torch's.  The step is optimc's: one call 
 with torch's formula (`style="torch"`).  Parameters, gradients and state stay torch tensors.  Every step looks up
 where they are, so `p.data = ...`, `model.double().float()` and `optimizer.state[p]["exp_avg"] = ...` work.
 
-The state is in `optimizer.state`, as in torch; the scalars of NAdam and ASGD are float64.  Parameters on the CPU must
-be dense tensors of float32, float64, bfloat16 or float16 that do not overlap.  The step of those on another device,
-and of groups that are differentiable or capturable, is handed to torch's own implementation.
+The state is in `optimizer.state`, as in torch; the scalars of NAdam and ASGD are float64.  Parameters on the CPU are
+strided tensors of float32, float64, bfloat16, float16, complex64 or complex128 that do not overlap, or DTensors of
+such.  The step of those on another device, and of groups that are differentiable or capturable, is handed to torch's
+own implementation.
 
 Gradients may be sparse by rows, as those of `torch.nn.Embedding(sparse=True)`, in every class, and are so in
 `SparseAdam`.  Such a step is *lazy*: rows that do not occur are not touched, neither by the rule nor by decay or
@@ -30,7 +31,8 @@ Threads may share an optimizer.  Their steps, reads of the state and saves run o
 
 Next: step.py (the step), cohorts.py (which parameters step together), handed.py (torch's own implementation),
 states.py (`optimizer.state`), slots.py and loading.py (the tensors in it), inner.py (the optimizer of optimc behind a
-cohort), tensors.py (memory), and optimc/torch_names.py (torch's words and optimc's).
+cohort), tensors.py (memory), bare.py (complex tensors, DTensors and gaps), and optimc/torch_names.py (torch's words
+and optimc's).
 """
 
 from __future__ import annotations

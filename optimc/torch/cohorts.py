@@ -17,10 +17,12 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
+
 from optimc import _core
 from optimc._core import CHECKED, NO_GRADIENTS, NOT_AS_PLANNED
 from optimc.torch import handed, tensors
-from optimc.torch.handed import is_handed
+from optimc.torch.bare import PLAIN, bare, is_real
 from optimc.torch.inner import make_inner
 from optimc.torch.member import Member
 from optimc.torch.slots import Slots
@@ -78,9 +80,10 @@ class Cohort:
         self.exchange = tensors.EXCHANGE
         self.unversioned = [param for param in self.params if not tensors.has_version(param)]
         self._planned, self._written = inner.iterations, -1
-        self._orders = tuple(tensors.order(param) for param in self.params)
+        self._orders = tuple(tensors.order(member.plan()) for member in members)
+        self._odd = [member for member in members if not member.is_plain()]
         self._parts = tuple((i, parts[key], member.state, key) for i, member in enumerate(members)
-                            for key in member.slots)
+                            for key in member.slots if member.is_plain())
         self._entries: tuple[Entry, ...] = ()
         self._watches_slots = False
         self._addresses = self._addresses_now()
@@ -89,18 +92,26 @@ class Cohort:
     def watch(self, entries: tuple[Entry, ...]) -> None:
         """Lets C watch entries of dicts: (dict, key, value)."""
         self._entries, self._watches_slots = entries, False
-        self.inner._prepare_tensors(self._orders, entries, (), tensors.PLAIN, tensors.rows)
+        self.inner._prepare_tensors(self._orders, entries, (), PLAIN, tensors.rows)
 
     def watch_slots(self) -> None:
         """Lets C look where the slots are, too, because a program may hold them."""
         if not self._watches_slots and not self.new:
-            self.inner._prepare_tensors(self._orders, self._entries, self._parts, tensors.PLAIN, tensors.rows)
+            self.inner._prepare_tensors(self._orders, self._entries, self._parts, PLAIN, tensors.rows)
             self._watches_slots = True
 
-    def _addresses_now(self) -> list[int] | None:
-        """Without the table the plan is over NumPy views, which stay where they were made."""
-        return None if self.exchange is not None else [tensor.data_ptr() for member in self.members
-                                                       for tensor in (member.param, *member.slots.values())]
+    def _addresses_now(self) -> list[int]:
+        """Where tensors are that C does not ask.
+
+        Without the table that is all of them: the plan is over NumPy views, which stay where they were made.
+        """
+        found = [bare(tensor).data_ptr() for member in self._odd for tensor in member.slots.values()]
+        return found if self.exchange is not None else found + [
+            bare(tensor).data_ptr() for member in self.members for tensor in (member.param, *member.slots.values())]
+
+    def is_simple(self) -> bool:
+        """Whether nothing is to be done around a step but to ask C for it."""
+        return self.exchange is not None and not self.unversioned and not self._odd
 
     def is_as_planned(self, states: States, seen: bool) -> bool:
         """Whether the plan holds: new slots have entered the state, no memory has moved, no state has changed."""
@@ -130,8 +141,8 @@ class Cohort:
 
     def _check(self, steps: _core.Transaction, scale: float | None) -> int:
         if self.exchange is not None:
-            return steps.check_tensors(self.inner, self.params, self.exchange, loss_scale=scale)
-        params = [member.param for member in self._stepped()]
+            return steps.check_tensors(self.inner, self._standing(self.members), self.exchange, loss_scale=scale)
+        params = self._standing(self._stepped())
         if not params:
             return NO_GRADIENTS
         if len(params) < len(self.params) and not self.counts:
@@ -152,6 +163,18 @@ class Cohort:
     def stepped(self) -> list[Tensor]:
         """The parameters that a step changes."""
         return [member.param for member in self._stepped()] if self.counts else self.params
+
+    def _standing(self, members: list[Member]) -> list[Tensor]:
+        """What stands for the parameters of these members in a step."""
+        if self._odd:
+            with torch.no_grad():
+                return [member.stand() for member in members]
+        return self.params if members is self.members else [member.param for member in members]
+
+    def write_back(self) -> None:
+        """Writes stepped copies into the parameters."""
+        for member in self._odd:
+            member.write_back()
 
     def enter(self, states: States) -> None:
         """Puts new slots into the state, once the step they were made for has run."""
@@ -268,7 +291,7 @@ class Cohorts:
         self._seen = False
         if len(self.all) == 1 and not self._resting and not self.handed:
             cohort, = self.all
-            if cohort.exchange is not None and not cohort.new and not cohort.unversioned:
+            if cohort.is_simple() and not cohort.new:
                 self.turn.step = cohort.inner, cohort.params, cohort.exchange
 
     # ---------------------------------------------------------------------------- planning
@@ -288,7 +311,8 @@ class Cohorts:
         self.watch_state()
         self.settle()
         if (self._stale or not self.all or not self.all[0].inner._is_as_watched()
-                or not all(is_handed(*pair) for pair in self.handed)
+                or any(param.device.type == "cpu" and not handed.is_group_handed(group)
+                       for param, group in self.handed)
                 or any(member.param.grad is not None for member in self._resting)
                 or not all(cohort.is_as_planned(self.states, self._seen) for cohort in self.all)):
             self._replan()
@@ -314,21 +338,19 @@ class Cohorts:
                 planned.add(id(member.param))
         keys_before, self._keys = self._keys, self._keys_now()
         parts: dict[tuple[Any, ...], list[Member]] = {}
-        resting, index = [], -1
+        resting = []
         self.handed = []
-        for group in self._optimizer.param_groups:
-            for param in group["params"]:
-                index += 1
-                if is_handed(param, group):
-                    self.handed.append((param, group))
-                    continue
-                before, numbers = known.pop(id(param), (None, None))
-                member = self._member(param, group, index, before, numbers)
-                if param.grad is not None or (rested and (member.count or id(param) in planned)
-                                              and tensors.is_stepped(param)):
-                    parts.setdefault(self._kind(group), []).append(member)
-                else:                                   # there is nothing to plan yet
-                    resting.append(member)
+        for index, param, group, is_handed in handed.split(self._optimizer.param_groups):
+            if is_handed:
+                self.handed.append((param, group))
+                continue
+            before, numbers = known.pop(id(param), (None, None))
+            member = self._member(param, group, index, before, numbers)
+            if param.grad is not None or (rested and (member.count or id(param) in planned)
+                                          and tensors.is_stepped(param)):
+                parts.setdefault(self._kind(group), []).append(member)
+            else:                                       # there is nothing to plan yet
+                resting.append(member)
         for member, numbers in known.values():          # the program has taken them out
             if numbers[0]:
                 member.write(self._counterpart.kept(keys_before, numbers))
@@ -382,6 +404,10 @@ class Cohorts:
             tensors.check_parameter(member.param, member.index)
         groups = list({id(member.group): member.group for member in members}.values())
         inner = make_inner(counterpart, self._sources, groups, [(member.param, member.group) for member in members])
+        for member in members if not inner._elementwise else ():
+            if not is_real(member.param):
+                raise TypeError(f"params[{member.index}]: {counterpart.name} needs a whole tensor of real numbers, "
+                                f"got {type(member.param).__name__} of {member.param.dtype}")
         slots = Slots(inner, counterpart, members, groups)
         inner._locked(inner._move, slots.weights, places=slots.places, masters=slots.masters(), adopted={
             slot: slots.slot(key, partial(counterpart.initial_value, key)) for key, (slot, _) in slots.keys.items()})

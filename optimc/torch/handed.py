@@ -1,7 +1,8 @@
 """Parameters whose step is handed to torch's own implementation, so that one class serves a whole model.
 
-These are parameters on an accelerator or on `meta`, and the groups that are `differentiable` or `capturable`.
-torch's code sees an optimizer with the same class, groups, values and states, that has no other parameters.
+These are parameters on an accelerator or on `meta`, the groups that are `differentiable` or `capturable`, and those
+that have a parameter twice, of which torch warns.  torch's code sees an optimizer with the same class, groups, values
+and states, that has no other parameters.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from optimc.torch_names import STORAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
     from torch import Tensor
@@ -24,9 +25,19 @@ if TYPE_CHECKING:
 KEYS = ("differentiable", "capturable")
 
 
-def is_handed(param: Tensor, group: Config) -> bool:
-    """Whether torch's own implementation steps a parameter."""
-    return param.device.type != "cpu" or any(map(group.get, KEYS))
+def is_group_handed(group: Config) -> bool:
+    """Whether torch's own implementation steps all parameters of a group."""
+    return any(map(group.get, KEYS)) or len(set(map(id, group["params"]))) < len(group["params"])
+
+
+def split(groups: Sequence[Config]) -> Iterator[tuple[int, Tensor, Config, bool]]:
+    """Yields (number, parameter, its group, whether torch's own implementation steps it)."""
+    i = 0
+    for group in groups:
+        whole = is_group_handed(group)
+        for param in group["params"]:
+            yield i, param, group, whole or param.device.type != "cpu"
+            i += 1
 
 
 def check_storage(group: Config) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from optimc import _core
-from optimc.torch import tensors
+from optimc.torch import handed, tensors
 from optimc.torch.inner import without_values
 from optimc.torch.member import Member
 from optimc.torch.slots import Slots
@@ -43,7 +43,7 @@ class Kept:
         On another device than the CPU it is of the parameter's type, as torch's own implementation needs it.
         """
         tensor = self.tensor.to(param.device).to_dense()            # torch's momentum of sparse gradients is sparse
-        if param.device.type != "cpu" and tensor.is_floating_point():
+        if param.is_complex() or (param.device.type != "cpu" and tensor.is_floating_point()):
             return tensor.to(param.dtype)
         return tensor.float() if tensor.dtype == torch.float64 != param.dtype else tensor
 
@@ -101,9 +101,10 @@ def place(counterpart: Counterpart, sources: Sequence[Source], param_groups: Seq
     index, moved = 0, True
     for group in param_groups:
         inner, members = without_values(counterpart, sources, [group]), []
+        is_handed = handed.is_group_handed(group)
         for param in group["params"]:
             state = dict.get(states, param)
-            if state:
+            if state and not is_handed:
                 members.append(Member(param, group, index, state, {}))
             index += 1
         moved &= _placed(inner, counterpart, members, group, anew)

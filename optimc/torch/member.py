@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from optimc.torch import bare, tensors
 from optimc.torch.states import number, put_number
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Member:
         state: the dict of its state.
         numbers: torch's keys of the count and the scalars -> the entry in the state, or None, and the number there.
         slots: torch's keys -> the tensors that the plan steps, the master among them.
+        copy: the dense copy that the plan steps, if the elements of the parameter have gaps between them.
         count, scalars: what it came into the cohort with.
     """
 
@@ -34,15 +36,46 @@ class Member:
     state: Config
     numbers: dict[str, tuple[Any, Any]]
     slots: dict[str, Tensor]
+    copy: Tensor | None
     count: int
     scalars: Numbers
 
-    __slots__ = ("count", "group", "index", "numbers", "param", "scalars", "slots", "state")
+    __slots__ = ("_form", "copy", "count", "group", "index", "numbers", "param", "scalars", "slots", "state")
 
     def __init__(self, param: Any, group: Any, index: int, state: Config,
                  numbers: dict[str, tuple[Any, Any]]) -> None:
         self.param, self.group, self.index, self.state, self.numbers = param, group, index, state, numbers
         self.slots, self.count, self.scalars = {}, 0, ()
+        self._form = self.copy = None
+
+    def plan(self) -> Tensor:
+        """The plain tensor that stands for the parameter in a plan, filled with its numbers."""
+        if self.copy is None and not tensors.is_dense(bare.bare(self.param)):
+            self.copy, self._form = bare.dense_copy(self.param), tensors.form(self.param)
+        return bare.bare(self.param) if self.copy is None else self.copy
+
+    def is_plain(self) -> bool:
+        """Whether the parameter stands for itself in a plan."""
+        return self.copy is None and bare.is_real(self.param)
+
+    def stand(self) -> Tensor:
+        """What stands for the parameter in a step, with its gradient."""
+        if self.is_plain():
+            return self.param
+        if self.copy is None:
+            tensor = bare.bare(self.param).detach()
+        elif self._form != tensors.form(self.param):
+            raise ValueError(f"params[{self.index}]: it has not the type, shape and strides it was planned with")
+        else:
+            tensor = self.copy.copy_(bare.bare(self.param).detach())
+        tensor.grad = bare.gradient(self.param)
+        return tensor
+
+    def write_back(self) -> None:
+        """Writes a stepped copy into the parameter, and lets go of its gradient."""
+        if self.copy is not None:
+            bare.bare(self.param).detach().copy_(self.copy)
+            self.copy.grad = None
 
     def keeps(self, key: str) -> bool:
         """Whether the count or scalar in the state is still what optimc read or wrote there last."""

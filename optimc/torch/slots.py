@@ -23,7 +23,7 @@ from optimc.base import memory, narrow
 from optimc.base.narrow import Place
 from optimc.base.rules import used_slots
 from optimc.base.storage import FLOAT32, Like
-from optimc.torch import tensors
+from optimc.torch import bare, tensors
 from optimc.torch_names import AXES, MASTER
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Slots:
         moves: all tensors are made anew, in memory where a step is fast.
 
     Attributes:
-        weights: NumPy views of the parameters.
+        weights: NumPy views of the plain tensors that stand for the parameters.
         places: the `Place` of each.
         keys: torch's keys of the slots -> (slot, its number).
         new: (`Member`, key, value) of entries that are to enter the states; those without value are to leave them.
@@ -65,8 +65,10 @@ class Slots:
     def __init__(self, inner: Optimizer, counterpart: Counterpart, members: Sequence[Member],
                  groups: Sequence[Config], moves: bool = False) -> None:
         self.inner, self.members, self.moves = inner, members, moves
-        self.weights = [tensors.view(member.param, member.param) for member in members]
-        self.places = [Place(member.index, 0, member.param.numel()) for member in members]
+        self._params = [member.plan() for member in members]
+        self.weights = [tensors.view(param, param) for param in self._params]
+        self.places = [Place(member.index, 0, param.numel())
+                       for member, param in zip(members, self._params, strict=True)]
         self.keys = {counterpart.slots[slot]: (slot, k) for slot, k in used_slots(inner).items()}
         self.new = []
         self._kernel = inner._kernel()
@@ -85,8 +87,9 @@ class Slots:
             narrow.slot_like(self.inner, self._kernel, slot, weight, place, self._groups[id(member.group)])
             for weight, place, member in zip(self.weights, self.places, self.members, strict=True)]
         for i, (member, like) in enumerate(zip(self.members, likes, strict=True)):
-            tensor = member.state.get(key)
-            if tensor is not None and like is not None and not self.can_read(key, i):
+            if like is not None and not bare.is_real(member.param):
+                self._check_storage(i, like)
+            if member.state.get(key) is not None and like is not None and not self.can_read(key, i):
                 self._refuse(key, i, like)
 
         def fill(array: Array, tensor: Tensor | None, i: int) -> None:
@@ -108,7 +111,7 @@ class Slots:
             if like is None and tensor is not None:
                 self.new.append((member, MASTER, None))
             elif like is not None and tensor is not None and not (
-                    isinstance(tensor, torch.Tensor) and tensor.shape == member.param.shape):
+                    isinstance(tensor, torch.Tensor) and bare.bare(tensor).shape == self._params[i].shape):
                 self._refuse(MASTER, i, like)
 
         def fill(array: Array, tensor: Tensor | None, i: int) -> None:
@@ -119,14 +122,24 @@ class Slots:
 
     def can_read(self, key: str, i: int) -> bool:
         """Whether what a state has for a slot is numbers of its parameter, of a type that this can convert."""
-        member, tensor = self.members[i], self.members[i].state.get(key)
-        real = tensors.DTYPES[tensors.TYPES[member.param.dtype].real]
-        return isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and (
-            self._codec_of(tensor, key, member.param.numel()) is not None or (
-            tensor.shape == member.param.shape and tensor.dtype in (real, torch.float32, *tensors.HALVES)))
+        tensor, param = self.members[i].state.get(key), self._params[i]
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+            return False
+        tensor, real = bare.bare(tensor), tensors.DTYPES[tensors.TYPES[param.dtype].real]
+        return self._codec_of(tensor, key, param.numel()) is not None or (
+            tensor.shape == param.shape and tensor.dtype in (real, torch.float32, torch.float64, *tensors.HALVES))
+
+    def _check_storage(self, i: int, like: Like) -> None:
+        """Refuses storage of a slot that has no form in the state of a complex parameter or a DTensor."""
+        param = self.members[i].param
+        if like.dtype == narrow.BYTES or (param.is_complex() and like.dtype == narrow.HALVES):
+            kind = "complex parameter" if param.is_complex() else "DTensor"
+            raise ValueError(f"params[{self.members[i].index}]: a {kind} has no slots of "
+                             f"{tensors.DTYPES[like.dtype]}: leave state_dtype out")
 
     def _refuse(self, key: str, i: int, like: Like) -> None:
-        tensor, param = self.members[i].state[key], self.members[i].param
+        tensor, param = self.members[i].state[key], self._params[i]
+        tensor = bare.bare(tensor) if isinstance(tensor, torch.Tensor) else tensor
         got = f"{tuple(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, torch.Tensor) else repr(tensor)
         shape = like.shape if like.dtype == narrow.BYTES else tuple(param.shape)
         raise ValueError(f"params[{self.members[i].index}]: state {key!r}: expected shape {shape} of "
@@ -145,31 +158,43 @@ class Slots:
                 continue
             tensor = member.state.get(key)
             tensors.check_versions([] if tensor is None or tensors.has_version(tensor) else [tensor])
-            if tensor is None or self.moves or not self._is_taken(tensor, member, like):
-                new.append((i, like, tensor))
+            if tensor is None or self.moves or not self._is_taken(tensor, i, like):
+                new.append((i, like, None if tensor is None else bare.bare(tensor)))
             else:
-                arrays[i], member.slots[key] = tensors.stored(tensor, member.param), tensor
+                arrays[i], member.slots[key] = tensors.stored(bare.bare(tensor), self._params[i]), tensor
         made = memory.like([self.weights[i] for i, _, _ in new], part, [like for _, like, _ in new])
         for (i, like, tensor), array in zip(new, made, strict=True):
             arrays[i], member = array, self.members[i]
-            member.slots[key] = mine = tensors.over(array, member.param)
-            if tensor is not None and _has_form(tensor, member, like):
+            mine = tensors.over(array, self._params[i])
+            if tensor is not None and self._has_form(tensor, i, like):
                 mine.copy_(tensor)
             else:
                 fill(array, tensor, i)
-            self.new.append((member, key, mine))
-            if like.dtype == narrow.BYTES and _axes_of(member.state) != tensors.order(member.param):
-                self.new.append((member, AXES, tensors.order(member.param)))
+            member.slots[key] = bare.like(mine, member.param)
+            self.new.append((member, key, member.slots[key]))
+            if like.dtype == narrow.BYTES and _axes_of(member.state) != tensors.order(self._params[i]):
+                self.new.append((member, AXES, tensors.order(self._params[i])))
         return arrays
 
-    @staticmethod
-    def _is_taken(tensor: Tensor, member: Member, like: Like) -> bool:
-        """Whether a step takes a tensor as it is."""
+    def _is_taken(self, tensor: Tensor, i: int, like: Like) -> bool:
+        """Whether a step takes a tensor of a state as it is."""
+        if bare.is_distributed(tensor) != bare.is_distributed(self.members[i].param):
+            return False
+        tensor = bare.bare(tensor)
         if like.dtype == narrow.BYTES:
-            return (_has_form(tensor, member, like) and tensor.is_contiguous()
+            return (self._has_form(tensor, i, like) and tensor.is_contiguous()
                     and tensor.data_ptr() % narrow.SCALE.itemsize == 0)
-        return (_has_form(tensor, member, like) and tensors.order(tensor) == tensors.order(member.param)
+        return (self._has_form(tensor, i, like) and tensors.order(tensor) == tensors.order(self._params[i])
                 and tensors.is_dense(tensor))
+
+    def _has_form(self, tensor: Tensor, i: int, like: Like) -> bool:
+        """Whether a plain tensor holds what is stored in an array of this `Like`, whatever its strides."""
+        if tensor.dtype != tensors.DTYPES[like.dtype]:
+            return False
+        if like.dtype == narrow.BYTES:
+            return (tuple(tensor.shape) == like.shape
+                    and _axes_of(self.members[i].state) == tensors.order(self._params[i]))
+        return tensor.shape == self._params[i].shape
 
     def _codec_of(self, tensor: Tensor, key: str, size: int) -> int | None:
         """The codec of a tensor that holds codes of 8 bits; None if it holds none for this slot of `size` numbers."""
@@ -179,7 +204,7 @@ class Slots:
 
     def _numbers(self, tensor: Tensor, key: str, i: int) -> Array:
         """The numbers that a tensor of a state holds, with the axes in the order of the parameter's memory."""
-        param = self.members[i].param
+        param = self._params[i]
         codec = self._codec_of(tensor, key, param.numel())
         if codec is None:
             return tensors.view(tensor.to(tensors.DTYPES[tensors.TYPES[param.dtype].real]), param)
@@ -206,11 +231,3 @@ def _axes_of(state: Config) -> tuple[int, ...] | None:
     axes = state.get(AXES)
     return None if axes is None else tuple(axes)
 
-
-def _has_form(tensor: Tensor, member: Member, like: Like) -> bool:
-    """Whether a tensor holds what is stored in an array of this `Like`, whatever its strides."""
-    if tensor.dtype != tensors.DTYPES[like.dtype]:
-        return False
-    if like.dtype == narrow.BYTES:
-        return tuple(tensor.shape) == like.shape and _axes_of(member.state) == tensors.order(member.param)
-    return tensor.shape == member.param.shape

@@ -90,28 +90,24 @@ class TorchOptimizer(Base):
                     self.param_groups.pop()
                     raise
 
-    def _pairs(self) -> list[tuple[Tensor, Config]]:
-        return [(param, group) for group in self.param_groups for param in group["params"]]
-
     def _own(self) -> list[tuple[int, Tensor]]:
         """(number, parameter) of those whose step is not handed to torch's own implementation."""
-        return [(i, param) for i, (param, group) in enumerate(self._pairs()) if not handed.is_handed(param, group)]
+        return [(i, param) for i, param, _, is_handed in handed.split(self.param_groups) if not is_handed]
 
     def _check_groups(self, new: Sequence[Config]) -> None:
         """Refuses what a step would refuse in the last groups."""
-        first = len(self._pairs()) - sum(len(group["params"]) for group in new)
-        own = self._own()
+        own, new_ones = self._own(), {id(param) for group in new for param in group["params"]}
         for i, param in own:
-            if i >= first:
+            if id(param) in new_ones:
                 tensors.check_parameter(param, i)
         tensors.check_apart(own)
         for group in new:
             handed.check_storage(group)
             inner = make_inner(self._counterpart, self._sources, [group])
-            for i, param in enumerate(group["params"], first):
-                if not handed.is_handed(param, group) and not torch.nn.parameter.is_lazy(param):
+            among = set(map(id, group["params"]))
+            for i, param in (row for row in own if id(row[1]) in among):
+                if not torch.nn.parameter.is_lazy(param):
                     narrow.master_like(inner, tensors.like_of(param), f"params[{i}]")
-            first += len(group["params"])
 
     # ----------------------------------------------------------------------------- the step
 
@@ -190,6 +186,7 @@ class TorchOptimizer(Base):
             raise RuntimeError("parameters, gradients or state change while the step looks at them")
         for cohort, done in zip(cohorts.all, checked, strict=True):
             if done == CHECKED:
+                cohort.write_back()
                 torch.autograd.graph.increment_version(cohort.stepped())
         cohorts.finish()
 
@@ -237,7 +234,7 @@ class TorchOptimizer(Base):
             for param, state in dict.items(self.state):
                 master = state.get(MASTER) if isinstance(state, dict) else None
                 if isinstance(master, torch.Tensor):
-                    master.copy_(param if master.dtype == torch.float32 else torch.zeros(()))
+                    master.zero_() if master.dtype != torch.float32 else master.copy_(param)
 
     def __getstate__(self) -> Config:
         with self._cohorts.turn:
@@ -263,7 +260,7 @@ class SparseOptimizer(TorchOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for i, (param, _) in enumerate(self._pairs()):
+        for i, param in self._own():
             if param.grad is not None and not param.grad.is_sparse:
                 raise RuntimeError(f"params[{i}].grad: {type(self).__name__} does not support dense gradients, "
                                    f"please consider {self._counterpart.name} instead")

@@ -6,7 +6,6 @@ in the order in which the parameter lies in memory, so that tensors in channels-
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 
 from optimc._core import Rows
 from optimc.base import narrow, storage
+from optimc.torch.bare import COMPLEX, bare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,9 +33,6 @@ DTYPES: dict[np.dtype[Any], torch.dtype] = {
 
 #: the table by which C looks at tensors; None before torch 2.10: then steps go through NumPy views
 EXCHANGE: Any = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-
-#: types of tensors whose methods run no Python code
-PLAIN: tuple[type, ...] = (torch.Tensor, torch.nn.Parameter)
 
 
 def order(tensor: Tensor) -> tuple[int, ...] | None:
@@ -131,16 +128,18 @@ def over(array: Array, like: Tensor) -> Tensor:
 
 def form(tensor: Tensor) -> tuple[Any, ...]:
     """All that a plan depends on of a parameter but its address."""
-    return tensor.device, tensor.dtype, tensor.shape, tensor.stride()
+    plain = bare(tensor)
+    return tensor.device, tensor.dtype, tensor.shape, plain.shape, plain.stride()
 
 
 def like_of(param: Tensor) -> storage.Like:
-    """The `Like` of a parameter, with its axes in their own order.
+    """The `Like` of a parameter as `bare` gives it, with its axes in their own order.
 
     Raises:
         ImportError: ml_dtypes, which has its type, is not installed.
     """
-    return storage.Like(tuple(param.shape), TYPES[param.dtype].dtype)
+    plain = bare(param)
+    return storage.Like(tuple(plain.shape), TYPES[plain.dtype].dtype)
 
 
 def is_on_cpu(tensor: object) -> bool:
@@ -150,8 +149,25 @@ def is_on_cpu(tensor: object) -> bool:
 
 def is_stepped(param: Tensor) -> bool:
     """Whether a step takes a parameter."""
-    return (is_on_cpu(param) and param.dtype in TYPES and not torch.nn.parameter.is_lazy(param)
-            and is_dense(param))
+    return (is_on_cpu(param) and (param.dtype in TYPES or param.dtype in COMPLEX)
+            and not torch.nn.parameter.is_lazy(param) and _is_apart(bare(param)))
+
+
+def _reach(tensor: Tensor) -> int:
+    """The bytes from the first element of a plain tensor to the end of the last."""
+    steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (1 + steps) * tensor.element_size() if tensor.numel() else 0
+
+
+def _is_apart(tensor: Tensor) -> bool:
+    """Whether the elements of a plain tensor surely lie apart from each other, with gaps or without."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)) if tensor.numel() else ():
+        if size > 1:
+            if stride <= reach:
+                return False
+            reach += (size - 1) * stride
+    return True
 
 
 def check_parameter(param: Tensor, i: int) -> None:
@@ -159,28 +175,40 @@ def check_parameter(param: Tensor, i: int) -> None:
 
     Raises:
         TypeError: it is not on the CPU, is sparse, or of a type that no step takes.
-        ValueError: its elements do not fill their memory, or share some of it.
+        ValueError: its elements share memory.
     """
     if param.device.type != "cpu":
         raise TypeError(f"params[{i}]: expected a tensor on the CPU, got one on {param.device}")
     if param.layout is not torch.strided:
         raise TypeError(f"params[{i}]: expected a dense tensor, got {param.layout}")
-    if param.dtype not in TYPES:
-        raise TypeError(f"params[{i}]: expected {storage.IN_WORDS}, got {param.dtype}")
-    if not torch.nn.parameter.is_lazy(param) and not is_dense(param):
-        raise ValueError(f"params[{i}]: expected elements that fill their memory, in any order of the axes, "
+    if param.dtype not in TYPES and param.dtype not in COMPLEX:
+        raise TypeError(f"params[{i}]: expected {storage.IN_WORDS}, or complex64 or complex128, got {param.dtype}")
+    if not torch.nn.parameter.is_lazy(param) and not _is_apart(bare(param)):
+        raise ValueError(f"params[{i}]: expected elements that lie apart from each other, "
                          f"got shape {tuple(param.shape)} with strides {param.stride()}: "
                          "clone() has such a memory of its own")
 
 
 def check_apart(params: Iterable[tuple[int, Tensor]]) -> None:
-    """Raises a ValueError if two parameters, given with their numbers, share memory.  Each is dense."""
-    places = sorted((param.data_ptr(), i, param.numel() * param.element_size()) for i, param in params
-                    if not torch.nn.parameter.is_lazy(param) and param.numel())
-    for (place, i, size), (following, k, _) in itertools.pairwise(places):
-        if place + size > following:
-            i, k = sorted((i, k))
-            raise ValueError(f"params[{i}] and params[{k}] overlap in memory")
+    """Raises a ValueError if two parameters, given with their numbers, share memory."""
+    plain = [(i, bare(param)) for i, param in params if not torch.nn.parameter.is_lazy(param)]
+    before: list[tuple[int, int, Tensor]] = []
+    for place, i, tensor in sorted(((tensor.data_ptr(), i, tensor) for i, tensor in plain if tensor.numel()),
+                                   key=lambda row: row[:2]):
+        before = [row for row in before if row[0] > place]
+        for _, k, other in before:
+            if (is_dense(tensor) and is_dense(other)) or _share(tensor, other):
+                i, k = sorted((i, k))
+                raise ValueError(f"params[{i}] and params[{k}] overlap in memory")
+        before.append((place + _reach(tensor), i, tensor))
+
+
+def _share(a: Tensor, b: Tensor) -> bool:
+    """Whether two plain tensors have an element in common, as far as that is soon found out."""
+    try:
+        return np.shares_memory(array(a), array(b), max_work=100_000)
+    except np.exceptions.TooHardError:
+        return False
 
 
 def has_version(tensor: Tensor) -> bool:

@@ -8,7 +8,7 @@ import optimc
 from optimc._core import CHECKED, NOT_AS_PLANNED, PART_MASTER
 
 torch = require("torch")
-tensors = pytest.importorskip("optimc.torch.tensors")
+bare, tensors = (pytest.importorskip(f"optimc.torch.{name}") for name in ("bare", "tensors"))
 ml_dtypes = require("ml_dtypes")
 pytestmark = pytest.mark.skipif(tensors.EXCHANGE is None, reason="this torch has no exchange table")
 
@@ -38,7 +38,7 @@ def test_narrow_parts_are_stepped_in_place_and_may_move(state_dtype):
     one, plain, _, grad = built(state_dtype=state_dtype)
     two, weight, state, _ = built(state_dtype=state_dtype)
     two._prepare_tensors((None,), (), tuple(
-        (0, part, state, key) for part, key in ((M, "m"), (V, "v"), (PART_MASTER, "master"))), tensors.PLAIN)
+        (0, part, state, key) for part, key in ((M, "m"), (V, "v"), (PART_MASTER, "master"))), bare.PLAIN)
     for step in range(4):
         if step == 2:
             state.update({key: tensor.clone() for key, tensor in state.items()})
@@ -52,7 +52,7 @@ def test_narrow_parts_are_stepped_in_place_and_may_move(state_dtype):
 @pytest.mark.parametrize("held, given", [(None, "bfloat16"), ("bfloat16", None), ("bfloat16", "int8")])
 def test_a_slot_of_another_storage_is_not_taken_for_the_planned_one(held, given):
     optimizer, weight, state, grad = built(state_dtype=held)
-    optimizer._prepare_tensors((None,), (), ((0, M, state, "m"),), tensors.PLAIN)
+    optimizer._prepare_tensors((None,), (), ((0, M, state, "m"),), bare.PLAIN)
     before = weight.copy()
     state["m"] = built(state_dtype=given)[2]["m"]
     step = [as_bfloat16(weight)], tensors.EXCHANGE, [torch.from_numpy(grad)]

@@ -24,8 +24,8 @@ def test_a_stale_backward_is_an_error():
 def test_a_group_that_is_refused_is_not_added():
     params = [torch.nn.Parameter(torch.ones(2))]
     ours = ot.Adam(params)
-    with pytest.raises(TypeError, match=r"expected float32, float64, bfloat16 or float16, got torch\.complex64"):
-        ours.add_param_group({"params": [torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))]})
+    with pytest.raises(TypeError, match=r"bfloat16 or float16, or complex64 or complex128, got torch\.float8_e5m2"):
+        ours.add_param_group({"params": [torch.nn.Parameter(torch.ones(2, dtype=torch.float8_e5m2))]})
     assert len(ours.param_groups) == 1
     params[0].grad = torch.ones(2)
     ours.step()
@@ -34,8 +34,8 @@ def test_a_group_that_is_refused_is_not_added():
 def test_bad_parameters_and_arguments():
     p = torch.nn.Parameter(torch.ones(2))
     for bad, error, message in [
-            (torch.ones(2, dtype=torch.complex64), TypeError,
-             "expected float32, float64, bfloat16 or float16, got torch.complex64"),
+            (torch.ones(2, dtype=torch.float8_e5m2), TypeError,
+             "expected float32, float64, bfloat16 or float16, or complex64 or complex128, got torch.float8_e5m2"),
             (torch.ones(2, 2).to_sparse(), TypeError, "expected a dense tensor")]:
         with pytest.raises(error, match=message):
             ot.SGD([bad.requires_grad_()], lr=0.1)
@@ -96,12 +96,11 @@ def test_overlapping_parameters_are_refused():
     ot.SGD(halves, lr=0.1)
 
 
-@pytest.mark.parametrize("bad", [torch.ones(4, 4)[:, ::2], torch.ones(4, 1).expand(4, 3), torch.ones(5)[::2],
-                                 torch.ones(3, 4).as_strided((2, 2), (1, 1))],
-                         ids=["every other column", "expanded", "every other element", "overlaps itself"])
-def test_parameters_with_gaps_are_refused_at_once(bad):
+@pytest.mark.parametrize("bad", [torch.ones(4, 1).expand(4, 3), torch.ones(3, 4).as_strided((2, 2), (1, 1))],
+                         ids=["expanded", "overlaps itself"])
+def test_parameters_that_overlap_themselves_are_refused_at_once(bad):
     p = torch.nn.Parameter(torch.ones(2))
-    message = r"params\[1\]: expected elements that fill their memory, in any order of the axes, got shape \(\d,"
+    message = r"params\[1\]: expected elements that lie apart from each other, got shape \(\d,"
     with pytest.raises(ValueError, match=message):
         ot.SGD([p, bad.requires_grad_()], lr=0.1)
     ours = ot.SGD([p], lr=0.1)
