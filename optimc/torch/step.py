@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.optim.optimizer as _torch
+from torch.compiler import is_dynamo_compiling
 
 from optimc import _core
 from optimc._core import CHECKED, NOT_AS_PLANNED
@@ -113,7 +114,7 @@ class TorchOptimizer(Base):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step, as in torch.  Returns the loss of the closure, if there is one."""
-        if torch.compiler.is_dynamo_compiling():
+        if is_dynamo_compiling():
             return _step_outside(self, closure)
         if (self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
                 or _torch._global_optimizer_pre_hooks or _torch._global_optimizer_post_hooks
