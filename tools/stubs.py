@@ -112,8 +112,9 @@ def of_keras():
 def of_torch():
     """The stubs of optimc.torch, whose classes have the interface of torch's."""
     dense = [name for name in TORCH if name != "SparseAdam"]
-    return "\n".join([f"{HEAD}\nimport torch\n\nfrom optimc.torch.host import Offloaded, offload\n",
-                      exported([*TORCH, "offload"]),
+    return "\n".join([f"{HEAD}\nimport torch\n\nfrom optimc.torch.backward import step_in_backward\n"
+                      "from optimc.torch.host import Offloaded, offload\n",
+                      exported([*TORCH, "offload", "step_in_backward"]),
                       *(f"class {name}(torch.optim.{name}): ..." for name in TORCH),
                       *(f"class Offload{name}(Offloaded): ..." for name in dense), ""])
 

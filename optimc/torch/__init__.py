@@ -27,6 +27,8 @@ Three arguments are optimc's, by keyword.  They are keys of a parameter group wh
 For parameters on an accelerator `OffloadAdam`, `OffloadAdamW` and so on keep masters, state and step on the host: see
 `offload`.
 
+`step_in_backward` steps each parameter within the backward pass, and frees its gradient.
+
 Threads may share an optimizer.  Their steps, reads of the state and saves run one after the other.
 
 Next: step.py (the step), cohorts.py (which parameters step together), handed.py (torch's own implementation),
@@ -50,6 +52,7 @@ try:
 except ImportError as _error:
     lazy.needs("torch", _error)
 
+from optimc.torch.backward import step_in_backward
 from optimc.torch.host import offload
 from optimc.torch.step import SparseOptimizer, TorchOptimizer
 from optimc.torch_names import STORAGE, TORCH
@@ -123,4 +126,4 @@ if not TYPE_CHECKING:               # a checker would take it to mean that every
 
 
 __all__ = ["ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop",
-           "SparseAdam", "offload"]
+           "SparseAdam", "offload", "step_in_backward"]

@@ -2,10 +2,11 @@
 
 import torch
 
+from optimc.torch.backward import step_in_backward
 from optimc.torch.host import Offloaded, offload
 
 __all__ = ["ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop",
-           "Rprop", "SparseAdam", "offload"]
+           "Rprop", "SparseAdam", "offload", "step_in_backward"]
 
 class SGD(torch.optim.SGD): ...
 class Adam(torch.optim.Adam): ...

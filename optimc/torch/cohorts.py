@@ -222,6 +222,7 @@ class Cohorts:
         all: the cohorts.
         handed: (parameter, its group) of those that torch's own implementation steps.
         states: the `States` that tells when it is looked at.
+        plans_all: whether parameters are planned before they have a gradient.
     """
 
     turn: _core.Turn
@@ -229,6 +230,7 @@ class Cohorts:
     all: list[Cohort]
     handed: list[tuple[Tensor, Config]]
     states: Any
+    plans_all: bool
 
     def __init__(self, optimizer: Any, counterpart: Counterpart, sources: Sequence[Source]) -> None:
         self.turn = _core.Turn()
@@ -236,7 +238,7 @@ class Cohorts:
         self._flags = [source.key for source in sources if source.key in FLAGS]
         self._keys = self._keys_now()
         self.states = self.stepping = None
-        self._warned = False
+        self._warned = self.plans_all = False
         self.forget()
 
     def forget(self) -> None:
@@ -346,7 +348,7 @@ class Cohorts:
                 continue
             before, numbers = known.pop(id(param), (None, None))
             member = self._member(param, group, index, before, numbers)
-            if param.grad is not None or (rested and (member.count or id(param) in planned)
+            if param.grad is not None or (rested and (self.plans_all or member.count or id(param) in planned)
                                           and tensors.is_stepped(param)):
                 parts.setdefault(self._kind(group), []).append(member)
             else:                                       # there is nothing to plan yet

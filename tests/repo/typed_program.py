@@ -304,6 +304,7 @@ def torch_program() -> None:
     away: torch.optim.Optimizer = optimc.torch.OffloadAdamW([parameter], lr=0.1, offload_gradients=True)
     away.step()
     optimc.torch.offload(optimc.torch.AdamW)
+    optimc.torch.step_in_backward([parameter], optimc.torch.AdamW, accumulate=2, clip_value=1.0, clip_norm_before=1.0)
     assert_type(optimc.from_torch(opt), optimc.Optimizer)
 
 

@@ -1,0 +1,142 @@
+"""Steps within the backward pass: a parameter is stepped as soon as its gradient is there, and the gradient is freed.
+
+So there are never more gradients than those of a layer.  One optimizer, with one plan, steps all parameters: while
+one of them has a gradient, the others rest.
+
+Next: step.py, the step.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import TYPE_CHECKING
+
+import torch
+
+from optimc.base.names import UnknownArgument
+from optimc.torch.step import TorchOptimizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from torch import Tensor
+
+
+def step_in_backward(model: torch.nn.Module | Iterable[Tensor], make_optimizer: Callable[[list[Tensor]], Any], *,
+                     accumulate: int = 1, clip_value: float | None = None, clip_norm_before: float | None = None,
+                     **others: object) -> Any:
+    """Lets `loss.backward()` step each parameter as soon as it has its gradient, and free the gradient.
+
+    The rest of a training loop may stay: `step` and `zero_grad` then find nothing to do, and schedulers set the rate
+    of the next backward pass.  The steps end when the optimizer is deleted.
+
+    Args:
+        model: a module, or parameters.
+        make_optimizer: makes the optimizer, of a class of optimc.torch, from the list of parameters that require
+            gradients.
+        accumulate: backward passes whose gradients are added up for a step.
+        clip_value: gradients are clipped to this, element by element.
+        clip_norm_before: gradients are scaled as if their global norm were that of the step before, and clipped to
+            this.  In the first step each parameter's own norm is clipped.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: asks for a global norm of the present step, which is known only when all gradients are there.
+
+    Example:
+        >>> import torch, optimc.torch
+        >>> net = torch.nn.Linear(2, 1)
+        >>> opt = optimc.torch.step_in_backward(net, optimc.torch.AdamW)
+        >>> before = net.weight.detach().clone()
+        >>> net(torch.ones(1, 2)).sum().backward()
+        >>> net.weight.grad is None, bool((net.weight != before).all())
+        (True, True)
+    """
+    _check(accumulate, clip_value, clip_norm_before, others)
+    params = model.parameters() if isinstance(model, torch.nn.Module) else model
+    optimizer = make_optimizer([param for param in params if param.requires_grad])
+    if not isinstance(optimizer, TorchOptimizer):
+        raise TypeError("make_optimizer must make an optimizer of optimc.torch, got "
+                        f"{type(optimizer).__module__}.{type(optimizer).__name__}")
+    optimizer._cohorts.plans_all = True
+    InBackward(optimizer, accumulate, clip_value, clip_norm_before)
+    return optimizer
+
+
+def _check(accumulate: int, clip_value: float | None, clip_norm_before: float | None, others: Iterable[str]) -> None:
+    for name in others:
+        if "norm" in name:
+            raise ValueError(f"{name}: the global norm of a step is known only with its last gradient, when the "
+                             "first are stepped: pass clip_norm_before, or step after the backward pass")
+        raise UnknownArgument(f"step_in_backward has no argument {name!r}")
+    if accumulate < 1:
+        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    for name, bound in (("clip_value", clip_value), ("clip_norm_before", clip_norm_before)):
+        if bound is not None and not bound > 0:
+            raise ValueError(f"{name} must be greater than 0, got {bound}")
+
+
+class InBackward:
+    """The hooks of an optimizer on its parameters, which live as long as the optimizer.
+
+    Attributes:
+        norm: the global norm of the gradients of the last step, before clipping; None if it is not asked for.
+    """
+
+    norm: float | None
+
+    def __init__(self, optimizer: Any, accumulate: int, clip_value: float | None, clip_norm: float | None) -> None:
+        self._optimizer, self._accumulate = weakref.ref(optimizer), accumulate
+        self._clip_value, self._clip_norm = clip_value, clip_norm
+        self._waiting: dict[Tensor, tuple[int, Tensor]] = {}        # passes so far, the sum of their gradients
+        self._squares, self._awaits_end, self.norm = 0.0, False, None
+        params: list[Any] = [param for group in optimizer.param_groups for param in group["params"]]
+        handles = [param.register_post_accumulate_grad_hook(self._arrived) for param in params]
+        weakref.finalize(optimizer, _remove, handles)
+
+    @torch.no_grad()
+    def _arrived(self, param: Tensor) -> None:
+        """What a parameter calls when it has its gradient."""
+        optimizer, grad = self._optimizer(), param.grad
+        if optimizer is None or grad is None:
+            return
+        if self._accumulate > 1:
+            passes, before = self._waiting.pop(param, (0, None))
+            grad = grad if before is None else before.add_(grad)
+            if passes + 1 < self._accumulate:
+                self._waiting[param] = passes + 1, grad
+                param.grad = None
+                return
+            param.grad = grad
+        self._clip(grad)
+        try:
+            optimizer._plain_step()
+        finally:
+            param.grad = None
+
+    def _clip(self, grad: Tensor) -> None:
+        if self._clip_norm is not None:
+            own = float(torch.linalg.vector_norm(grad, dtype=torch.float32))
+            known = self.norm if self.norm is not None else own
+            self._squares += own * own
+            if not self._awaits_end:
+                engine: Any = torch.autograd.Variable._execution_engine
+                engine.queue_callback(self._ended)
+                self._awaits_end = True
+            if known > self._clip_norm:
+                grad.mul_(self._clip_norm / known)
+        if self._clip_value is not None:
+            grad.clamp_(-self._clip_value, self._clip_value)
+
+    def _ended(self) -> None:
+        """What the end of a backward pass calls."""
+        self.norm, self._squares, self._awaits_end = math.sqrt(self._squares), 0.0, False
+
+
+def _remove(handles: Iterable[Any]) -> None:
+    for handle in handles:
+        handle.remove()

@@ -1,0 +1,207 @@
+"""Steps within the backward pass: the steps of the same optimizer after it, with one gradient at a time."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+from conftest import require
+from torch_cases import DENSE, OPTIONS
+
+torch = require("torch")
+ot = pytest.importorskip("optimc.torch")
+from optimc.torch import step_in_backward  # noqa: E402
+
+
+def network(dtype=torch.float32, layers=3):
+    torch.manual_seed(0)
+    return torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(layers))).to(dtype)
+
+
+def backward(net, seed, scale=1.0):
+    x = torch.randn(16, 8, generator=torch.Generator().manual_seed(seed))
+    (net(x.to(net[0].weight.dtype)).square().mean() * scale).backward()
+
+
+def pair(name="AdamW", dtype=torch.float32, options=None, **arguments):
+    """(network, optimizer) that steps in the backward pass, and the same after it."""
+    within, after = network(dtype), network(dtype)
+    cls, options = getattr(ot, name), options or {}
+    return (within, step_in_backward(within, lambda params: cls(params, **options), **arguments)), \
+        (after, cls(after.parameters(), **options))
+
+
+def train(*pairs, steps=3, first=0, clip=None):
+    for net, optimizer in pairs:
+        for seed in range(first, first + steps):
+            optimizer.zero_grad()
+            backward(net, seed)
+            if clip:
+                clip(net.parameters())
+            optimizer.step()
+
+
+def equal(one, other):
+    assert all(map(torch.equal, one.parameters(), other.parameters()))
+
+
+@pytest.mark.parametrize("name", [name for name in DENSE if name in OPTIONS])
+def test_the_steps_are_those_after_the_backward_pass(name):
+    within, after = pair(name)
+    train(within, after)
+    equal(within[0], after[0])
+    assert all(p.grad is None for p in within[0].parameters())
+    mine, theirs = within[1].state_dict(), after[1].state_dict()
+    assert mine["param_groups"] == theirs["param_groups"] and mine["state"].keys() == theirs["state"].keys()
+    for index, state in theirs["state"].items():
+        for key, value in state.items():
+            assert torch.equal(torch.as_tensor(mine["state"][index][key]), torch.as_tensor(value)), key
+
+
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "bfloat16", "master_weights": False}])
+def test_parameters_of_16_bits(options):
+    within, after = pair(dtype=torch.bfloat16, options=options)
+    train(within, after)
+    equal(within[0], after[0])
+
+
+def test_there_is_never_more_than_one_gradient():
+    net, most = network(layers=10), []
+    optimizer = step_in_backward(net, ot.AdamW)
+    for p in net.parameters():
+        p.register_post_accumulate_grad_hook(
+            lambda _: most.append(sum(p.grad is not None for p in net.parameters())))
+    backward(net, 0)
+    assert max(most) <= 1 and len(most) == 20
+    assert len(optimizer._cohorts.all) == 1                 # of all parameters, from the first step on
+
+
+def test_schedules_groups_and_values_are_read_at_each_step():
+    within, after = network(), network()
+    ours = step_in_backward(within, lambda params: ot.SGD(
+        [{"params": params[:2]}, {"params": params[2:], "lr": 0.3}], lr=0.1, momentum=0.9))
+    theirs = ot.SGD([{"params": after[0].parameters()}, {"params": after[1:].parameters(), "lr": 0.3}], lr=0.1,
+                    momentum=0.9)
+    schedulers = [torch.optim.lr_scheduler.LinearLR(optimizer, 0.5, total_iters=4) for optimizer in (ours, theirs)]
+    for step in range(4):
+        train((within, ours), (after, theirs), steps=1, first=step)
+        for scheduler in schedulers:
+            scheduler.step()
+        if step == 2:
+            for optimizer in (ours, theirs):
+                optimizer.param_groups[1]["momentum"] = 0.5
+    equal(within, after)
+
+
+def test_a_run_resumes_exactly():
+    within, after = pair()
+    train(within, after)
+    net, state = network(), copy.deepcopy(within[1].state_dict())
+    net.load_state_dict(within[0].state_dict())
+    again = step_in_backward(net, ot.AdamW)
+    again.load_state_dict(state)
+    train(within, (net, again), after, first=3)
+    equal(within[0], net)
+    equal(within[0], after[0])
+
+
+def test_gradients_of_several_passes_are_added_up():
+    within, after = pair(accumulate=3)
+    for seed in range(6):
+        backward(within[0], seed)
+        assert all(p.grad is None for p in within[0].parameters())
+        backward(after[0], seed)
+        if seed % 3 == 2:
+            after[1].step()
+            after[1].zero_grad()
+        equal(within[0], after[0])
+
+
+def test_elements_are_clipped():
+    within, after = pair("SGD", options={"lr": 0.1}, clip_value=1e-3)
+    train(within)
+    train(after, clip=lambda params: torch.nn.utils.clip_grad_value_(params, 1e-3))
+    equal(within[0], after[0])
+
+
+def test_the_norm_of_the_step_before_clips():
+    within, after = pair("SGD", options={"lr": 0.1}, clip_norm_before=0.05)
+    before = None
+    for seed in range(4):
+        backward(within[0], seed)
+        after[1].zero_grad()
+        backward(after[0], seed)
+        norms = [torch.linalg.vector_norm(p.grad) for p in after[0].parameters()]
+        for p, own in zip(after[0].parameters(), norms, strict=True):
+            known = own if before is None else before
+            if known > 0.05:
+                p.grad.mul_(0.05 / known)
+        before = torch.linalg.vector_norm(torch.stack(norms))
+        after[1].step()
+        for p, q in zip(within[0].parameters(), after[0].parameters(), strict=True):
+            torch.testing.assert_close(p, q)
+    assert before > 0.05
+
+
+def test_parameters_that_rest_or_come_late():
+    within, after = pair(options={"weight_decay": 0.5})
+    extra = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    for net, optimizer in (within, after):
+        net[1].requires_grad_(False)
+        optimizer.add_param_group({"params": [extra[net is after[0]]]})
+    train(within, after)
+    after[1].zero_grad()
+    for p in extra:
+        p.grad = torch.ones(3)
+    for _, optimizer in (within, after):
+        optimizer.step()                # those without a hook step here
+    equal(within[0], after[0])
+    assert torch.equal(*extra) and (extra[0] != 1).all()
+
+
+def test_tied_parameters_step_once():
+    within, after = pair()
+    for net, _ in (within, after):
+        net[2].weight = net[0].weight
+    train(within, after)
+    equal(within[0], after[0])
+
+
+@pytest.mark.parametrize("arguments,error,message", [
+    ({"clip_norm": 1.0}, ValueError, r"clip_norm: the global norm of a step is known only with its last gradient, "
+     r"when the first are stepped: pass clip_norm_before, or step after the backward pass"),
+    ({"max_norm": 1.0}, ValueError, "pass clip_norm_before"),
+    ({"clip": 1.0}, TypeError, "step_in_backward has no argument 'clip'"),
+    ({"accumulate": 0}, ValueError, "accumulate must be at least 1, got 0"),
+    ({"clip_value": 0.0}, ValueError, "clip_value must be greater than 0, got 0.0"),
+    ({"clip_norm_before": -1.0}, ValueError, "clip_norm_before must be greater than 0"),
+])
+def test_refusals(arguments, error, message):
+    with pytest.raises(error, match=message):
+        step_in_backward(network(), ot.AdamW, **arguments)
+
+
+def test_other_optimizers_are_refused():
+    with pytest.raises(TypeError, match=r"must make an optimizer of optimc.torch, got torch.optim.adamw.AdamW"):
+        step_in_backward(network().parameters(), torch.optim.AdamW)
+
+
+def test_a_step_that_is_refused_leaves_the_backward_pass():
+    net = network()
+    optimizer = step_in_backward(net, ot.AdamW)
+    optimizer.param_groups[0]["lr"] = -1.0
+    with pytest.raises(ValueError, match="learning_rate"):
+        backward(net, 0)
+    equal(net, network())
+
+
+def test_hooks_end_with_the_optimizer():
+    net = network()
+    optimizer = step_in_backward(net, ot.AdamW)
+    backward(net, 0)
+    gone = weakref.ref(optimizer)
+    del optimizer
+    gc.collect()
+    assert gone() is None
+    backward(net, 0)
+    assert net[0].weight.grad is not None
