@@ -319,8 +319,10 @@ def test_state_that_a_program_holds_counts(storage):
 
 @each_half
 def test_gradient_scaling(dtype):
+    """Within the step.  torch refuses to unscale gradients of float16 without fused=True."""
     narrow = halves(dtype, [(50,)])
-    ours, theirs = ot.SGD(narrow, lr=0.1, momentum=0.9), ot.SGD(real := wide(narrow), lr=0.1, momentum=0.9)
+    real = wide(narrow)
+    ours, theirs = (ot.SGD(params, lr=0.1, momentum=0.9, fused=params is narrow) for params in (narrow, real))
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=100)
     for step in range(5):
         set_both(step, narrow, real)
