@@ -131,9 +131,9 @@ class Torch(Backend):
     def __init__(self) -> None:
         import torch
 
-        from optimc.torch import tensors
+        from optimc.torch import bare, tensors
         self.torch, self._tensors = torch, tensors
-        self.tensor_type, self.exchange, self.plain_types = torch.Tensor, tensors.EXCHANGE, tensors.PLAIN
+        self.tensor_type, self.exchange, self.plain_types = torch.Tensor, tensors.EXCHANGE, bare.PLAIN
         self._uncompiled = torch.compiler.disable(lambda function, args: function(*args))
 
     def array(self, value: Any) -> Array:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from optimc.torch import tensors
+from optimc.torch.bare import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,7 +51,7 @@ class Plan:
         nowhere = [torch.empty(size) for _ in range(1 + len(slots))]        # no page of it is ever touched
         self._bind(*nowhere)
         kept = tuple((0, k, self._places, slot) for k, slot in enumerate(slots))
-        inner._prepare_tensors((None,), (), kept, tensors.PLAIN)
+        inner._prepare_tensors((None,), (), kept, PLAIN)
 
     def _bind(self, param: Tensor, *slots: Tensor) -> None:
         self._inner._locked(self._inner._move, [param.numpy()], adopted={
