@@ -1,7 +1,9 @@
 """Steps of single tensors for callers that keep the state: slots and count come with each step.
 
 Parameters and slots are float32, bfloat16 or float16, in any mixture.  A step computes in float32 and rounds to
-nearest, as if the tensors were converted, stepped and converted back.
+nearest, as if the tensors were converted, stepped and converted back.  It converts pieces that stay in the cache.
+bfloat16 parameters are stepped as they are, with a master that is zero before each step and forgotten after it: so
+they are rounded away from zero where two are as near, and not to the even one.
 
 Next: ops.py, which steps so for DeepSpeed.
 """
@@ -11,8 +13,11 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from optimc import _core
+from optimc.base import narrow
 from optimc.torch import tensors
 from optimc.torch.bare import PLAIN
 
@@ -24,45 +29,50 @@ if TYPE_CHECKING:
 
     from optimc.base.optimizer import Optimizer
 
-#: elements that are stepped at a time, if they are converted to float32: they stay in the cache of a core
-PIECE = 1 << 16
+#: elements that are converted and stepped at a time by each thread
+PIECE = 1 << 17
 FLOATS = (torch.float32, *tensors.HALVES)
 
 
 class Plan:
-    """A plan over flat float32 tensors of one length, which may be others at every step.
+    """A plan over flat tensors of one length and type, which may be others at every step.  Slots are float32.
 
     Args:
         inner: the optimizer of optimc.
         slots: the names of its slots.
         values: optimc's hyperparameters, which the step reads.
         size: the length.
+        dtype: the type of the parameter, float32 or bfloat16.
     """
 
     _inner: Optimizer
     _slots: Sequence[str]
     _places: dict[str, Any]
 
-    def __init__(self, inner: Optimizer, slots: Sequence[str], values: dict[str, float], size: int) -> None:
+    def __init__(self, inner: Optimizer, slots: Sequence[str], values: dict[str, float], size: int,
+                 dtype: torch.dtype) -> None:
         self._inner, self._slots = inner, slots
         self._places = dict.fromkeys(slots)
         for name in values:
             inner._set_item(0, inner._index[name], values, name, -1, name == "weight_decay")
-        nowhere = [torch.empty(size) for _ in range(1 + len(slots))]        # no page of it is ever touched
-        self._bind(*nowhere)
+        self._master = None if dtype == torch.float32 else np.zeros(size, narrow.RESTS)
+        self._bind(torch.empty(size, dtype=dtype), *(torch.empty(size) for _ in slots))     # no page is ever touched
         kept = tuple((0, k, self._places, slot) for k, slot in enumerate(slots))
         inner._prepare_tensors((None,), (), kept, PLAIN)
 
     def _bind(self, param: Tensor, *slots: Tensor) -> None:
-        self._inner._locked(self._inner._move, [param.numpy()], adopted={
-            name: [slot.numpy()] for name, slot in zip(self._slots, slots, strict=True)})
+        self._inner._locked(
+            self._inner._move, [tensors.view(param, param)], masters=None if self._master is None else [self._master],
+            adopted={name: [slot.numpy()] for name, slot in zip(self._slots, slots, strict=True)})
 
     def step(self, count: int, param: Tensor, grad: Tensor, slots: Sequence[Tensor]) -> None:
         """Step number `count`."""
         self._inner.iterations = count - 1
+        if self._master is not None:
+            self._master.fill(0)
         if tensors.EXCHANGE is None:
             self._bind(param, *slots)
-            self._inner.apply([tensors.view(grad, grad)], [param.numpy()])
+            self._inner.apply([tensors.view(grad, grad)], [tensors.view(param, param)])
             return
         self._places.update(zip(self._slots, slots, strict=True))
         self._inner._apply_tensors([param], tensors.EXCHANGE, [grad])
@@ -81,7 +91,7 @@ class Rule:
     _slots: Sequence[str]
     _flags: dict[str, Any]
     _values: dict[str, float]
-    _plans: dict[int, Plan]
+    _plans: dict[tuple[int, torch.dtype], Plan]
 
     def __init__(self, cls: type[Optimizer], slots: Sequence[str], **flags: Any) -> None:
         self._cls, self._slots, self._flags = cls, slots, flags
@@ -119,18 +129,21 @@ class Rule:
     def _step_flat(self, count: int, kept: Sequence[Tensor], grad: Tensor) -> None:
         size = grad.numel()
         whole = all(tensor.dtype == torch.float32 for tensor in kept)
-        for low, high in _pieces(size, size if whole else PIECE):
+        for low, high in _pieces(size, size if whole else PIECE * _core.get_num_threads()):
             piece = [tensor[low:high] for tensor in kept]
             real = [tensor.float() for tensor in piece]         # itself if it is float32
-            self._plan(high - low).step(count, real[0], grad[low:high], real[1:])
+            if piece[0].dtype == torch.bfloat16:
+                real[0] = piece[0]
+            self._plan(high - low, real[0].dtype).step(count, real[0], grad[low:high], real[1:])
             for tensor, stepped in zip(piece, real, strict=True):
                 if stepped is not tensor:
                     tensor.copy_(stepped)
 
-    def _plan(self, size: int) -> Plan:
-        if size not in self._plans:
-            self._plans[size] = Plan(self._cls(**self._flags), self._slots, self._values, size)
-        return self._plans[size]
+    def _plan(self, size: int, dtype: torch.dtype) -> Plan:
+        key = size, dtype
+        if key not in self._plans:
+            self._plans[key] = Plan(self._cls(**self._flags), self._slots, self._values, size, dtype)
+        return self._plans[key]
 
 
 def _pieces(size: int, most: int) -> Iterator[tuple[int, int]]:
