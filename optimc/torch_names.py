@@ -10,7 +10,7 @@ Next: optimc/torch/inner.py and optimc/migrate.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ STORAGE: dict[str, Any] = {"state_dtype": None, "master_weights": True, "seed": 
 MASTER = "master_param"
 #: the key of the order of memory, a tuple of axes, beside slots of 8 bits
 AXES = "axes"
+#: what stands for the initial number of a slot that starts as its parameter
+ITSELF = "params"
 
 
 class Source(NamedTuple):
@@ -61,10 +63,12 @@ class Counterpart(NamedTuple):
         slots: optimc's slots -> torch's keys in a parameter's state.
         scalars: torch's keys for the scalars of the rule, in the order of the rule's row.
         initial: torch's keys for slots and scalars that do not start as 0 -> a number, or the key of the parameter
-            group that holds it.
+            group that holds it, or ITSELF.
         counts_steps: whether torch keeps a step count in a parameter's state.
         counts_in_ints: whether that is a Python int, and no tensor.
         style: the style of optimc's class that has torch's formula.
+        rows: torch's keys of slots with a number for each row of a parameter.
+        flags: its arguments that choose a kernel or a formula, flags and numbers, beside those of torch.
     """
 
     name: str
@@ -75,6 +79,8 @@ class Counterpart(NamedTuple):
     counts_steps: bool = True
     counts_in_ints: bool = False
     style: str = "torch"
+    flags: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
 
     def sources(self, known: Iterable[str]) -> list[Source]:
         """Where the arguments stand, of those that this version of torch knows."""
@@ -110,10 +116,14 @@ class Counterpart(NamedTuple):
         return next((key for key, ours in self.arguments.items()
                      if argument in (ours if isinstance(ours, tuple) else (ours,))), None)
 
-    def initial_value(self, key: str, group: Mapping[str, Any]) -> float:
-        """The number that a slot or scalar, by torch's key, starts from in a parameter group."""
+    def shape(self, key: str, param: Sequence[int]) -> tuple[int, ...]:
+        """The shape of a slot, by torch's key, of a parameter of this shape."""
+        return tuple(param[:1] if key in self.rows else param)
+
+    def initial_value(self, key: str, group: Mapping[str, Any]) -> float | None:
+        """The number that a slot or scalar, by torch's key, starts from in a parameter group; None for ITSELF."""
         value = self.initial.get(key, 0.0)
-        return float(group[value] if isinstance(value, str) else value)
+        return None if value == ITSELF else float(group[value] if isinstance(value, str) else value)
 
 
 def _word(dtype: Any) -> Any:

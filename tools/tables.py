@@ -12,10 +12,11 @@ from optimc import _core
 from optimc.base.rules import slots_of
 from optimc.registry import classes
 from optimc.torch_names import TORCH
+from optimc.torch_own import OWN
 
 #: optimc's class -> the names of its classes in optimc.torch
-IN_TORCH = {cls: ", ".join(f"`{name}`" for name, counterpart in TORCH.items() if counterpart.name == cls)
-            for cls in {counterpart.name for counterpart in TORCH.values()}}
+IN_TORCH = {cls: ", ".join(f"`{name}`" for name, counterpart in {**TORCH, **OWN}.items() if counterpart.name == cls)
+            for cls in {counterpart.name for counterpart in (*TORCH.values(), *OWN.values())}}
 
 
 def optimizers():

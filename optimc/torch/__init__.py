@@ -29,6 +29,9 @@ For parameters on an accelerator `OffloadAdam`, `OffloadAdamW` and so on keep ma
 
 `step_in_backward` steps each parameter within the backward pass, and frees its gradient.
 
+optimc's optimizers that torch lacks are here too, such as `Lion`: optimizers of torch with the bits of the class for
+arrays, for parameters on the CPU (own.py, optimc/torch_own.py).
+
 Threads may share an optimizer.  Their steps, reads of the state and saves run one after the other.
 
 Next: step.py (the step), cohorts.py (which parameters step together), handed.py (torch's own implementation),
@@ -43,7 +46,6 @@ import functools
 import inspect
 from typing import TYPE_CHECKING
 
-from optimc import registry
 from optimc.base import lazy
 from optimc.base.names import closest, refuse_name
 
@@ -52,18 +54,52 @@ try:
 except ImportError as _error:
     lazy.needs("torch", _error)
 
+from optimc.torch import own
 from optimc.torch.backward import step_in_backward
 from optimc.torch.host import offload
 from optimc.torch.step import SparseOptimizer, TorchOptimizer
 from optimc.torch_names import STORAGE, TORCH
+from optimc.torch_own import OWN
 
 if TYPE_CHECKING:
     from typing import Any
 
+    from optimc.torch_names import Counterpart
+
 
 def _make(name: str) -> Any:
     """The class of that name: torch's, with `TorchOptimizer` or `SparseOptimizer` before it."""
-    theirs, is_sparse = getattr(torch.optim, name), name == "SparseAdam"
+    is_sparse = name == "SparseAdam"
+    return _made(SparseOptimizer if is_sparse else TorchOptimizer, getattr(torch.optim, name), TORCH[name], f"""
+        torch.optim.{name} with the step in C.  Arguments, formula and state are torch's.
+
+        foreach has no effect, and fused=True lets a GradScaler leave its scale to the step.  Beside torch's arguments
+        it takes state_dtype, master_weights and seed, by keyword: see help(optimc.torch).
+        """, ".to_sparse()" * is_sparse)
+
+
+def _make_own(name: str) -> Any:
+    """The class of an optimizer of optimc that torch lacks."""
+    return _made(own.BASES.get(name, own.OwnOptimizer), own.base(name), OWN[name], f"""
+        optimc.{name} for parameters of torch: a torch.optim.Optimizer with the formula and the bits of that class.
+
+        Its arguments are in torch's words: {', '.join(OWN[name].arguments)}.  The state has the keys step,
+        {', '.join(OWN[name].slots.values())}.  It takes state_dtype, master_weights and seed too, by keyword: see
+        help(optimc.torch).  For the formula see help(optimc.{name}).
+        """, "")
+
+
+def _made(step: type, theirs: Any, counterpart: Counterpart, text: str, sparse: str) -> Any:
+    """A subclass of a class of torch with a base before it.
+
+    Args:
+        step: the base, which steps.
+        theirs: the class.
+        counterpart: its row.
+        text: its docstring but for the example.
+        sparse: what makes the gradient of the example one that the class takes.
+    """
+    name = theirs.__name__
 
     @functools.wraps(theirs.__init__)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -74,23 +110,19 @@ def _make(name: str) -> Any:
         *signature.parameters.values(),
         *(inspect.Parameter(word, inspect.Parameter.KEYWORD_ONLY, default=default)
           for word, default in STORAGE.items())])
-    made = type(name, (SparseOptimizer if is_sparse else TorchOptimizer, theirs), {
-        "__doc__": f"""torch.optim.{name} with the step in C.  Arguments, formula and state are torch's.
-
-        foreach has no effect, and fused=True lets a GradScaler leave its scale to the step.  Beside torch's arguments
-        it takes state_dtype, master_weights and seed, by keyword: see help(optimc.torch).
-
+    made = type(name, (step, theirs), {
+        "__doc__": text.lstrip() + f"""
         Example:
             >>> import torch, optimc.torch
             >>> p = torch.nn.Parameter(torch.ones(2))
             >>> opt = optimc.torch.{name}([p], lr=0.5)
-            >>> p.grad = torch.ones(2){'.to_sparse()' * is_sparse}
+            >>> p.grad = torch.ones(2){sparse}
             >>> opt.step()
             >>> bool((p != 1).all())
             True
         """,
-        "__module__": __name__, "__init__": init, "_counterpart": TORCH[name],
-        "_sources": TORCH[name].sources(inspect.signature(theirs).parameters),
+        "__module__": __name__, "__init__": init, "_counterpart": counterpart,
+        "_sources": counterpart.sources(inspect.signature(theirs).parameters),
     })
     return made
 
@@ -107,6 +139,8 @@ NAdam = _make("NAdam")
 RAdam = _make("RAdam")
 Rprop = _make("Rprop")
 ASGD = _make("ASGD")
+for _name in OWN:
+    globals()[_name] = _make_own(_name)
 
 if not TYPE_CHECKING:               # a checker would take it to mean that every name is there
     def __getattr__(name):
@@ -117,13 +151,11 @@ if not TYPE_CHECKING:               # a checker would take it to mean that every
         meant = next((theirs for theirs, ours in TORCH.items() if ours.name == name), None)
         if isinstance(getattr(torch.optim, name, None), type):
             advice = f": only torch.optim.{name} steps tensors"
-        elif meant is None and name in registry.classes:
-            advice = f": optimc.{name} steps arrays, and optimc.keras.{name} Keras models"
         else:
-            meant = meant or closest(name, TORCH, 0.75)
+            meant = meant or closest(name, [*TORCH, *OWN], 0.75)
             advice = f": did you mean {meant}?" if meant else ""
         refuse_name(__name__, name, advice)
 
 
 __all__ = ["ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop",
-           "SparseAdam", "offload", "step_in_backward"]
+           "SparseAdam", "offload", "step_in_backward", *OWN]

@@ -235,7 +235,7 @@ class Cohorts:
     def __init__(self, optimizer: Any, counterpart: Counterpart, sources: Sequence[Source]) -> None:
         self.turn = _core.Turn()
         self._optimizer, self._counterpart, self._sources = optimizer, counterpart, sources
-        self._flags = [source.key for source in sources if source.key in FLAGS]
+        self._flags = [source.key for source in sources if source.key in (*FLAGS, *counterpart.flags)]
         self._keys = self._keys_now()
         self.states = self.stepping = None
         self._warned = self.plans_all = False

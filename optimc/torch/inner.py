@@ -41,6 +41,8 @@ def make_inner(counterpart: Counterpart, sources: Sequence[Source], groups: Sequ
             index = inner._index[source.argument]
             if source.key == "momentum" and not group["momentum"]:
                 inner._set_value(k, index, 0.0, False)
+            elif source.key in counterpart.flags:
+                inner._set_value(k, index, source.read(group), False)
             else:
                 inner._set_item(k, index, group, source.key, source.item, source.key == "weight_decay")
     return inner
@@ -52,6 +54,7 @@ def without_values(counterpart: Counterpart, sources: Sequence[Source], groups: 
     first = groups[0]
     flags: dict[str, Any] = {source.argument: source.read(first) for source in sources if source.is_flag(first)}
     flags |= {source.argument: float(bool(first["momentum"])) for source in sources if source.key == "momentum"}
+    flags |= {source.argument: source.read(first) for source in sources if source.key in counterpart.flags}
     others = []
     for group in groups[1:]:
         choice = counterpart.storage(group).get("state_dtype")

@@ -76,15 +76,17 @@ def with_own_storage(state_dict: Config, param_groups: Sequence[Config]) -> Conf
         for their, group in zip(theirs, param_groups, strict=True)]}
 
 
-def check_loaded(state_dict: Config, param_groups: Sequence[Config], keys: Collection[str]) -> None:
+def check_loaded(state_dict: Config, param_groups: Sequence[Config], keys: Collection[str],
+                 counterpart: Counterpart) -> None:
     """Raises a ValueError if a state_dict has a slot or a master that is not of its parameter's shape."""
     mine = [param for group in param_groups for param in group["params"]]
     theirs = [index for group in state_dict["param_groups"] for index in group["params"]]
     for i, (param, index) in enumerate(zip(mine, theirs, strict=False)):
         for key, value in state_dict["state"].get(index, {}).items():
-            if key in keys and isinstance(value, torch.Tensor) and value.shape != param.shape and not (
+            expected = counterpart.shape(key, param.shape)
+            if key in keys and isinstance(value, torch.Tensor) and value.shape != expected and not (
                     value.dtype == torch.uint8 and value.shape == (_core.coded_size(param.numel()),)):
-                raise ValueError(f"loaded state {key!r} of parameter {i}: expected shape {tuple(param.shape)}, "
+                raise ValueError(f"loaded state {key!r} of parameter {i}: expected shape {expected}, "
                                  f"got {tuple(value.shape)}")
 
 

@@ -69,15 +69,16 @@ class Slots:
         self.weights = [tensors.view(param, param) for param in self._params]
         self.places = [Place(member.index, 0, param.numel())
                        for member, param in zip(members, self._params, strict=True)]
-        self.keys = {counterpart.slots[slot]: (slot, k) for slot, k in used_slots(inner).items()}
+        self.keys = {counterpart.slots[slot]: (slot, k) for slot, k in used_slots(inner).items()
+                     if slot in counterpart.slots}
         self.new = []
-        self._kernel = inner._kernel()
+        self._kernel, self._rows = inner._kernel(), counterpart.rows
         self._groups = {id(group): k for k, group in enumerate(groups)}
 
-    def slot(self, key: str, initial: Callable[[Config], float]) -> list[Array]:
+    def slot(self, key: str, initial: Callable[[Config], float | None]) -> list[Array]:
         """The arrays of a slot, whose tensors the members note.
 
-        initial: a function of the group that gives the number a new tensor is filled with.
+        initial: a function of the group that gives the number a new tensor is filled with, None for the parameter's.
 
         Raises:
             ValueError: a state has something else there than a slot of its parameter.
@@ -94,7 +95,7 @@ class Slots:
 
         def fill(array: Array, tensor: Tensor | None, i: int) -> None:
             number = initial(self.members[i].group) if tensor is None else self._numbers(tensor, key, i)
-            self._encode(array, number, key, i)
+            self._encode(array, self.weights[i] if number is None else number, key, i)
 
         return self._taken(key, k, likes, fill)
 
@@ -127,7 +128,8 @@ class Slots:
             return False
         tensor, real = bare.bare(tensor), tensors.DTYPES[tensors.TYPES[param.dtype].real]
         return self._codec_of(tensor, key, param.numel()) is not None or (
-            tensor.shape == param.shape and tensor.dtype in (real, torch.float32, torch.float64, *tensors.HALVES))
+            tensor.shape == self._frame(key, i).shape
+            and tensor.dtype in (real, torch.float32, torch.float64, *tensors.HALVES))
 
     def _check_storage(self, i: int, like: Like) -> None:
         """Refuses storage of a slot that has no form in the state of a complex parameter or a DTensor."""
@@ -138,10 +140,10 @@ class Slots:
                              f"{tensors.DTYPES[like.dtype]}: leave state_dtype out")
 
     def _refuse(self, key: str, i: int, like: Like) -> None:
-        tensor, param = self.members[i].state[key], self._params[i]
+        tensor = self.members[i].state[key]
         tensor = bare.bare(tensor) if isinstance(tensor, torch.Tensor) else tensor
         got = f"{tuple(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, torch.Tensor) else repr(tensor)
-        shape = like.shape if like.dtype == narrow.BYTES else tuple(param.shape)
+        shape = like.shape if like.dtype == narrow.BYTES else tuple(self._frame(key, i).shape)
         raise ValueError(f"params[{self.members[i].index}]: state {key!r}: expected shape {shape} of "
                          f"{tensors.DTYPES[like.dtype]}, got {got}")
 
@@ -158,15 +160,16 @@ class Slots:
                 continue
             tensor = member.state.get(key)
             tensors.check_versions([] if tensor is None or tensors.has_version(tensor) else [tensor])
-            if tensor is None or self.moves or not self._is_taken(tensor, i, like):
+            frame = self._frame(key, i)
+            if tensor is None or self.moves or not self._is_taken(tensor, i, like, frame):
                 new.append((i, like, None if tensor is None else bare.bare(tensor)))
             else:
-                arrays[i], member.slots[key] = tensors.stored(bare.bare(tensor), self._params[i]), tensor
+                arrays[i], member.slots[key] = tensors.stored(bare.bare(tensor), frame), tensor
         made = memory.like([self.weights[i] for i, _, _ in new], part, [like for _, like, _ in new])
         for (i, like, tensor), array in zip(new, made, strict=True):
-            arrays[i], member = array, self.members[i]
-            mine = tensors.over(array, self._params[i])
-            if tensor is not None and self._has_form(tensor, i, like):
+            arrays[i], member, frame = array, self.members[i], self._frame(key, i)
+            mine = tensors.over(array, frame)
+            if tensor is not None and self._has_form(tensor, i, like, frame):
                 mine.copy_(tensor)
             else:
                 fill(array, tensor, i)
@@ -176,25 +179,42 @@ class Slots:
                 self.new.append((member, AXES, tensors.order(self._params[i])))
         return arrays
 
-    def _is_taken(self, tensor: Tensor, i: int, like: Like) -> bool:
+    def _frame(self, key: str, i: int) -> Tensor:
+        """A tensor with the shape and strides of a slot or master: the parameter, but for numbers of its rows.
+
+        Raises:
+            ValueError: a slot has numbers of rows, and the axes of the parameter lie in another order.
+        """
+        param = self._params[i]
+        if key not in self._rows:
+            return param
+        if tensors.order(param) is not None:
+            raise ValueError(f"params[{self.members[i].index}]: expected a contiguous tensor, got strides "
+                             f"{param.stride()}: {type(self.inner).__name__} keeps a number for each row")
+        return torch.empty(param.shape[:1], device="meta")
+
+    def _is_taken(self, tensor: Tensor, i: int, like: Like, frame: Tensor) -> bool:
         """Whether a step takes a tensor of a state as it is."""
         if bare.is_distributed(tensor) != bare.is_distributed(self.members[i].param):
             return False
         tensor = bare.bare(tensor)
         if like.dtype == narrow.BYTES:
-            return (self._has_form(tensor, i, like) and tensor.is_contiguous()
+            return (self._has_form(tensor, i, like, frame) and tensor.is_contiguous()
                     and tensor.data_ptr() % narrow.SCALE.itemsize == 0)
-        return (self._has_form(tensor, i, like) and tensors.order(tensor) == tensors.order(self._params[i])
+        return (self._has_form(tensor, i, like, frame) and tensors.order(tensor) == tensors.order(frame)
                 and tensors.is_dense(tensor))
 
-    def _has_form(self, tensor: Tensor, i: int, like: Like) -> bool:
-        """Whether a plain tensor holds what is stored in an array of this `Like`, whatever its strides."""
+    def _has_form(self, tensor: Tensor, i: int, like: Like, frame: Tensor) -> bool:
+        """Whether a plain tensor holds what is stored in an array of this `Like`, whatever its strides.
+
+        frame: a tensor of the shape that it has if its numbers are not coded in 8 bits.
+        """
         if tensor.dtype != tensors.DTYPES[like.dtype]:
             return False
         if like.dtype == narrow.BYTES:
             return (tuple(tensor.shape) == like.shape
                     and _axes_of(self.members[i].state) == tensors.order(self._params[i]))
-        return tensor.shape == self._params[i].shape
+        return tensor.shape == frame.shape
 
     def _codec_of(self, tensor: Tensor, key: str, size: int) -> int | None:
         """The codec of a tensor that holds codes of 8 bits; None if it holds none for this slot of `size` numbers."""
@@ -207,7 +227,7 @@ class Slots:
         param = self._params[i]
         codec = self._codec_of(tensor, key, param.numel())
         if codec is None:
-            return tensors.view(tensor.to(tensors.DTYPES[tensors.TYPES[param.dtype].real]), param)
+            return tensors.view(tensor.to(tensors.DTYPES[tensors.TYPES[param.dtype].real]), self._frame(key, i))
         axes, mine = _axes_of(self.members[i].state), tensors.order(param)
         shape = tuple(param.shape[axis] for axis in axes) if axes else tuple(param.shape)
         numbers = narrow.decoded(codec, np.array(tensors.array(tensor)), Like(shape, FLOAT32))

@@ -210,7 +210,7 @@ class TorchOptimizer(Base):
         keys = {*self._counterpart.slots.values(), MASTER}
 
         def check(_: Any, loaded: Config) -> Config:    # the last hook, which sees what those of the program made
-            loading.check_loaded(loaded, self.param_groups, keys)
+            loading.check_loaded(loaded, self.param_groups, keys, self._counterpart)
             return loading.with_own_storage(loading.with_kept(
                 with_numbers(loaded, self._counterpart.scalars), keys), self.param_groups)
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from places import ROOT
 
-from optimc import torch_names
+from optimc import torch_names, torch_own
 from optimc.registry import classes
 
 if not (ROOT / "notebooks").is_dir():
@@ -123,7 +123,7 @@ def test_every_optimizer_has_a_page(name):
 
 def test_the_page_of_adapters_has_every_class_of_torch():
     text = (ROOT / "docs" / "reference" / "adapters.md").read_text("utf-8")
-    assert re.findall(r"py:class:: optimc\.torch\.(\w+)", text) == sorted(torch_names.TORCH)
+    assert re.findall(r"py:class:: optimc\.torch\.(\w+)", text) == sorted([*torch_names.TORCH, *torch_own.OWN])
 
 
 def test_no_test_puts_the_tree_before_what_is_installed():

@@ -119,6 +119,7 @@ def arguments() -> None:
     assert_type(opt.gradient_accumulation_steps, int | None)
     assert_type(opt.check_finite, Literal["propagate", "raise", "skip"])
     assert_type(opt.coupled_weight_decay, bool)
+    assert_type(opt.decay_as_factor, bool)
     assert_type(opt.maximize, bool)
     assert_type(opt.state_dtype, Literal["bfloat16", "int8"] | Mapping[str, str | None] | None)
     assert_type(opt.master_weights, bool)
@@ -305,6 +306,11 @@ def torch_program() -> None:
     away.step()
     optimc.torch.offload(optimc.torch.AdamW)
     optimc.torch.step_in_backward([parameter], optimc.torch.AdamW, accumulate=2, clip_value=1.0, clip_norm_before=1.0)
+    lion: torch.optim.Optimizer = optimc.torch.Lion([parameter], 0.1, betas=(0.9, 0.99), state_dtype="bfloat16")
+    lion.step()
+    free = optimc.torch.ScheduleFreeAdamW([parameter], lr=0.1, warmup_steps=2)
+    free.eval()
+    free.train()
     assert_type(optimc.from_torch(opt), optimc.Optimizer)
 
 
