@@ -103,7 +103,7 @@ def _measure_again(found, results, patience):
     raced = report.raced({"cases": list(results.values())})
 
     def disturbed(name, first):
-        return [case.job for case in found if not (case.job.pause or case.job.rival)
+        return [case.job for case in found if not (case.job.pause or case.job.rival or case.job.matmul)
                 and (case.job.name in raced) == first
                 and disturbance(results[case.job.name]["sets"].get(name, {})) > report.CALM]
     for first in (True, False):

@@ -30,6 +30,8 @@ EVERYWHERE = {                                                  # each option al
     "coupled decay": {"coupled_weight_decay": True}, "accumulation": {"gradient_accumulation_steps": 2},
     "maximize": {"maximize": True},
 }
+#: its cases are timed where torch is, whose threads are awake then
+AFTER_MATMUL = "after a product of matrices by torch"
 CLIP_EMA = {"global_clipnorm": 1.0, "use_ema": True}
 MODERN = {"loss_scale_factor": 1024.0, "check_finite": "skip", **CLIP_EMA}
 QUICK = ("lists/small network", "lists/50 x 100", "lists/100 x 10 000", "sizes/1 000 000", "sizes/25 000 000",
@@ -111,6 +113,8 @@ def cases(threads):
     for n in (1_000, 32_000, 100_000, 1_000_000, BIG):
         yield Case("after 50 ms of idleness", number(n),
                    Job("", Work([(n,)]), both, pause=0.05, peers=slow, budget=8.0))
+    for n in (1_000_000, 5_000_000, BIG):
+        yield Case(AFTER_MATMUL, number(n), Job("", Work([(n,)]), both, matmul=True, peers=slow, budget=8.0))
     for n in (1_000, 100_000, 1_000_000, BIG):
         yield Case("with a rival process", number(n),
                    Job("", Work([(n,)]), both, rival=True, peers=slow, seconds=0.05, budget=8.0))

@@ -32,6 +32,7 @@
 #endif
 
 #include "plan/pool.h"
+#include "plan/team.h"
 
 /* The floating-point mode of a thread: how it rounds, and whether denormals are zero.  The C library reads and sets
    it on any machine, but needs a microsecond on x86, where the two control words take some nanoseconds. */
@@ -86,6 +87,9 @@ static const double WORTH_WAKING = 110e3;   /* work that is worth waking many fo
 static const double WORTH_WAKING_ONE = 600e3;       /* or one alone: after a pause all comes from memory, of whose
                                                speed one core has most */
 
+static const double LONG_WAIT = 100e3;      /* ns that show that another program has the processor of a worker */
+enum { MOST_ALONE = 32 };
+
 /* The gate: generation << 40 | high << 20 | low. */
 enum { BITS = 20 };
 static const uint64_t MASK = (1u << BITS) - 1;
@@ -98,11 +102,14 @@ static struct {
     void *context;
     struct mode mode;                       /* the caller's floating-point mode */
 
-    _Atomic int threads;                    /* allowed, the caller included; 0: not decided yet */
+    _Atomic int set, usual;                 /* threads that were set, and those of the environment; 0: none */
+    _Atomic int processors;                 /* 0: not asked for yet */
+    _Atomic int threads;                    /* allowed in the last region, the caller included */
     _Atomic int running;                    /* workers started */
     _Atomic int parked;                     /* of these, asleep */
     _Atomic int eager;
     double last;                            /* when the last region worth sharing ended */
+    int alone, penalty;                     /* regions that the caller still runs alone; how many the next time */
 
     pthread_mutex_t region;                 /* held while a region runs */
     pthread_mutex_t park;
@@ -113,6 +120,7 @@ static struct {
     int aloft;
     uint64_t forks;
 } pool = {
+    .penalty = 1,
     .region = PTHREAD_MUTEX_INITIALIZER,
     .park = PTHREAD_MUTEX_INITIALIZER,
     .wake = PTHREAD_COND_INITIALIZER,
@@ -232,17 +240,10 @@ static void run_alone(void (*task)(void *, size_t), void *context, size_t chunks
         task(context, chunk);
 }
 
-static void run_shared(void (*task)(void *, size_t), void *context, size_t chunks, int wake)
+/* Claims and runs chunks from the front until none is left; returns how many. */
+static size_t run_front(void (*task)(void *, size_t), void *context)
 {
-    pool.task = task;
-    pool.context = context;
-    pool.mode = own_mode();
-    atomic_store(&pool.done, 0);
-    uint64_t gate = (generation_of(atomic_load(&pool.gate)) + 1) << 2 * BITS | (uint64_t)chunks << BITS;
-    atomic_store(&pool.gate, gate);
-    if (wake)
-        wake_workers();
-
+    uint64_t gate;
     size_t mine = 0;
     while (open_gate(gate = atomic_load(&pool.gate))) {
         if (atomic_compare_exchange_weak(&pool.gate, &gate, gate + 1)) {
@@ -250,34 +251,117 @@ static void run_shared(void (*task)(void *, size_t), void *context, size_t chunk
             mine++;
         }
     }
-    for (unsigned spins = 1; atomic_load(&pool.done) < chunks - mine; spins++) {
+    return mine;
+}
+
+/* A region that runs in a team: see team.h. */
+struct lent { void (*task)(void *, size_t); void *context; _Atomic int workers; size_t mine; double left; };
+
+static void work_lent(void *context, int is_caller)
+{
+    struct lent *const lent = context;
+    if (is_caller) {
+        lent->mine = run_front(lent->task, lent->context);
+        lent->left = optimc_nanoseconds();
+    } else if (atomic_fetch_add(&lent->workers, 1) + 1 < atomic_load(&pool.threads)) {
+        const struct mode own = own_mode();
+        int64_t region = NO_REGION;
+        while (work(&region))
+            ;
+        set_mode(&own);
+    }
+}
+
+enum helpers { NOBODY, AWAKE, PARKED, TEAM };       /* who helps the caller */
+
+/* Runs a region with helpers; returns how long the caller waited for them in the end, ns. */
+static double run_shared(void (*task)(void *, size_t), void *context, size_t chunks, enum helpers helpers)
+{
+    pool.task = task;
+    pool.context = context;
+    pool.mode = own_mode();
+    atomic_store(&pool.done, 0);
+    atomic_store(&pool.gate, (generation_of(atomic_load(&pool.gate)) + 1) << 2 * BITS | (uint64_t)chunks << BITS);
+    struct lent lent = {.task = task, .context = context};
+    if (helpers == PARKED)
+        wake_workers();
+    if (helpers == TEAM)
+        optimc_team_run(work_lent, &lent);
+    else
+        work_lent(&lent, 1);
+    for (unsigned spins = 1; atomic_load(&pool.done) < chunks - lent.mine; spins++) {
         pause_briefly();
         if (spins % 64 == 0)
             sched_yield();
     }
+    return optimc_nanoseconds() - lent.left;
 }
 
 static int is_worth_waking(double nanoseconds)
 {
-    return nanoseconds >= WORTH_WAKING && nanoseconds * (optimc_pool_threads() - 1) >= WORTH_WAKING_ONE;
+    return nanoseconds >= WORTH_WAKING && nanoseconds * (atomic_load(&pool.threads) - 1) >= WORTH_WAKING_ONE;
+}
+
+/* 1 if the caller's team should run a region: its workers are awake, or a region that is worth waking them shows who
+   they are. */
+static int is_for_team(double nanoseconds)
+{
+    const enum team team = optimc_team_state();
+    const int fits = team != TEAM_NONE && atomic_load(&pool.threads) <= optimc_team_size();
+    return fits && (team == TEAM_AWAKE || (team == TEAM_UNKNOWN && nanoseconds >= WORTH_WAKING));
+}
+
+/* Sets the threads of the regions that follow. */
+static void allow(int threads)
+{
+    if (atomic_exchange(&pool.threads, threads) > threads)
+        wake_workers();                     /* those no longer wanted leave */
+}
+
+/* Who helps in a region that may have helpers. */
+static enum helpers choose(double nanoseconds, int eager)
+{
+    const int parked = atomic_load(&pool.parked), asleep = parked >= atomic_load(&pool.running);
+    if (pool.alone && !eager) {
+        pool.alone--;
+        return NOBODY;
+    }
+    if (is_for_team(nanoseconds))
+        return TEAM;
+    if (asleep && !eager && !is_worth_waking(nanoseconds) && optimc_nanoseconds() - pool.last >= SPIN)
+        return NOBODY;
+    return parked ? PARKED : AWAKE;
+}
+
+/* A worker whose processor another program has taken in the midst of a chunk comes back after milliseconds.  The more
+   often the caller waits so long, the more regions it runs alone before it tries again. */
+static void avoid_rivals(double waited)
+{
+    if (waited < LONG_WAIT) {
+        pool.penalty = 1;
+        return;
+    }
+    pool.penalty = pool.penalty < MOST_ALONE ? pool.penalty * 2 : MOST_ALONE;
+    pool.alone = pool.penalty;
 }
 
 void optimc_pool_run(void (*task)(void *context, size_t chunk), void *context, size_t chunks,
     double nanoseconds)
 {
     const int eager = atomic_load(&pool.eager);
-    if (chunks < 2 || (nanoseconds < WORTH_AWAKE && !eager) || optimc_pool_threads() < 2
-        || pthread_mutex_trylock(&pool.region)) {
+    const int threads = chunks < 2 || (nanoseconds < WORTH_AWAKE && !eager) ? 1 : optimc_pool_threads();
+    if (threads < 2 || pthread_mutex_trylock(&pool.region)) {
         run_alone(task, context, chunks);
         return;
     }
-    const int asleep = atomic_load(&pool.parked) >= atomic_load(&pool.running);
-    const double now = optimc_nanoseconds();
-    if (!asleep || eager || is_worth_waking(nanoseconds) || now - pool.last < SPIN) {
-        start_workers();
-        run_shared(task, context, chunks, atomic_load(&pool.parked) > 0);
-    } else {
+    allow(threads);
+    const enum helpers helpers = choose(nanoseconds, eager);
+    if (helpers == NOBODY) {
         run_alone(task, context, chunks);
+    } else {
+        if (helpers != TEAM)
+            start_workers();
+        avoid_rivals(run_shared(task, context, chunks, helpers));
     }
     pool.last = optimc_nanoseconds();
     pthread_mutex_unlock(&pool.region);
@@ -287,18 +371,26 @@ void optimc_pool_run(void (*task)(void *context, size_t chunk), void *context, s
 
 int optimc_pool_threads(void)
 {
-    int threads = atomic_load(&pool.threads);
-    if (!threads) {
-        threads = optimc_processors();
-        atomic_store(&pool.threads, threads);
-    }
-    return threads;
+    const int set = atomic_load(&pool.set);
+    if (set)
+        return set;
+    int processors = atomic_load(&pool.processors), most = optimc_team_size();
+    if (!processors)
+        atomic_store(&pool.processors, processors = optimc_processors());
+    if (!most)
+        most = atomic_load(&pool.usual);
+    return most && most < processors ? most : processors;
 }
 
 void optimc_pool_set_threads(int threads)
 {
-    atomic_store(&pool.threads, threads);
-    wake_workers();                         /* those no longer wanted leave */
+    atomic_store(&pool.set, threads);
+    allow(optimc_pool_threads());
+}
+
+void optimc_pool_set_usual(int threads)
+{
+    atomic_store(&pool.usual, threads);
 }
 
 void optimc_pool_set_eager(int eager)
@@ -368,6 +460,7 @@ static void after_fork_in_child(void)
     pthread_cond_init(&pool.wake, NULL);
     atomic_store(&pool.running, 0);
     atomic_store(&pool.parked, 0);
+    optimc_team_leave();
     pool.forks++;
 }
 

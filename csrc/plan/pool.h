@@ -12,9 +12,15 @@ enum { MAX_CHUNKS = 1 << 18 };
 /* Prepares the pool to survive fork(); once per process, before any other call.  0, or an errno. */
 int optimc_pool_setup(void);
 
-/* Threads a step may use, the caller included. */
+/* Threads a step may use, the caller included: those that were set; else, of the processors, as many as the program's
+   OpenMP runtime would use here; without one, as the environment says that it would. */
 int optimc_pool_threads(void);
+
+/* 0: none are set. */
 void optimc_pool_set_threads(int threads);
+
+/* Threads of OpenMP by the environment; 0: it does not say. */
+void optimc_pool_set_usual(int threads);
 
 /* For tests: every region of more than one chunk uses the workers, however small it is. */
 void optimc_pool_set_eager(int eager);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "plan/pool.h"
+#include "plan/team.h"
 #include "python/rows_type.h"
 
 _Static_assert(sizeof(npy_intp) == sizeof(ptrdiff_t), "shapes and strides are passed as they are");
@@ -68,7 +69,20 @@ static PyObject *core_force_threads(PyObject *Py_UNUSED(module), PyObject *argum
     if (threads < 0 || threads > MAX_THREADS)
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "bad number of threads");
     optimc_pool_set_eager(threads > 0);
-    optimc_pool_set_threads(threads ? (int)threads : optimc_processors());
+    optimc_pool_set_threads((int)threads);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(use_team_doc, "_use_team($module, run, size, /)\n--\n\n"
+"Names, by their addresses, GOMP_parallel and omp_get_max_threads of the program's OpenMP runtime; 0 and 0\n"
+"for none.  Large steps run in its threads while they are awake, and use no more threads than it would.");
+
+static PyObject *core_use_team(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    unsigned long long run, size;
+    if (!PyArg_ParseTuple(args, "KK:_use_team", &run, &size))
+        return NULL;
+    optimc_team_use((team_run *)(uintptr_t)run, (team_size *)(uintptr_t)size);
     Py_RETURN_NONE;
 }
 
@@ -117,6 +131,7 @@ static PyMethodDef core_methods[] = {
     METHOD("_plant", core_plant, METH_VARARGS, plant_doc),
 #endif
     METHOD("set_num_threads", core_set_num_threads, METH_O, set_num_threads_doc),
+    METHOD("_use_team", core_use_team, METH_VARARGS, use_team_doc),
     METHOD("get_num_threads", core_get_num_threads, METH_NOARGS,
         "get_num_threads($module)\n--\n\nHow many threads a large step may use."),
     METHOD("_force_threads", core_force_threads, METH_O,
@@ -252,6 +267,15 @@ static int add_constants(PyObject *module)
         || PyModule_AddIntMacro(module, CHECKED) || PyModule_AddIntMacro(module, NOT_AS_PLANNED) ? -1 : 0;
 }
 
+/* The threads that OMP_NUM_THREADS allows, the first of its list; 0 if it says nothing that OpenMP takes. */
+static int threads_of_openmp(void)
+{
+    const char *const threads = getenv("OMP_NUM_THREADS");
+    char *end = NULL;
+    const long n = threads ? strtol(threads, &end, 10) : 0;
+    return n < 1 || (*end && *end != ',') ? 0 : n < MAX_THREADS ? (int)n : MAX_THREADS;
+}
+
 /* OPTIMC_ISA and OPTIMC_NUM_THREADS: one clear error each. */
 static int read_environment(struct state *state)
 {
@@ -264,6 +288,7 @@ static int read_environment(struct state *state)
         Py_XDECREF(names);
         return -1;
     }
+    optimc_pool_set_usual(threads_of_openmp());
     if (threads && *threads) {
         char *end;
         const long n = strtol(threads, &end, 10);

@@ -54,7 +54,7 @@ try:
 except ImportError as _error:
     lazy.needs("torch", _error)
 
-from optimc.torch import own
+from optimc.torch import openmp, own
 from optimc.torch.backward import step_in_backward
 from optimc.torch.host import offload
 from optimc.torch.step import SparseOptimizer, TorchOptimizer
@@ -65,6 +65,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from optimc.torch_names import Counterpart
+
+
+openmp.borrow()
 
 
 def _make(name: str) -> Any:

@@ -9,6 +9,9 @@ from conftest import require
 from forks import fork
 from torch_cases import parameters, set_grads
 
+import optimc
+from optimc import _core
+
 torch = require("torch")
 ot = pytest.importorskip("optimc.torch")
 
@@ -102,6 +105,37 @@ def test_a_state_dict_beside_steps_is_of_one_moment():
             done.set()
     threads(saving, stepping)
     assert all(len(of_one) == 1 for of_one in seen)
+
+
+def test_torchs_threads_are_heeded():
+    before, of_torch = optimc.get_num_threads(), torch.get_num_threads()
+    _core._force_threads(0)
+    try:
+        torch.set_num_threads(1)
+        assert optimc.get_num_threads() == 1
+        optimc.set_num_threads(before)
+        assert optimc.get_num_threads() == before
+    finally:
+        torch.set_num_threads(of_torch)
+        _core._force_threads(0)
+
+
+def test_steps_among_parallel_work_of_torchs():
+    """The threads of torch's runtime step while they are awake; the bits are those of one thread."""
+    def train():
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 1_500_001))
+        p.grad = torch.linspace(2, -1, 1_500_001)
+        ours = ot.AdamW([p], lr=0.1)
+        for _ in range(20):
+            torch.ones(300, 300) @ torch.ones(300, 300)
+            ours.step()
+        return p.detach()
+    shared = train()
+    optimc.set_num_threads(1)
+    try:
+        assert torch.equal(train(), shared)
+    finally:
+        _core._force_threads(0)
 
 
 def test_optimizers_do_not_wait_for_each_other():

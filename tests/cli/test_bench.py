@@ -81,7 +81,7 @@ def test_a_slow_contestant_sits_out_turns_evenly():
 
 def test_after_a_pause_comes_one_step():
     done = []
-    interleaved({"a": Contestant(lambda: done.append(0))}, repeats=5, pause=1e-4)
+    interleaved({"a": Contestant(lambda: done.append(0))}, repeats=5, between=lambda: None)
     assert len(done) <= 2 + 10 + 5
 
 

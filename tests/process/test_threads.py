@@ -50,6 +50,101 @@ def test_environment():
         assert "ImportError: OPTIMC_NUM_THREADS=" in bad.stderr.splitlines()[-1]
 
 
+def test_openmp_of_the_environment_is_heeded():
+    """torchrun sets OMP_NUM_THREADS=1, so that the processes of a machine leave each other their processors."""
+    ask = "import optimc; print(optimc.get_num_threads())"
+    most = run(ask, OMP_NUM_THREADS="").stdout
+    for value, expected in (("1", "1\n"), ("1,4", "1\n"), ("1024", most), ("0", most), ("x", most), ("1x", most)):
+        assert run(ask, OMP_NUM_THREADS=value).stdout == expected, value
+    assert run(ask, OMP_NUM_THREADS="1", OPTIMC_NUM_THREADS=most.strip()).stdout == most
+
+
+WITH_RUNTIME = """
+import ctypes, threading
+import numpy as np
+import optimc
+
+entered, threads = [], 2
+WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+def parallel(work, data, n, flags):
+    entered.append((n, flags))
+    helper = threading.Thread(target=WORK(work), args=(data,))
+    helper.start()
+    WORK(work)(data)
+    helper.join()
+
+
+@ctypes.CFUNCTYPE(ctypes.c_int)
+def most():
+    return threads
+
+
+def address(function):
+    return ctypes.cast(function, ctypes.c_void_p).value
+
+
+def train():
+    w, g = np.linspace(-1, 1, 2_000_003, dtype=np.float32), np.linspace(2, -1, 2_000_003, dtype=np.float32)
+    optimizer = optimc.Adam(global_clipnorm=1.0)
+    for _ in range(5):
+        optimizer.apply([g], [w])
+    return w
+
+
+before = optimc.get_num_threads()
+alone = train()
+optimc._core._use_team(address(parallel), address(most))
+"""
+
+
+def with_runtime(code):
+    done = run(WITH_RUNTIME + code)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(optimc.get_num_threads() < 2, reason="a single processor")
+def test_steps_in_the_threads_of_a_runtime():
+    """A runtime in Python, of one worker: the bits are those of the pool."""
+    found = with_runtime("print((train() == alone).all(), set(entered), len(entered) > 0)")
+    assert found == ["True", "{(0,", "0)}", "True"]
+
+
+@pytest.mark.skipif(optimc.get_num_threads() < 2, reason="a single processor")
+def test_a_runtime_says_how_many_threads_unless_optimc_is_told():
+    found = with_runtime("""
+threads = 1
+print(optimc.get_num_threads(), (train() == alone).all(), len(entered))
+optimc.set_num_threads(2)
+print(optimc.get_num_threads(), (train() == alone).all(), len(entered))     # more than the team has: the pool's
+threads = 2
+optimc.set_num_threads(1)
+print(optimc.get_num_threads(), (train() == alone).all(), len(entered))
+optimc._core._use_team(0, 0)
+optimc._core._force_threads(0)
+print(optimc.get_num_threads() == before)
+""")
+    assert found == ["1", "True", "0", "2", "True", "0", "1", "True", "0", "True"]
+
+
+@pytest.mark.skipif(optimc.get_num_threads() < 2, reason="a single processor")
+def test_a_child_of_a_fork_leaves_the_team_of_its_parent():
+    found = with_runtime("""
+import os, warnings
+warnings.simplefilter("ignore")
+train()
+asked = len(entered)
+child = os.fork()
+if not child:
+    os._exit(int(not ((train() == alone).all() and len(entered) == asked)))
+print(asked > 0, os.waitpid(child, 0)[1])
+""")
+    assert found == ["True", "0"]
+
+
 def test_affinity_is_honoured():
     one = run("import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
               "import optimc; print(optimc.get_num_threads())")

@@ -9,6 +9,7 @@ again for the jobs that are left.
 The child speaks JSON on its standard output, a message a line; libraries' own output goes to standard error.
 """
 
+import functools
 import importlib.util
 import json
 import operator
@@ -19,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import optimc
@@ -43,8 +45,8 @@ class Job(NamedTuple):
     `variants` are more works of optimc in the same turns, by name, with the limit and peers of those that are narrow.
 
     Everybody is timed with the first number of `threads`; optimc, the limit, and peers that can set their threads,
-    with the others too.  With `pause`, each repeat is one step, after a sleep of so many seconds.  With `rival`,
-    another process keeps a core busy.
+    with the others too.  With `pause`, each repeat is one step, after a sleep of so many seconds; with `matmul`,
+    after a product of matrices by torch on all threads.  With `rival`, another process keeps a core busy.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Job(NamedTuple):
     threads: tuple[int, ...] = (1,)
     pause: float = 0.0
     rival: bool = False
+    matmul: bool = False
     peers: tuple[str, ...] | None = None        # None: all
     repeats: int = 25
     seconds: float = 0.02                       # how long a repeat of a quick step should take
@@ -132,6 +135,21 @@ def _setter(function, threads):
     return lambda: function(threads)
 
 
+def _between(job: Job) -> Callable[[], object] | None:
+    """Returns a function to be called before each repeat of a job, or None."""
+    if job.matmul:
+        import torch
+
+        import optimc.torch  # which shares threads with torch  # noqa: F401
+        matrix = torch.ones(1024, 1024)
+
+        def multiply():
+            torch.set_num_threads(max(job.threads))
+            return matrix @ matrix
+        return multiply
+    return functools.partial(time.sleep, job.pause) if job.pause else None
+
+
 def measure(job: Job, set_name: str) -> dict[str, dict[str, Any]]:
     """The figures of a job, by contestant; {"error": why} for one that failed, {"skipped": why} for one not timed."""
     works = {"": job.work, **job.variants}
@@ -148,7 +166,7 @@ def measure(job: Job, set_name: str) -> dict[str, dict[str, Any]]:
         built, others = built | more, others | failed
     rival = subprocess.Popen([sys.executable, "-c", RIVAL]) if job.rival else None
     try:
-        times = interleaved(built, job.repeats, job.seconds, job.budget, job.pause)
+        times = interleaved(built, job.repeats, job.seconds, job.budget, _between(job))
     finally:
         if rival:
             rival.kill()

@@ -23,7 +23,8 @@ class Contestant(NamedTuple):
 
 
 def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: float = 0.02,
-                budget: float = math.inf, pause: float = 0.0) -> dict[str, list[float] | str]:
+                budget: float = math.inf, between: Callable[[], object] | None = None,
+                ) -> dict[str, list[float] | str]:
     """Times contestants in turn; returns each one's time per step in ns, one per repeat, or its error.
 
     Args:
@@ -32,7 +33,7 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
             least five: it sits out turns, evenly, so that the quick ones are still timed often.
         seconds: how long a repeat should take; a quick step is done many times in it.  The first eighth of the steps
             is not timed; of a slow step, it is one step more.
-        pause: seconds to sleep before each repeat, which is then one step, with none before it.
+        between: is called before each repeat, which is then one step, with none before it.
 
     Example:
         >>> from optimc.cli.bench.timing import Contestant, interleaved
@@ -49,12 +50,12 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
     def repeat(name, n, untimed=1):
         one = contestants[name]
         try:
+            if between:
+                between()
             if one.before:
                 one.before()
-            if pause:
-                time.sleep(pause)
             step = one.step
-            for _ in range(0 if pause else untimed):
+            for _ in range(0 if between else untimed):
                 step()                      # the others have pushed its arrays out of the cache
             start = time.perf_counter()
             for _ in range(n):
@@ -64,16 +65,20 @@ def interleaved(contestants: dict[str, Contestant], repeats: int = 25, seconds: 
             times[name] = said(error)
             return math.nan
 
+    start = time.perf_counter()
+    if between:
+        between()
+    rest = time.perf_counter() - start
     for name, one in contestants.items():
         repeat(name, 1)                     # builds, compiles
         once = repeat(name, 1)
         if once < seconds / 20 * 1e9:
             once = repeat(name, min(10, one.most))
         if not math.isnan(once):
-            steps = 1 if pause else min(int(seconds / once * 1e9), one.most)
+            steps = 1 if between else min(int(seconds / once * 1e9), one.most)
             first[name] = max(1, steps // 8)
             loops[name] = max(1, steps - first[name])
-            lasts[name] = (loops[name] + (0 if pause else first[name])) * once / 1e9 + pause
+            lasts[name] = (loops[name] + (0 if between else first[name])) * once / 1e9 + rest
     turns = {name: int(min(max(budget / len(loops) / lasts[name], FEWEST), repeats)) for name in loops}
     gc.collect()
     for k in range(repeats):
