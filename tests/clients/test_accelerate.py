@@ -1,6 +1,7 @@
 """accelerate with optimc.torch: accumulation, clipping and a saved state as with torch's class."""
 
 import pytest
+from page_programs import program
 
 accelerate = pytest.importorskip("accelerate", exc_type=ImportError)
 torch, adapter = pytest.importorskip("torch"), pytest.importorskip("optimc.torch")
@@ -39,3 +40,12 @@ def test_weights_are_those_of_torchs_class(tmp_path):
     expected = train(torch.optim.AdamW, tmp_path / "b")
     assert (first - expected[0]).abs().max() < 1e-5 and (second - expected[1]).abs().max() < 1e-5
     assert torch.equal(second, again) and not torch.equal(first, second)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_program_of_the_page_runs(tmp_path):
+    model = torch.nn.Linear(8, 1)
+    before, data = model.weight.detach().clone(), torch.utils.data.TensorDataset(torch.randn(8, 8), torch.randn(8, 1))
+    loader = torch.utils.data.DataLoader(data, 2)
+    exec(program("Accelerator("), {"model": model, "loader": loader, "folder": tmp_path})
+    assert not torch.equal(before, model.weight) and list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """Lightning with optimc.torch: weights as with torch's class, also in bf16-true and with clipping in bf16-mixed."""
 
 import pytest
+from page_programs import program
 
 lightning = pytest.importorskip("lightning", exc_type=ImportError)
 torch, adapter = pytest.importorskip("torch"), pytest.importorskip("optimc.torch")
@@ -37,3 +38,12 @@ def train(cls, precision, folder):
 def test_weights_are_those_of_torchs_class(precision, most, tmp_path):
     weights = train(adapter.AdamW, precision, tmp_path)
     assert (weights - train(torch.optim.AdamW, precision, tmp_path)).abs().max() < most
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_program_of_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = torch.utils.data.TensorDataset(torch.randn(16, 8), torch.randn(16, 1))
+    names = {"loader": torch.utils.data.DataLoader(data, 4)}
+    exec(program("lightning.Trainer("), names)
+    assert isinstance(names["trainer"].optimizers[0], adapter.AdamW)

@@ -1,6 +1,7 @@
 """transformers' Trainer with optimc.torch: losses as with torch's class, a bfloat16 checkpoint, an exact resume."""
 
 import pytest
+from page_programs import program
 
 transformers = pytest.importorskip("transformers", exc_type=ImportError)
 torch, adapter = pytest.importorskip("torch"), pytest.importorskip("optimc.torch")
@@ -68,3 +69,13 @@ def test_a_bfloat16_checkpoint_trains_and_resumes_exactly(checkpoints, tmp_path)
     torch.testing.assert_close(losses, expected, atol=0.05, rtol=0)
     resumed, _ = train(tmp_path / "a", checkpoint, adapter.AdamW, resume=True)
     assert difference(model, resumed) == 0
+
+
+@pytest.mark.parametrize("part", ["optimizers=", "optimizer_cls_and_kwargs="])
+def test_the_programs_of_the_page_run(part, checkpoints, tmp_path):
+    arguments = transformers.TrainingArguments(str(tmp_path), max_steps=2, use_cpu=True, report_to=[],
+                                               disable_tqdm=True, save_strategy="no")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoints[torch.bfloat16])
+    names = {"model": model, "arguments": arguments, "data": Data()}
+    exec(program(part), names)
+    assert isinstance(names["trainer"].optimizer.optimizer, adapter.AdamW)
