@@ -4,7 +4,7 @@
    gradients.  A step over several optimizers is in transaction.c, one over parts of weights in shares.c, one over
    tensors in tensors.c. */
 #define NO_IMPORT_ARRAY
-#include "python/boundary.h"
+#include "python/tensors.h"
 
 #include "plan/pool.h"
 
@@ -23,6 +23,8 @@ void optimc_end_step(Optimizer *self, int ran)
     PyObject *type = NULL, *value, *traceback;
     if (!ran)
         PyErr_Fetch(&type, &value, &traceback);
+    else if (self->tensors)
+        optimc_write_numbers(self);
     optimc_leave_step(self);
     if (self->before && !ran)
         optimc_hold(self, NULL, self->before);

@@ -244,6 +244,7 @@ void optimc_release_tensors(struct tensors *tensors)
     for (size_t k = 0; k < 2 * tensors->n + tensors->n_parts && tensors->held; k++)
         Py_CLEAR(tensors->storages[k]);
     tensors->measured = tensors->held = 0;
+    tensors->table = NULL;
 }
 
 /* --------------------------------------------------------------------------- looking - */
@@ -438,6 +439,9 @@ int optimc_match_tensors(Optimizer *self, PyObject *list, const struct tensor_ex
     const int found = collect(&look);
     if (found != CHECKED)
         return found;
+    if (!optimc_numbers_are_left(self, table))
+        return NOT_AS_PLANNED;
+    tensors->table = table;
     tensors->held = held || is_worth_holding(tensors, self->plan);
     self->plan->keeps_gil = !tensors->held;
     return look_at_all(&look, tensors->held);

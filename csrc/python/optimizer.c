@@ -140,6 +140,7 @@ static int optimizer_traverse(Optimizer *self, visitproc visit, void *arg)
     if (self->tensors) {
         Py_VISIT(self->tensors->watched);
         Py_VISIT(self->tensors->given);
+        Py_VISIT(self->tensors->kept);
     }
     return 0;
 }

@@ -31,6 +31,8 @@ void optimc_free_tensors(struct tensors *tensors)
     Py_XDECREF(tensors->given);
     Py_XDECREF(tensors->types);
     Py_XDECREF(tensors->rows);
+    Py_XDECREF(tensors->kept);
+    PyMem_Free(tensors->numbers);
     PyMem_Free(tensors->by_rows);
     PyMem_Free(tensors->rests);
     for (int k = 0; k < TENSOR_NAMES; k++)
@@ -79,7 +81,7 @@ static int read_parts(const Plan *plan, struct tensors *tensors)
 
 /* Makes what steps over tensors need, or NULL with an error. */
 static struct tensors *make_tensors(const Plan *plan, PyObject *orders, PyObject *watched, PyObject *parts,
-    PyObject *types, PyObject *rows)
+    PyObject *types, PyObject *rows, PyObject *numbers)
 {
     static const char *const names[TENSOR_NAMES] = {
         [GRAD] = "grad", [STORAGE] = "untyped_storage", [ADDRESS] = "data_ptr", [BYTES] = "nbytes",
@@ -96,6 +98,7 @@ static struct tensors *make_tensors(const Plan *plan, PyObject *orders, PyObject
         tensors->given = Py_XNewRef(parts);
         tensors->types = types ? Py_NewRef(types) : PyTuple_New(0);
         tensors->rows = Py_NewRef(rows);
+        tensors->kept = Py_XNewRef(numbers);
         tensors->by_rows = PyMem_Calloc(tensors->n + 1, sizeof *tensors->by_rows);
         tensors->rests = PyMem_Calloc(tensors->n + 1, sizeof *tensors->rests);
         tensors->parts = PyMem_Calloc(tensors->n_parts + 1, sizeof *tensors->parts);
@@ -109,7 +112,7 @@ static struct tensors *make_tensors(const Plan *plan, PyObject *orders, PyObject
     }
     if (failed && !PyErr_Occurred())
         PyErr_NoMemory();
-    if (!failed && !read_parts(plan, tensors))
+    if (!failed && !read_parts(plan, tensors) && (!numbers || !optimc_read_numbers(plan, numbers, tensors)))
         return tensors;
     optimc_free_tensors(tensors);
     return NULL;
@@ -148,7 +151,8 @@ static int check_watched(PyObject *watched)
 {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(watched); i++) {
         PyObject *entry = PyTuple_GET_ITEM(watched, i);
-        if (PyTuple_Check(entry) && PyTuple_GET_SIZE(entry) == 3 && PyDict_Check(PyTuple_GET_ITEM(entry, 0)))
+        if (PyTuple_Check(entry) && PyTuple_GET_SIZE(entry) == 3
+            && (PyDict_Check(PyTuple_GET_ITEM(entry, 0)) || PyWeakref_CheckRef(PyTuple_GET_ITEM(entry, 0))))
             continue;
         PyErr_Format(PyExc_ValueError, "watched[%zd]: expected (dict, key, value)", i);
         return -1;
@@ -156,20 +160,25 @@ static int check_watched(PyObject *watched)
     return 0;
 }
 
-PyDoc_STRVAR(prepare_tensors_doc, "_prepare_tensors($self, orders, watched, parts=(), types=(), rows=None, /)\n--\n\n"
+PyDoc_STRVAR(prepare_tensors_doc, "_prepare_tensors($self, orders, watched, parts=(), types=(), rows=None,\n"
+"    numbers=(), /)\n--\n\n"
 "Prepares steps over tensors; call it after `_bind`.  `orders` has for each weight None, or a tuple of its axes in\n"
 "the order of memory.  `watched` is a tuple of (dict, key, value) that the plan depends on.  The item of the dict\n"
 "must stay an equal number, a list of the same objects as a tuple, or else the same object; where it lacks, None\n"
-"counts.  `parts` is a tuple of (weight, part, dict, key): where a program may put another tensor for a slot (its\n"
-"number in the rule), an average, an accumulator or a master (PART_*), or move it; parts that no program can reach\n"
-"need not be there.  `types` is a tuple of types of tensors whose methods run no Python code.  `rows` is a function\n"
-"of (gradient, tensor, i) that gives the Rows that a sparse gradient of weight i stands for, or None.");
+"counts.  A weak reference in place of a dict means the attributes of its object; one in place of an object is to\n"
+"refer to it.  `parts` is a tuple of (weight, part, dict, key): where a program may put another tensor for a slot\n"
+"(its number in the rule), an average, an accumulator or a master (PART_*), or move it; parts that no program can\n"
+"reach need not be there.  `types` is a tuple of types of tensors whose methods run no Python code.  `rows` is a\n"
+"function of (gradient, tensor, i) that gives the Rows that a sparse gradient of weight i stands for, or None.\n"
+"`numbers` is a tuple of (weight, which, dict, key, tensor): where its owner keeps the count of a weight (0) or a\n"
+"scalar (from 1 on), as float64, or a count as float32.  A step is as planned if they are as the last one left\n"
+"them, and writes its own there.");
 
 static PyObject *prepare_tensors_now(Optimizer *self, PyObject *args)
 {
-    PyObject *orders, *watched, *parts = NULL, *types = NULL, *rows = Py_None;
-    if (!PyArg_ParseTuple(args, "O!O!|O!O!O", &PyTuple_Type, &orders, &PyTuple_Type, &watched, &PyTuple_Type, &parts,
-            &PyTuple_Type, &types, &rows)
+    PyObject *orders, *watched, *parts = NULL, *types = NULL, *rows = Py_None, *numbers = NULL;
+    if (!PyArg_ParseTuple(args, "O!O!|O!O!OO!", &PyTuple_Type, &orders, &PyTuple_Type, &watched, &PyTuple_Type,
+            &parts, &PyTuple_Type, &types, &rows, &PyTuple_Type, &numbers)
         || (self->plan && self->plan->matching != IDLE && optimc_refuse_nested(self)))
         return NULL;
     const size_t n = self->plan ? optimc_plan_weights(self->plan->core) : 0;
@@ -180,7 +189,7 @@ static PyObject *prepare_tensors_now(Optimizer *self, PyObject *args)
     if (check_orders(self->plan, orders) || check_watched(watched))
         return NULL;
     Plan *plan = (Plan *)Py_NewRef((PyObject *)self->plan);         /* a number of a part may run code */
-    struct tensors *tensors = make_tensors(plan, orders, watched, parts, types, rows),
+    struct tensors *tensors = make_tensors(plan, orders, watched, parts, types, rows, numbers),
         *old = self->tensors;
     const int kept = tensors && self->plan == plan && plan->matching == IDLE;
     Py_DECREF(plan);
@@ -203,6 +212,11 @@ static int is_same(PyObject *now, PyObject *then)
 {
     if (now == then)
         return 1;
+    if (PyWeakref_CheckRef(then)) {
+        PyObject *object = PyObject_CallNoArgs(then);
+        Py_XDECREF(object);
+        return !object ? -1 : object == now;
+    }
     if (PyTuple_Check(then)) {
         if (!PyList_Check(now) || PyList_GET_SIZE(now) != PyTuple_GET_SIZE(then))
             return 0;
@@ -214,6 +228,26 @@ static int is_same(PyObject *now, PyObject *then)
     return PyNumber_Check(then) ? PyObject_RichCompareBool(now, then, Py_EQ) : 0;
 }
 
+/* The dict of a watched item: a new reference, or NULL, with an error unless its object is gone. */
+static PyObject *dict_of(PyObject *owner)
+{
+    if (PyDict_Check(owner))
+        return Py_NewRef(owner);
+    PyObject *object = PyObject_CallNoArgs(owner);
+    PyObject *dict = object && object != Py_None ? PyObject_GenericGetDict(object, NULL) : NULL;
+    Py_XDECREF(object);
+    return dict;
+}
+
+/* What is watched there now: a new reference, None where it lacks, or NULL with an error. */
+static PyObject *now_at(PyObject *owner, PyObject *key)
+{
+    PyObject *dict = dict_of(owner), *now = dict ? PyDict_GetItemWithError(dict, key) : NULL;
+    now = now || PyErr_Occurred() ? Py_XNewRef(now) : Py_NewRef(Py_None);
+    Py_XDECREF(dict);
+    return now;
+}
+
 /* 1 if all watched items are unchanged, else 0; -1 on an error.  __eq__ of a number or a key may replace the item and
    what is watched. */
 int optimc_is_as_watched(const Optimizer *self)
@@ -222,8 +256,7 @@ int optimc_is_as_watched(const Optimizer *self)
     int same = 1;
     for (Py_ssize_t i = 0; watched && same > 0 && i < PyTuple_GET_SIZE(watched); i++) {
         PyObject *entry = PyTuple_GET_ITEM(watched, i);
-        PyObject *now = PyDict_GetItemWithError(PyTuple_GET_ITEM(entry, 0), PyTuple_GET_ITEM(entry, 1));
-        now = now || PyErr_Occurred() ? Py_XNewRef(now) : Py_NewRef(Py_None);
+        PyObject *now = now_at(PyTuple_GET_ITEM(entry, 0), PyTuple_GET_ITEM(entry, 1));
         same = now ? is_same(now, PyTuple_GET_ITEM(entry, 2)) : -1;
         Py_XDECREF(now);
     }

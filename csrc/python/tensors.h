@@ -15,6 +15,14 @@ struct tensor_part {
     PyObject *dict, *key;
 };
 
+/* A number of a weight that its owner keeps in a tensor, an item of a dict: its count (0) or scalar which - 1.
+   Borrowed from `kept`. */
+struct tensor_number {
+    size_t weight;
+    int which;
+    PyObject *dict, *key, *tensor;
+};
+
 /* Memory that is held: from low to high. */
 struct reach { const char *low, *high; };
 
@@ -23,10 +31,14 @@ struct tensors {
     PyObject *watched;                  /* (dict, key, value) that must not change */
     PyObject *given, *types;            /* the parts, and types whose methods run no Python code: tuples */
     PyObject *rows;                     /* a function that makes Rows of a sparse gradient, or None */
+    PyObject *kept;                     /* the numbers that the owner keeps: a tuple, or NULL */
     PyObject *names[TENSOR_NAMES];
     size_t n, n_parts;                  /* weights; parts of weights beside them */
     struct tensor_part *parts;
+    struct tensor_number *numbers;
+    size_t n_numbers;
     /* Of the step in progress: */
+    const struct tensor_exchange *table;        /* NULL without one */
     PyObject **items;                   /* the tensors of the parts, n_parts, or NULL */
     char *by_rows;                      /* whether the gradient of a weight is Rows, or was at the last step */
     char *rests;                        /* whether a weight has no gradient */
@@ -47,6 +59,14 @@ int optimc_make_rows(Optimizer *self, PyObject *list, size_t k);
 
 /* 1 if all watched items are unchanged, else 0; -1 with an error. */
 int optimc_is_as_watched(const Optimizer *self);
+
+/* numbers.c.
+   - read takes the numbers that `_prepare_tensors` was given.  0, or -1 with an error.
+   - are_left tells whether those of the weights of this step are what their owner was left with: 1 or 0.
+   - write gives their owner those that the step has made. */
+int optimc_read_numbers(const Plan *plan, PyObject *given, struct tensors *tensors);
+int optimc_numbers_are_left(const Optimizer *self, const struct tensor_exchange *table);
+void optimc_write_numbers(const Optimizer *self);
 
 /* The part of optimc_check_tensors that reads no element of a gradient. */
 int optimc_match_tensors(Optimizer *self, PyObject *list, const struct tensor_exchange *table, PyObject *grads,

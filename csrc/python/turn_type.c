@@ -14,7 +14,7 @@ typedef struct {
     PyObject_HEAD
     Optimizer *optimizer;               /* whose turn it is */
     Py_ssize_t depth;                   /* how many times the owner has entered */
-    PyObject *step;                     /* (optimizer, tensors, exchange), or None */
+    PyObject *step;                     /* (optimizer, tensors, exchange, others), or None */
 } Turn;
 
 static PyObject *turn_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
@@ -92,16 +92,30 @@ static PyObject *turn_exit(Turn *self, PyObject *const *Py_UNUSED(args), Py_ssiz
 
 PyDoc_STRVAR(apply_doc, "apply($self, /)\n--\n\n"
 "The step over tensors that `step` describes when the turn comes.  Returns those it has updated, an empty\n"
-"tuple if no tensor has a gradient, or None, having changed nothing, if `step` is None or not as planned.");
+"tuple if no tensor has a gradient, or None, having changed nothing, if `step` is None or not as planned, or if one\n"
+"of the others has a gradient.");
+
+/* 1 if one of these tensors has a gradient, else 0; -1 with an error. */
+static int has_gradient(PyObject *tensors)
+{
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tensors); i++) {
+        PyObject *grad = PyObject_GetAttrString(PyTuple_GET_ITEM(tensors, i), "grad");
+        Py_XDECREF(grad);                       /* only its identity counts */
+        if (grad != Py_None)
+            return grad ? 1 : -1;
+    }
+    return 0;
+}
 
 static PyObject *turn_apply(Turn *self, PyObject *Py_UNUSED(ignored))
 {
     if (enter(self))
         return NULL;
     PyObject *step = Py_NewRef(self->step), *stepped = NULL;
-    if (step == Py_None) {
+    const int late = step == Py_None ? 1 : has_gradient(PyTuple_GET_ITEM(step, 3));
+    if (late > 0) {
         stepped = Py_NewRef(Py_None);
-    } else {
+    } else if (!late) {
         const int found = optimc_apply_tensors((Optimizer *)PyTuple_GET_ITEM(step, 0), PyTuple_GET_ITEM(step, 1),
             PyTuple_GET_ITEM(step, 2), NULL, &stepped);
         if (found == NOT_AS_PLANNED)
@@ -122,9 +136,10 @@ static PyObject *get_step(Turn *self, void *Py_UNUSED(closure))
 static int set_step(Turn *self, PyObject *value, void *Py_UNUSED(closure))
 {
     const struct state *state = PyType_GetModuleState(Py_TYPE(self));
-    if (!value || (value != Py_None && !(PyTuple_Check(value) && PyTuple_GET_SIZE(value) == 3
+    if (!value || (value != Py_None && !(PyTuple_Check(value) && PyTuple_GET_SIZE(value) == 4
+            && PyTuple_Check(PyTuple_GET_ITEM(value, 3))
             && PyObject_TypeCheck(PyTuple_GET_ITEM(value, 0), state->type)))) {
-        PyErr_SetString(PyExc_TypeError, "step: expected None or (optimizer, tensors, exchange)");
+        PyErr_SetString(PyExc_TypeError, "step: expected None or (optimizer, tensors, exchange, others)");
         return -1;
     }
     Py_XSETREF(self->step, Py_NewRef(value));
@@ -139,8 +154,8 @@ static PyMethodDef turn_methods[] = {
 };
 
 static PyGetSetDef turn_getset[] = {
-    {"step", (getter)get_step, (setter)set_step, "What `apply` steps: (optimizer, tensors, exchange) or None.",
-        NULL},
+    {"step", (getter)get_step, (setter)set_step,
+        "What `apply` steps: (optimizer, tensors, exchange, tensors that must have no gradient) or None.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -4,8 +4,9 @@ A *cohort* is a set of parameters with the same flags: one inner optimizer of op
 always there is one.  A parameter without a gradient rests, as in torch.  torch counts steps by parameter, optimc by
 optimizer: once some of a cohort rest, each of its parameters counts in C.
 
-The inner optimizers hold the counts and the scalars of the rule.  `optimizer.state` gets them when somebody looks.
-What it says counts only where its owner has changed an entry (`Member.keeps`).
+The inner optimizers hold the counts and the scalars of the rule.  `optimizer.state` gets them when somebody looks for
+the first time, and from then on at every step, in C if they lie in tensors.  What it says counts only where its owner
+has changed an entry (`Member.keeps`).
 
 `Cohorts` plans anew what a program has changed: a flag, a list of parameters, the state.  It does not step; step.py
 does.  All of it runs in one turn, so that threads step, plan and look one after the other.
@@ -14,6 +15,7 @@ does.  All of it runs in one turn, so that threads step, plan and look one after
 from __future__ import annotations
 
 import re
+import weakref
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,7 +28,7 @@ from optimc.torch.bare import PLAIN, bare, is_real
 from optimc.torch.inner import make_inner
 from optimc.torch.member import Member
 from optimc.torch.slots import Slots
-from optimc.torch.states import States, count_of, number
+from optimc.torch.states import LAST_WHOLE, States, count_of, number
 from optimc.torch_names import MASTER, STORAGE
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from optimc.torch.member import Numbers
     from optimc.torch_names import Counterpart, Source
 
-    Entry = tuple[Config, str, object]
+    Entry = tuple[Config | weakref.ref[Any], str, object]
 
 #: torch's arguments that choose a kernel
 FLAGS = ("amsgrad", "nesterov", "centered", "maximize", "decoupled_weight_decay", "momentum")
@@ -58,6 +60,7 @@ class Cohort:
 
     Attributes:
         counts: whether each parameter counts its own steps, so that some can rest.
+        watched: whether C compares the counts and scalars in the state before a step, and writes them after it.
         params: the parameters.
         exchange: the table by which C looks at them, or None.
         unversioned: those of the parameters that can be stepped in inference mode only.
@@ -68,6 +71,7 @@ class Cohort:
     groups: list[Config]
     new: list[tuple[Member, str, Any]]
     counts: bool
+    watched: bool
     params: list[Tensor]
     exchange: Any
     unversioned: list[Tensor]
@@ -75,7 +79,7 @@ class Cohort:
     def __init__(self, inner: Optimizer, members: list[Member], groups: list[Config], parts: dict[str, int],
                  new: list[tuple[Member, str, Any]]) -> None:
         self.inner, self.members, self.groups, self.new = inner, members, groups, new
-        self.counts = False
+        self.counts = self.watched = False
         self.params = [member.param for member in members]
         self.exchange = tensors.EXCHANGE
         self.unversioned = [param for param in self.params if not tensors.has_version(param)]
@@ -85,20 +89,42 @@ class Cohort:
         self._parts = tuple((i, parts[key], member.state, key) for i, member in enumerate(members)
                             for key in member.slots if member.is_plain())
         self._entries: tuple[Entry, ...] = ()
-        self._watches_slots = False
+        self._watched_slots = False
         self._addresses = self._addresses_now()
         self._forms = [tensors.form(param) for param in self.params]
 
     def watch(self, entries: tuple[Entry, ...]) -> None:
         """Lets C watch entries of dicts: (dict, key, value)."""
-        self._entries, self._watches_slots = entries, False
+        self._entries, self._watched_slots, self.watched = entries, False, False
         self.inner._prepare_tensors(self._orders, entries, (), PLAIN, tensors.rows)
 
-    def watch_slots(self) -> None:
-        """Lets C look where the slots are, too, because a program may hold them."""
-        if not self._watches_slots and not self.new:
-            self.inner._prepare_tensors(self._orders, self._entries, self._parts, PLAIN, tensors.rows)
-            self._watches_slots = True
+    def watch_state(self, keys: Sequence[str], counterpart: Counterpart) -> None:
+        """Lets C look at the state, which a program may hold: at the slots, and at the numbers if it can."""
+        if self.watched or self.new:
+            return
+        entries = []
+        self.watched = self.exchange is not None and not self._odd
+        for i, (member, numbers) in enumerate(zip(self.members, self.numbers(), strict=True)):
+            for which, (key, value) in enumerate(counterpart.kept(keys, numbers).items()):
+                entry, left = member.numbers[key]
+                entries.append((i, which, member.state, key, entry))
+                self.watched &= left == value and tensors.is_number(entry, which == 0)
+        if self.watched or not self._watched_slots:
+            self.inner._prepare_tensors(self._orders, self._entries, self._parts, PLAIN, tensors.rows,
+                                        tuple(entries) if self.watched else ())
+            self._watched_slots = True
+
+    def recall(self, keys: Sequence[str], counterpart: Counterpart) -> None:
+        """Notes what C has written into the state."""
+        for member, numbers in zip(self.members, self.numbers(), strict=True) if self.watched else ():
+            for key, value in counterpart.kept(keys, numbers).items():
+                member.numbers[key] = member.numbers[key][0], value
+
+    def unwatch_large(self, keys: Sequence[str], counterpart: Counterpart) -> None:
+        """Lets Python write counts that float32 may not have."""
+        if self.watched and self.inner.iterations >= LAST_WHOLE:
+            self.recall(keys, counterpart)
+            self.watch(self._entries)
 
     def _addresses_now(self) -> list[int]:
         """Where tensors are that C does not ask.
@@ -160,6 +186,10 @@ class Cohort:
             self.inner._set_progress(tuple(numbers or self.numbers()))
             self.counts = True
 
+    def rests(self) -> bool:
+        """Whether some of the parameters have no gradient."""
+        return any(param.grad is None for param in self.params)
+
     def stepped(self) -> list[Tensor]:
         """The parameters that a step changes."""
         return [member.param for member in self._stepped()] if self.counts else self.params
@@ -174,9 +204,10 @@ class Cohort:
     def write_back(self) -> None:
         """Writes stepped copies into the parameters."""
         for member in self._odd:
-            member.write_back()
+            if member.param.grad is not None:
+                member.write_back()
 
-    def enter(self, states: States) -> None:
+    def enter(self, states: States | None) -> None:
         """Puts new slots into the state, once the step they were made for has run."""
         if self.new and self.inner.iterations != self._planned:
             for member, key, value in self.new:
@@ -195,10 +226,10 @@ class Cohort:
         of_group = {id(group): (count, *self.inner._scalars(k)) for k, group in enumerate(self.groups)}
         return [of_group[id(member.group)] for member in self.members]
 
-    def write(self, keys: Sequence[str], states: States, counterpart: Counterpart) -> None:
+    def write(self, keys: Sequence[str], states: States | None, counterpart: Counterpart) -> None:
         """Writes the counts and scalars into the state, but for those that its owner has changed."""
         count = self.inner.iterations
-        if keys and count and count != self._written and not self.new:
+        if keys and count and count != self._written and not self.new and not self.watched:
             for member, numbers in zip(self.members, self.numbers(), strict=True):
                 if numbers[0]:
                     member.write(counterpart.kept(keys, numbers))
@@ -206,9 +237,9 @@ class Cohort:
             self._written = count
 
 
-def _enter(states: States, member: Member) -> None:
+def _enter(states: States | None, member: Member) -> None:
     """Puts the state of a member into the states, if there is none for its parameter."""
-    if dict.get(states, member.param) is None:
+    if states is not None and dict.get(states, member.param) is None:
         dict.__setitem__(states, member.param, member.state)
 
 
@@ -221,25 +252,35 @@ class Cohorts:
         stepping: (process, thread) of a step that goes the long way, or None.
         all: the cohorts.
         handed: (parameter, its group) of those that torch's own implementation steps.
-        states: the `States` that tells when it is looked at.
+        states: the `States` that tells when it is looked at, or None.
         plans_all: whether parameters are planned before they have a gradient.
+
+    Nothing here keeps the optimizer or its state alive: both go as soon as the program lets go of the optimizer.
     """
 
     turn: _core.Turn
     stepping: tuple[int, int] | None
     all: list[Cohort]
     handed: list[tuple[Tensor, Config]]
-    states: Any
     plans_all: bool
 
     def __init__(self, optimizer: Any, counterpart: Counterpart, sources: Sequence[Source]) -> None:
         self.turn = _core.Turn()
-        self._optimizer, self._counterpart, self._sources = optimizer, counterpart, sources
+        self._owner, self._counterpart, self._sources = weakref.ref(optimizer), counterpart, sources
+        self._states: Any = lambda: None
         self._flags = [source.key for source in sources if source.key in (*FLAGS, *counterpart.flags)]
         self._keys = self._keys_now()
-        self.states = self.stepping = None
+        self.stepping = None
         self._warned = self.plans_all = False
         self.forget()
+
+    @property
+    def _optimizer(self) -> Any:
+        return self._owner()
+
+    @property
+    def states(self) -> Any:
+        return self._states()
 
     def forget(self) -> None:
         """Drops all plans; the next step makes new ones, from what the state says."""
@@ -252,7 +293,6 @@ class Cohorts:
         """Lets the next step plan all anew."""
         self._stale, self.turn.step = True, None
         self._seen = True               # a program may have changed the state since the last step
-        self._fresh = False             # the state has the counts of the last step
 
     # ------------------------------------------------------------------------------- state
 
@@ -261,15 +301,20 @@ class Cohorts:
         if self.states is None or self._optimizer.state is not self.states:
             self.write()
             self.expire()
-            self._optimizer.state = self.states = States(self, dict(self._optimizer.state))
+            self._optimizer.state = states = States(self, dict(self._optimizer.state))
+            self._states = weakref.ref(states)
 
     def look(self, states: States) -> None:
-        """What `States` calls before a program sees its content."""
+        """What `States` calls before a program sees its content for the first time."""
         states.known = True
-        if states is self.states and not (self._seen and self._fresh):
-            self._seen, self.turn.step = True, None
+        if states is self.states:
+            self.note_change(states)
             self.write()
-            self._fresh = True
+
+    def note_change(self, states: States) -> None:
+        """What `States` calls when it holds other states than before."""
+        if states is self.states:
+            self._seen, self.turn.step = True, None
 
     def write(self) -> None:
         """Writes the counts and scalars into the state, but for those that its owner has changed."""
@@ -282,19 +327,21 @@ class Cohorts:
         for cohort in self.all:
             cohort.enter(self.states)
             if self.states.known:
-                cohort.watch_slots()
+                cohort.watch_state(self._keys, self._counterpart)
 
     def finish(self) -> None:
         """Ends a step, so that the next one can go the short way if it may."""
-        self.settle()
-        if self._seen and any(member.is_held() for cohort in self.all for member in cohort.members):
+        if self.states.known:
             self.write()
+        self.settle()
+        self._seen = self.states.known and not all(cohort.watched for cohort in self.all)
+        if self._seen:
             return
-        self._seen = False
-        if len(self.all) == 1 and not self._resting and not self.handed:
+        if len(self.all) == 1 and not self.handed:
             cohort, = self.all
             if cohort.is_simple() and not cohort.new:
-                self.turn.step = cohort.inner, cohort.params, cohort.exchange
+                self.turn.step = (cohort.inner, cohort.params, cohort.exchange,
+                                  tuple(member.param for member in self._resting))
 
     # ---------------------------------------------------------------------------- planning
 
@@ -309,9 +356,12 @@ class Cohorts:
 
     def refresh(self) -> None:
         """Plans anew what is no longer as it was planned."""
-        self._fresh = False
         self.watch_state()
-        self.settle()
+        for cohort in self.all:
+            cohort.unwatch_large(self._keys, self._counterpart)
+            cohort.enter(self.states)
+            if self._seen:
+                cohort.recall(self._keys, self._counterpart)
         if (self._stale or not self.all or not self.all[0].inner._is_as_watched()
                 or any(param.device.type == "cpu" and not handed.is_group_handed(group)
                        for param, group in self.handed)
@@ -320,11 +370,16 @@ class Cohorts:
             self._replan()
 
     def adapt(self, cohorts: list[Cohort]) -> None:
-        """Lets these cohorts be stepped, of which some parameters have no gradient, or nothing to look at."""
-        if all(cohort.counts for cohort in cohorts):
-            self._replan(rested=False)
-        for cohort in cohorts:
+        """Lets these cohorts be stepped, whose state has changed, or of which some parameters rest.
+
+        One that rests may be what no plan takes.
+        """
+        uncounted = [cohort for cohort in cohorts if not cohort.counts and cohort.rests()]
+        for cohort in uncounted:
             cohort.count()
+        if not uncounted and self._seen:
+            self._replan(rested=False)
+        self._seen |= not uncounted
 
     def _replan(self, rested: bool = True) -> None:
         """Makes all cohorts anew.
@@ -335,6 +390,7 @@ class Cohorts:
             id(member.param): (member, (member.count, *member.scalars)) for member in self._resting}
         planned = set()
         for cohort in self.all:
+            cohort.recall(self._keys, self._counterpart)
             for member, numbers in zip(cohort.members, cohort.numbers(), strict=True):
                 known[id(member.param)] = member, numbers
                 planned.add(id(member.param))
@@ -373,8 +429,8 @@ class Cohorts:
             cohort.watch(())
         if made:
             made[0].watch((
-                (optimizer.__dict__, "state", self.states),
-                (optimizer.__dict__, "param_groups", tuple(optimizer.param_groups)),
+                (self._owner, "state", self._states),
+                (self._owner, "param_groups", tuple(optimizer.param_groups)),
                 *((group, "params", tuple(group["params"])) for group in optimizer.param_groups),
                 *((group, name, group.get(name)) for group in optimizer.param_groups
                   for name in (*self._flags, *STORAGE, *handed.KEYS))))

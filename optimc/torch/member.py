@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from optimc.torch import bare, tensors
@@ -64,6 +63,8 @@ class Member:
             return self.param
         if self.copy is None:
             tensor = bare.bare(self.param).detach()
+        elif self.param.grad is None:
+            return self.copy                            # it rests
         elif self._form != tensors.form(self.param):
             raise ValueError(f"params[{self.index}]: it has not the type, shape and strides it was planned with")
         else:
@@ -93,25 +94,3 @@ class Member:
         found = dict.get(states, self.param)
         return (found is self.state or (found is None and not self.slots)) and all(map(self.keeps, self.numbers)) \
             and all(self.state.get(key) is tensor for key, tensor in self.slots.items())
-
-    def is_held(self) -> bool:
-        """Whether somebody but its cohort holds the state, or a number in it, and may change it unseen."""
-        state, *entries = _references(self)
-        return state > _ALONE[0] + len(self.slots) or any(entry > _ALONE[1] for entry in entries)
-
-
-def _references(member: Member) -> list[int]:
-    """How often the state of a member, and each number in it, is referred to."""
-    return [sys.getrefcount(member.state),
-            *(sys.getrefcount(entry) for entry, _ in member.numbers.values()
-              if entry is not None and not isinstance(entry, int))]          # nobody changes an int
-
-
-def _references_of_one_alone() -> list[int]:
-    member = Member(None, None, 0, {"step": object()}, {})
-    states = {None: member.state}
-    member.numbers = {key: (entry, 0.0) for key, entry in states[None].items()}
-    return _references(member)
-
-
-_ALONE = _references_of_one_alone()

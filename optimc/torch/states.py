@@ -4,13 +4,10 @@ torch's programs read and edit `optimizer.state` directly, and torch keeps a ste
 keep these counts would cost a tensor write per parameter and step, while the step itself is one call.  So `States`
 catches the moment when somebody looks:
 
-- Every method that gives out or changes what is in the dict first writes the current step counts into it.
-- The next step compares the counts with those written, and plans anew what a program has changed.
-- While a program holds a parameter's dict or a count from it, every step writes and compares.
-- It may hold other tensors of the state too, so from then on every step asks where these are, as it does with
-  parameters.
-
-A count that is written through an alias (`.data`, `.numpy()`), kept while the tensor itself was let go, is not seen.
+- The first call of a method that gives out or changes what is in the dict writes the current step counts into it.
+- A program may hold what it was given.  So from then on every step compares the counts with those written, plans anew
+  what a program has changed, and writes the counts that it has made.  It also asks where the other tensors of the
+  state are, as it does with parameters.
 
 A program that never looks pays nothing.  The step itself goes round these methods (`dict.get(states, ...)`).  Copies
 and pickles of the dict are plain, and so is the dict of each parameter.
@@ -41,7 +38,7 @@ class States(defaultdict[Any, Any]):
     """The state by parameter, for `optimizer.state`.
 
     Args:
-        cohorts: the `Cohorts` that keep the counts and want to know of a look.
+        cohorts: the `Cohorts` that keep the counts and want to know of a first look.
         states: the state so far.
 
     Attributes:
@@ -63,7 +60,8 @@ class States(defaultdict[Any, Any]):
 
     def copy(self) -> Any:
         with self.cohorts.turn:
-            self.cohorts.look(self)
+            if not self.known:
+                self.cohorts.look(self)
             return defaultdict(dict, dict.items(self))
 
     __copy__ = copy
@@ -79,16 +77,22 @@ class States(defaultdict[Any, Any]):
 
 
 def _looking(name: str) -> Callable[..., Any]:
-    """A method of dict that looks first.  No step runs meanwhile."""
-    method = getattr(defaultdict, name)
+    """A method of dict that looks first, and tells of changes.  No step runs meanwhile."""
+    method, reads = getattr(defaultdict, name), name in ("__getitem__", "get", "__iter__")
 
     @functools.wraps(method)
     def looking(self: States, *args: Any, **kwargs: Any) -> Any:
         if self.cohorts is None:
             return method(self, *args, **kwargs)
         with self.cohorts.turn:
-            self.cohorts.look(self)
-            return method(self, *args, **kwargs)
+            if not self.known:
+                self.cohorts.look(self)
+            size = len(self)
+            try:
+                return method(self, *args, **kwargs)
+            finally:
+                if not reads or len(self) != size:          # a default enters
+                    self.cohorts.note_change(self)
     return looking
 
 

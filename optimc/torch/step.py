@@ -172,7 +172,7 @@ class TorchOptimizer(Base):
             scale = getattr(self, "grad_scale", None)
             scale = None if scale is None else scale.item()
         cohorts = self._cohorts
-        for _ in range(4):                          # the second time, or the third, all is planned as it is now
+        for _ in range(5):                          # the second time, or a later one, all is planned as it is now
             cohorts.refresh()
             with _core.Transaction() as steps:
                 checked = [cohort.check(steps, scale) for cohort in cohorts.all]

@@ -13,7 +13,7 @@ import torch
 
 from optimc._core import Rows
 from optimc.base import narrow, storage
-from optimc.torch.bare import COMPLEX, bare
+from optimc.torch.bare import COMPLEX, PLAIN, bare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -145,6 +145,13 @@ def like_of(param: Tensor) -> storage.Like:
 def is_on_cpu(tensor: object) -> bool:
     """Whether it is a tensor with memory of the CPU."""
     return isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+
+
+def is_number(entry: object, is_count: bool) -> bool:
+    """Whether C reads and writes the number in a tensor of a state: one of float64, or a count of float32."""
+    return (type(entry) in PLAIN and is_on_cpu(entry) and entry.numel() == 1        # type: ignore[attr-defined]
+            and (entry.dtype == torch.float64 or (is_count and entry.dtype == torch.float32))
+            and not entry.is_inference() and not entry.is_neg())
 
 
 def is_stepped(param: Tensor) -> bool:

@@ -206,11 +206,81 @@ def test_a_count_that_is_kept_goes_on(held):
     while not (isinstance(kept, dict) and "step" in kept) and not isinstance(kept, torch.Tensor):
         kept = next(iter(kept.values())) if isinstance(kept, dict) else kept[0][1]
     assert float(kept["step"] if isinstance(kept, dict) else kept) == 4
-    assert ours._cohorts.turn.step is None
-    del kept
-    ours.step()
     if ot.step.tensors.EXCHANGE is not None:
-        assert ours._cohorts.turn.step is not None      # nobody holds it now: steps go the short way again
+        assert ours._cohorts.turn.step is not None      # C writes it
+
+
+@each_with_options
+def test_reading_the_state_does_not_lengthen_the_way_of_a_step(name, options):
+    """A logger reads it between steps: no step looks at it in Python then, and numbers are torch's."""
+    (a, ours), (b, theirs) = both(name, options, torch.float64)
+    for step in range(12):
+        set_grads(step, a, b)
+        come_and_go(step, a, b) if step > 8 else None
+        if ot.step.tensors.EXCHANGE is not None and step > 3:
+            assert ours._cohorts.turn.step is not None
+        ours.step()
+        theirs.step()
+        for p, q in zip(a, b, strict=True):
+            mine, other = ours.state[p], theirs.state[q]
+            for key in [key for key, value in other.items() if isinstance(value, torch.Tensor)]:
+                torch.testing.assert_close(mine[key], other[key], rtol=1e-5, atol=1e-7,
+                                           check_dtype=key not in ("mu_product", "eta", "mu"))
+
+
+EDITS_OF_COUNTS = {
+    "in place": lambda state: state["step"].fill_(40.0),
+    "through NumPy": lambda state: state["step"].numpy().fill(40.0),
+    "another tensor": lambda state: state.update(step=torch.tensor(40.0)),
+    "a double": lambda state: state.update(step=torch.tensor(40.0, dtype=torch.float64)),
+    "an int": lambda state: state.update(step=40),
+    "of one axis": lambda state: state.update(step=torch.tensor([40.0])),
+    "moved": lambda state: setattr(state["step"], "data", torch.tensor(40.0)),
+    "no whole number": lambda state: state.update(step=torch.tensor(40.5)),
+    "expanded": lambda state: state.update(step=torch.tensor(40.0).expand(1)),
+}
+
+
+@pytest.mark.parametrize("table", [True, False])
+@pytest.mark.parametrize("edit", EDITS_OF_COUNTS)
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "RAdam"])
+def test_counts_that_a_program_edits_are_those_of_the_next_step(name, edit, table, monkeypatch):
+    """With gradients that come and go; then every parameter counts on from its own."""
+    if not table:
+        monkeypatch.setattr(ot.step.tensors, "EXCHANGE", None)
+    a = parameters()
+    ours = getattr(ot, name)(a, lr=0.02)
+    for step in range(10):
+        come_and_go(step, a, share=0.7)
+        if step == 5:
+            assert float(ours.state[a[0]]["step"]) > 0
+            EDITS_OF_COUNTS[edit](ours.state[a[0]])
+            b = copy.deepcopy(a)
+            for p, q in zip(a, b, strict=True):
+                q.grad = None if p.grad is None else p.grad.clone()
+            again = getattr(ot, name)(b, lr=0.02)
+            again.load_state_dict(ours.state_dict())
+        ours.step()
+        if step >= 5:
+            if step > 5:
+                come_and_go(step, b, share=0.7)
+            again.step()
+    assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+    for p, q in zip(a, b, strict=True):
+        assert float(ours.state[p].get("step", 0)) == float(again.state[q].get("step", 0))
+    expected = 40 + sum(random.Random(step).random() < 0.7 for step in range(5, 10))
+    assert float(ours.state[a[0]]["step"]) == expected
+
+
+@pytest.mark.parametrize("given, error", [
+    (((0, 0, {}, "step"),), TypeError), (((2, 0, {}, "step", None),), ValueError),
+    (((0, 3, {}, "step", None),), ValueError), (((-1, 0, {}, "step", None),), ValueError), ((1,), TypeError),
+    (((0, 0, [], "step", None),), TypeError)])
+def test_numbers_that_no_step_can_keep_are_refused(given, error):
+    core = optimc.Adam()
+    core.build([np.ones(3), np.ones(2)])
+    with pytest.raises(error):
+        core._prepare_tensors((None, None), (), (), (), None, given)
 
 
 def test_views_of_the_state_look_when_they_are_read():
@@ -345,6 +415,44 @@ def test_parameters_that_count_have_the_bits_of_those_that_do_not(name, storage)
     for p, q in zip(a, b, strict=True):
         mine, its = one.state[p], other.state[q]
         assert all(same(mine[key], its[key]) for key in mine if isinstance(mine[key], torch.Tensor))
+
+
+def test_parameters_that_never_had_a_gradient_lengthen_no_way():
+    a, b = parameters(), parameters()
+    ours, theirs = ot.Adam(a), torch.optim.Adam(b)
+    for step in range(12):
+        set_grads(step, a, b)
+        for params in (a, b):
+            params[0].grad = None
+            if step < 6:
+                params[2].grad = None
+        if 1 < step < 6 or step > 7:
+            assert ours._cohorts.turn.step is not None or ot.step.tensors.EXCHANGE is None
+        ours.step()
+        theirs.step()
+    close(a, b)
+    assert [row[0] for row in steps_of(ours, a)] == [row[0] for row in steps_of(theirs, b)] == [0, 12, 6, 12, 12]
+    with pytest.raises(TypeError, match="step: expected None or"):
+        ours._cohorts.turn.step = (1, 2, 3)
+
+
+def test_parameters_with_gaps_and_complex_ones_rest_too():
+    lists = []
+    for _ in range(2):
+        wide = torch.arange(24.0).reshape(4, 6) / 10
+        lists.append([torch.nn.Parameter(wide[:, ::2]), torch.nn.Parameter(torch.ones(3, dtype=torch.complex64)),
+                      torch.nn.Parameter(torch.ones(5))])
+    a, b = lists
+    ours, theirs = ot.Adam(a, lr=0.01), torch.optim.Adam(b, lr=0.01)
+    for step in range(16):
+        come_and_go(step, a, b)
+        for params in lists:
+            if params[0].grad is None:
+                params[0].data.add_(0.5)
+        ours.step()
+        theirs.step()
+        close(a, b)
+    assert [row[0] for row in steps_of(ours, a)] == [row[0] for row in steps_of(theirs, b)]
 
 
 def test_only_what_is_stepped_has_changed():

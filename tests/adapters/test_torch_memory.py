@@ -5,6 +5,7 @@ import gc
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 from conftest import require
@@ -333,6 +334,78 @@ def test_a_step_that_cannot_hold_what_it_touches_does_nothing():
         failures, through, n = failures + (found != CHECKED), through + 1 if found == CHECKED else 0, n + 1
     gc.enable()
     assert failures > 3
+
+
+def let_go(optimizer, params, state):
+    pass
+
+
+def after_looks(optimizer, params, state):
+    for _ in range(3):
+        optimizer.step()
+        state.append(optimizer.state[params[0]])
+
+
+def after_rests(optimizer, params, state):
+    params[1].grad = None
+    optimizer.step()
+    optimizer.state_dict()
+
+
+def refused(optimizer, params, state):
+    params[0].grad = torch.ones(7).expand(7)
+    params[0].grad.untyped_storage().resize_(0)
+    with contextlib.suppress(ValueError, RuntimeError):
+        optimizer.step()
+
+
+def hooked(optimizer, params, state):
+    optimizer.register_step_pre_hook(lambda *_: None)
+    optimizer.register_step_post_hook(lambda *_: None)
+    optimizer.step()
+
+
+def loaded(optimizer, params, state):
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+
+
+def with_another_state(optimizer, params, state):
+    optimizer.state = dict(optimizer.state)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("use", [let_go, after_looks, after_rests, refused, hooked, loaded, with_another_state])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_an_optimizer_goes_with_its_last_name(use, steps):
+    params = [torch.nn.Parameter(torch.ones(7)) for _ in range(2)]
+    for p in params:
+        p.grad = torch.ones(7)
+    optimizer, held = ot.Adam(params), []
+    for _ in range(steps):
+        optimizer.step()
+    gc.collect()
+    gc.disable()
+    try:
+        use(optimizer, params, held)
+        state = optimizer.state
+        gone = [weakref.ref(thing) for thing in (optimizer, optimizer._cohorts, *optimizer._cohorts.all)]
+        moment = state[params[0]].get("exp_avg")
+        gone += [] if moment is None or held else [weakref.ref(moment)]
+        del state, moment
+        del optimizer
+        held.clear()
+        assert not any(reference() for reference in gone)
+    finally:
+        gc.enable()
+
+
+def test_a_state_that_outlives_its_optimizer_has_its_counts():
+    p, ours, _ = stepped()
+    state = ours.state
+    ours.step()
+    del ours
+    assert float(state[p]["step"]) == 3
 
 
 # -------------------------------------------------------------------------------- tensors of other kinds

@@ -263,6 +263,32 @@ def test_state_has_the_strides_of_its_parameter(shape):
     assert optimizer.state[p]["exp_avg"].stride() == p.stride()
 
 
+@each_case
+def test_keys_that_are_no_parameters_pass(name, options):
+    """A counter or a flag that a program, or a hook of its, puts beside the states."""
+    (a, ours), (b, theirs) = both(name, options)
+    states = []
+    for params, optimizer in ((a, ours), (b, theirs)):
+        optimizer.register_load_state_dict_post_hook(lambda own: own.state.__setitem__("loaded", True))
+        optimizer.register_state_dict_post_hook(lambda own, state: state["state"].__setitem__("saved", True))
+        for step in range(6):
+            set_grads(step, params)
+            if step == 2:
+                optimizer.state["steps"] = 5
+                optimizer.state["history"] = [1, {"a": 2}]
+            if step == 4:
+                optimizer.load_state_dict(optimizer.state_dict())
+            optimizer.step()
+            optimizer.zero_grad()
+        states.append({key: value for key, value in optimizer.state.items() if isinstance(key, str)})
+        assert optimizer.state_dict()["state"]["steps"] == 5
+        copied = copy.deepcopy(optimizer)
+        assert copied.state["history"] == [1, {"a": 2}]
+        pickle.loads(pickle.dumps(optimizer))
+    assert states[0] == states[1] and states[0]["loaded"] is states[0]["saved"] is True
+    close(a, b)
+
+
 def test_groups_keep_scalars_of_their_own():
     """NAdam's product of momentums depends on a group's betas; it must survive a look at the state."""
     (a, b), (ours, theirs) = zip(*((params, cls([{"params": params[:1]}, {"params": params[1:], "betas": (0.5, 0.9)}],
