@@ -67,10 +67,11 @@ def dense_copy(param: Tensor) -> Tensor:
 
 def like(tensor: Tensor, param: Tensor) -> Tensor:
     """The inverse of `bare`: a tensor for the state of `param`, over the memory of a plain one."""
-    if param.is_complex():
-        tensor = torch.view_as_complex(tensor)
-    if is_distributed(param):
-        made: Any = torch.empty_like(param.detach(), dtype=tensor.dtype)
-        made._local_tensor = tensor
-        return made
+    with torch.inference_mode(False):               # a program may look at state for the first time within it
+        if param.is_complex():
+            tensor = torch.view_as_complex(tensor)
+        if is_distributed(param):
+            made: Any = torch.empty_like(param.detach(), dtype=tensor.dtype)
+            made._local_tensor = tensor
+            return made
     return tensor

@@ -15,6 +15,7 @@ from optimc.torch import handed, tensors
 from optimc.torch.inner import without_values
 from optimc.torch.member import Member
 from optimc.torch.slots import Slots
+from optimc.torch.states import with_numbers
 from optimc.torch_names import MASTER
 
 if TYPE_CHECKING:
@@ -38,14 +39,33 @@ class Kept:
         self.tensor = tensor
 
     def released(self, param: Tensor) -> Tensor:
-        """The tensor on the device of its parameter, dense, not in float64 unless the parameter is.
-
-        On another device than the CPU it is of the parameter's type, as torch's own implementation needs it.
-        """
+        """The tensor on the device of its parameter, dense, not in float64 unless the parameter is."""
         tensor = self.tensor.to(param.device).to_dense()            # torch's momentum of sparse gradients is sparse
-        if param.is_complex() or (param.device.type != "cpu" and tensor.is_floating_point()):
+        if param.is_complex():
             return tensor.to(param.dtype)
         return tensor.float() if tensor.dtype == torch.float64 != param.dtype else tensor
+
+
+def with_own_form(state_dict: Config, param_groups: Sequence[Config], keys: Collection[str],
+                  scalars: Collection[str]) -> Config:
+    """A state_dict whose loading gives the states the form in which a step takes them.
+
+    States of parameters that torch's own implementation steps stay as they are.
+
+    Args:
+        state_dict: what is to be loaded.
+        param_groups: the groups of the optimizer.
+        keys: torch's keys of the slots and the master.
+        scalars: torch's keys of the scalars of the rule.
+    """
+    theirs, states = state_dict["param_groups"], state_dict["state"]
+    groups = [{**their, "params": group["params"]} for their, group in zip(theirs, param_groups, strict=False)]
+    indexes = [index for group in theirs for index in group["params"]]
+    alone = {index for index, (_, _, _, is_handed) in zip(indexes, handed.split(groups), strict=False) if is_handed}
+    own = with_kept(with_numbers({"state": {index: state for index, state in states.items() if index not in alone}},
+                                 scalars), keys)["state"]
+    return with_own_storage({**state_dict, "state": {
+        index: state if index in alone else own[index] for index, state in states.items()}}, param_groups)
 
 
 def with_kept(state_dict: Config, keys: Collection[str]) -> Config:

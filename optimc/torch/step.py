@@ -24,7 +24,7 @@ from optimc.base.names import ELSEWHERE, UnknownArgument, closest
 from optimc.torch import handed, loading, tensors
 from optimc.torch.cohorts import Cohorts
 from optimc.torch.inner import make_inner
-from optimc.torch.states import place_numbers, with_numbers
+from optimc.torch.states import place_numbers
 from optimc.torch_names import MASTER, STORAGE
 
 if TYPE_CHECKING:
@@ -211,8 +211,7 @@ class TorchOptimizer(Base):
 
         def check(_: Any, loaded: Config) -> Config:    # the last hook, which sees what those of the program made
             loading.check_loaded(loaded, self.param_groups, keys, self._counterpart)
-            return loading.with_own_storage(loading.with_kept(
-                with_numbers(loaded, self._counterpart.scalars), keys), self.param_groups)
+            return loading.with_own_form(loaded, self.param_groups, keys, self._counterpart.scalars)
 
         with self._cohorts.turn:
             self._cohorts.watch_state()

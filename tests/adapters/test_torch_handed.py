@@ -1,5 +1,6 @@
 """optimc.torch hands to torch's own implementation what it does not step itself, and steps around torch.compile."""
 
+import copy
 import warnings
 
 import pytest
@@ -63,6 +64,21 @@ def test_a_differentiable_step_is_torchs(name):
         found.append((p, x.grad, sorted(optimizer.state[p])))
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
     assert found[0][2] == found[1][2]
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "Muon"])
+def test_a_state_of_torchs_own_implementation_is_loaded_as_torch_does(name):
+    (a, ours), (b, theirs) = both(name, {"lr": 0.1})
+    for optimizer, params in ((ours, a), (theirs, b)):
+        optimizer.param_groups[0]["differentiable"] = True
+        set_grads(0, params)
+        with torch.no_grad():
+            optimizer.step()
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for p, q in zip(a, b, strict=True):
+        for key, value in theirs.state[q].items():
+            mine = ours.state[p][key]
+            assert type(mine) is type(value) and (not isinstance(value, torch.Tensor) or mine.dtype == value.dtype)
 
 
 def test_a_group_may_become_differentiable_and_back():
