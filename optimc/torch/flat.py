@@ -22,7 +22,7 @@ from optimc.torch import tensors
 from optimc.torch.bare import PLAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from typing import Any
 
     from torch import Tensor
@@ -119,6 +119,8 @@ class Rule:
                 raise ValueError(f"expected shape {tuple(param.shape)}, like the parameter's, got "
                                  f"{tuple(tensor.shape)}")
         flat = [tensor.reshape(-1) for tensor in kept]          # a view if it is contiguous, else a copy
+        if not param.numel():
+            return
         with self._lock, torch.no_grad():
             self._values.update(values)
             self._step_flat(count, flat, grad.reshape(-1))
@@ -127,14 +129,13 @@ class Rule:
                     tensor.copy_(stepped.view(tensor.shape))
 
     def _step_flat(self, count: int, kept: Sequence[Tensor], grad: Tensor) -> None:
-        size = grad.numel()
         whole = all(tensor.dtype == torch.float32 for tensor in kept)
-        for low, high in _pieces(size, size if whole else PIECE * _core.get_num_threads()):
-            piece = [tensor[low:high] for tensor in kept]
-            real = [tensor.float() for tensor in piece]         # itself if it is float32
+        most = grad.numel() if whole else PIECE * _core.get_num_threads()
+        for gradient, *piece in zip(*(torch.split(tensor, most) for tensor in (grad, *kept)), strict=True):
+            real = [tensor if tensor.dtype == torch.float32 else tensor.float() for tensor in piece]
             if piece[0].dtype == torch.bfloat16:
                 real[0] = piece[0]
-            self._plan(high - low, real[0].dtype).step(count, real[0], grad[low:high], real[1:])
+            self._plan(gradient.numel(), real[0].dtype).step(count, real[0], gradient, real[1:])
             for tensor, stepped in zip(piece, real, strict=True):
                 if stepped is not tensor:
                     tensor.copy_(stepped)
@@ -144,8 +145,3 @@ class Rule:
         if key not in self._plans:
             self._plans[key] = Plan(self._cls(**self._flags), self._slots, self._values, size, dtype)
         return self._plans[key]
-
-
-def _pieces(size: int, most: int) -> Iterator[tuple[int, int]]:
-    for low in range(0, size, most or 1):
-        yield low, min(low + most, size)
