@@ -141,7 +141,7 @@ def torch_stub(name):
 
 def of_torch():
     """The stubs of optimc.torch: classes with the interface of torch's, and those that torch lacks."""
-    dense = [name for name in TORCH if name != "SparseAdam"]
+    dense = [name for name in (*TORCH, *OWN) if name != "SparseAdam"]
     return "\n".join([HEAD + TORCH_HEAD, exported([*TORCH, *OWN, "offload", "step_in_backward"]),
                       *(f"class {name}(torch.optim.{name}): ..." for name in TORCH),
                       *(f"class Offload{name}(Offloaded): ..." for name in dense), "", *map(torch_stub, OWN)])

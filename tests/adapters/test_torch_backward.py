@@ -6,7 +6,9 @@ import weakref
 
 import pytest
 from conftest import require
-from torch_cases import DENSE, OPTIONS
+from torch_cases import DENSE
+
+from optimc.torch_own import OWN
 
 torch = require("torch")
 ot = pytest.importorskip("optimc.torch")
@@ -45,7 +47,7 @@ def equal(one, other):
     assert all(map(torch.equal, one.parameters(), other.parameters()))
 
 
-@pytest.mark.parametrize("name", [name for name in DENSE if name in OPTIONS])
+@pytest.mark.parametrize("name", [*DENSE, *OWN])
 def test_the_steps_are_those_after_the_backward_pass(name):
     within, after = pair(name)
     train(within, after)

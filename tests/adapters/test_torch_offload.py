@@ -5,7 +5,9 @@ import gc
 
 import pytest
 from conftest import require
-from torch_cases import DENSE, OPTIONS
+from torch_cases import DENSE
+
+from optimc.torch_own import OWN
 
 torch = require("torch")
 ot = pytest.importorskip("optimc.torch")
@@ -56,7 +58,7 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize("taking", [False, True], ids=["at the step", "in the backward pass"])
-@pytest.mark.parametrize("name", [name for name in DENSE if name in OPTIONS])
+@pytest.mark.parametrize("name", [*DENSE, *OWN])
 def test_every_class_steps_as_without_a_device(name, taking):
     away, here = pair(name, offload_gradients=taking)
     before = network()
