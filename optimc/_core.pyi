@@ -1,5 +1,6 @@
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, Self, TypeVar, final
+from weakref import ReferenceType
 
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Buffer, disjoint_base
@@ -178,16 +179,19 @@ class Optimizer:
     def _get_running(self) -> _Running: ...
     def _check_running(self, running: _Running, /) -> None: ...
     def _set_running(self, running: _Running, /) -> None: ...
+    def _get_progress(self) -> tuple[tuple[Any, ...], ...] | None: ...
+    def _set_progress(self, progress: tuple[tuple[Any, ...], ...], /) -> None: ...
     def _set_item(
         self, group: int, index: int, mapping: dict[str, Any], key: str, item: int, zero_is_off: bool, /
     ) -> None: ...
     def _prepare_tensors(
         self,
         orders: tuple[tuple[int, ...] | None, ...],
-        watched: tuple[tuple[dict[str, Any], str, object], ...],
+        watched: tuple[tuple[dict[str, Any] | ReferenceType[Any], str, object], ...],
         parts: tuple[tuple[int, int, dict[str, Any], str], ...] = ...,
         types: tuple[type, ...] = ...,
         rows: Callable[[Any, Any, int], Rows | None] | None = ...,
+        numbers: tuple[tuple[int, int, dict[str, Any], str, object], ...] = ...,
         /,
     ) -> None: ...
     def _is_as_watched(self) -> bool: ...
@@ -202,7 +206,7 @@ class Optimizer:
 
 @final
 class Turn:
-    step: tuple[Optimizer, list[Any], object] | None
+    step: tuple[Optimizer, list[Any], object, tuple[Any, ...]] | None
     def __new__(cls, *args: Any, **kwargs: Any) -> Self: ...
     def __enter__(self) -> None: ...
     def __exit__(self, *args: object) -> Literal[False]: ...

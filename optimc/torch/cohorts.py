@@ -173,7 +173,9 @@ class Cohort:
             return NO_GRADIENTS
         if len(params) < len(self.params) and not self.counts:
             return NOT_AS_PLANNED
-        good = steps.check(self.inner, [tensors.gradient(param.grad, param, i) for i, param in enumerate(params)],
+        grads: list[Any] = [param.grad for param in params]
+        good = steps.check(self.inner, [tensors.gradient(grad, param, i)
+                                        for i, (grad, param) in enumerate(zip(grads, params, strict=True))],
                            [tensors.view(param, param) for param in params], loss_scale=scale)
         return CHECKED if good else NO_GRADIENTS
 
@@ -221,7 +223,7 @@ class Cohort:
     def numbers(self) -> list[Numbers]:
         """For each member the count and the scalars that it has now."""
         if self.counts:
-            return list(self.inner._get_progress())
+            return list(self.inner._get_progress() or ())
         count = self.inner.iterations
         of_group = {id(group): (count, *self.inner._scalars(k)) for k, group in enumerate(self.groups)}
         return [of_group[id(member.group)] for member in self.members]
@@ -402,7 +404,7 @@ class Cohorts:
             if is_handed:
                 self.handed.append((param, group))
                 continue
-            before, numbers = known.pop(id(param), (None, None))
+            before, numbers = known.pop(id(param), (None, ()))
             member = self._member(param, group, index, before, numbers)
             if param.grad is not None or (rested and (self.plans_all or member.count or id(param) in planned)
                                           and tensors.is_stepped(param)):

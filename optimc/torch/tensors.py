@@ -147,9 +147,9 @@ def is_on_cpu(tensor: object) -> bool:
     return isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
-def is_number(entry: object, is_count: bool) -> bool:
+def is_number(entry: Any, is_count: bool) -> bool:
     """Whether C reads and writes the number in a tensor of a state: one of float64, or a count of float32."""
-    return (type(entry) in PLAIN and is_on_cpu(entry) and entry.numel() == 1        # type: ignore[attr-defined]
+    return (type(entry) in PLAIN and is_on_cpu(entry) and entry.numel() == 1
             and (entry.dtype == torch.float64 or (is_count and entry.dtype == torch.float32))
             and not entry.is_inference() and not entry.is_neg())
 
