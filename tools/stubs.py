@@ -48,6 +48,7 @@ from torch.optim.optimizer import ParamsT
 from optimc._types import StateDtype
 from optimc.torch.backward import step_in_backward
 from optimc.torch.host import Offloaded, offload
+from optimc.torch.muon import Muon
 """
 
 
@@ -142,7 +143,7 @@ def torch_stub(name):
 def of_torch():
     """The stubs of optimc.torch: classes with the interface of torch's, and those that torch lacks."""
     dense = [name for name in (*TORCH, *OWN) if name != "SparseAdam"]
-    return "\n".join([HEAD + TORCH_HEAD, exported([*TORCH, *OWN, "offload", "step_in_backward"]),
+    return "\n".join([HEAD + TORCH_HEAD, exported([*TORCH, *OWN, "Muon", "offload", "step_in_backward"]),
                       *(f"class {name}(torch.optim.{name}): ..." for name in TORCH),
                       *(f"class Offload{name}(Offloaded): ..." for name in dense), "", *map(torch_stub, OWN)])
 

@@ -16,7 +16,7 @@ from optimc.torch_own import OWN
 
 #: optimc's class -> the names of its classes in optimc.torch
 IN_TORCH = {cls: ", ".join(f"`{name}`" for name, counterpart in {**TORCH, **OWN}.items() if counterpart.name == cls)
-            for cls in {counterpart.name for counterpart in (*TORCH.values(), *OWN.values())}}
+            for cls in {counterpart.name for counterpart in (*TORCH.values(), *OWN.values())}} | {"Muon": "`Muon`"}
 
 
 def optimizers():

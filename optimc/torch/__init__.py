@@ -142,6 +142,8 @@ NAdam = _make("NAdam")
 RAdam = _make("RAdam")
 Rprop = _make("Rprop")
 ASGD = _make("ASGD")
+if hasattr(torch.optim, "Muon"):
+    from optimc.torch.muon import Muon as Muon
 for _name in OWN:
     globals()[_name] = _make_own(_name)
 
@@ -161,4 +163,4 @@ if not TYPE_CHECKING:               # a checker would take it to mean that every
 
 
 __all__ = ["ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop",
-           "SparseAdam", "offload", "step_in_backward", *OWN]
+           "SparseAdam", "offload", "step_in_backward", *OWN, *["Muon"] * hasattr(torch.optim, "Muon")]

@@ -6,9 +6,10 @@ from torch.optim.optimizer import ParamsT
 from optimc._types import StateDtype
 from optimc.torch.backward import step_in_backward
 from optimc.torch.host import Offloaded, offload
+from optimc.torch.muon import Muon
 
 __all__ = ["ASGD", "LARS", "SGD", "AdaBelief", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Adan",
-           "Ftrl", "Lamb", "Lion", "NAdam", "RAdam", "RMSprop", "RowwiseAdagrad", "Rprop",
+           "Ftrl", "Lamb", "Lion", "Muon", "NAdam", "RAdam", "RMSprop", "RowwiseAdagrad", "Rprop",
            "ScheduleFreeAdamW", "SparseAdam", "Yogi", "offload", "step_in_backward"]
 
 class SGD(torch.optim.SGD): ...

@@ -3,6 +3,8 @@
 import pytest
 from conftest import require
 
+from optimc.torch_names import TORCH
+
 torch = require("torch")
 ot = pytest.importorskip("optimc.torch")
 
@@ -27,7 +29,7 @@ OPTIONS = {
 }
 CASES = [(name, options) for name, rows in OPTIONS.items() for options in rows]
 #: the classes that take dense gradients
-DENSE = [name for name in ot.__all__ if hasattr(torch.optim, name) and name != "SparseAdam"]
+DENSE = [name for name in TORCH if name != "SparseAdam"]
 each_class = pytest.mark.parametrize("name", DENSE)
 each_case = pytest.mark.parametrize("name,options", CASES, ids=[f"{name}-{options}" for name, options in CASES])
 SHAPES = [(10, 7), (7,), (7, 1), (1,), ()]

@@ -123,7 +123,8 @@ def test_every_optimizer_has_a_page(name):
 
 def test_the_page_of_adapters_has_every_class_of_torch():
     text = (ROOT / "docs" / "reference" / "adapters.md").read_text("utf-8")
-    assert re.findall(r"py:class:: optimc\.torch\.(\w+)", text) == sorted([*torch_names.TORCH, *torch_own.OWN])
+    names = [*torch_names.TORCH, *torch_own.OWN, "Muon"]
+    assert re.findall(r"py:class:: optimc\.torch\.(\w+)", text) == sorted(names)
 
 
 def test_no_test_puts_the_tree_before_what_is_installed():
