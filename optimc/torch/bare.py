@@ -50,8 +50,9 @@ def gradient(param: Tensor) -> Tensor | None:
         if grad.placements != there.placements:
             grad = grad.redistribute(there.device_mesh, there.placements)
         grad = grad.to_local()
+    plain: Tensor = grad
     if not param.is_complex():
-        return grad
+        return plain
     if grad.layout == torch.sparse_coo:
         return torch.sparse_coo_tensor(grad._indices(), torch.view_as_real(grad._values().resolve_conj()),
                                        (*grad.shape, 2), check_invariants=False)
@@ -71,7 +72,7 @@ def like(tensor: Tensor, param: Tensor) -> Tensor:
         if param.is_complex():
             tensor = torch.view_as_complex(tensor)
         if is_distributed(param):
-            made: Any = torch.empty_like(param.detach(), dtype=tensor.dtype)
-            made._local_tensor = tensor
+            local, made = tensor, torch.empty_like(param.detach(), dtype=tensor.dtype)
+            made._local_tensor = local              # type: ignore[attr-defined]
             return made
     return tensor

@@ -73,7 +73,8 @@ def step(optimizer: Any, base: type, pairs: Sequence[tuple[Tensor, Config]]) -> 
     states = optimizer.state
     twin.param_groups = list(groups.values())
     twin.state = defaultdict(dict, {param: dict.get(states, param) for param, _ in pairs if dict.get(states, param)})
-    theirs = super(base, twin).step
+    above: Any = super(base, twin)
+    theirs = above.step
     function = theirs.__func__
     if getattr(function, "hooked", False):          # torch wraps it in the hooks, which have run
         function = function.__wrapped__

@@ -36,6 +36,7 @@ class Member:
     numbers: dict[str, tuple[Any, Any]]
     slots: dict[str, Tensor]
     copy: Tensor | None
+    _form: tuple[Any, ...] | None
     count: int
     scalars: Numbers
 

@@ -106,6 +106,6 @@ def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: 
 
 def multiplies_bfloat16() -> bool:
     """Whether this CPU multiplies matrices of bfloat16 fast, as torch's library for it says."""
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None) if torch.backends.mkldnn.is_available() \
-        else None
+    library: Any = torch.backends.mkldnn
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None) if library.is_available() else None
     return bool(supported and supported())

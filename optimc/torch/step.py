@@ -268,7 +268,7 @@ class SparseOptimizer(TorchOptimizer):
         return loss
 
 
-@torch._disable_dynamo
+@torch._disable_dynamo            # type: ignore[attr-defined]
 def _step_outside(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
     """The step as a call that torch.compile leaves as it is."""
     return optimizer.step(closure)

@@ -213,7 +213,7 @@ def check_apart(params: Iterable[tuple[int, Tensor]]) -> None:
 def _share(a: Tensor, b: Tensor) -> bool:
     """Whether two plain tensors have an element in common, as far as that is soon found out."""
     try:
-        return np.shares_memory(array(a), array(b), max_work=100_000)
+        return np.shares_memory(array(a), array(b), max_work=100_000)       # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return False
 
