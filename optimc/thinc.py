@@ -11,7 +11,9 @@ A program may read, replace or pickle them.
 Thinc hands over one weight at a time and may look at it before the next.  So each call is one step in C, for one
 weight: clipping, the rule, decay and the average in one pass.  Results are Thinc's to rounding.
 
-Weights and gradients are float32 arrays of NumPy.  Thinc itself steps all others, as on a GPU.
+Weights and gradients are float32 arrays of NumPy.  Thinc itself steps all others, as on a GPU.  It also takes the
+rare steps that optimc does otherwise: clipping by a negative number or by a norm that is not finite, and the first
+step of a count that starts again beside an average.  A refused call changes nothing.
 """
 
 # no annotations from __future__: Thinc reads those of constructors to check a config
@@ -78,6 +80,13 @@ class _Stepper:
         self.inner.build([weights], slots={
             slot: [array.reshape(weights.shape)] for slot, array in zip(SLOTS[rule], arrays, strict=True)
         }, averages=None if average is None else [average])
+
+    def count_from(self, before: int, policy: str) -> None:
+        """Sets the number of steps so far, and the policy for numbers that are not finite, of the next step."""
+        if self.inner.iterations != before:
+            self.inner.iterations = before
+        if self.inner.check_finite != policy:
+            self.inner.check_finite = policy            # type: ignore[assignment]
 
     def is_for(self, rule: str, weights: "Array", arrays: "list[Array | None]", average: "Array | None") -> bool:
         """Whether it steps this memory by this rule."""
@@ -155,27 +164,33 @@ class Optimizer(theirs.Optimizer):
         """
         if not (_is_taken(weights) and _is_taken(gradient) and weights.shape == gradient.shape):
             return self._step_as_thinc(key, weights, gradient, lr_scale)
+        if not gradient.flags.writeable:
+            raise ValueError(f"{key}: expected a gradient that can be written, for a step zeroes it")
         rate, l2, beta1, beta2, eps, clip = self._settings(key)
         rule = self._rule(beta1, beta2)
         decay = lr_scale * rate * l2 if self.L2_is_weight_decay else 0.0
-        if rule is None or rate < 0 or lr_scale < 0 or not 0 <= decay < 1:
+        # Thinc's RAdam counts from 2.  SGD corrects nothing.
+        count = self.nr_update.get(key, 0)
+        before = count if rule == "Adam" else count + 1
+        if (rule is None or rate < 0 or lr_scale < 0 or not 0 <= decay < 1 or not clip >= 0
+                or (before == 0 and key in (self.averages or ()))):     # optimc's first step overwrites averages
             return self._step_as_thinc(key, weights, gradient, lr_scale)
         # Thinc decays after the update, optimc before it: (w - u)(1 - decay) = w (1 - decay) - u (1 - decay)
         rate = (rate if rule == "RAdam" else rate * lr_scale) * (1 - decay)
-        count = self.nr_update[key]
         momentum = min((count + 2) / (count + 11), MOST_MOMENTUM)
         values = self._values
         values["learning_rate"], values["weight_decay"] = rate, decay / rate if decay else 0.0
         values["beta_1"], values["beta_2"], values["epsilon"] = beta1, beta2, eps
         values["clipnorm"], values["ema_momentum"] = clip, momentum
-        if l2 and not self.L2_is_weight_decay:
-            gradient += l2 * weights
         stepper = self._stepper(key, rule, weights)
-        # Thinc's RAdam counts from 2.  SGD corrects nothing.
-        before = count if rule == "Adam" else count + 1
-        if stepper.inner.iterations != before:
-            stepper.inner.iterations = before
-        stepper.inner.apply([gradient], [weights])
+        # a norm that is not finite makes all numbers NaN; Thinc does not clip by it, and has no Lion
+        stepper.count_from(before, "raise" if clip and rule != "Lion" else "propagate")
+        pulled = gradient if self.L2_is_weight_decay or not l2 else l2 * weights + gradient
+        try:
+            stepper.inner.apply([pulled], [weights])
+        except FloatingPointError:
+            return self._step_as_thinc(key, weights, gradient, lr_scale)
+        self._keep(key, stepper)
         if before == 0 and stepper.average is not None:
             stepper.average *= 1 - momentum             # Thinc's average starts from 0, optimc's from the weights
         self.nr_update[key] = count + 1
@@ -188,24 +203,30 @@ class Optimizer(theirs.Optimizer):
         return stepped
 
     def _stepper(self, key: "Key", rule: str, weights: "Array") -> _Stepper:
-        """The stepper of a key, made anew if it is new or its memory has changed."""
-        stepper, names, averages = self._steppers.get(key), [*SLOTS[rule].values()], self.averages
-        held = [getattr(self, name).get(key) for name in names]
+        """The stepper of a key, a new one if the key is new or its memory has changed."""
+        stepper, averages = self._steppers.get(key), self.averages
+        held = [getattr(self, name).get(key) for name in SLOTS[rule].values()]
         average: Any = None if averages is None else averages.get(key)
         if stepper is not None and (averages is None) == (stepper.average is None) and stepper.is_for(
                 rule, weights, held, average):
             return stepper
-        arrays = []
-        for k, (name, array) in enumerate(zip(names, held, strict=True)):
-            if array is None:
-                array = memory.like([weights], k)[0].reshape(-1)
-                getattr(self, name)[key] = array
-            arrays.append(array)
-        if averages is not None and average is None:
-            average, = memory.like([weights], _core.PART_AVERAGE)
-            averages[key] = average
-        self._steppers[key] = stepper = _Stepper(rule, self._values, weights, arrays, average)
-        return stepper
+        arrays = [memory.like([weights], k)[0].reshape(-1) if array is None else np.ascontiguousarray(array)
+                  for k, array in enumerate(held)]
+        if averages is not None:
+            average = (memory.like([weights], _core.PART_AVERAGE)[0] if average is None
+                       else np.ascontiguousarray(average))
+        return _Stepper(rule, self._values, weights, arrays, average)
+
+    def _keep(self, key: "Key", stepper: _Stepper) -> None:
+        """Puts a stepper and its arrays in the dicts, once it has stepped."""
+        if self._steppers.get(key) is stepper:
+            return
+        self._steppers[key] = stepper
+        for name, array in zip(SLOTS[stepper.rule].values(), stepper.arrays, strict=True):
+            getattr(self, name)[key] = array
+        average: Any = stepper.average
+        if self.averages is not None:
+            self.averages[key] = average
 
 
 class Adam(Optimizer):
@@ -300,8 +321,8 @@ class Lion(Optimizer):
     def _step_as_thinc(self, key: "Key", weights: "Any", gradient: "Any", lr_scale: float) -> "tuple[Any, Any]":
         if not len(gradient):
             return weights, gradient
-        raise ValueError(f"{key}: Lion steps float32 arrays of NumPy, with a learning rate >= 0 and "
-                         "0 <= learning rate x L2 < 1")
+        raise ValueError(f"{key}: Lion steps float32 arrays of NumPy, with a learning rate and a "
+                         "grad_clip >= 0 and 0 <= learning rate x L2 < 1")
 
 
 def _is_taken(array: "Any") -> bool:

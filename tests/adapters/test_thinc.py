@@ -132,6 +132,54 @@ def test_thinc_steps_what_optimc_does_not_take():
         ours.Optimizer(0.1, beta1=0.0, beta2=0.9)((1, "W"), np.ones(2, FLOAT32), np.ones(2, FLOAT32))
 
 
+@pytest.mark.parametrize("name", ["Adam", "RAdam", "SGD"])
+@pytest.mark.parametrize(("case", "settings"), [
+    ("NaN", {}), ("inf", {}), ("", {"grad_clip": -1.0}), ("count", {}), ("gaps", {})], ids=str)
+def test_odd_steps_are_thincs(name, case, settings):
+    mine, reference = getattr(ours, name)(0.05, **settings), getattr(theirs, name)(0.05, **settings)
+    weights, expected = train(mine, 4), train(reference, 4)
+    key, start = (0, "W"), weights[0].copy()
+    expected[0][...] = start
+    gradient = np.full(SHAPES[0], 2.0, FLOAT32)
+    if case in ("NaN", "inf"):
+        gradient[3, 2] = float(case)
+    if case == "count":
+        mine.nr_update.clear()
+        reference.nr_update.clear()
+    if case == "gaps":
+        for slots in (mine.mom1, mine.averages):
+            for at, array in slots.items():
+                slots[at] = np.repeat(array, 2, axis=-1)[..., ::2]
+    with np.errstate(invalid="ignore"):
+        mine(key, weights[0], gradient.copy())
+        reference(key, expected[0], gradient.copy())
+    assert (weights[0] != start).any()
+    np.testing.assert_allclose(weights[0], expected[0], rtol=2e-6, atol=2e-5)
+    assert mine.nr_update == reference.nr_update
+    for array, wanted in zip(state_of(mine), state_of(reference), strict=True):
+        np.testing.assert_allclose(array, wanted, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_refused_step_changes_nothing(trained):
+    mine = ours.Adam(0.1, L2=0.1, L2_is_weight_decay=False)
+    weights = train(mine, 3) if trained else [np.ones(SHAPES[0], FLOAT32)]
+    weight, gradient = weights[0], np.ones(SHAPES[0], FLOAT32)
+    fixed = gradient.copy()
+    fixed.flags.writeable = False
+    before, count, held = weight.copy(), dict(mine.nr_update), [array.copy() for array in state_of(mine)]
+    beta1, mine.b1 = mine.b1, ours.Adam(0.1, beta1=1.5).b1
+    with pytest.raises(ValueError, match="beta_1"):
+        mine((0, "W"), weight, gradient)
+    mine.b1 = beta1
+    with pytest.raises(ValueError, match=r"\(0, 'W'\): expected a gradient that can be written"):
+        mine((0, "W"), weight, fixed)
+    assert (weight == before).all() and (gradient == 1).all() and dict(mine.nr_update) == count
+    assert all((now == then).all() for now, then in zip(state_of(mine), held, strict=True))
+    mine((0, "W"), weight, gradient)
+    assert (weight != before).all() and mine.nr_update[0, "W"] == count.get((0, "W"), 0) + 1
+
+
 def test_a_model_learns_and_is_evaluated_with_averages():
     def trained(optimizer):
         api.fix_random_seed(0)
