@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -52,6 +52,7 @@ class Place:
         self.host = self._room(param) if self.elsewhere else param
         self._buffer: Tensor | None = None                  # for the gradient
         self._version = -1
+        self._handle: Any = None                            # of the hook that takes the gradient away
         self.read()
 
     def _room(self, like: Tensor) -> Tensor:
@@ -107,6 +108,22 @@ class Place:
         if self.elsewhere:
             self.host.grad = None
 
+    def watch(self) -> None:
+        """Lets each backward pass take the gradient away."""
+        if self._handle is None and self.elsewhere and self.param.requires_grad:
+            param: Any = self.param
+            self._handle = param.register_post_accumulate_grad_hook(self._arrived)
+
+    def leave(self) -> None:
+        """Ends that."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    @torch.no_grad()
+    def _arrived(self, _: Tensor) -> None:
+        self.take_away()
+
 
 class Offloaded(torch.optim.Optimizer):
     """The base of the offloading classes, which `offload` makes.
@@ -121,9 +138,9 @@ class Offloaded(torch.optim.Optimizer):
     _inner: Callable[..., Any]      # the class of optimc.torch
 
     def __init__(self, params: Any, *args: Any, offload_gradients: bool = False, **kwargs: Any) -> None:
-        self._places: list[Place] = []
+        self._places: dict[Tensor, Place] = {}              # with those of parameters that were taken out
         self._host: Any = None
-        self._takes_away, self._clip, self._handles = offload_gradients, 1.0, []        # type: ignore[var-annotated]
+        self._takes_away, self._clip = offload_gradients, 1.0
         if offload_gradients and _shares_gradients():
             raise ValueError("offload_gradients=True would take gradients away before other processes add theirs")
         super().__init__(params, {})
@@ -132,36 +149,64 @@ class Offloaded(torch.optim.Optimizer):
         self.defaults = self._host.defaults
         self._read_groups()
         self._step_supports_amp_scaling = any(group.get("fused") for group in self.param_groups)
-        weakref.finalize(self, _remove, self._handles)
+        weakref.finalize(self, _leave, self._places)
+        self._watch()
+
+    def _place(self, param: Tensor) -> Place:
+        if param not in self._places:
+            self._places[param] = Place(param)
+        return self._places[param]
+
+    def _stepped(self) -> list[Place]:
+        """The places of the parameters that are in the groups now, each once."""
+        return [self._place(param) for param in dict.fromkeys(
+            param for group in self.param_groups for param in group["params"])]
 
     def _host_group(self, group: Config) -> Config:
         """The same group, with the places of its parameters on the host."""
-        places = [Place(param) for param in group["params"]]
-        self._places += places
-        for place in places:
-            if self._takes_away and place.elsewhere and place.param.requires_grad:
-                param: Any = place.param
-                self._handles.append(param.register_post_accumulate_grad_hook(_hook(weakref.ref(self), place)))
-        return {**group, "params": [place.host for place in places]}
+        return {**group, "params": [self._place(param).host for param in group["params"]]}
+
+    def _watch(self) -> None:
+        """Lets backward passes take the gradients of these parameters away, if that is asked for."""
+        if self._takes_away:
+            stepped = set(self._stepped())
+            for place in self._places.values():
+                place.watch() if place in stepped else place.leave()
 
     def add_param_group(self, param_group: Config) -> None:
-        super().add_param_group(param_group)
         if self._host is None:                      # from the constructor
+            super().add_param_group(param_group)
             return
+        self._write_groups()
+        super().add_param_group(param_group)
+        before = len(self._places)
         try:
             self._host.add_param_group(self._host_group(self.param_groups[-1]))
         except BaseException:
-            del self._places[len(self._places) - len(self.param_groups.pop()["params"]):]
+            self.param_groups.pop()
+            for param in list(self._places)[before:]:
+                del self._places[param]
             raise
         self._read_groups()
+        self._watch()
 
     def _read_groups(self) -> None:
         for mine, theirs in zip(self.param_groups, self._host.param_groups, strict=True):
             mine.update({key: value for key, value in theirs.items() if key != "params"})
 
     def _write_groups(self) -> None:
-        for mine, theirs in zip(self.param_groups, self._host.param_groups, strict=True):
-            theirs.update({key: value for key, value in mine.items() if key != "params"})
+        """Lets the groups on the host be these, whatever a program has changed, taken out or put in."""
+        groups = self._host.param_groups
+        del groups[len(self.param_groups):]
+        for mine, theirs in zip(self.param_groups, groups, strict=False):
+            kept = theirs["params"]
+            kept[:] = [self._place(param).host for param in mine["params"]]
+            theirs.clear()
+            theirs.update({**mine, "params": kept})
+        for mine in self.param_groups[len(groups):]:
+            self._host.add_param_group(self._host_group(mine))
+            mine.update({**groups[-1], "params": mine["params"]})
+        self._watch()
 
     # ------------------------------------------------------------------------------- the step
 
@@ -179,10 +224,10 @@ class Offloaded(torch.optim.Optimizer):
             if float(found):
                 return loss
             scale = float(getattr(self, "grad_scale", None) or 1.0)
-        self._gather()
         self._write_groups()
+        places = self._gather()
         self._step_host(scale / self._clip)
-        for place in self._places:
+        for place in places:
             if place.host.grad is not None:
                 place.write()
             if self._takes_away:
@@ -202,13 +247,15 @@ class Offloaded(torch.optim.Optimizer):
         finally:
             del host.found_inf, host.grad_scale
 
-    def _gather(self) -> None:
-        """Brings to the host what the step reads, and waits until it is there."""
-        for place in self._places:
+    def _gather(self) -> list[Place]:
+        """Brings to the host what the step reads, and waits until it is there.  Returns the places stepped."""
+        places = self._stepped()
+        for place in places:
             place.read()
             place.take_away() if self._takes_away else place.take()
-        for device in {place.param.device for place in self._places if place.param.device.type != "cpu"}:
+        for device in {place.param.device for place in places if place.param.device.type != "cpu"}:
             torch.get_device_module(device).current_stream(device).synchronize()
+        return places
 
     @torch.no_grad()
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
@@ -217,8 +264,7 @@ class Offloaded(torch.optim.Optimizer):
         It is what torch.nn.utils.clip_grad_norm_ does, where gradients are on the host only; the gradients themselves
         stay as they are.
         """
-        self._gather()
-        norms = [torch.linalg.vector_norm(place.host.grad, dtype=torch.float32) for place in self._places
+        norms = [torch.linalg.vector_norm(place.host.grad, dtype=torch.float32) for place in self._gather()
                  if place.host.grad is not None]
         total = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
         self._clip = max(min(1.0, float(max_norm / (total + 1e-6))), LEAST)
@@ -228,7 +274,7 @@ class Offloaded(torch.optim.Optimizer):
         """As in torch; gradients on the host are dropped."""
         super().zero_grad(set_to_none)
         self._clip = 1.0
-        for place in self._places:
+        for place in self._places.values():
             place.drop()
 
     # ------------------------------------------------------------------------------- state
@@ -239,7 +285,7 @@ class Offloaded(torch.optim.Optimizer):
         if self._host is None:
             return {}
         states = self._host.state
-        return {place.param: states[place.host] for place in self._places if place.host in states}
+        return {place.param: states[place.host] for place in self._stepped() if place.host in states}
 
     @state.setter
     def state(self, states: Any) -> None:
@@ -251,6 +297,7 @@ class Offloaded(torch.optim.Optimizer):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
+        self._write_groups()
         self._host.load_state_dict(state_dict)
         self._read_groups()
         for done in self._optimizer_load_state_dict_post_hooks.values():
@@ -261,8 +308,9 @@ class Offloaded(torch.optim.Optimizer):
 
         Other writes, as by `load_state_dict` of a model, are noticed.  See `reset_master` of the class on the host.
         """
-        for place in self._places:
+        for place in self._places.values():
             place.forget()
+        for place in self._stepped():
             place.read()
         self._host.reset_master()
 
@@ -270,19 +318,9 @@ class Offloaded(torch.optim.Optimizer):
         raise TypeError(f"{type(self).__name__} holds memory of two devices: save its state_dict instead")
 
 
-def _hook(owner: weakref.ref[Offloaded], place: Place) -> Callable[[Tensor], None]:
-    """What a parameter calls when a backward pass has made its gradient."""
-    def taken(_: Tensor) -> None:
-        if owner() is None:
-            return
-        with torch.no_grad():
-            place.take_away()
-    return taken
-
-
-def _remove(handles: Iterable[Any]) -> None:
-    for handle in handles:
-        handle.remove()
+def _leave(places: Mapping[Tensor, Place]) -> None:
+    for place in places.values():
+        place.leave()
 
 
 def _shares_gradients() -> bool:

@@ -105,6 +105,61 @@ def test_groups_are_added_or_refused_as_a_whole():
     equal(net, other)
 
 
+def test_a_group_that_is_added_leaves_the_others_as_they_are():
+    away, _ = pair(lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(away[1], 1, 0.1)
+    away[1].step()
+    scheduler.step()
+    away[1].add_param_group({"params": [torch.nn.Parameter(torch.ones(3))], "lr": 0.5})
+    assert [group["lr"] for group in away[1].param_groups] == [pytest.approx(0.1), 0.5]
+    assert [group["lr"] for group in away[1]._host.param_groups] == [pytest.approx(0.1), 0.5]
+
+
+@pytest.mark.parametrize("where,lr,error", [("meta", 0.1, NotImplementedError), ("cpu", -1.0, ValueError)])
+def test_a_refused_group_leaves_nothing_behind(where, lr, error):
+    away, here = pair(offload_gradients=True)
+    params = [torch.nn.Parameter(torch.ones(2, device=device)) for device in ("cpu", where)]
+    with pytest.raises(error):
+        away[1].add_param_group({"params": params, "lr": lr})
+    assert len(away[1].param_groups) == len(away[1]._host.param_groups) == 1
+    params[0].sum().backward()
+    assert params[0].grad is not None
+    train(away, here)
+    equal(away[0], here[0])
+
+
+@pytest.mark.parametrize("taking", [False, True])
+def test_groups_that_a_program_changes_count(taking):
+    away, here = pair(offload_gradients=taking, lr=0.1)
+    train(away, here)
+    for net, optimizer in (away, here):
+        optimizer.param_groups[0]["params"].remove(net[0].weight)
+    train(away, here)
+    backward(away[0])
+    assert away[0][0].weight.grad is not None
+    for net, optimizer in (away, here):                     # back again, in a group of its own
+        optimizer.add_param_group({"params": [net[0].weight], "lr": 0.5})
+    train(away, here)
+    for _, optimizer in (away, here):
+        optimizer.param_groups.pop(0)
+    train(away, here)
+    for net, optimizer in (away, here):
+        optimizer.param_groups.append({**optimizer.param_groups[0], "params": [net[2].bias]})
+    train(away, here)
+    equal(away[0], here[0])
+    assert len(away[1].state_dict()["state"]) == 2
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
+def test_a_parameter_given_twice_is_stepped_twice():
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    for param, cls in zip(params, (ot.OffloadSGD, torch.optim.SGD), strict=True):
+        optimizer = cls([param, param], lr=0.1)
+        param.grad = torch.ones(3)
+        optimizer.step()
+    assert torch.equal(*params)
+
+
 @each_kind
 @pytest.mark.parametrize("plain", [False, True], ids=["itself", "the class on the host"])
 def test_a_run_resumes_exactly(dtype, storage, plain):
@@ -259,7 +314,7 @@ def test_an_optimizer_that_is_gone_leaves_gradients_alone():
 def test_parameters_on_the_host_are_stepped_where_they_are(monkeypatch):
     monkeypatch.setattr(host, "is_elsewhere", lambda param: param.dim() == 2)
     away, here = pair(offload_gradients=True)
-    assert [place.host is place.param for place in away[1]._places] == [False, True, False, True]
+    assert [place.host is place.param for place in away[1]._places.values()] == [False, True, False, True]
     train(away, here)
     equal(away[0], here[0])
 
