@@ -15,7 +15,9 @@
 
 #if defined(__linux__)
 #include <pthread.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { LOOKED_AT = 4 };                     /* workers whose clocks are read, of a large team */
 static const double BETWEEN_LOOKS = 1e3;    /* ns; a clock that stands still for so long is of a worker that waits */
@@ -53,6 +55,19 @@ static double wall(void)
     return time_of(CLOCK_MONOTONIC);
 }
 
+static void *nothing(void *argument)
+{
+    return argument;
+}
+
+/* 1 if the calling thread may have a team. */
+static int may_meet(void)
+{
+    pthread_t thread;
+    return syscall(SYS_gettid) == getpid() && !pthread_create(&thread, NULL, nothing, NULL)
+        && !pthread_join(thread, NULL);
+}
+
 enum team optimc_team_state(void)
 {
     if (!atomic_load(&runtime.run))
@@ -60,11 +75,11 @@ enum team optimc_team_state(void)
     const int workers = atomic_load(&known.workers), looks = workers < LOOKED_AT ? workers : LOOKED_AT;
     double before[LOOKED_AT];
     if (known.size != optimc_team_size())
-        return TEAM_UNKNOWN;
+        return may_meet() ? TEAM_UNKNOWN : TEAM_NONE;
     const double begin = wall();
     for (int i = 0; i < looks; i++)
         if ((before[i] = time_of(known.clocks[i])) < 0)
-            return TEAM_UNKNOWN;
+            return may_meet() ? TEAM_UNKNOWN : TEAM_NONE;
     while (wall() - begin < BETWEEN_LOOKS)
         ;
     for (int i = 0; i < looks; i++)
@@ -89,9 +104,14 @@ static void member(void *data)
 void optimc_team_run(void (*work)(void *context, int is_caller), void *context)
 {
     struct call call = {work, context, pthread_self(), &known};
+    team_run *const run = atomic_load(&runtime.run);
+    if (!run) {                             /* another thread has just named none */
+        work(context, 1);
+        return;
+    }
     atomic_store(&known.workers, 0);
     known.size = optimc_team_size();
-    atomic_load(&runtime.run)(member, &call, 0, 0);
+    run(member, &call, 0, 0);
 }
 
 void optimc_team_leave(void)

@@ -16,7 +16,9 @@ void optimc_team_use(team_run *run, team_size *size);
 int optimc_team_size(void);
 
 /* The state of the calling thread's team.  Awake: each worker looked at is running on a processor just now, as those
-   of OpenMP do for a while after the program's last parallel work.  Unknown: it has not run here yet. */
+   of OpenMP do for a while after the program's last parallel work.  Unknown: it has not run here yet, and may.  Only
+   the first thread of a process gets a team, and only while the system gives threads: a runtime that gets none ends
+   the process. */
 enum team optimc_team_state(void);
 
 /* Runs work(context, is_caller) in the threads of the team, and returns when all have returned. */

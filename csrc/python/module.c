@@ -82,7 +82,8 @@ static PyObject *core_use_team(PyObject *Py_UNUSED(module), PyObject *args)
     unsigned long long run, size;
     if (!PyArg_ParseTuple(args, "KK:_use_team", &run, &size))
         return NULL;
-    optimc_team_use((team_run *)(uintptr_t)run, (team_size *)(uintptr_t)size);
+    if (!optimc_pool_forks())                   /* a team has no workers in the child of a fork */
+        optimc_team_use((team_run *)(uintptr_t)run, (team_size *)(uintptr_t)size);
     Py_RETURN_NONE;
 }
 
@@ -273,6 +274,7 @@ static int threads_of_openmp(void)
     const char *const threads = getenv("OMP_NUM_THREADS");
     char *end = NULL;
     const long n = threads ? strtol(threads, &end, 10) : 0;
+    end += end ? strspn(end, " ") : 0;
     return n < 1 || (*end && *end != ',') ? 0 : n < MAX_THREADS ? (int)n : MAX_THREADS;
 }
 

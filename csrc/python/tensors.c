@@ -321,17 +321,20 @@ int optimc_check_tensors(Optimizer *self, PyObject *tensors, PyObject *exchange,
 }
 
 /* The tensors that a matched step updates: the list itself, or a new one without those that rest.  NULL with an
-   error. */
+   error.  No garbage is collected meanwhile, whose end could move what was looked at. */
 static PyObject *stepped_tensors(const Optimizer *self, PyObject *list)
 {
     if (self->plan->n_gradients == self->tensors->n)
         return Py_NewRef(list);
+    const int collects = PyGC_Disable();
     PyObject *stepped = PyList_New(0);
     for (size_t k = 0; stepped && k < self->plan->n_gradients; k++) {
         PyObject *tensor = PyList_GetItem(list, (Py_ssize_t)self->plan->places[k]);
         if (!tensor || PyList_Append(stepped, tensor))
             Py_CLEAR(stepped);
     }
+    if (collects)
+        PyGC_Enable();
     return stepped;
 }
 

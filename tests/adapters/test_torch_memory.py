@@ -508,3 +508,40 @@ def test_gradients_of_any_kind_with_memory_are_taken(make):
             params[0].grad, params[1].grad = make(), torch.ones(0, 2)
             optimizer.step()
     close(a[:1], b[:1])
+
+
+def test_garbage_that_moves_a_parameter_is_not_collected_within_a_step():
+    """The list of those that step is made in mid-step, where another rests; its making must run no finalizer."""
+    n = 4096
+    a, b = (torch.nn.Parameter(torch.ones(n)) for _ in range(2))
+    ours = ot.Adam([a, b], lr=0.1)
+
+    class Garbage:
+        def __del__(self):
+            if inside:
+                within.append(threshold)
+                a.data = torch.full((n,), 7.0)
+
+    inside, within, before = False, [], gc.get_threshold()
+    for k in range(3):
+        a.grad, b.grad = torch.ones(n), torch.ones(n) if k < 2 else None
+        ours.step()
+    apply, moved = ours._cohorts.turn.apply, []
+    try:
+        for threshold in range(1, 8):
+            gc.disable()
+            gc.collect()
+            garbage = Garbage()
+            garbage.itself = garbage
+            del garbage
+            where = a.data_ptr()
+            gc.set_threshold(threshold, 1000, 1000)
+            gc.enable()
+            inside = True
+            apply()
+            inside = False
+            moved.append(a.data_ptr() != where and bool((a == 7).all()))
+    finally:
+        gc.enable()
+        gc.set_threshold(*before)
+    assert not any(moved)

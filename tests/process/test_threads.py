@@ -54,7 +54,8 @@ def test_openmp_of_the_environment_is_heeded():
     """torchrun sets OMP_NUM_THREADS=1, so that the processes of a machine leave each other their processors."""
     ask = "import optimc; print(optimc.get_num_threads())"
     most = run(ask, OMP_NUM_THREADS="").stdout
-    for value, expected in (("1", "1\n"), ("1,4", "1\n"), ("1024", most), ("0", most), ("x", most), ("1x", most)):
+    for value, expected in (("1", "1\n"), ("1,4", "1\n"), ("1 ", "1\n"), ("1024", most), ("0", most), ("x", most),
+                            ("1x", most)):
         assert run(ask, OMP_NUM_THREADS=value).stdout == expected, value
     assert run(ask, OMP_NUM_THREADS="1", OPTIMC_NUM_THREADS=most.strip()).stdout == most
 
