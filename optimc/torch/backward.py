@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from optimc.base.names import UnknownArgument
+from optimc.torch import tensors
 from optimc.torch.step import TorchOptimizer
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from torch import Tensor
+
+#: what torch gives outside of a backward pass for its number
+NO_PASS = -1
 
 
 def step_in_backward(model: torch.nn.Module | Iterable[Tensor], make_optimizer: Callable[[list[Tensor]], Any], *,
@@ -31,6 +35,11 @@ def step_in_backward(model: torch.nn.Module | Iterable[Tensor], make_optimizer: 
 
     The rest of a training loop may stay: `step` and `zero_grad` then find nothing to do, and schedulers set the rate
     of the next backward pass.  The steps end when the optimizer is deleted.
+
+    - Gradients that are there before the call are dropped.
+    - `step` steps parameters that were added later with `add_param_group`.
+    - The hooks of `register_step_pre_hook` and its like run in calls of `step` only.
+    - Use no `GradScaler`: the steps would take its scaled gradients, and its `step` fails afterwards.
 
     Args:
         model: a module, or parameters.
@@ -81,22 +90,28 @@ def _check(accumulate: int, clip_value: float | None, clip_norm_before: float | 
 
 
 class InBackward:
-    """The hooks of an optimizer on its parameters, which live as long as the optimizer.
-
-    Attributes:
-        norm: the global norm of the gradients of the last step, before clipping; None if it is not asked for.
-    """
-
-    norm: float | None
+    """The hooks of an optimizer on its parameters, which live as long as the optimizer."""
 
     def __init__(self, optimizer: Any, accumulate: int, clip_value: float | None, clip_norm: float | None) -> None:
         self._optimizer, self._accumulate = weakref.ref(optimizer), accumulate
         self._clip_value, self._clip_norm = clip_value, clip_norm
         self._waiting: dict[Tensor, tuple[int, Tensor]] = {}        # passes so far, the sum of their gradients
-        self._squares, self._awaits_end, self.norm = 0.0, False, None
-        params: list[Any] = [param for group in optimizer.param_groups for param in group["params"]]
-        handles = [param.register_post_accumulate_grad_hook(self._arrived) for param in params]
+        self._norm: float | None = None         # of the gradients of the last step, before clipping
+        self._squares, self._awaits_end = 0.0, False            # of this pass
+        self._pass = NO_PASS
+        self._others: list[Tensor] = []
+        handles: list[Any] = []
         weakref.finalize(optimizer, _remove, handles)
+        params: list[Any] = [param for group in optimizer.param_groups for param in group["params"]]
+        self._hooked = set(params)
+        try:
+            for param in params:
+                handles.append(param.register_post_accumulate_grad_hook(self._arrived))
+        except BaseException:
+            _remove(handles)
+            raise
+        for param in params:
+            param.grad = None                   # of a pass before, which would count twice
 
     @torch.no_grad()
     def _arrived(self, param: Tensor) -> None:
@@ -104,6 +119,7 @@ class InBackward:
         optimizer, grad = self._optimizer(), param.grad
         if optimizer is None or grad is None:
             return
+        self._begin(optimizer)
         if self._accumulate > 1:
             passes, before = self._waiting.pop(param, (0, None))
             grad = grad if before is None else before.add_(grad)
@@ -111,30 +127,59 @@ class InBackward:
                 self._waiting[param] = passes + 1, grad
                 param.grad = None
                 return
-            param.grad = grad
-        self._clip(grad)
+        param.grad = self._clipped(grad)
+        self._step(optimizer, param)
+
+    def _begin(self, optimizer: Any) -> None:
+        """Begins a pass with its first gradient.  One that has failed before leaves nothing.
+
+        Parameters without a hook, and those with a gradient before the pass comes to them, are noted.
+        """
+        now = torch._C._current_graph_task_id()
+        if now != self._pass:
+            self._pass, self._squares, self._awaits_end = now, 0.0, False
+            self._others = [param for group in optimizer.param_groups for param in group["params"]
+                            if param.grad is not None or param not in self._hooked]
+
+    def _step(self, optimizer: Any, param: Tensor) -> None:
+        """Steps this parameter alone, and frees its gradient."""
+        aside = [(other, other.grad) for other in self._others if other is not param and other.grad is not None]
+        for other, _ in aside:
+            other.grad = None
         try:
             optimizer._plain_step()
         finally:
             param.grad = None
+            for other, grad in aside:
+                other.grad = grad
 
-    def _clip(self, grad: Tensor) -> None:
+    def _clipped(self, grad: Tensor) -> Tensor:
+        """The gradient after clipping: the same tensor, but of one that is sparse or conjugate."""
+        if self._clip_norm is None and self._clip_value is None:
+            return grad
+        grad = grad.coalesce() if grad.layout is torch.sparse_coo else grad.resolve_conj()
+        numbers = tensors.numbers(grad)
         if self._clip_norm is not None:
-            own = float(torch.linalg.vector_norm(grad, dtype=torch.float32))
-            known = self.norm if self.norm is not None else own
-            self._squares += own * own
-            if not self._awaits_end:
-                engine: Any = torch.autograd.Variable._execution_engine
-                engine.queue_callback(self._ended)
-                self._awaits_end = True
+            own = float(tensors.norm(numbers))
+            self._measure(own)
+            known = own if self._norm is None else self._norm
             if known > self._clip_norm:
-                grad.mul_(self._clip_norm / known)
+                numbers.mul_(self._clip_norm / known)
         if self._clip_value is not None:
-            grad.clamp_(-self._clip_value, self._clip_value)
+            numbers.clamp_(-self._clip_value, self._clip_value)
+        return grad
+
+    def _measure(self, own: float) -> None:
+        """Adds the norm of one gradient to that of the pass."""
+        if not self._awaits_end:
+            engine: Any = torch.autograd.Variable._execution_engine
+            engine.queue_callback(self._ended)
+            self._awaits_end = True
+        self._squares += own * own
 
     def _ended(self) -> None:
         """What the end of a backward pass calls."""
-        self.norm, self._squares, self._awaits_end = math.sqrt(self._squares), 0.0, False
+        self._norm = math.sqrt(self._squares)
 
 
 def _remove(handles: Iterable[Any]) -> None:

@@ -64,6 +64,7 @@ class Cohort:
         params: the parameters.
         exchange: the table by which C looks at them, or None.
         unversioned: those of the parameters that can be stepped in inference mode only.
+        waiting: entries like `new`, after the first step: those of parameters that it did not step.
     """
 
     inner: Optimizer
@@ -75,10 +76,12 @@ class Cohort:
     params: list[Tensor]
     exchange: Any
     unversioned: list[Tensor]
+    waiting: list[tuple[Member, str, Any]]
 
     def __init__(self, inner: Optimizer, members: list[Member], groups: list[Config], parts: dict[str, int],
                  new: list[tuple[Member, str, Any]]) -> None:
         self.inner, self.members, self.groups, self.new = inner, members, groups, new
+        self.waiting = []
         self.counts = self.watched = False
         self.params = [member.param for member in members]
         self.exchange = tensors.EXCHANGE
@@ -100,7 +103,7 @@ class Cohort:
 
     def watch_state(self, keys: Sequence[str], counterpart: Counterpart) -> None:
         """Lets C look at the state, which a program may hold: at the slots, and at the numbers if it can."""
-        if self.watched or self.new:
+        if self.watched or self.new or self.waiting:
             return
         entries = []
         self.watched = self.exchange is not None and not self._odd
@@ -210,15 +213,26 @@ class Cohort:
                 member.write_back()
 
     def enter(self, states: States | None) -> None:
-        """Puts new slots into the state, once the step they were made for has run."""
+        """Puts new slots into the state, once the step they were made for has run.
+
+        A parameter that was never stepped has no state, as in torch: its slots wait for its first step.
+        """
         if self.new and self.inner.iterations != self._planned:
-            for member, key, value in self.new:
-                if value is None:
-                    member.state.pop(key, None)
-                else:
-                    member.state[key] = value
-                _enter(states, member)
-            self.new = []
+            self.new, self.waiting = [], self.new
+        if not self.waiting:
+            return
+        counts = {id(member): numbers[0] for member, numbers in zip(self.members, self.numbers(), strict=True)}
+        waiting = []
+        for member, key, value in self.waiting:
+            if not counts[id(member)]:
+                waiting.append((member, key, value))
+                continue
+            if value is None:
+                member.state.pop(key, None)
+            else:
+                member.state[key] = value
+            _enter(states, member)
+        self.waiting = waiting
 
     def numbers(self) -> list[Numbers]:
         """For each member the count and the scalars that it has now."""
@@ -255,7 +269,7 @@ class Cohorts:
         all: the cohorts.
         handed: (parameter, its group) of those that torch's own implementation steps.
         states: the `States` that tells when it is looked at, or None.
-        plans_all: whether parameters are planned before they have a gradient.
+        plans_all: whether parameters are planned before they have a gradient, unless a program looks at the state.
 
     Nothing here keeps the optimizer or its state alive: both go as soon as the program lets go of the optimizer.
     """
@@ -390,15 +404,17 @@ class Cohorts:
         """
         known: dict[int, tuple[Member, Numbers]] = {
             id(member.param): (member, (member.count, *member.scalars)) for member in self._resting}
-        planned = set()
+        planned: set[int] = set()
         for cohort in self.all:
             cohort.recall(self._keys, self._counterpart)
             for member, numbers in zip(cohort.members, cohort.numbers(), strict=True):
                 known[id(member.param)] = member, numbers
                 planned.add(id(member.param))
+            planned -= {id(member.param) for member, _, _ in cohort.waiting}
         keys_before, self._keys = self._keys, self._keys_now()
         parts: dict[tuple[Any, ...], list[Member]] = {}
         resting = []
+        plans_all = self.plans_all and not self.states.known
         self.handed = []
         for index, param, group, is_handed in handed.split(self._optimizer.param_groups):
             if is_handed:
@@ -406,7 +422,7 @@ class Cohorts:
                 continue
             before, numbers = known.pop(id(param), (None, ()))
             member = self._member(param, group, index, before, numbers)
-            if param.grad is not None or (rested and (self.plans_all or member.count or id(param) in planned)
+            if param.grad is not None or (rested and (plans_all or member.count or id(param) in planned)
                                           and tensors.is_stepped(param)):
                 parts.setdefault(self._kind(group), []).append(member)
             else:                                       # there is nothing to plan yet

@@ -114,6 +114,18 @@ def gradient(grad: Tensor, param: Tensor, i: int) -> Array | Rows:
     return view(grad.resolve_neg(), param) if found is None else found
 
 
+def numbers(grad: Tensor) -> Tensor:
+    """The real numbers of a gradient, over its memory.  A sparse one must be coalesced, none conjugate."""
+    values = grad._values() if grad.layout is torch.sparse_coo else grad
+    return torch.view_as_real(values) if values.is_complex() else values
+
+
+def norm(numbers: Tensor) -> Tensor:
+    """The norm of real numbers, in float32 if they have 16 bits."""
+    there: Tensor = torch.linalg.vector_norm(numbers, dtype=torch.float32 if numbers.dtype in HALVES else None)
+    return there
+
+
 def over(array: Array, like: Tensor) -> Tensor:
     """A tensor over the memory of `array`, with the shape and strides of `like`; the inverse of `stored`."""
     with torch.inference_mode(False):               # a program may look at state for the first time within it

@@ -161,6 +161,98 @@ def test_parameters_that_rest_or_come_late():
     assert torch.equal(*extra) and (extra[0] != 1).all()
 
 
+def one_each(count=3, **options):
+    params = [torch.nn.Parameter(torch.ones(2, **options)) for _ in range(count)]
+    return params, lambda: sum(torch.view_as_real(p).sum() if p.is_complex() else p.sum() for p in params).backward()
+
+
+def test_a_parameter_that_was_never_stepped_has_no_state():
+    (a, b, *_), _ = one_each()
+    optimizer = step_in_backward([a, b], ot.AdamW)
+    for at in range(3):
+        b.sum().backward()
+        assert set(optimizer.state_dict()["state"]) == {1}, at
+    copy.deepcopy(optimizer)
+    twin = ot.AdamW([a, b])
+    twin.load_state_dict(optimizer.state_dict())
+    (a.sum() + b.sum()).backward()
+    assert {int(state["step"]) for state in optimizer.state.values()} == {1, 4}
+
+
+def test_a_gradient_steps_its_parameter_only():
+    """Not those without a hook, nor those that have a gradient from before."""
+    (a, b, late), backward_all = one_each()
+    a.grad = torch.ones(2)
+    optimizer = step_in_backward([a, b], lambda params: ot.SGD(params, lr=1.0))
+    optimizer.add_param_group({"params": [late]})
+    backward_all()
+    assert a.tolist() == b.tolist() == [0, 0] and late.tolist() == [1, 1]
+    optimizer.step()
+    assert late.tolist() == [0, 0]
+    late.grad, a.grad = None, torch.ones(2)                     # autograd adds to it
+    backward_all()
+    assert a.tolist() == [-2, -2] and b.tolist() == [-1, -1] and late.tolist() == [0, 0]
+
+
+def test_a_pass_that_fails_leaves_the_norm_of_the_next_right():
+    (a, b), backward_all = one_each(2)
+    optimizer = step_in_backward([a, b], lambda params: ot.SGD(params, lr=1.0), clip_norm_before=1.0)
+
+    def fail(_):
+        raise RuntimeError("on purpose")
+    handle = a.register_hook(fail)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        (b.sum() + (a * b).sum() * 10).backward()
+    handle.remove()
+    for _ in range(2):
+        before = b.detach().clone()
+        backward_all()
+    torch.testing.assert_close(before - b, torch.full((2,), 0.5))       # the norm of four ones was 2
+    assert optimizer.param_groups[0]["lr"] == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.complex128, torch.bfloat16], ids=str)
+def test_gradients_of_any_type_are_clipped(dtype):
+    for options in ({"clip_norm_before": 2 ** -0.5}, {"clip_value": 0.5}):
+        (p,), backward_all = one_each(1, dtype=dtype)
+        _kept = step_in_backward([p], lambda params: ot.SGD(params, lr=1.0), **options)
+        before = p.detach().clone()
+        if dtype.is_complex:
+            p.real.sum().backward()
+        else:
+            backward_all()
+        torch.testing.assert_close((before - p).detach(), torch.full_like(before, 0.5))
+        assert p.grad is None
+
+
+def test_sparse_gradients_are_clipped():
+    rows = torch.tensor([1, 1, 2])
+    for options, expected in (({"clip_value": 1.5}, [0, 1.5, 1.0]), ({"clip_norm_before": 5 ** 0.5}, [0, 1, 0.5])):
+        table = torch.nn.Embedding(3, 4, sparse=True)
+        before = table.weight.detach().clone()
+        _kept = step_in_backward(table, lambda params: ot.SGD(params, lr=1.0), **options)
+        table(rows).sum().backward()
+        moved = before - table.weight.detach()
+        torch.testing.assert_close(moved, torch.tensor(expected)[:, None].expand(3, 4), rtol=1e-5, atol=1e-6)
+
+
+def test_hooks_that_cannot_all_be_made_are_taken_away():
+    a, b = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    with pytest.raises(RuntimeError, match="gradient"):
+        step_in_backward([a], lambda params: ot.SGD([*params, b], lr=1.0))
+    assert not a._post_accumulate_grad_hooks
+
+
+def test_hooks_of_the_step_run_in_step_only():
+    (a,), backward_all = one_each(1)
+    optimizer, called = step_in_backward([a], ot.AdamW), []
+    optimizer.register_step_post_hook(lambda *_: called.append(1))
+    backward_all()
+    assert called == []
+    optimizer.step()
+    assert called == [1]
+
+
 def test_tied_parameters_step_once():
     within, after = pair()
     for net, _ in (within, after):

@@ -571,3 +571,22 @@ def test_a_gradient_that_goes_while_it_is_looked_at_is_no_silent_rest():
         assert torch.equal(a[0], before)
     else:
         assert not torch.equal(a[0], before)
+
+
+@each_with_options
+def test_a_parameter_that_rests_from_its_first_step_on_has_no_state(name, options):
+    a = parameters(shapes=[(3,), (3,)])
+    ours = getattr(ot, name)(a, **options)
+    for step in range(2):
+        set_grads(step, a)
+        ours.step()
+    ours.state.pop(a[0])
+    a[0].grad = None
+    for _ in range(3):
+        ours.step()
+        assert list(ours.state) == [a[1]]
+    copy.deepcopy(ours)
+    ours.load_state_dict(ours.state_dict())
+    set_grads(0, a)
+    ours.step()
+    assert set(ours.state[a[0]]) == set(ours.state[a[1]])
