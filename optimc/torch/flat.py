@@ -10,6 +10,7 @@ Next: ops.py, which steps so for DeepSpeed.
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import TYPE_CHECKING
 
@@ -108,7 +109,7 @@ class Rule:
 
         Raises:
             TypeError: a tensor is not of a type that is stepped.
-            ValueError: a tensor has not the parameter's shape, or they overlap.
+            ValueError: a tensor has not the parameter's shape, or what is written overlaps.
         """
         kept = (param, *slots)
         for tensor in (*kept, grad):
@@ -118,15 +119,26 @@ class Rule:
             if tensor.shape != param.shape:
                 raise ValueError(f"expected shape {tuple(param.shape)}, like the parameter's, got "
                                  f"{tuple(tensor.shape)}")
-        flat = [tensor.reshape(-1) for tensor in kept]          # a view if it is contiguous, else a copy
+        self._check_apart(kept)
+        flat = [tensor.contiguous().reshape(-1) for tensor in kept]         # a view if it is contiguous, else a copy
         if not param.numel():
             return
         with self._lock, torch.no_grad():
             self._values.update(values)
-            self._step_flat(count, flat, grad.reshape(-1))
+            self._step_flat(count, flat, grad.contiguous().reshape(-1))
             for tensor, stepped in zip(kept, flat, strict=True):
                 if not tensor.is_contiguous():
                     tensor.copy_(stepped.view(tensor.shape))
+
+    def _check_apart(self, kept: Sequence[Tensor]) -> None:
+        """Raises a ValueError if the parameter and its slots share memory, or elements of one of them do."""
+        try:
+            for i, tensor in enumerate(kept):
+                tensors.check_parameter(tensor, i)
+            tensors.check_apart(enumerate(kept))
+        except ValueError as error:
+            names = ("param", *self._slots)
+            raise ValueError(re.sub(r"params\[(\d+)\]", lambda found: names[int(found[1])], str(error))) from None
 
     def _step_flat(self, count: int, kept: Sequence[Tensor], grad: Tensor) -> None:
         whole = all(tensor.dtype == torch.float32 for tensor in kept)

@@ -146,6 +146,26 @@ def test_strides_and_empty_tensors():
     stepped(op, 1, *torch.zeros(4, 0))
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+def test_vectors_with_gaps_and_expanded_gradients(dtype, exchange):
+    op, g = adam(), torch.ones(1, dtype=dtype).expand(50)
+    solid = [some(50, dtype=dtype, seed=seed).abs() for seed in range(3)]
+    gaps = [torch.stack([tensor, tensor], 1)[:, 0] for tensor in solid]
+    stepped(op, 1, solid[0], g.clone(), *solid[1:])
+    stepped(op, 1, gaps[0], g, *gaps[1:])
+    assert all(map(torch.equal, solid, gaps))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_memory_that_is_shared_is_refused(dtype):
+    p, g, m = (torch.ones(8, dtype=dtype) for _ in range(3))
+    for slots, message in (((m, m), "m and v overlap in memory"), ((p, m), "param and m overlap in memory"),
+                           ((m, torch.ones(1, dtype=dtype).expand(8)), "v: expected elements that lie apart")):
+        with pytest.raises(ValueError, match=message):
+            stepped(adam(), 1, p, g, *slots)
+    assert all(torch.equal(tensor, torch.ones(8, dtype=dtype)) for tensor in (p, m))
+
+
 def test_a_step_is_taken_back():
     for decouples, corrects in itertools.product([True, False], repeat=2):
         op, kept = adam(decouples), [some(1000), some(1000, seed=1), some(1000, seed=2).abs()]
