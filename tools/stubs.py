@@ -47,7 +47,7 @@ from torch.optim.optimizer import ParamsT
 
 from optimc._types import StateDtype
 from optimc.torch.backward import step_in_backward
-from optimc.torch.host import Offloaded, offload
+from optimc.torch.host import Offloaded, OffloadedScheduleFree, offload
 from optimc.torch.muon import Muon
 """
 
@@ -145,7 +145,8 @@ def of_torch():
     dense = [name for name in (*TORCH, *OWN) if name != "SparseAdam"]
     return "\n".join([HEAD + TORCH_HEAD, exported([*TORCH, *OWN, "Muon", "offload", "step_in_backward"]),
                       *(f"class {name}(torch.optim.{name}): ..." for name in TORCH),
-                      *(f"class Offload{name}(Offloaded): ..." for name in dense), "", *map(torch_stub, OWN)])
+                      *(f"class Offload{name}(Offloaded{'ScheduleFree' * (name == 'ScheduleFreeAdamW')}): ..."
+                        for name in dense), "", *map(torch_stub, OWN)])
 
 
 def texts():

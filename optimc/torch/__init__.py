@@ -149,10 +149,8 @@ for _name in OWN:
 
 if not TYPE_CHECKING:               # a checker would take it to mean that every name is there
     def __getattr__(name):
-        inner = globals().get(name.removeprefix("Offload")) if name.startswith("Offload") else None
-        if isinstance(inner, type) and issubclass(inner, TorchOptimizer):
-            globals()[name] = made = offload(inner)
-            return made
+        if name.startswith("Offload"):
+            return _offloading(name)
         meant = next((theirs for theirs, ours in TORCH.items() if ours.name == name), None)
         if isinstance(getattr(torch.optim, name, None), type):
             advice = f": only torch.optim.{name} steps tensors"
@@ -160,6 +158,17 @@ if not TYPE_CHECKING:               # a checker would take it to mean that every
             meant = meant or closest(name, [*TORCH, *OWN], 0.75)
             advice = f": did you mean {meant}?" if meant else ""
         refuse_name(__name__, name, advice)
+
+    def _offloading(name):
+        inner, dense = name.removeprefix("Offload"), [name for name in (*TORCH, *OWN) if name != "SparseAdam"]
+        if inner in dense:
+            globals()[name] = made = offload(globals()[inner])
+            return made
+        meant = closest(inner, dense, 0.75)
+        advice = f": did you mean Offload{meant}?" if meant else ""
+        refuse_name(__name__, name, {
+            "Muon": ": optimc.torch.Muon steps parameters on any device",
+            "SparseAdam": ": sparse gradients cannot be offloaded"}.get(inner, advice))
 
 
 __all__ = ["ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop",

@@ -18,8 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from optimc.base.names import UnknownArgument
+from optimc.torch.own import ScheduleFreeOptimizer
+from optimc.torch.step import SparseOptimizer, TorchOptimizer
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -145,7 +149,10 @@ class Offloaded(torch.optim.Optimizer):
             raise ValueError("offload_gradients=True would take gradients away before other processes add theirs")
         super().__init__(params, {})
         made = [self._host_group(group) for group in self.param_groups]
-        self._host = self._inner(made, *args, **kwargs)
+        try:
+            self._host = self._inner(made, *args, **kwargs)
+        except UnknownArgument as error:
+            raise UnknownArgument(str(error).replace("optimc.torch.", "optimc.torch.Offload", 1)) from None
         self.defaults = self._host.defaults
         self._read_groups()
         self._step_supports_amp_scaling = any(group.get("fused") for group in self.param_groups)
@@ -253,8 +260,7 @@ class Offloaded(torch.optim.Optimizer):
         for place in places:
             place.read()
             place.take_away() if self._takes_away else place.take()
-        for device in {place.param.device for place in places if place.param.device.type != "cpu"}:
-            torch.get_device_module(device).current_stream(device).synchronize()
+        _wait(places)
         return places
 
     @torch.no_grad()
@@ -318,6 +324,36 @@ class Offloaded(torch.optim.Optimizer):
         raise TypeError(f"{type(self).__name__} holds memory of two devices: save its state_dict instead")
 
 
+class OffloadedScheduleFree(Offloaded):
+    """The base of offloading classes whose parameters hold the average of a run only in `eval` mode."""
+
+    def train(self) -> None:
+        """Lets the parameters hold the points at which gradients are computed.  A step needs this mode."""
+        self._change_mode(True)
+
+    def eval(self) -> None:
+        """Lets the parameters hold the averages: call it before validation and before a model is saved."""
+        self._change_mode(False)
+
+    @torch.no_grad()
+    def _change_mode(self, train: bool) -> None:
+        self._write_groups()
+        places = self._stepped()
+        for place in places:
+            place.read()
+        _wait(places)
+        self._host.train() if train else self._host.eval()
+        for place in places:
+            place.write()
+        self._read_groups()
+
+
+def _wait(places: Sequence[Place]) -> None:
+    """Waits until all copies between these parameters and the host have arrived."""
+    for device in {place.param.device for place in places if place.param.device.type != "cpu"}:
+        torch.get_device_module(device).current_stream(device).synchronize()
+
+
 def _leave(places: Mapping[Tensor, Place]) -> None:
     for place in places.values():
         place.leave()
@@ -334,6 +370,9 @@ def offload(cls: Any) -> Any:
 
     The class takes the arguments of `cls`, and `offload_gradients`.
 
+    Raises:
+        TypeError: it is no such class, or one for sparse gradients.
+
     Example:
         >>> import torch, optimc.torch
         >>> p = torch.nn.Parameter(torch.ones(2))
@@ -343,7 +382,11 @@ def offload(cls: Any) -> Any:
         >>> bool((p != 1).all())
         True
     """
-    return type(f"Offload{cls.__name__}", (Offloaded,), {
+    if not (isinstance(cls, type) and issubclass(cls, TorchOptimizer) and hasattr(cls, "_counterpart")
+            and not issubclass(cls, SparseOptimizer)):
+        raise TypeError(f"offload takes a class of optimc.torch for dense gradients, such as AdamW, got {cls!r}")
+    base = OffloadedScheduleFree if issubclass(cls, ScheduleFreeOptimizer) else Offloaded
+    return type(f"Offload{cls.__name__}", (base,), {
         "__doc__": f"optimc.torch.{cls.__name__} on the host, for parameters on an accelerator: see "
                    "help(optimc.torch.offload).",
         "__module__": "optimc.torch", "_inner": cls})

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import re
 
 import pytest
 from conftest import require
@@ -322,5 +323,35 @@ def test_parameters_on_the_host_are_stepped_where_they_are(monkeypatch):
 def test_names_and_classes():
     assert ot.OffloadAdamW is ot.OffloadAdamW
     assert ot.offload(ot.SGD).__name__ == "OffloadSGD"
-    with pytest.raises(AttributeError):
-        ot.OffloadAdamV  # noqa: B018
+
+
+@pytest.mark.parametrize("name,advice", [
+    ("Lionn", ": did you mean OffloadLion?"), ("Muon", ": optimc.torch.Muon steps parameters on any device"),
+    ("SparseAdam", ": sparse gradients cannot be offloaded"), ("TorchOptimizer", ""), ("", "")])
+def test_names_that_are_none(name, advice):
+    with pytest.raises(AttributeError, match=rf"has no attribute 'Offload{name}'{re.escape(advice)}$"):
+        getattr(ot, f"Offload{name}")
+
+
+def test_other_classes_and_arguments_are_refused():
+    for cls in (torch.optim.AdamW, ot.SparseAdam, ot.TorchOptimizer, torch.optim.SGD.step):
+        with pytest.raises(TypeError, match=r"offload takes a class of optimc\.torch for dense gradients, such as"):
+            ot.offload(cls)
+    with pytest.raises(TypeError, match=r"^optimc\.torch\.OffloadSGD has no argument 'learning_rate': did"):
+        ot.OffloadSGD(network().parameters(), learning_rate=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_schedule_free_shows_its_averages(dtype):
+    away, here = pair("ScheduleFreeAdamW", dtype=dtype, lr=0.1)
+    for first in (0, 3):
+        train(away, here, first=first)
+        for _, optimizer in (away, here):
+            optimizer.eval()
+        equal(away[0], here[0])
+        with pytest.raises(RuntimeError, match="call train"):
+            away[1].step()
+        assert not away[1].param_groups[0]["train_mode"]
+        for _, optimizer in (away, here):
+            optimizer.train()
+        equal(away[0], here[0])
