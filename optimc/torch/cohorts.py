@@ -401,7 +401,12 @@ class Cohorts:
         """Makes all cohorts anew.
 
         rested: parameters that have no gradient in this step may be in them.
+
+        Raises:
+            ValueError: a group asks for storage that torch's own implementation, which is to step it, does not have.
         """
+        for group in self._optimizer.param_groups:
+            handed.check_storage(group)
         known: dict[int, tuple[Member, Numbers]] = {
             id(member.param): (member, (member.count, *member.scalars)) for member in self._resting}
         planned: set[int] = set()

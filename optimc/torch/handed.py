@@ -42,9 +42,9 @@ def split(groups: Sequence[Config]) -> Iterator[tuple[int, Tensor, Config, bool]
 
 def check_storage(group: Config) -> None:
     """Raises a ValueError if a group asks for storage that torch's own implementation does not have."""
-    for key in filter(group.get, KEYS):
-        if any(group.get(name, default) != default for name, default in STORAGE.items()):
-            raise ValueError(f"{key}=True is torch's own implementation, which has no {', '.join(STORAGE)}")
+    if is_group_handed(group) and any(group.get(name, default) != default for name, default in STORAGE.items()):
+        cause = next((f"{key}=True" for key in filter(group.get, KEYS)), "a group that has a parameter twice")
+        raise ValueError(f"{cause} is torch's own implementation, which has no {', '.join(STORAGE)}")
 
 
 def warn(optimizer: Any, pairs: Sequence[tuple[Tensor, Config]]) -> bool:

@@ -5,6 +5,7 @@ Next: slots.py, the forms of the tensors.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from optimc.torch import handed, tensors
 from optimc.torch.inner import without_values
 from optimc.torch.member import Member
 from optimc.torch.slots import Slots
-from optimc.torch.states import with_numbers
+from optimc.torch.states import number, with_numbers
 from optimc.torch_names import MASTER
 
 if TYPE_CHECKING:
@@ -98,16 +99,31 @@ def with_own_storage(state_dict: Config, param_groups: Sequence[Config]) -> Conf
 
 def check_loaded(state_dict: Config, param_groups: Sequence[Config], keys: Collection[str],
                  counterpart: Counterpart) -> None:
-    """Raises a ValueError if a state_dict has a slot or a master that is not of its parameter's shape."""
+    """Raises a ValueError if a state_dict has a slot or a master that is not of its parameter's shape.
+
+    The same if a count or a scalar is no number that a step can go on from.
+    """
     mine = [param for group in param_groups for param in group["params"]]
     theirs = [index for group in state_dict["param_groups"] for index in group["params"]]
     for i, (param, index) in enumerate(zip(mine, theirs, strict=False)):
         for key, value in state_dict["state"].get(index, {}).items():
+            if (key == "step" or (key in counterpart.scalars and value is not None)) and param.device.type == "cpu":
+                _check_number(key, value, i)
             expected = counterpart.shape(key, param.shape)
             if key in keys and isinstance(value, torch.Tensor) and value.shape != expected and not (
                     value.dtype == torch.uint8 and value.shape == (_core.coded_size(param.numel()),)):
                 raise ValueError(f"loaded state {key!r} of parameter {i}: expected shape {expected}, "
                                  f"got {tuple(value.shape)}")
+
+
+def _check_number(key: str, value: Any, i: int) -> None:
+    try:
+        found = number(value)
+    except (RuntimeError, TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found) or (key == "step" and found < 0):
+        raise ValueError(f"loaded state {key!r} of parameter {i}: expected "
+                         f"{'a count' if key == 'step' else 'a number'}, got {value!r}")
 
 
 def place(counterpart: Counterpart, sources: Sequence[Source], param_groups: Sequence[Config], states: Any,

@@ -112,15 +112,18 @@ class TorchOptimizer(Base):
 
     # ----------------------------------------------------------------------------- the step
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step, as in torch.  Returns the loss of the closure, if there is one."""
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """One step, as in torch.  Returns the loss of the closure, if there is one.
+
+        Hooks are given the closure as the program gave it: by its place or by its name.
+        """
         if is_dynamo_compiling():
-            return _step_outside(self, closure)
+            return _step_outside(self, args, kwargs)
         if (self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
                 or _torch._global_optimizer_pre_hooks or _torch._global_optimizer_post_hooks
                 or torch.autograd.profiler._is_profiler_enabled):
-            return _hooked_step(self, closure)
-        return self._plain_step(closure)
+            return _hooked_step(self, args, kwargs)
+        return self._plain_step(*args, **kwargs)
 
     # torch wraps a step that lacks this mark; this one does itself what the wrapper does
     step.hooked = True      # type: ignore[attr-defined]
@@ -141,6 +144,8 @@ class TorchOptimizer(Base):
                 return loss
         self._step_the_long_way()
         return loss
+
+    step.__signature__ = inspect.signature(_plain_step)     # type: ignore[attr-defined]
 
     def _step_the_long_way(self) -> None:
         cohorts, me = self._cohorts, (os.getpid(), threading.get_ident())
@@ -269,17 +274,16 @@ class SparseOptimizer(TorchOptimizer):
 
 
 @torch._disable_dynamo            # type: ignore[attr-defined]
-def _step_outside(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
+def _step_outside(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The step as a call that torch.compile leaves as it is."""
-    return optimizer.step(closure)
+    return optimizer.step(*args, **kwargs)
 
 
-def _hooked_step(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
+def _hooked_step(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The step as torch wraps it, with its hooks and its record for the profiler."""
     name = f"Optimizer.step#{type(optimizer).__name__}.step"
     with torch.autograd.profiler.record_function(name):
-        args: tuple[Any, ...] = (optimizer, closure) if closure is not None else (optimizer,)
-        kwargs: dict[str, Any] = {}
+        args = (optimizer, *args)
         for hook in itertools.chain(_torch._global_optimizer_pre_hooks.values(),
                                     optimizer._optimizer_step_pre_hooks.values()):
             result = hook(optimizer, args, kwargs)

@@ -194,7 +194,7 @@ def check_parameter(param: Tensor, i: int) -> None:
 
     Raises:
         TypeError: it is not on the CPU, is sparse, or of a type that no step takes.
-        ValueError: its elements share memory.
+        ValueError: its elements share memory, or are not the numbers that are in it.
     """
     if param.device.type != "cpu":
         raise TypeError(f"params[{i}]: expected a tensor on the CPU, got one on {param.device}")
@@ -202,7 +202,13 @@ def check_parameter(param: Tensor, i: int) -> None:
         raise TypeError(f"params[{i}]: expected a dense tensor, got {param.layout}")
     if param.dtype not in TYPES and param.dtype not in COMPLEX:
         raise TypeError(f"params[{i}]: expected {storage.IN_WORDS}, or complex64 or complex128, got {param.dtype}")
-    if not torch.nn.parameter.is_lazy(param) and not _is_apart(bare(param)):
+    if torch.nn.parameter.is_lazy(param):
+        return
+    if param.is_conj() or (param.is_neg() and is_dense(param)):         # a copy stands for one with gaps
+        raise ValueError(f"params[{i}]: expected the numbers in memory, got the lazy "
+                         f"{'conjugate' if param.is_conj() else 'negative'} of them: "
+                         f"{'resolve_conj' if param.is_conj() else 'resolve_neg'}() has such a memory of its own")
+    if not _is_apart(bare(param)):
         raise ValueError(f"params[{i}]: expected elements that lie apart from each other, "
                          f"got shape {tuple(param.shape)} with strides {param.stride()}: "
                          "clone() has such a memory of its own")

@@ -1,5 +1,7 @@
 """optimc.torch beside torch.optim: the same training, and right where torch 2.13's fused is not."""
 
+import inspect
+
 import numpy as np
 import pytest
 from conftest import require
@@ -78,6 +80,28 @@ def test_a_tensor_for_a_rate():
     ours.step()
     theirs.step()
     close(a, b)
+
+
+def test_hooks_get_the_closure_as_it_was_given():
+    """So one that replaces it does as with torch, which has no closure by place and by name at once."""
+    seen = {}
+    for module in (ot, torch.optim):
+        optimizer, calls = module.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1), []
+
+        def replace(_, args, kwargs, calls=calls):
+            calls.append((len(args), sorted(kwargs)))
+            if "closure" in kwargs:
+                return args, {**kwargs, "closure": lambda: 3.0}
+            return (args[0], lambda: 4.0), kwargs
+
+        def note(_, args, kwargs, calls=calls):
+            calls.append((len(args), sorted(kwargs)))
+        optimizer.register_step_pre_hook(replace)
+        optimizer.register_step_post_hook(note)
+        calls += [optimizer.step(closure=lambda: 1.0), optimizer.step(lambda: 1.0), optimizer.step()]
+        seen[module] = calls
+    assert seen[ot] == seen[torch.optim] and seen[ot][-3:] == [3.0, 4.0, 4.0]
+    assert str(inspect.signature(ot.SGD([torch.ones(1)], lr=1.0).step)).startswith("(closure")
 
 
 def test_closures_and_hooks():

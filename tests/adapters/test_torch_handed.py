@@ -105,6 +105,24 @@ def test_storage_is_refused_where_torch_steps():
         ours.step()
 
 
+@pytest.mark.parametrize("change", [
+    lambda group: group.update(differentiable=True), lambda group: group["params"].append(group["params"][0])])
+def test_storage_is_refused_where_a_group_becomes_torchs(change):
+    p = torch.nn.Parameter(torch.ones(5000))
+    ours = ot.Adam([p], state_dtype="int8")
+    p.grad = torch.ones(5000)
+    ours.step()
+    before = p.detach().clone()
+    change(ours.param_groups[0])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="is torch's own implementation, which has no state_dtype"):
+            ours.step()
+    assert torch.equal(p, before) and ours.state[p]["step"] == 1
+    ours.param_groups[0].update(differentiable=False, params=[p])
+    ours.step()
+    assert ours.state[p]["step"] == 2
+
+
 def test_parameters_on_meta_are_refused_at_the_step_only_if_torch_does():
     far, near = (torch.nn.Parameter(torch.ones(2, device=device)) for device in ("meta", "cpu"))
     ours = ot.Adam([far, near], lr=0.1)

@@ -103,6 +103,13 @@ def test_storage_of_complex_parameters_is_refused():
     assert (p == 1).all()
 
 
+def test_lazy_conjugates_are_refused_as_parameters():
+    numbers = torch.ones(3, dtype=torch.complex64).conj()
+    for lazy, word in ((numbers, "conj"), (numbers.imag.as_strided((3,), (1,)), "neg")):
+        with pytest.raises(ValueError, match=rf"params\[1\]: expected the numbers in memory, .* resolve_{word}"):
+            ot.AdamW([torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(lazy)])
+
+
 def test_conjugates_and_sparse_gradients_of_complex_parameters():
     a, b = ([torch.nn.Parameter(torch.ones(5, 2, dtype=torch.complex64))] for _ in range(2))
     ours, theirs = ot.Adam(a, lr=0.1), torch.optim.Adam(b, lr=0.1)

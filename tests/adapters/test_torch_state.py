@@ -90,6 +90,25 @@ def test_wrong_state_is_refused_before_anything_changes():
     assert all(torch.equal(p, q) for p, q in zip(a, before, strict=True))
 
 
+@pytest.mark.parametrize(("name", "key", "wrong"), [
+    ("Adam", "step", torch.tensor(float("nan"))), ("Adam", "step", torch.ones(2)), ("Adam", "step", -1),
+    ("Adam", "step", None), ("Adam", "step", float("inf")), ("NAdam", "mu_product", torch.ones(2)),
+    ("ASGD", "eta", float("nan"))])
+def test_wrong_numbers_are_refused_before_anything_changes(name, key, wrong):
+    a = parameters()
+    ours = getattr(ot, name)(a)
+    set_grads(0, a)
+    ours.step()
+    state = copy.deepcopy(ours.state_dict())
+    state["state"][1][key] = wrong
+    kept = copy.deepcopy(ours.state_dict())
+    with pytest.raises(ValueError, match=rf"loaded state '{key}' of parameter 1: expected a (count|number), got"):
+        ours.load_state_dict(state)
+    assert all(torch.equal(value, ours.state_dict()["state"][1][k]) for k, value in kept["state"][1].items())
+    ours.step()
+    assert ours.state[a[1]]["step"] == 2
+
+
 def start_over(optimizer, params):
     """Restarts a parameter as a user does who knows torch's state."""
     state, first = optimizer.state[params[0]], {"mu_product": 1.0, "mu": 1.0, "eta": optimizer.param_groups[0]["lr"]}
