@@ -157,7 +157,7 @@ class InBackward:
         """The gradient after clipping: the same tensor, but of one that is sparse or conjugate."""
         if self._clip_norm is None and self._clip_value is None:
             return grad
-        grad = grad.coalesce() if grad.layout is torch.sparse_coo else grad.resolve_conj()
+        grad = tensors.settled(grad)
         numbers = tensors.numbers(grad)
         if self._clip_norm is not None:
             own = float(tensors.norm(numbers))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from optimc.base.names import UnknownArgument
+from optimc.torch import tensors
 from optimc.torch.own import ScheduleFreeOptimizer
 from optimc.torch.step import SparseOptimizer, TorchOptimizer
 
@@ -270,7 +271,7 @@ class Offloaded(torch.optim.Optimizer):
         It is what torch.nn.utils.clip_grad_norm_ does, where gradients are on the host only; the gradients themselves
         stay as they are.
         """
-        norms = [torch.linalg.vector_norm(place.host.grad, dtype=torch.float32) for place in self._gather()
+        norms = [tensors.norm(tensors.numbers(tensors.settled(place.host.grad))) for place in self._gather()
                  if place.host.grad is not None]
         total = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
         self._clip = max(min(1.0, float(max_norm / (total + 1e-6))), LEAST)

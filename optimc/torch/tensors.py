@@ -114,8 +114,13 @@ def gradient(grad: Tensor, param: Tensor, i: int) -> Array | Rows:
     return view(grad.resolve_neg(), param) if found is None else found
 
 
+def settled(grad: Tensor) -> Tensor:
+    """The gradient with its numbers as they are in memory: coalesced if it is sparse, else not conjugate."""
+    return grad.coalesce() if grad.layout is torch.sparse_coo else grad.resolve_conj()
+
+
 def numbers(grad: Tensor) -> Tensor:
-    """The real numbers of a gradient, over its memory.  A sparse one must be coalesced, none conjugate."""
+    """The real numbers of a `settled` gradient, over its memory."""
     values = grad._values() if grad.layout is torch.sparse_coo else grad
     return torch.view_as_real(values) if values.is_complex() else values
 

@@ -235,6 +235,35 @@ def test_the_global_norm_is_clipped_on_the_host(taking):
     assert not torch.equal(here[0][0].weight, network()[0].weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128])
+def test_the_norm_of_any_type_is_clipped(dtype):
+    params = [torch.nn.Parameter(torch.full((3,), 2, dtype=dtype)) for _ in range(2)]
+    optimizers = [ot.OffloadSGD(params[:1], lr=0.5), torch.optim.SGD(params[1:], lr=0.5)]
+    for param in params:
+        param.grad = torch.full((3,), 3 - 4j if dtype.is_complex else 4, dtype=dtype)
+    params[0].grad = params[0].grad.conj().resolve_conj().conj()        # conjugate, of the same numbers
+    found = optimizers[0].clip_grad_norm_(0.5)
+    torch.testing.assert_close(found.double(), torch.nn.utils.clip_grad_norm_(params[1:], 0.5).double(), rtol=1e-2,
+                               atol=0)
+    for optimizer in optimizers:
+        optimizer.step()
+    torch.testing.assert_close(*params)
+    assert (params[0] != 2).all()
+
+
+def test_the_norm_of_sparse_gradients_on_the_host_is_clipped(monkeypatch):
+    monkeypatch.setattr(host, "is_elsewhere", lambda param: False)
+    tables = [torch.nn.Parameter(torch.ones(5, 2)) for _ in range(2)]
+    optimizers = [ot.OffloadSGD(tables[:1], lr=0.5), torch.optim.SGD(tables[1:], lr=0.5)]
+    for table in tables:
+        torch.nn.functional.embedding(torch.tensor([1, 3, 1]), table, sparse=table is tables[0]).sum().backward()
+    torch.testing.assert_close(optimizers[0].clip_grad_norm_(0.5), torch.nn.utils.clip_grad_norm_(tables[1:], 0.5))
+    for optimizer in optimizers:
+        optimizer.step()
+    torch.testing.assert_close(*tables)
+    assert (tables[0] != 1).any(dim=1).nonzero().flatten().tolist() == [1, 3]
+
+
 def test_a_bound_of_zero_and_no_gradients():
     away, _ = pair("SGD", lr=0.1)
     assert away[1].clip_grad_norm_(1.0) == 0
