@@ -93,13 +93,16 @@ def _moved(numbers: Any, z: Any, beta: Any, train: bool) -> Any:
 @torch.no_grad()
 def _move(param: Tensor, state: Config, beta: float, train: bool) -> None:
     """Moves a parameter from the average to the point at which gradients are computed, or back."""
-    param, z, master = bare.bare(param), bare.bare(state["z"]), state.get(MASTER)
-    if master is None or not tensors.is_dense(param):
-        param.copy_(_moved(param, z, torch.tensor(beta, dtype=z.dtype), train))
+    plain, z, master = bare.bare(param), bare.bare(state["z"]), state.get(MASTER)
+    if master is None:
+        plain.copy_(_moved(plain, z, torch.tensor(beta, dtype=z.dtype), train))
         return
-    weight, rest = tensors.view(param, param), tensors.stored(bare.bare(master), param)
-    numbers = _moved(narrow.exact(weight, rest), tensors.stored(z, param), np.float32(beta), train)
+    dense = plain if tensors.is_dense(plain) else bare.dense_copy(param)
+    weight, rest = tensors.view(dense, dense), tensors.stored(bare.bare(master), dense)
+    numbers = _moved(narrow.exact(weight, rest), tensors.stored(z, dense), np.float32(beta), train)
     narrow.encode(narrow.weight_codec(weight, rest) or 0, numbers, storage.like_of(weight).real, weight, master=rest)
+    if dense is not plain:
+        plain.copy_(dense)
 
 
 #: the bases that come before a class that torch lacks, where that is not `OwnOptimizer`

@@ -242,3 +242,21 @@ def test_modes_of_schedule_free_in_16_bits(dtype):
     assert any(not torch.equal(p, q) for p, q in zip(params, before, strict=True))
     ours.train()                                    # the masters keep what a parameter lacks
     assert all(((p - q).abs() <= q.abs() * 2 ** -7).all() for p, q in zip(params, before, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_modes_of_a_parameter_with_gaps_lose_nothing(dtype):
+    whole = parameters(dtype, [(6, 4)])
+    gapped = [torch.zeros(6, 8, dtype=dtype)[:, ::2].requires_grad_()]
+    gapped[0].detach().copy_(whole[0].detach())
+    ours, theirs = ot.ScheduleFreeAdamW(gapped, lr=0.1), ot.ScheduleFreeAdamW(whole, lr=0.1)
+    for step in range(4):
+        set_grads(step, whole, gapped)
+        for optimizer in (ours, theirs):
+            optimizer.step()
+            optimizer.eval()
+        assert torch.equal(gapped[0], whole[0])
+        for optimizer in (ours, theirs):
+            optimizer.train()
+        assert torch.equal(gapped[0], whole[0])
+        assert torch.equal(ours.state[gapped[0]]["master_param"], theirs.state[whole[0]]["master_param"])
