@@ -9,8 +9,9 @@ Next: optimc/torch/inner.py and optimc/migrate.py.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -115,6 +116,23 @@ class Counterpart(NamedTuple):
         """torch's argument for one of optimc's; None if torch has none."""
         return next((key for key, ours in self.arguments.items()
                      if argument in (ours if isinstance(ours, tuple) else (ours,))), None)
+
+    @contextlib.contextmanager
+    def wording(self) -> Iterator[None]:
+        """Gives errors about an argument of optimc torch's name for it, within the block."""
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            message = re.sub(r"^\w+(?= must be )", lambda found: self.word_for(found[0]) or found[0], str(error))
+            error.args = (message, *error.args[1:])
+            raise
+
+    def check_lengths(self, group: Mapping[str, Any]) -> None:
+        """Raises a ValueError if a group has no tuple or list, or one of another length, where torch has a tuple."""
+        for key, ours in self.arguments.items():
+            value = group.get(key, ours)
+            if isinstance(ours, tuple) and not (isinstance(value, (tuple, list)) and len(value) == len(ours)):
+                raise ValueError(f"{key} must be a tuple of {len(ours)} numbers, got {value!r}")
 
     def shape(self, key: str, param: Sequence[int]) -> tuple[int, ...]:
         """The shape of a slot, by torch's key, of a parameter of this shape."""

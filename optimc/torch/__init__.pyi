@@ -7,23 +7,15 @@ from optimc._types import StateDtype
 from optimc.torch.backward import step_in_backward
 from optimc.torch.host import Offloaded, OffloadedScheduleFree, offload
 from optimc.torch.muon import Muon
+from optimc.torch.own import OwnOptimizer, ScheduleFreeOptimizer
+from optimc.torch.step import SparseOptimizer, TorchOptimizer
+
+_Number = float | torch.Tensor
 
 __all__ = ["ASGD", "LARS", "SGD", "AdaBelief", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Adan",
            "Ftrl", "Lamb", "Lion", "Muon", "NAdam", "RAdam", "RMSprop", "RowwiseAdagrad", "Rprop",
            "ScheduleFreeAdamW", "SparseAdam", "Yogi", "offload", "step_in_backward"]
 
-class SGD(torch.optim.SGD): ...
-class Adam(torch.optim.Adam): ...
-class SparseAdam(torch.optim.SparseAdam): ...
-class AdamW(torch.optim.AdamW): ...
-class RMSprop(torch.optim.RMSprop): ...
-class Adagrad(torch.optim.Adagrad): ...
-class Adadelta(torch.optim.Adadelta): ...
-class Adamax(torch.optim.Adamax): ...
-class NAdam(torch.optim.NAdam): ...
-class RAdam(torch.optim.RAdam): ...
-class Rprop(torch.optim.Rprop): ...
-class ASGD(torch.optim.ASGD): ...
 class OffloadSGD(Offloaded): ...
 class OffloadAdam(Offloaded): ...
 class OffloadAdamW(Offloaded): ...
@@ -45,14 +37,238 @@ class OffloadRowwiseAdagrad(Offloaded): ...
 class OffloadScheduleFreeAdamW(OffloadedScheduleFree): ...
 class OffloadYogi(Offloaded): ...
 
-class AdaBelief(torch.optim.Optimizer):
+class SGD(TorchOptimizer, torch.optim.SGD):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | torch.Tensor = 0.001,
-        betas: tuple[float, float] = (0.9, 0.999),
+        lr: _Number = 0.001,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: _Number = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class Adam(TorchOptimizer, torch.optim.Adam):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.001,
+        betas: tuple[_Number, _Number] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: _Number = 0.0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class SparseAdam(SparseOptimizer, torch.optim.SparseAdam):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.001,
+        betas: tuple[_Number, _Number] = (0.9, 0.999),
+        eps: float = 1e-08,
+        maximize: bool = False,
+        *,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class AdamW(TorchOptimizer, torch.optim.AdamW):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.001,
+        betas: tuple[_Number, _Number] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: _Number = 0.01,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class RMSprop(TorchOptimizer, torch.optim.RMSprop):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.01,
+        alpha: float = 0.99,
+        eps: float = 1e-08,
+        weight_decay: _Number = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        *,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class Adagrad(TorchOptimizer, torch.optim.Adagrad):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.01,
+        lr_decay: float = 0.0,
+        weight_decay: _Number = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class Adadelta(TorchOptimizer, torch.optim.Adadelta):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-06,
+        weight_decay: _Number = 0.0,
+        foreach: bool | None = None,
+        *,
+        capturable: bool = False,
+        maximize: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class Adamax(TorchOptimizer, torch.optim.Adamax):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.002,
+        betas: tuple[_Number, _Number] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: _Number = 0.0,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class NAdam(TorchOptimizer, torch.optim.NAdam):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.002,
+        betas: tuple[_Number, _Number] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: _Number = 0.0,
+        momentum_decay: float = 0.004,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class RAdam(TorchOptimizer, torch.optim.RAdam):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.001,
+        betas: tuple[_Number, _Number] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: _Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class Rprop(TorchOptimizer, torch.optim.Rprop):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.01,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-06, 50.0),
+        *,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class ASGD(TorchOptimizer, torch.optim.ASGD):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.01,
+        lambd: float = 0.0001,
+        alpha: float = 0.75,
+        t0: float = 1000000.0,
+        weight_decay: _Number = 0.0,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+        *,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class AdaBelief(OwnOptimizer):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.001,
+        betas: tuple[_Number, _Number] = (0.9, 0.999),
         eps: float = 1e-16,
-        weight_decay: float = 0.0,
+        weight_decay: _Number = 0.0,
         *,
         bias_correction: bool = True,
         cautious: bool = False,
@@ -62,14 +278,14 @@ class AdaBelief(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None: ...
 
-class Adan(torch.optim.Optimizer):
+class Adan(OwnOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | torch.Tensor = 0.001,
-        betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
+        lr: _Number = 0.001,
+        betas: tuple[_Number, _Number, _Number] = (0.98, 0.92, 0.99),
         eps: float = 1e-08,
-        weight_decay: float = 0.0,
+        weight_decay: _Number = 0.0,
         *,
         cautious: bool = False,
         maximize: bool = False,
@@ -78,18 +294,18 @@ class Adan(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None: ...
 
-class Ftrl(torch.optim.Optimizer):
+class Ftrl(OwnOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | torch.Tensor = 0.001,
+        lr: _Number = 0.001,
         learning_rate_power: float = -0.5,
         initial_accumulator_value: float = 0.1,
         l1_regularization_strength: float = 0.0,
         l2_regularization_strength: float = 0.0,
         l2_shrinkage_regularization_strength: float = 0.0,
         beta: float = 0.0,
-        weight_decay: float = 0.0,
+        weight_decay: _Number = 0.0,
         *,
         maximize: bool = False,
         state_dtype: StateDtype = None,
@@ -97,16 +313,16 @@ class Ftrl(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None: ...
 
-class LARS(torch.optim.Optimizer):
+class LARS(OwnOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | torch.Tensor = 1.0,
+        lr: _Number = 1.0,
         momentum: float = 0.9,
         nesterov: bool = False,
         trust_coefficient: float = 0.001,
         eps: float = 0.0,
-        weight_decay: float = 0.0,
+        weight_decay: _Number = 0.0,
         *,
         joint_norm: bool = False,
         coupled_weight_decay: bool = True,
@@ -117,14 +333,14 @@ class LARS(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None: ...
 
-class Lamb(torch.optim.Optimizer):
+class Lamb(OwnOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | torch.Tensor = 0.001,
-        betas: tuple[float, float] = (0.9, 0.999),
+        lr: _Number = 0.001,
+        betas: tuple[_Number, _Number] = (0.9, 0.999),
         eps: float = 1e-07,
-        weight_decay: float = 0.0,
+        weight_decay: _Number = 0.0,
         *,
         bias_correction: bool = True,
         maximize: bool = False,
@@ -133,13 +349,13 @@ class Lamb(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None: ...
 
-class Lion(torch.optim.Optimizer):
+class Lion(OwnOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | torch.Tensor = 0.001,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
+        lr: _Number = 0.001,
+        betas: tuple[_Number, _Number] = (0.9, 0.99),
+        weight_decay: _Number = 0.0,
         *,
         cautious: bool = False,
         maximize: bool = False,
@@ -148,14 +364,14 @@ class Lion(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None: ...
 
-class RowwiseAdagrad(torch.optim.Optimizer):
+class RowwiseAdagrad(OwnOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | torch.Tensor = 0.01,
+        lr: _Number = 0.01,
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-08,
-        weight_decay: float = 0.0,
+        weight_decay: _Number = 0.0,
         *,
         maximize: bool = False,
         state_dtype: StateDtype = None,
@@ -163,17 +379,15 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None: ...
 
-class ScheduleFreeAdamW(torch.optim.Optimizer):
-    def train(self) -> None: ...
-    def eval(self) -> None: ...
+class ScheduleFreeAdamW(ScheduleFreeOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | torch.Tensor = 0.0025,
-        betas: tuple[float, float] = (0.9, 0.999),
+        lr: _Number = 0.0025,
+        betas: tuple[_Number, _Number] = (0.9, 0.999),
         eps: float = 1e-08,
         warmup_steps: float = 0,
-        weight_decay: float = 0.0,
+        weight_decay: _Number = 0.0,
         *,
         maximize: bool = False,
         state_dtype: StateDtype = None,
@@ -181,15 +395,15 @@ class ScheduleFreeAdamW(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None: ...
 
-class Yogi(torch.optim.Optimizer):
+class Yogi(OwnOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | torch.Tensor = 0.01,
-        betas: tuple[float, float] = (0.9, 0.999),
+        lr: _Number = 0.01,
+        betas: tuple[_Number, _Number] = (0.9, 0.999),
         eps: float = 0.001,
         initial_accumulator_value: float = 1e-06,
-        weight_decay: float = 0.0,
+        weight_decay: _Number = 0.0,
         *,
         initial_mean: float = 0.0,
         bias_correction: bool = True,

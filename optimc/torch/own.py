@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,14 +45,7 @@ class OwnOptimizer(TorchOptimizer):
             argument = None if isinstance(word.ours, tuple) else cls._arguments[word.ours]
             if isinstance(argument, Option):
                 argument.check(word.name, group[word.name])
-        try:
-            super()._check_groups(new)
-        except ValueError as error:
-            raise ValueError(re.sub(r"^\w+", self._renamed, str(error))) from None
-
-    def _renamed(self, found: re.Match[str]) -> str:
-        """An argument of optimc in an error, in the word of torch."""
-        return self._counterpart.word_for(found[0]) or found[0]
+        super()._check_groups(new)
 
 
 class ScheduleFreeOptimizer(OwnOptimizer):

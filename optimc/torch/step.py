@@ -104,7 +104,9 @@ class TorchOptimizer(Base):
         tensors.check_apart(own)
         for group in new:
             handed.check_storage(group)
-            inner = make_inner(self._counterpart, self._sources, [group])
+            self._counterpart.check_lengths(group)
+            with self._counterpart.wording():
+                inner = make_inner(self._counterpart, self._sources, [group])
             among = set(map(id, group["params"]))
             for i, param in (row for row in own if id(row[1]) in among):
                 if not torch.nn.parameter.is_lazy(param):
@@ -155,7 +157,8 @@ class TorchOptimizer(Base):
                                    "thread")
             try:
                 cohorts.stepping = me
-                self._step_all()
+                with self._counterpart.wording():
+                    self._step_all()
             except RuntimeError:
                 # C says less plainly what it cannot look at
                 tensors.check_gradients(self._own())
@@ -164,7 +167,8 @@ class TorchOptimizer(Base):
                 if all(cohort.has_its_forms() for cohort in cohorts.all):
                     raise
                 cohorts.expire()                    # a parameter is of another type, shape or layout now
-                self._step_all()
+                with self._counterpart.wording():
+                    self._step_all()
             finally:
                 cohorts.stepping = None
 

@@ -178,6 +178,32 @@ def test_arguments(name):
             cls([param], initial_accumulator_value=-1.0)
 
 
+@pytest.mark.parametrize("betas", [0.9, (0.9,), (0.9, 0.9, 0.9), None, "ab "])
+def test_betas_are_a_tuple_of_the_right_length(betas):
+    param = torch.nn.Parameter(torch.ones(3))
+    for cls in (ot.Lion, ot.Adam):
+        with pytest.raises(ValueError, match=r"^betas must be a tuple of 2 numbers, got"):
+            cls([param]).add_param_group({"params": [torch.nn.Parameter(torch.ones(3))], "betas": betas})
+    with pytest.raises(ValueError, match=r"^betas must be a tuple of 2 numbers, got"):
+        ot.Lion([param], betas=betas)
+
+
+@pytest.mark.parametrize("cls", [ot.Lion, ot.Adam])
+def test_errors_of_groups_and_steps_are_in_torchs_words(cls):
+    for kind, wrong in ((ValueError, {"lr": -1.0}), (TypeError, {"lr": "a"}), (ValueError, {"betas": (0.9, 2.0)})):
+        param, other = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+        ours, key = cls([param]), next(iter(wrong))
+        with pytest.raises(kind, match=f"^{key} must be"):
+            ours.add_param_group({"params": [other], **wrong})
+        param.grad = torch.ones(3)
+        ours.step()
+        before = param.detach().clone()
+        ours.param_groups[0].update(wrong)
+        with pytest.raises(kind, match=f"^{key} must be"):
+            ours.step()
+        assert torch.equal(param, before)
+
+
 def test_parameters_that_no_step_takes():
     param = torch.nn.Parameter(torch.ones(3))
     with pytest.warns(UserWarning, match="duplicate"), pytest.raises(TypeError, match="on the CPU, once"):

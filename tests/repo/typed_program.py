@@ -308,6 +308,9 @@ def torch_program() -> None:
     optimc.torch.step_in_backward([parameter], optimc.torch.AdamW, accumulate=2, clip_value=1.0, clip_norm_before=1.0)
     lion: torch.optim.Optimizer = optimc.torch.Lion([parameter], 0.1, betas=(0.9, 0.99), state_dtype="bfloat16")
     lion.step()
+    for stored in (optimc.torch.AdamW([parameter], 0.1, state_dtype="int8", master_weights=False, seed=3, fused=True),
+                   optimc.torch.Lion([parameter], 0.1)):
+        stored.reset_master()
     free = optimc.torch.ScheduleFreeAdamW([parameter], lr=0.1, warmup_steps=2)
     free.eval()
     free.train()
@@ -415,4 +418,6 @@ def mistakes() -> None:
     optimc.LossScaleOptimizer(opt).scale = 2                # type: ignore[attr-defined]
     optimc.MultiOptimizer(opt)                              # type: ignore[arg-type]
     optimc.MultiOptimizer(optimc.OptimizerMap(opt)).apply(weights, weights)     # type: ignore[arg-type]
+    optimc.torch.AdamW([], learning_rate=0.1)               # type: ignore[call-arg]
+    optimc.torch.Lion([], betas=0.9)                        # type: ignore[arg-type]
     optimc.adam()                                           # type: ignore[attr-defined]
