@@ -21,7 +21,7 @@ import torch
 from optimc.base.names import UnknownArgument
 from optimc.torch import tensors
 from optimc.torch.own import ScheduleFreeOptimizer
-from optimc.torch.step import SparseOptimizer, TorchOptimizer
+from optimc.torch.step import SparseOptimizer, TorchOptimizer, loss_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -221,10 +221,7 @@ class Offloaded(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step, as in torch.  Returns the loss of the closure, if there is one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         found, scale = getattr(self, "found_inf", None), 1.0            # from a GradScaler
         if found is not None:
             if self._takes_away:

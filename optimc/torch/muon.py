@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from optimc.torch.step import loss_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -39,10 +41,7 @@ class Muon(torch.optim.Muon):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step, as in torch.  Returns the loss of the closure, if there is one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         given = [(param, group) for group in self.param_groups for param in group["params"] if param.grad is not None]
         for param, group in given:                      # an error changes nothing
             _check(param, group)

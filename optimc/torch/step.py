@@ -131,10 +131,7 @@ class TorchOptimizer(Base):
     step.hooked = True      # type: ignore[attr-defined]
 
     def _plain_step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         if getattr(self, "found_inf", None) is None:        # GradScaler's
             try:
                 stepped = self._cohorts.turn.apply()
@@ -265,16 +262,21 @@ class SparseOptimizer(TorchOptimizer):
     """The base of classes that torch has for sparse gradients only."""
 
     def _plain_step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for i, param in self._own():
             if param.grad is not None and not param.grad.is_sparse:
                 raise RuntimeError(f"params[{i}].grad: {type(self).__name__} does not support dense gradients, "
                                    f"please consider {self._counterpart.name} instead")
         super()._plain_step()
         return loss
+
+
+def loss_of(closure: Callable[[], Any] | None) -> Any:
+    """The loss that the closure of a step computes, with gradients; None without a closure."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 @torch._disable_dynamo            # type: ignore[attr-defined]
