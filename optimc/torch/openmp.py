@@ -30,7 +30,7 @@ def loaded() -> list[str]:
     except OSError:
         return []
     paths = {line[line.index("/"):] for line in maps.splitlines() if "/" in line}
-    own = str(Path(torch.__file__).parent)
+    own = str(Path(torch.__file__).resolve().parent)
     return sorted((path for path in paths if NAME.match(os.path.basename(path))),
                   key=lambda path: (not path.startswith(own), path))
 

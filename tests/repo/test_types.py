@@ -25,12 +25,14 @@ PARTS = {name.removesuffix("_program"): part for name, part in vars(typed_progra
 INTERNAL = {"styles"}
 #: parts that need more than NumPy
 NEEDED = {"torch": "torch", "keras": "keras", "sklearn": "sklearn", "thinc": "thinc", "mpi": "mpi4py.MPI",
-          "threads": "threadpoolctl", "deepspeed": "deepspeed"}
+          "threads": "threadpoolctl"}
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_values_have_the_types_that_checkers_see(name, tmp_path, capsys):
-    if name in NEEDED:
+    if name == "deepspeed":             # not among what .ci/run installs
+        pytest.importorskip("deepspeed")
+    elif name in NEEDED:
         require(NEEDED[name])
     part = PARTS[name]
     part(tmp_path) if inspect.signature(part).parameters else part()
