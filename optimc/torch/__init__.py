@@ -17,7 +17,8 @@ Gradients may be sparse by rows, as those of `torch.nn.Embedding(sparse=True)`, 
 `SparseAdam`.  Such a step is *lazy*: rows that do not occur are not touched, neither by the rule nor by decay or
 momentum.  Values of a row that occurs several times are added up in order of occurrence.
 
-Three arguments are optimc's, by keyword.  They are keys of a parameter group where they are given.
+Three arguments are optimc's, by keyword, of each class but Muon.  They are keys of a parameter group where they are
+given.
 
 - `state_dtype`: None, "bfloat16" or "int8", or a dict of torch's keys of slots to these words: the storage of slots.
 - `master_weights=True`: keep what bfloat16 and float16 parameters lack of a float32, as "master_param" in the state.
@@ -32,7 +33,7 @@ For parameters on an accelerator `OffloadAdam`, `OffloadAdamW` and so on keep ma
 optimc's optimizers that torch lacks are here too, such as `Lion`: optimizers of torch with the bits of the class for
 arrays, for parameters on the CPU (own.py, optimc/torch_own.py).
 
-Threads may share an optimizer.  Their steps, reads of the state and saves run one after the other.
+Threads may share an optimizer other than Muon.  Their steps, reads of the state and saves run one after the other.
 
 Next: step.py (the step), cohorts.py (which parameters step together), handed.py (torch's own implementation),
 states.py (`optimizer.state`), slots.py and loading.py (the tensors in it), inner.py (the optimizer of optimc behind a

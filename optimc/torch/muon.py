@@ -7,12 +7,15 @@ bfloat16 are computed in float32 and rounded to bfloat16, which is as exact.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from optimc.torch.step import loss_of
+from optimc.torch.step import loss_of, refuse_unknown
+from optimc.torch_own import ARGUMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +40,16 @@ class Muon(torch.optim.Muon):
         >>> bool((p != 1).all())
         True
     """
+
+    if not TYPE_CHECKING:           # a checker knows torch's
+        @functools.wraps(torch.optim.Muon.__init__)
+        def __init__(self, *args, **kwargs):
+            try:
+                super().__init__(*args, **kwargs)
+            except TypeError:
+                refuse_unknown(type(self).__name__, kwargs, inspect.signature(super().__init__).parameters,
+                               ARGUMENTS.get, ())
+                raise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -53,32 +53,14 @@ class TorchOptimizer(Base):
         try:
             super().__init__(*args, **kwargs)
         except TypeError:
-            self._refuse_unknown(kwargs, inspect.signature(super().__init__).parameters)
+            refuse_unknown(type(self).__name__, kwargs, inspect.signature(super().__init__).parameters,
+                           self._counterpart.word_for)
             raise
         self._cohorts.watch_state()
         self._cohorts.states.known = False          # torch has made what is in it, if anything
         self._check_groups(self.param_groups)
         if self._cohorts.states:
             loading.place(self._counterpart, self._sources, self.param_groups, self._cohorts.states, anew=True)
-
-    def _refuse_unknown(self, given: Collection[str], known: Mapping[str, inspect.Parameter]) -> None:
-        """Refuses arguments that torch does not have, with torch's word for those that optimc has.
-
-        Raises:
-            UnknownArgument: names the first of them.
-        """
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
-            return                                  # of a program's class, which knows what it takes
-        for name in (name for name in given if name not in known):
-            words = [name, *(ELSEWHERE[name].here if name in ELSEWHERE else ())]
-            theirs = next(filter(None, map(self._counterpart.word_for, words)), None) or next(
-                (word for word in words if word in STORAGE), None) or closest(name, [*known, *STORAGE], 0.8)
-            if "global_clipnorm" in words or name in ("clipnorm", "clipvalue"):
-                function = "clip_grad_value_" if name == "clipvalue" else "clip_grad_norm_"
-                advice = f": call torch.nn.utils.{function} before the step"
-            else:
-                advice = f": did you mean {theirs}?" if theirs else ""
-            raise UnknownArgument(f"optimc.torch.{type(self).__name__} has no argument {name!r}{advice}") from None
 
     def add_param_group(self, param_group: Config) -> None:
         with self._cohorts.turn:
@@ -256,6 +238,36 @@ class TorchOptimizer(Base):
             super().__setstate__(state)
             self._cohorts.forget()
             self._cohorts.watch_state()
+
+
+def refuse_unknown(owner: str, given: Collection[str], known: Mapping[str, inspect.Parameter],
+                   word_for: Callable[[str], str | None], storage: Collection[str] = tuple(STORAGE)) -> None:
+    """Refuses arguments that torch does not have, with torch's word for those that optimc has.
+
+    Args:
+        owner: the name of the class.
+        given: the arguments by keyword.
+        known: torch's.
+        word_for: gives torch's argument for one of optimc's.
+        storage: the arguments about storage that the class has.
+
+    Raises:
+        UnknownArgument: names the first of them.
+    """
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return                                      # of a program's class, which knows what it takes
+    for name in (name for name in given if name not in known):
+        words = [name, *(ELSEWHERE[name].here if name in ELSEWHERE else ())]
+        theirs = next(filter(None, map(word_for, words)), None) or next(
+            (word for word in words if word in storage), None) or closest(name, [*known, *storage], 0.8)
+        if "global_clipnorm" in words or name in ("clipnorm", "clipvalue"):
+            function = "clip_grad_value_" if name == "clipvalue" else "clip_grad_norm_"
+            advice = f": call torch.nn.utils.{function} before the step"
+        elif name in STORAGE:
+            advice = ": its state is torch's"
+        else:
+            advice = f": did you mean {theirs}?" if theirs else ""
+        raise UnknownArgument(f"optimc.torch.{owner} has no argument {name!r}{advice}") from None
 
 
 class SparseOptimizer(TorchOptimizer):

@@ -1,6 +1,7 @@
 """optimc.torch.Muon beside torch.optim.Muon: equal to the rounding of bfloat16, and with its state."""
 
 import copy
+import inspect
 
 import pytest
 from conftest import require
@@ -68,6 +69,14 @@ def test_state_goes_both_ways_and_resumes_exactly():
         ours.step()
         again.step()
     assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(("name", "advice"), [
+    ("state_dtype", ": its state is torch's"), ("learning_rate", r": did you mean lr\?"), ("zzz", "")])
+def test_arguments_that_it_lacks(name, advice):
+    with pytest.raises(TypeError, match=rf"^optimc.torch.Muon has no argument '{name}'{advice}$"):
+        ot.Muon(parameters(shapes=SHAPES), **{name: 1})
+    assert inspect.signature(ot.Muon) == inspect.signature(torch.optim.Muon)
 
 
 def test_an_error_changes_nothing():
