@@ -46,10 +46,12 @@ class Place:
     Attributes:
         param: the parameter.
         host: the copy.
+        elsewhere: whether the parameter lies on a device.
     """
 
     param: Tensor
     host: Tensor
+    elsewhere: bool
 
     def __init__(self, param: Tensor) -> None:
         self.param = param
@@ -141,6 +143,7 @@ class Offloaded(torch.optim.Optimizer):
     """
 
     _inner: Callable[..., Any]      # the class of optimc.torch
+    defaults: dict[str, Any]
 
     def __init__(self, params: Any, *args: Any, offload_gradients: bool = False, **kwargs: Any) -> None:
         self._places: dict[Tensor, Place] = {}              # with those of parameters that were taken out
