@@ -284,7 +284,7 @@ def test_a_step_that_is_refused_leaves_the_backward_pass():
     net = network()
     optimizer = step_in_backward(net, ot.AdamW)
     optimizer.param_groups[0]["lr"] = -1.0
-    with pytest.raises(ValueError, match="^lr must be finite"):
+    with pytest.raises(ValueError, match=r"^lr must be finite"):
         backward(net, 0)
     equal(net, network())
 
