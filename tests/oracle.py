@@ -254,7 +254,7 @@ def lars_before_decay(w, g, o, decay):
     gradient_norm = lane(math.sqrt(sum_of_squares(g + decay * w if o.joint_norm else g)))
     rate = lane(o.learning_rate)
     if o.trust_coefficient > 0 and weight_norm > 0 and gradient_norm > 0:
-        added = lane(0) if o.joint_norm else decay * weight_norm
+        added = (lane(0) if o.joint_norm else decay) * weight_norm
         rate = rate * lane(o.trust_coefficient) * weight_norm / (gradient_norm + added + lane(o.epsilon))
     return rate
 
