@@ -89,7 +89,7 @@ class _Stepper:
             self.inner.check_finite = policy            # type: ignore[assignment]
 
     def is_for(self, rule: str, weights: "Array", arrays: "list[Array | None]", average: "Array | None") -> bool:
-        """Whether it steps this memory by this rule."""
+        """True if it steps this memory by this rule."""
         return (self.rule == rule and average is self.average
                 and all(mine is array for mine, array in zip(self.arrays, arrays, strict=True))
                 and (weights is self.weights
@@ -326,7 +326,7 @@ class Lion(Optimizer):
 
 
 def _is_taken(array: "Any") -> bool:
-    """Whether optimc steps an array, or steps with it."""
+    """True if optimc steps an array, or steps with it."""
     return bool(isinstance(array, np.ndarray) and array.dtype == np.float32 and array.flags.c_contiguous
                 and array.ndim and array.size)
 

@@ -60,7 +60,7 @@ def hat(epsilon, o, beta, t):
 
 
 def corrections(o, t):
-    """What the moments are divided by: 1 - beta^t of each, or 1 without bias correction."""
+    """The divisors of the moments: 1 - beta^t of each, or 1 without bias correction."""
     return (1 - power(o.beta_1, t), 1 - power(o.beta_2, t)) if o.bias_correction else (1.0, 1.0)
 
 

@@ -88,7 +88,7 @@ enum team optimc_team_state(void)
     return looks ? TEAM_AWAKE : TEAM_ASLEEP;
 }
 
-/* What each thread of the team runs. */
+/* Runs in each thread of the team. */
 static void member(void *data)
 {
     const struct call *const call = data;

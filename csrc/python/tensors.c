@@ -239,7 +239,7 @@ static PyObject *dict_of(PyObject *owner)
     return dict;
 }
 
-/* What is watched there now: a new reference, None where it lacks, or NULL with an error. */
+/* Returns the object that is watched there now: a new reference, None where it lacks, or NULL with an error. */
 static PyObject *now_at(PyObject *owner, PyObject *key)
 {
     PyObject *dict = dict_of(owner), *now = dict ? PyDict_GetItemWithError(dict, key) : NULL;

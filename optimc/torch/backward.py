@@ -115,7 +115,7 @@ class InBackward:
 
     @torch.no_grad()
     def _arrived(self, param: Tensor) -> None:
-        """What a parameter calls when it has its gradient."""
+        """Steps a parameter whose gradient has just been made: its hook calls this."""
         optimizer, grad = self._optimizer(), param.grad
         if optimizer is None or grad is None:
             return
@@ -178,7 +178,7 @@ class InBackward:
         self._squares += own * own
 
     def _ended(self) -> None:
-        """What the end of a backward pass calls."""
+        """Ends the pass; called at the end of a backward pass."""
         self._norm = math.sqrt(self._squares)
 
 

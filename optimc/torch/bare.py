@@ -23,12 +23,12 @@ COMPLEX = (torch.complex64, torch.complex128)
 
 
 def is_distributed(tensor: Tensor) -> bool:
-    """Whether it is a DTensor.  Its module need not be imported."""
+    """True for a DTensor.  Its module need not be imported."""
     return type(tensor) not in PLAIN and hasattr(tensor, "_local_tensor")
 
 
 def is_real(tensor: Tensor) -> bool:
-    """Whether it stands for itself: it is neither complex nor a DTensor."""
+    """True if it stands for itself: it is neither complex nor a DTensor."""
     return not tensor.is_complex() and not is_distributed(tensor)
 
 

@@ -130,7 +130,7 @@ class Cohort:
             self.watch(self._entries)
 
     def _addresses_now(self) -> list[int]:
-        """Where tensors are that C does not ask.
+        """The addresses of tensors that C does not ask for theirs.
 
         Without the table that is all of them: the plan is over NumPy views, which stay where they were made.
         """
@@ -139,7 +139,7 @@ class Cohort:
             bare(tensor).data_ptr() for member in self.members for tensor in (member.param, *member.slots.values())]
 
     def is_simple(self) -> bool:
-        """Whether nothing is to be done around a step but to ask C for it."""
+        """True if nothing is to be done around a step but to ask C for it."""
         return self.exchange is not None and not self.unversioned and not self._odd
 
     def is_as_planned(self, states: States, seen: bool) -> bool:
@@ -192,7 +192,7 @@ class Cohort:
             self.counts = True
 
     def rests(self) -> bool:
-        """Whether some of the parameters have no gradient."""
+        """True if some of the parameters have no gradient."""
         return any(param.grad is None for param in self.params)
 
     def stepped(self) -> list[Tensor]:
@@ -200,7 +200,7 @@ class Cohort:
         return [member.param for member in self._stepped()] if self.counts else self.params
 
     def _standing(self, members: list[Member]) -> list[Tensor]:
-        """What stands for the parameters of these members in a step."""
+        """The tensors that stand for the parameters of these members in a step."""
         if self._odd:
             with torch.no_grad():
                 return [member.stand() for member in members]
@@ -321,14 +321,14 @@ class Cohorts:
             self._states = weakref.ref(states)
 
     def look(self, states: States) -> None:
-        """What `States` calls before a program sees its content for the first time."""
+        """Writes the counts into the state; `States` calls it before a program looks for the first time."""
         states.known = True
         if states is self.states:
             self.note_change(states)
             self.write()
 
     def note_change(self, states: States) -> None:
-        """What `States` calls when it holds other states than before."""
+        """Notes that the state is another than before; `States` calls it."""
         if states is self.states:
             self._seen, self.turn.step = True, None
 
@@ -440,7 +440,7 @@ class Cohorts:
         self._adopt([self._plan(members) for members in parts.values()], resting)
 
     def _kind(self, group: Config) -> tuple[Any, ...]:
-        """What parameters of one cohort have in common."""
+        """The facts that parameters of one cohort have in common."""
         return (*(group[name] for name in self._flags),
                 *(group.get(name, STORAGE[name]) for name in ("master_weights", "seed")))
 

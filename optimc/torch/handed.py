@@ -26,7 +26,7 @@ KEYS = ("differentiable", "capturable")
 
 
 def is_group_handed(group: Config) -> bool:
-    """Whether torch's own implementation steps all parameters of a group."""
+    """True if torch's own implementation steps all parameters of a group."""
     return any(map(group.get, KEYS)) or len(set(map(id, group["params"]))) < len(group["params"])
 
 

@@ -36,7 +36,7 @@ LEAST = 1e-30
 
 
 def is_elsewhere(param: Tensor) -> bool:
-    """Whether a parameter is on an accelerator.  Tests replace it, to take the CPU for one."""
+    """True if a parameter is on an accelerator.  Tests replace it, to take the CPU for one."""
     return param.device.type != "cpu"
 
 
@@ -361,7 +361,7 @@ def _leave(places: Mapping[Tensor, Place]) -> None:
 
 
 def _shares_gradients() -> bool:
-    """Whether processes may add up their gradients."""
+    """True if processes may add up their gradients."""
     return (torch.distributed.is_available() and torch.distributed.is_initialized()
             and torch.distributed.get_world_size() > 1)
 

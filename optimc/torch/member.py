@@ -55,11 +55,11 @@ class Member:
         return bare.bare(self.param) if self.copy is None else self.copy
 
     def is_plain(self) -> bool:
-        """Whether the parameter stands for itself in a plan."""
+        """True if the parameter stands for itself in a plan."""
         return self.copy is None and bare.is_real(self.param)
 
     def stand(self) -> Tensor:
-        """What stands for the parameter in a step, with its gradient."""
+        """The tensor that stands for the parameter in a step, with its gradient."""
         if self.is_plain():
             return self.param
         if self.copy is None:

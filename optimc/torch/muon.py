@@ -117,7 +117,7 @@ def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: 
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this CPU multiplies matrices of bfloat16 fast, as torch's library for it says."""
+    """True if this CPU multiplies matrices of bfloat16 fast, as torch's library for it says."""
     library: Any = torch.backends.mkldnn
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None) if library.is_available() else None
     return bool(supported and supported())

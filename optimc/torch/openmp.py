@@ -36,7 +36,7 @@ def loaded() -> list[str]:
 
 
 def is_forked() -> bool:
-    """Whether this process began as a fork: it may lack the threads that the runtime believes it has."""
+    """True if this process began as a fork: it may lack the threads that the runtime believes it has."""
     try:
         fields = Path("/proc/self/stat").read_text(encoding="utf-8", errors="surrogateescape").rpartition(")")[2]
     except OSError:

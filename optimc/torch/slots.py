@@ -194,7 +194,7 @@ class Slots:
         return torch.empty(param.shape[:1], device="meta")
 
     def _is_taken(self, tensor: Tensor, i: int, like: Like, frame: Tensor) -> bool:
-        """Whether a step takes a tensor of a state as it is."""
+        """True if a step takes a tensor of a state as it is."""
         if bare.is_distributed(tensor) != bare.is_distributed(self.members[i].param):
             return False
         tensor = bare.bare(tensor)
@@ -205,7 +205,7 @@ class Slots:
                 and tensors.is_dense(tensor))
 
     def _has_form(self, tensor: Tensor, i: int, like: Like, frame: Tensor) -> bool:
-        """Whether a plain tensor holds what is stored in an array of this `Like`, whatever its strides.
+        """True if a plain tensor holds what is stored in an array of this `Like`, whatever its strides.
 
         frame: a tensor of the shape that it has if its numbers are not coded in 8 bits.
         """

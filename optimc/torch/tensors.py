@@ -165,7 +165,7 @@ def is_on_cpu(tensor: object) -> bool:
 
 
 def is_number(entry: Any, is_count: bool) -> bool:
-    """Whether C reads and writes the number in a tensor of a state: one of float64, or a count of float32."""
+    """True if C reads and writes the number in a tensor of a state: one of float64, or a count of float32."""
     return (type(entry) in PLAIN and is_on_cpu(entry) and entry.numel() == 1
             and (entry.dtype == torch.float64 or (is_count and entry.dtype == torch.float32))
             and not entry.is_inference() and not entry.is_neg())
@@ -184,7 +184,7 @@ def _reach(tensor: Tensor) -> int:
 
 
 def _is_apart(tensor: Tensor) -> bool:
-    """Whether the elements of a plain tensor surely lie apart from each other, with gaps or without."""
+    """True if the elements of a plain tensor surely lie apart from each other, with gaps or without."""
     reach = 0
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)) if tensor.numel() else ():
         if size > 1:
@@ -234,7 +234,7 @@ def check_apart(params: Iterable[tuple[int, Tensor]]) -> None:
 
 
 def _share(a: Tensor, b: Tensor) -> bool:
-    """Whether two plain tensors have an element in common, as far as that is soon found out."""
+    """True if two plain tensors have an element in common, as far as that is soon found out."""
     try:
         return np.shares_memory(array(a), array(b), max_work=100_000)       # type: ignore[arg-type]
     except np.exceptions.TooHardError:

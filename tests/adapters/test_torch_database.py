@@ -167,7 +167,7 @@ def test_sparse_gradients(name):
 
 @each_dense
 def test_hooks_on_state(name):
-    """What hooks of a state_dict put into it, entries that are no dicts among it, goes through saving and loading."""
+    """All that hooks of a state_dict put into it, entries that are no dicts too, goes through saving and loading."""
     a = parameters(name, torch.float32)
     ours = getattr(ot, name)(a, **inputs(name)[0])
     train(ours, a, steps=2)

@@ -31,7 +31,7 @@ def write_data(path, count):
 
 
 def write_entry_points(folder):
-    """What pip writes when it installs optimc, from this tree."""
+    """The lines that pip writes when it installs optimc, from this tree."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     points = project["entry-points"]["thinc_optimizers"]
     (folder / "points-0.dist-info").mkdir()
