@@ -14,6 +14,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import torch
+import torch.autograd.profiler as _profiler
 import torch.optim.optimizer as _torch
 from torch.compiler import is_dynamo_compiling
 
@@ -105,15 +106,15 @@ class TorchOptimizer(Base):
             return _step_outside(self, args, kwargs)
         if (self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
                 or _torch._global_optimizer_pre_hooks or _torch._global_optimizer_post_hooks
-                or torch.autograd.profiler._is_profiler_enabled):
+                or _profiler._is_profiler_enabled):
             return _hooked_step(self, args, kwargs)
-        return self._plain_step(*args, **kwargs)
+        return self._plain_step(*args, **kwargs) if args or kwargs else self._plain_step()
 
     # torch wraps a step that lacks this mark; this one does itself what the wrapper does
     step.hooked = True      # type: ignore[attr-defined]
 
     def _plain_step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = loss_of(closure)
+        loss = None if closure is None else loss_of(closure)
         if getattr(self, "found_inf", None) is None:        # GradScaler's
             try:
                 stepped = self._cohorts.turn.apply()
@@ -300,7 +301,7 @@ def _step_outside(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 def _hooked_step(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The step as torch wraps it, with its hooks and its record for the profiler."""
     name = f"Optimizer.step#{type(optimizer).__name__}.step"
-    with torch.autograd.profiler.record_function(name):
+    with _profiler.record_function(name):
         args = (optimizer, *args)
         for hook in itertools.chain(_torch._global_optimizer_pre_hooks.values(),
                                     optimizer._optimizer_step_pre_hooks.values()):
