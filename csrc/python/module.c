@@ -8,7 +8,7 @@
 
 #include "plan/pool.h"
 #include "plan/team.h"
-#include "python/rows_type.h"
+#include "python/tensors.h"
 
 _Static_assert(sizeof(npy_intp) == sizeof(ptrdiff_t), "shapes and strides are passed as they are");
 
@@ -264,7 +264,8 @@ static int add_constants(PyObject *module)
         || PyModule_AddIntMacro(module, CODEC_SPLIT) || PyModule_AddIntMacro(module, CODEC_HALF)
         || PyModule_AddIntMacro(module, TYPE_F32) || PyModule_AddIntMacro(module, TYPE_F64)
         || PyModule_AddIntMacro(module, TYPE_F16) || PyModule_AddIntMacro(module, TYPE_BF16)
-        || PyModule_AddIntMacro(module, SUM_BLOCK) || PyModule_AddIntMacro(module, NO_GRADIENTS)
+        || PyModule_AddIntMacro(module, SUM_BLOCK) || PyModule_AddIntMacro(module, LAST_WHOLE)
+        || PyModule_AddIntMacro(module, NO_GRADIENTS)
         || PyModule_AddIntMacro(module, CHECKED) || PyModule_AddIntMacro(module, NOT_AS_PLANNED) ? -1 : 0;
 }
 

@@ -6,9 +6,6 @@
 #define NO_IMPORT_ARRAY
 #include "python/tensors.h"
 
-/* The last count up to which float has all. */
-enum { LAST_WHOLE = 1 << 24 };
-
 int optimc_read_numbers(const Plan *plan, PyObject *given, struct tensors *tensors)
 {
     const size_t n = (size_t)PyTuple_GET_SIZE(given), weights = optimc_plan_weights(plan->core);

@@ -15,6 +15,9 @@ struct tensor_part {
     PyObject *dict, *key;
 };
 
+/* The last count up to which float has all; torch keeps counts in it. */
+enum { LAST_WHOLE = 1 << 24 };
+
 /* A number of a weight that its owner keeps in a tensor, an item of a dict: its count (0) or scalar which - 1.
    Borrowed from `kept`. */
 struct tensor_number {

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from optimc import _core
-from optimc._core import CHECKED, NO_GRADIENTS, NOT_AS_PLANNED
+from optimc._core import CHECKED, LAST_WHOLE, NO_GRADIENTS, NOT_AS_PLANNED
 from optimc.torch import handed, tensors
 from optimc.torch.bare import PLAIN, bare, is_real
 from optimc.torch.inner import make_inner
 from optimc.torch.member import Member
 from optimc.torch.slots import Slots
-from optimc.torch.states import LAST_WHOLE, States, count_of, number
+from optimc.torch.states import States, count_of, number
 from optimc.torch_names import MASTER, STORAGE
 
 if TYPE_CHECKING:

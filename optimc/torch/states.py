@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from optimc._core import LAST_WHOLE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping
 
@@ -102,9 +104,6 @@ for _name in ("__getitem__", "__setitem__", "__delitem__", "__ior__", "get", "po
 
 
 # ------------------------------------------------------------------------------- counts and scalars
-
-LAST_WHOLE = 2 ** 24        # the last count up to which float32 has all
-
 
 def put_number(state: Config, key: str, value: float) -> Tensor | int:
     """Writes a number into a parameter's state, into the tensor that is there if it can hold it; returns the entry.

@@ -214,7 +214,14 @@ def test_counts_are_of_torchs_type(name):
 @each_dense
 def test_a_model_may_be_converted_after_the_optimizer_was_made(name, to):
     if name in WITHOUT_MASTERS:
-        pytest.skip("torch's own takes no other type than its state's")
+        for module in (ot, torch.optim):                # neither takes another type than its state's
+            model = torch.nn.Linear(4, 3, bias=False)
+            optimizer = getattr(module, name)(model.parameters(), lr=0.5)
+            train(optimizer, list(model.parameters()), steps=1)
+            model.to(to)
+            with pytest.raises(RuntimeError, match="expected dtype float for `end`"):
+                train(optimizer, list(model.parameters()), steps=1)
+        return
     model = torch.nn.Sequential(torch.nn.Linear(4, 3, bias=name != "Muon"))
     ours = getattr(ot, name)(model.parameters(), lr=0.5)
     for convert in (lambda: None, lambda: model.to(to), lambda: None, model.float):
