@@ -497,11 +497,16 @@ class ScheduleFreeAdamW(Optimizer):
     def _initial(self, slot, weight, group):
         return weight if slot == "z" else 0
 
+    @staticmethod
+    def _average(w, z, beta_1):
+        """x of w: of arrays, or of tensors, of the type of beta_1."""
+        return (w - (1 - beta_1) * z) / beta_1
+
     def _evaluation_weights(self, weights):
         if self.use_ema:
             return super()._evaluation_weights(weights)
         beta_1 = self.beta_1
-        return [(w - (1 - w.dtype.type(beta_1)) * z) / w.dtype.type(beta_1)
+        return [self._average(w, z, w.dtype.type(beta_1))
                 for w, z in zip(narrow.exact_weights(self), self._slots["z"], strict=True)]
 
 

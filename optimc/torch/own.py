@@ -78,8 +78,8 @@ class ScheduleFreeOptimizer(OwnOptimizer):
 
 def _moved(numbers: Any, z: Any, beta: Any, train: bool) -> Any:
     """y = (1 - beta) z + beta x of the average x, or x of y.  All are arrays or tensors of one type."""
-    away = (1 - beta) * z
-    return away + beta * numbers if train else (numbers - away) / beta
+    cls: Any = classes["ScheduleFreeAdamW"]
+    return (1 - beta) * z + beta * numbers if train else cls._average(numbers, z, beta)
 
 
 @torch.no_grad()
