@@ -308,7 +308,8 @@ static int is_for_team(double nanoseconds)
 {
     const enum team team = optimc_team_state();
     const int fits = team != TEAM_NONE && atomic_load(&pool.threads) <= optimc_team_size();
-    return fits && (team == TEAM_AWAKE || (team == TEAM_UNKNOWN && nanoseconds >= WORTH_WAKING));
+    return fits && (team == TEAM_AWAKE
+        || (team == TEAM_UNKNOWN && nanoseconds >= WORTH_WAKING && optimc_team_may_meet()));
 }
 
 /* Sets the threads of the regions that follow. */

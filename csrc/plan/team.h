@@ -16,10 +16,12 @@ void optimc_team_use(team_run *run, team_size *size);
 int optimc_team_size(void);
 
 /* The state of the calling thread's team.  Awake: each worker looked at is running on a processor just now, as those
-   of OpenMP do for a while after the program's last parallel work.  Unknown: it has not run here yet, and may.  Only
-   the first thread of a process gets a team, and only while the system gives threads: a runtime that gets none ends
-   the process. */
+   of OpenMP do for a while after the program's last parallel work.  Unknown: it has not run here yet. */
 enum team optimc_team_state(void);
+
+/* 1 if the calling thread may run with a team for the first time: it is the first thread of the process, and the
+   system gives threads.  A runtime that gets none ends the process.  It takes as long as starting a thread. */
+int optimc_team_may_meet(void);
 
 /* Runs work(context, is_caller) in the threads of the team, and returns when all have returned. */
 void optimc_team_run(void (*work)(void *context, int is_caller), void *context);
