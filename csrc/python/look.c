@@ -346,7 +346,7 @@ static int resolve(struct look *look, PyObject **gradient)
     return 0;
 }
 
-/* Takes the gradients.  CHECKED or -1. */
+/* Takes the gradients.  CHECKED, NOT_AS_PLANNED or -1. */
 static int take_all(struct look *look)
 {
     struct tensors *tensors = look->tensors;
@@ -374,7 +374,8 @@ static int take_all(struct look *look)
             continue;
         const enum fault fault = optimc_plan_take(plan->core, i, &view, &overlap);
         if (fault)
-            return optimc_refuse_tensor(fault, "grads", i);
+            return fault == FAULT_OVERLAP && tensors->rests[overlap.weight] ? NOT_AS_PLANNED
+                : optimc_refuse_tensor(fault, "grads", i);
     }
     look->ask_grads = 0;
     return CHECKED;
@@ -404,10 +405,12 @@ static int look_at_all(struct look *look, int held)
         if (look->again)
             continue;
         if (optimc_plan_move(plan->core, overlap))
-            return optimc_refuse_tensor(FAULT_OVERLAP, "weights", overlap[1].weight);
+            return look->tensors->rests[overlap[0].weight] || look->tensors->rests[overlap[1].weight] ? NOT_AS_PLANNED
+                : optimc_refuse_tensor(FAULT_OVERLAP, "weights", overlap[1].weight);
         look->self->moved |= look->moved;
-        if (take_all(look) < 0)
-            return -1;
+        found = take_all(look);
+        if (found != CHECKED)
+            return found;
         if (!look->again)
             return CHECKED;
     }

@@ -55,7 +55,7 @@ class Place(NamedTuple):
 # --------------------------------------------------------------------------------------- choosing
 
 def check_state_dtype(name: str, value: object) -> Any:
-    """The `check` of `state_dtype`: None, a word, or a dict of slots to them."""
+    """The `check` of `state_dtype`: None, a word, or a dict of slots to them, which is sorted by slot."""
     by_slot = isinstance(value, dict)
     entries: dict[Any, Any] = dict(value) if isinstance(value, dict) else {None: value}
     allowed = ("float32", *CHOICES) if by_slot else CHOICES
@@ -67,7 +67,7 @@ def check_state_dtype(name: str, value: object) -> Any:
         if choice is not None and choice not in allowed:
             raise ValueError(f"{label} must be None, {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}, got "
                              f"{choice!r}")
-    return entries if by_slot else value
+    return dict(sorted(entries.items(), key=str)) if by_slot else value
 
 
 def check_slots(optimizer: Optimizer, name: str, value: str | Mapping[str, str | None] | None) -> None:

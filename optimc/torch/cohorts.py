@@ -337,6 +337,9 @@ class Cohorts:
         for cohort in self.all:
             cohort.enter(self.states)
             cohort.write(self._keys, self.states, self._counterpart)
+        for member in self._resting:
+            if member.count:
+                member.write(self._counterpart.kept(self._keys, (member.count, *member.scalars)))
 
     def settle(self) -> None:
         """Brings plans and state together after a step or a look."""

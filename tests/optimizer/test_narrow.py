@@ -130,3 +130,12 @@ def test_reset_master_drops_what_the_old_numbers_lacked():
     assert not optimizer._masters[0].any()
     optimizer.apply([np.zeros(600, np.float32)])
     assert (weight == 2).all() and not optimizer._masters[0].any()
+
+
+def test_the_order_of_a_dict_of_types_means_nothing():
+    """Ranks of a job, say, may have made theirs in different orders."""
+    one, other = (optimc.Adam(state_dtype=dict(entries)) for entries in
+                  [[("v", "int8"), ("m", "bfloat16")], [("m", "bfloat16"), ("v", "int8")]])
+    assert repr(one.get_config()) == repr(other.get_config())
+    with pytest.raises(ValueError, match="keeps no slot 7"):
+        optimc.Adam(state_dtype={7: "int8", "m": "bfloat16"})
