@@ -61,6 +61,8 @@ def check_state_dtype(name: str, value: object) -> Any:
     allowed = ("float32", *CHOICES) if by_slot else CHOICES
     for slot, choice in entries.items():
         label = f"{name}[{slot!r}]" if by_slot else name
+        if by_slot and not isinstance(slot, str):
+            raise TypeError(f"{name} must name slots by str, got {slot!r}")
         if choice is not None and not isinstance(choice, str):
             raise TypeError(f"{label} must be None or a str{'' if by_slot else ', or a dict of slots to them'}, got "
                             f"{type(choice).__name__}")
