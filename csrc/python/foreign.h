@@ -1,0 +1,46 @@
+/* foreign.h - steps that a framework asks for from a thread of its own, without Python and its lock, the GIL.
+
+   The optimizers that frameworks may step so have numbers, which compiled programs hold.  Between enter and leave a
+   thread has the optimizer to itself: Python's steps and setters wait, without the GIL, and a thread within never
+   asks for the GIL, so none waits for the other for ever.  xla.c and tensorflow.c call; optimc.keras decides which
+   steps go this way. */
+#ifndef OPTIMC_FOREIGN_H
+#define OPTIMC_FOREIGN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "plan/plan.h"
+
+struct foreign;
+
+/* The gradient of a weight: of all of it, or of some of its rows; the other is NULL. */
+struct foreign_gradient {
+    const struct view *whole;
+    const struct row_views *rows;
+};
+
+struct foreign_step {
+    int64_t calls;                      /* before the step; afterwards with it */
+    const double *rate;                 /* the learning rate that is the optimizer's, or NULL: as it was set */
+    double *scalars;                    /* of the rule, group by group; they are changed in place */
+    char *const *places;                /* where the weights and their state lie now, in the order in which the */
+    size_t n_places;                    /* optimizer was given its number; they are changed in place */
+    const struct foreign_gradient *gradients;
+    size_t n_gradients;                 /* one per weight */
+    char message[256];                  /* one line, if the step is refused */
+};
+
+/* NEEDS_PYTHON: the step needs what only Python can do, and nothing has changed; the caller leaves first. */
+enum foreign_answer { FOREIGN_DONE, FOREIGN_SKIPPED, FOREIGN_REFUSED, FOREIGN_NEEDS_PYTHON };
+
+/* Takes the turn of the optimizer of this number, waiting for it; NULL: the optimizer is gone. */
+struct foreign *optimc_foreign_enter(int64_t number);
+
+/* One step over what the plan has, wherever it lies now.  Unless DONE, nothing has changed; SKIPPED: a gradient was
+   not finite, and the optimizer skips such steps. */
+enum foreign_answer optimc_foreign_step(struct foreign *foreign, struct foreign_step *step);
+
+void optimc_foreign_leave(struct foreign *foreign);
+
+#endif
