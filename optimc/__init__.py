@@ -43,7 +43,6 @@ from optimc.base import lazy as _lazy
 from optimc.base.optimizer import Optimizer
 from optimc.checkpoint import CheckpointError, load
 from optimc.loss_scale import LossScaleOptimizer
-from optimc.migrate import from_keras, from_torch
 from optimc.muon import Muon
 from optimc.optimizers import *  # noqa: F403  # each class of its __all__
 from optimc.registry import deserialize, get, serialize
@@ -58,7 +57,9 @@ def _version() -> str:
     return version("optimc")
 
 
-if not _typing.TYPE_CHECKING:       # a checker would take it to mean that every name is there
+if _typing.TYPE_CHECKING:
+    from optimc.migrate import from_keras, from_torch
+else:                               # a checker would take it to mean that every name is there
     def __getattr__(name):
         return _version() if name == "__version__" else _lazy.find(name, __all__)
 

@@ -17,6 +17,8 @@ from optimc.base.extras import advice
 #: adapters -> the package that each needs
 ADAPTERS = {"deepspeed": "deepspeed", "keras": "keras", "mpi": "mpi4py and an MPI library",
             "sklearn": "scikit-learn", "thinc": "thinc", "threadpoolctl": "threadpoolctl", "torch": "torch"}
+#: functions of the package that few programs call -> the module they are in
+LATE = {"from_keras": "migrate", "from_torch": "migrate"}
 #: modules that 0.1 imported along with optimc
 MOVED = ("optimizer", "structured", "wrappers")
 
@@ -44,6 +46,8 @@ def find(name: str, public: Iterable[str]) -> Any:
     Raises:
         AttributeError: there is none; it names the public one that may be meant.
     """
+    if name in LATE:
+        return getattr(importlib.import_module(f"optimc.{LATE[name]}"), name)
     if name in MOVED:
         return importlib.import_module(f"optimc.{name}")
     asked_by_import = sys._getframe(2).f_globals.get("__name__") in ("importlib._bootstrap", "_frozen_importlib")

@@ -132,8 +132,9 @@ class Optimizer(Scalars, _core.Optimizer, Elsewhere):
     _elementwise: bool = True
     learning_rate: Value[float]             # of each optimizer, which declares its default
     _arguments: ClassVar[dict[str, Argument]]
-    _signature: ClassVar[inspect.Signature]
-    __signature__: ClassVar[inspect.Signature | None]
+    _made: ClassVar[inspect.Signature]      # once one of the next two was asked for
+    _signature = signature.Late(shown=False)
+    __signature__ = signature.Late(shown=True)
     _index: ClassVar[dict[str, int]]        # of each value in C
 
     weight_decay: Value[float | None] = Value(None)
@@ -164,8 +165,6 @@ class Optimizer(Scalars, _core.Optimizer, Elsewhere):
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         cls._arguments = signature.arguments_of(cls, Optimizer)
-        cls._signature = signature.signature_of(cls._arguments)
-        cls.__signature__ = cls._signature if cls.__init__ is Optimizer.__init__ else None
         if cls._rule:
             cls._index = {name: k for k, name in enumerate((*OPTIONS, *hyperparameters_of(cls._rule)))}
             signature.check_values(cls)
@@ -577,7 +576,7 @@ class Optimizer(Scalars, _core.Optimizer, Elsewhere):
         return documents.text_of(self)
 
 
-Optimizer.__signature__ = signature.signature_of(signature.arguments_of(Optimizer, Optimizer))
+Optimizer._arguments = signature.arguments_of(Optimizer, Optimizer)
 
 
 for _method in (Optimizer.build, Optimizer.exclude_from_weight_decay):

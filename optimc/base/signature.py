@@ -33,7 +33,7 @@ def arguments_of(cls: type, base: type) -> dict[str, Argument]:
     named: dict[str, Argument] = {}
     for owner in cls.__mro__:
         for name, argument in vars(owner).items():
-            if isinstance(argument, Argument) and not any(name in seen for seen in (own, last, named)):
+            if isinstance(argument, Argument) and name not in own and name not in last and name not in named:
                 kind = (named if argument.keyword_only else last if argument.last
                         else common if owner is base else own)
                 kind[name] = argument
@@ -63,6 +63,28 @@ def signature_of(arguments: dict[str, Argument]) -> inspect.Signature:
                           else inspect.Parameter.POSITIONAL_OR_KEYWORD, default=argument.default)
         for name, argument in arguments.items()] + [
         inspect.Parameter("groups", inspect.Parameter.KEYWORD_ONLY, default=None)])
+
+
+class Late:
+    """The signature of a class of optimizers, made when something asks for it.
+
+    Args:
+        shown: what `help` shows, None for a class with a constructor of its own.
+    """
+
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+
+    def __set_name__(self, base: type[Optimizer], name: str) -> None:
+        self.base = base
+
+    def __get__(self, instance: object, cls: type[Optimizer]) -> Any:
+        if self.shown and cls.__init__ is not self.base.__init__:
+            return None
+        made = vars(cls).get("_made")
+        if made is None:
+            cls._made = made = signature_of(cls._arguments)
+        return made
 
 
 def check_values(cls: type[Optimizer]) -> None:
@@ -108,4 +130,5 @@ def given_to(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     if not kwargs.keys() <= known.keys():
         names.refuse_unknown(type(optimizer), kwargs, known,
                              {name: cls._arguments for name, cls in registry.classes.items()})
-    return optimizer._signature.bind(*args, **kwargs).arguments
+    bound: inspect.BoundArguments = optimizer._signature.bind(*args, **kwargs)
+    return bound.arguments
