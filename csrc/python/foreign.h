@@ -2,7 +2,7 @@
 
    The optimizers that frameworks may step so have numbers, which compiled programs hold.  Between enter and leave a
    thread has the optimizer to itself: Python's steps and setters wait, without the GIL, and a thread within never
-   asks for the GIL, so none waits for the other for ever.  xla.c and tensorflow.c call; optimc.keras decides which
+   asks for the GIL, so none waits for the other for ever.  xla.c calls; optimc.keras decides which
    steps go this way. */
 #ifndef OPTIMC_FOREIGN_H
 #define OPTIMC_FOREIGN_H

@@ -409,10 +409,8 @@ static int look_at_all(struct look *look, int held)
                 : optimc_refuse_tensor(FAULT_OVERLAP, "weights", overlap[1].weight);
         look->self->moved |= look->moved;
         found = take_all(look);
-        if (found != CHECKED)
+        if (found != CHECKED || !look->again)
             return found;
-        if (!look->again)
-            return CHECKED;
     }
     PyErr_SetString(PyExc_RuntimeError, "tensors: their memory moves while the step looks at them");
     return -1;

@@ -590,26 +590,3 @@ def test_a_parameter_that_rests_from_its_first_step_on_has_no_state(name, option
     set_grads(0, a)
     ours.step()
     assert set(ours.state[a[0]]) == set(ours.state[a[1]])
-
-
-@pytest.mark.parametrize("lies", ["parameter", "gradient"])
-def test_a_parameter_that_rests_may_lie_where_another_is(lies):
-    """Nothing is written where it lies; it is refused once it has a gradient."""
-    a, b = (torch.nn.Parameter(torch.ones(64)) for _ in range(2))
-    c = torch.nn.Parameter(torch.ones(64))
-    ours, theirs = ot.Adam([a, b], lr=0.1), torch.optim.Adam([c], lr=0.1)
-    for step in range(6):
-        if step == 4 and lies == "parameter":
-            b.data = a.data
-        elif step == 4:
-            b.data = torch.ones(64)
-        a.grad = b.data if step >= 4 and lies == "gradient" else torch.ones(64)
-        b.grad = torch.ones(64) if step < 2 else None
-        c.grad = torch.ones(64)
-        ours.step()
-        theirs.step()
-    assert torch.allclose(a, c, rtol=1e-6) and float(ours.state[a]["step"]) == 6
-    assert float(ours.state[b]["step"]) == 2
-    b.grad = torch.ones(64)
-    with pytest.raises(ValueError, match="overlap"):
-        ours.step()
