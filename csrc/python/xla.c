@@ -1,13 +1,12 @@
 /* xla.c - lets a compiled XLA program call Python with the memory of its buffers.
 
-   One Python function serves all programs.  It gets the call's only attribute (a number), memoryviews of the
-   arguments (to read) and memoryviews of the results (to write).  optimc.keras decides what they mean.  If the
-   function raises, the exception becomes the error of the call.  The structures of XLA's interface are in xla.h. */
+   The function of callee.c gets the call's only attribute, a number, and memory of the arguments and of the results.
+   If it raises, the exception becomes the error of the call.  The structures of XLA's interface are in xla.h. */
 #define NO_IMPORT_ARRAY
-#include "python/boundary.h"
+#include "python/callee.h"
 #include "python/xla.h"
 
-static PyObject *callee;                    /* one per process, like XLA's table of targets */
+#include <stdlib.h>
 
 static Py_ssize_t item_size(int type)
 {
@@ -19,46 +18,43 @@ static Py_ssize_t item_size(int type)
     return type > 0 && (size_t)type < sizeof sizes ? sizes[type] : 0;
 }
 
-/* A tuple of memoryviews, one of the bytes of each buffer. */
-static PyObject *views(const struct xla_buffers *given, int flags)
+/* Writes the memory of the buffers to `memory`: 0, or -1 with a message. */
+static int find_memory(const struct xla_buffers *given, struct memory_of *memory, char *message, size_t room)
 {
-    static char nothing;
-    PyObject *all = PyTuple_New((Py_ssize_t)given->n);
-    for (int64_t i = 0; all && i < given->n; i++) {
+    for (int64_t i = 0; i < given->n; i++) {
         const struct xla_buffer *buffer = given->buffers[i];
         Py_ssize_t size = item_size(buffer->type);
         if (!size) {
-            PyErr_Format(PyExc_TypeError, "XLA passes a buffer of a type unknown here, %d", buffer->type);
-            Py_CLEAR(all);
-            break;
+            PyOS_snprintf(message, room, "XLA passes a buffer of a type unknown here, %d", buffer->type);
+            return -1;
         }
         for (int64_t k = 0; k < buffer->ndim; k++)
             size *= (Py_ssize_t)buffer->shape[k];
-        PyObject *view = PyMemoryView_FromMemory(size ? buffer->data : &nothing, size, flags);
-        if (view)
-            PyTuple_SET_ITEM(all, (Py_ssize_t)i, view);
-        else
-            Py_CLEAR(all);
+        memory[i] = (struct memory_of){buffer->data, (size_t)size};
     }
-    return all;
+    return 0;
 }
 
-static void *refuse_call(const struct xla_api *api)
+/* The call: 0, or -1 with a message. */
+static int call(const struct xla_frame *frame, char *message, size_t room)
 {
-    PyObject *type, *value, *trace;
-    PyErr_Fetch(&type, &value, &trace);
-    PyErr_NormalizeException(&type, &value, &trace);
-    PyObject *text = PyUnicode_FromFormat("%s: %S", type ? ((PyTypeObject *)type)->tp_name : "error",
-        value ? value : Py_None);
-    const char *message = text ? PyUnicode_AsUTF8(text) : NULL;
-    struct xla_error_args args = {sizeof args, NULL, message ? message : "no memory", XLA_INTERNAL};
-    void *error = api->make_error(&args);
-    Py_XDECREF(text);
-    Py_XDECREF(type);
-    Py_XDECREF(value);
-    Py_XDECREF(trace);
-    PyErr_Clear();
-    return error;
+    const struct xla_attributes *attributes = &frame->attributes;
+    const size_t n = (size_t)frame->arguments.n, n_results = (size_t)frame->results.n;
+    if (attributes->n != 1 || attributes->types[0] != XLA_SCALAR || attributes->values[0]->type != XLA_S64) {
+        PyOS_snprintf(message, room, "expected one attribute, a 64-bit integer");
+        return -1;
+    }
+    struct memory_of *memory = malloc((n + n_results + 1) * sizeof *memory);
+    if (!memory) {
+        PyOS_snprintf(message, room, "no memory");
+        return -1;
+    }
+    const int failed = find_memory(&frame->arguments, memory, message, room)
+        || find_memory(&frame->results, memory + n, message, room)
+        || optimc_call_python(*(const int64_t *)attributes->values[0]->value, memory, n, memory + n, n_results,
+            message, room);
+    free(memory);
+    return failed ? -1 : 0;
 }
 
 /* The function that XLA calls.  Returns NULL, or an error made by XLA's table. */
@@ -75,22 +71,11 @@ static void *handle(struct xla_frame *frame)
     }
     if (frame->stage != XLA_EXECUTE)
         return NULL;
-    const PyGILState_STATE gil = PyGILState_Ensure();
-    PyObject *arguments = NULL, *results = NULL, *done = NULL, *function = Py_NewRef(callee);
-    const struct xla_attributes *attributes = &frame->attributes;
-    if (attributes->n != 1 || attributes->types[0] != XLA_SCALAR || attributes->values[0]->type != XLA_S64)
-        PyErr_SetString(PyExc_TypeError, "expected one attribute, a 64-bit integer");
-    else if ((arguments = views(&frame->arguments, PyBUF_READ))
-             && (results = views(&frame->results, PyBUF_WRITE)))
-        done = PyObject_CallFunction(function, "LOO", (long long)*(const int64_t *)attributes->values[0]->value,
-            arguments, results);
-    void *error = done ? NULL : refuse_call(frame->api);
-    Py_XDECREF(arguments);
-    Py_XDECREF(results);
-    Py_XDECREF(done);
-    Py_DECREF(function);
-    PyGILState_Release(gil);
-    return error;
+    char message[1024];
+    if (!call(frame, message, sizeof message))
+        return NULL;
+    struct xla_error_args args = {sizeof args, NULL, message, XLA_INTERNAL};
+    return frame->api->make_error(&args);
 }
 
 PyDoc_STRVAR(xla_target_doc, "_xla_target($module, function, /)\n--\n\n"
@@ -100,11 +85,8 @@ PyDoc_STRVAR(xla_target_doc, "_xla_target($module, function, /)\n--\n\n"
 
 static PyObject *core_xla_target(PyObject *Py_UNUSED(module), PyObject *function)
 {
-    if (!PyCallable_Check(function)) {
-        PyErr_Format(PyExc_TypeError, "function: expected a callable, got %s", Py_TYPE(function)->tp_name);
+    if (optimc_set_callee(function))
         return NULL;
-    }
-    Py_XSETREF(callee, Py_NewRef(function));
     union { void *(*function)(struct xla_frame *); void *pointer; } entry = {handle};
     return PyCapsule_New(entry.pointer, XLA_CAPSULE, NULL);
 }
