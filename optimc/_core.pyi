@@ -43,6 +43,7 @@ CODEC_S8: int
 CODEC_U8_RANDOM: int
 CODEC_SPLIT: int
 CODEC_HALF: int
+CODEC_F16: int
 TYPE_F32: int
 TYPE_F64: int
 TYPE_F16: int
@@ -105,6 +106,7 @@ class Plan:
         waiting: int = 0,
         number: int = -1,
         begin: int = 0,
+        to_nearest: bool = False,
     ) -> None: ...
     def seal(self) -> None: ...
     def match(

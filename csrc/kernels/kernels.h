@@ -28,7 +28,8 @@ enum rounding { EXACT, NEAREST, RANDOM, NEAREST_16 };
 
 /* The codes of numbers, and how they are rounded: codecs.inc defines them.
      CODEC_SPLIT, CODEC_HALF    of weights: their master, beside them, has what their codes lack */
-enum codec { NO_CODEC, CODEC_BF16, CODEC_BF16_RANDOM, CODEC_S8, CODEC_U8_RANDOM, CODEC_SPLIT, CODEC_HALF, CODECS };
+enum codec { NO_CODEC, CODEC_BF16, CODEC_BF16_RANDOM, CODEC_S8, CODEC_U8_RANDOM, CODEC_SPLIT, CODEC_HALF, CODEC_F16,
+    CODECS };
 
 /* Flags of KERNEL_ROW: constants inside one kernel.  The plan reads these of them:
      MEASURED      MEASURE and SETTLE of the rule come before the kernel

@@ -40,18 +40,28 @@ struct coded optimc_coded_at(const struct weight *weight, const struct array *ar
         ? master->data + i * optimc_storage[master->type].width : NULL};
 }
 
-enum codec optimc_weight_codec(enum type type, int has_master)
+/* The codec of 16 bits that nothing stands beside. */
+static enum codec short_codec(enum type type, int to_nearest)
 {
-    return type == TYPE_F16 ? CODEC_HALF : type != TYPE_BF16 ? NO_CODEC
-        : has_master ? CODEC_SPLIT : CODEC_BF16_RANDOM;
+    return type == TYPE_F16 ? CODEC_F16 : to_nearest ? CODEC_BF16 : CODEC_BF16_RANDOM;
 }
 
-enum codec optimc_slot_codec(enum type type, enum rounding rounding)
+enum codec optimc_weight_codec(const struct weight *weight)
 {
+    const enum type type = weight->self.type;
+    if (type != TYPE_F16 && type != TYPE_BF16)
+        return NO_CODEC;
+    return weight->to_nearest || (type == TYPE_BF16 && !weight->master.data) ? short_codec(type, weight->to_nearest)
+        : type == TYPE_F16 ? CODEC_HALF : CODEC_SPLIT;
+}
+
+enum codec optimc_slot_codec(const struct weight *weight, int k, enum type type)
+{
+    const enum rounding rounding = optimc_slot_rounding(weight->kernel, k);
     if (rounding == EXACT)
         return NO_CODEC;
-    if (type == TYPE_U16 || type == TYPE_BF16)
-        return rounding == RANDOM ? CODEC_BF16_RANDOM : CODEC_BF16;
+    if (type == TYPE_U16 || type == TYPE_BF16 || (type == TYPE_F16 && weight->to_nearest))
+        return short_codec(type, weight->to_nearest || rounding != RANDOM);
     return type != TYPE_U8 || rounding == NEAREST_16 ? NO_CODEC : rounding == RANDOM ? CODEC_U8_RANDOM : CODEC_S8;
 }
 

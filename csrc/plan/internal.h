@@ -55,6 +55,7 @@ struct weight {
     struct rows *rows;                      /* NULL as long as no gradient was rows */
     int by_rows;                            /* in this step only its rows that are present are visited */
     int coded;                              /* it or a slot has a codec */
+    int to_nearest;                         /* as in struct binding */
     const struct fused *fused, *fused_half; /* loops for its codes, and those of such a gradient; or NULL */
     uint64_t number, begin;                 /* as in struct binding */
     struct array slots[MAX_SLOTS], average, accumulator, master;
@@ -188,9 +189,9 @@ static inline enum fault check_place(const struct view *view, size_t size)
 /* FINE if a view has the type, shape and order of a part of a weight. */
 enum fault optimc_part_check(const struct weight *weight, const struct view *view, int part);
 
-/* The codec of a weight of this type, and of a slot. */
-enum codec optimc_weight_codec(enum type type, int has_master);
-enum codec optimc_slot_codec(enum type type, enum rounding rounding);
+/* The codec of a weight, and that of its slot number k if it is stored in this type. */
+enum codec optimc_weight_codec(const struct weight *weight);
+enum codec optimc_slot_codec(const struct weight *weight, int k, enum type type);
 
 /* The loop for a weight with gradients of this type, NULL if there is none. */
 const struct fused *optimc_fused(const struct isa *isa, const struct weight *weight, enum type gradient);

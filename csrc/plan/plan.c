@@ -195,17 +195,14 @@ enum fault optimc_part_check(const struct weight *weight, const struct view *vie
             : weight->self.type);
     if (part == PART_AVERAGE || part == PART_ACCUMULATOR)
         return check_like(weight, view, weight->real_type);
-    if (optimc_slot_codec((enum type)view->type, NEAREST)) {
-        if (!optimc_slot_codec((enum type)view->type, optimc_slot_rounding(weight->kernel, part)))
-            return FAULT_TYPE;
+    if (optimc_slot_codec(weight, part, (enum type)view->type))
         return view->type == TYPE_U8 ? check_coded(weight, view)
             : check_like(weight, view, (enum type)view->type);
-    }
+    if (view->type != (int)weight->real_type)
+        return FAULT_TYPE;
     const int axis = optimc_slot_axis(weight->kernel, part);
     if (!axis)
         return check_like(weight, view, weight->real_type);
-    if (view->type != (int)weight->real_type)
-        return FAULT_TYPE;
     if (weight->f_order || !view->c_order)
         return FAULT_STRIDES;
     if (axis == ALL_BUT_FIRST)
@@ -249,11 +246,11 @@ static enum fault add_parts(struct plan *plan, struct weight *weight, const stru
 /* Chooses the codecs of a weight and its slots. */
 static void set_codecs(struct weight *weight)
 {
-    weight->self.codec = optimc_weight_codec(weight->self.type, weight->master.data != NULL);
+    weight->self.codec = optimc_weight_codec(weight);
     weight->coded = weight->self.codec != NO_CODEC;
     for (int k = 0; k < MAX_SLOTS; k++) {
         struct array *slot = &weight->slots[k];
-        slot->codec = slot->data ? optimc_slot_codec(slot->type, optimc_slot_rounding(weight->kernel, k)) : NO_CODEC;
+        slot->codec = slot->data ? optimc_slot_codec(weight, k, slot->type) : NO_CODEC;
         weight->coded |= slot->codec != NO_CODEC;
     }
 }
@@ -279,7 +276,8 @@ enum fault optimc_plan_add(struct plan *plan, const struct view *view, const str
         .self = array_of(view), .real_type = optimc_real_type((enum type)view->type), .size = optimc_view_size(view),
         .kernel = binding->kernel, .variant = variant_of[binding->kernel],
         .waiting = binding->accumulator ? binding->waiting : WAITS_FOR_NONE,
-        .f_order = !view->c_order, .ndim = view->ndim, .number = binding->number, .begin = binding->begin,
+        .f_order = !view->c_order, .ndim = view->ndim, .to_nearest = binding->to_nearest,
+        .number = binding->number, .begin = binding->begin,
         .shape = plan->memory.take(2 * (size_t)view->ndim + 1, sizeof *weight->shape),
     };
     if (!weight->shape)

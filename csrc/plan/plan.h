@@ -117,6 +117,8 @@ struct binding {
     int decay;                              /* the index of its weight decay in the group's values, or -1 */
     double factor;                          /* its coefficients may depend on this beside the group */
     enum waiting waiting;                   /* its accumulator holds gradients */
+    int to_nearest;                         /* 16 bits of its own and of its slots are rounded to nearest, and are
+                                               all that is kept of it */
     uint64_t number, begin;                 /* its number; where it begins in the weight of this number: both choose
                                                random numbers */
     const struct view *slots, *average, *accumulator, *master;      /* a float16 weight without a master has gradients

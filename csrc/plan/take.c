@@ -54,7 +54,7 @@ enum fault optimc_plan_place(struct plan *plan, struct place place, const struct
     const struct weight *weight = &plan->weights[place.weight];
     enum fault fault = optimc_part_check(weight, view, place.part);
     if (!fault && place.part >= 0 && place.part < MAX_SLOTS
-        && optimc_slot_codec((enum type)view->type, optimc_slot_rounding(weight->kernel, place.part)) != array->codec)
+        && optimc_slot_codec(weight, place.part, (enum type)view->type) != array->codec)
         fault = FAULT_TYPE;
     *moved = !fault && view->data != array->data && array->n;
     if (!*moved)

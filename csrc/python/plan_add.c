@@ -61,7 +61,7 @@ static int add_to_core(Plan *self, const struct given *given, struct binding *bi
         || look_at(given, given->accumulator, PART_ACCUMULATOR, &accumulator, &binding->accumulator)
         || look_at(given, given->master, PART_MASTER, &master, &binding->master))
         return -1;
-    if (view.type == TYPE_F16 && !binding->master && self->state != Py_None)
+    if (view.type == TYPE_F16 && !binding->master && !binding->to_nearest && self->state != Py_None)
         return optimc_refuse_kind("%U: expected an array, got %S", label_of(given, PART_MASTER), Py_None);
     binding->slots = slots;
     int where;
@@ -79,7 +79,7 @@ static int add_to_core(Plan *self, const struct given *given, struct binding *bi
 
 const char optimc_plan_add_doc[] = PyDoc_STR("add($self, weight, *, kernel, slot_names, slots, name=None,\n"
 "    average=None, accumulator=None, master=None, decay=-1, factor=1.0, group=0, waiting=0, number=-1,\n"
-"    begin=0)\n--\n\n"
+"    begin=0, to_nearest=False)\n--\n\n"
 "Adds the next weight.\n\n"
 "Args:\n"
 "    kernel: its number.\n"
@@ -93,20 +93,21 @@ const char optimc_plan_add_doc[] = PyDoc_STR("add($self, weight, *, kernel, slot
 "    group: the number of its group.\n"
 "    waiting: what its accumulator holds: 0 nothing, 1 gradients, 2 rows of some.\n"
 "    number, begin: the weight that it is, or a part of, and its first element there; they choose random numbers.\n"
-"        -1: its position in the plan.\n\n"
+"        -1: its position in the plan.\n"
+"    to_nearest: round 16 bits to nearest, of slots too.  The weight has no master.\n\n"
 "After an error the plan cannot be sealed.");
 
 PyObject *optimc_plan_add_weight(Plan *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"weight", "kernel", "slot_names", "slots", "name", "average", "accumulator", "master",
-        "decay", "factor", "group", "waiting", "number", "begin", NULL};
+        "decay", "factor", "group", "waiting", "number", "begin", "to_nearest", NULL};
     struct given given = {.name = Py_None, .average = Py_None, .accumulator = Py_None, .master = Py_None};
-    int kernel = -1, decay = -1, waiting = WAITS_FOR_NONE;
+    int kernel = -1, decay = -1, waiting = WAITS_FOR_NONE, to_nearest = 0;
     Py_ssize_t group = 0, number = -1, begin = 0;
     double factor = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iO!O!OOOOidninn", names, &given.weight, &kernel,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iO!O!OOOOidninnp", names, &given.weight, &kernel,
             &PyTuple_Type, &given.slot_names, &PyTuple_Type, &given.slots, &given.name, &given.average,
-            &given.accumulator, &given.master, &decay, &factor, &group, &waiting, &number, &begin))
+            &given.accumulator, &given.master, &decay, &factor, &group, &waiting, &number, &begin, &to_nearest))
         return NULL;
     given.index = PyList_GET_SIZE(self->parts);         /* only now: a factor may have code of its own */
     const Py_ssize_t n = self->n;
@@ -133,7 +134,7 @@ PyObject *optimc_plan_add_weight(Plan *self, PyObject *args, PyObject *kwargs)
     PyObject *kept = PyTuple_Pack(5, given.slot_names, given.slots, given.average, given.accumulator, given.master);
     struct binding binding = {.kernel = (enum kernel)kernel, .group = (size_t)group, .decay = decay, .factor = factor,
         .waiting = (enum waiting)waiting, .number = (uint64_t)(number < 0 ? given.index : number),
-        .begin = (uint64_t)begin};
+        .begin = (uint64_t)begin, .to_nearest = to_nearest};
     self->n = -1;                           /* no room, also for code that a name runs, until all of it is added */
     const int failed = !kept || add_to_core(self, &given, &binding)
         || (given.name != Py_None && PyList_Append(self->names, given.name))

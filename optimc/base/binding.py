@@ -76,7 +76,8 @@ def plan_of(optimizer: Optimizer, weights: Sequence[Array], state: State) -> _co
             average=state.averages and state.averages[i], accumulator=state.accumulators and state.accumulators[i],
             master=state.masters and state.masters[i], number=places[i].number, begin=places[i].begin,
             decay=-1 if i in excluded else optimizer._index[optimizer._decay_of(kernel)],
-            factor=optimizer._factor(weight), group=groups[i], waiting=state.waiting[i])
+            factor=optimizer._factor(weight), group=groups[i], waiting=state.waiting[i],
+            to_nearest=optimizer._to_nearest)
     plan.seal()
     return plan
 

@@ -152,6 +152,8 @@ def master_like(optimizer: Optimizer, weight: Array | Like, label: str) -> Like 
     """The `Like` of the master of a weight; None if it has none."""
     like = like_of(weight)
     name = name_of(like.dtype)
+    if optimizer._to_nearest:
+        return None
     if name == "float16" and not optimizer.master_weights:
         raise ValueError(f"{label}: float16 weights need a master, and only bfloat16 weights can be rounded at "
                          "random instead: pass master_weights=True")

@@ -126,6 +126,7 @@ class Optimizer(Scalars, _core.Optimizer, Elsewhere):
     styles: dict[str, dict[str, object]] = {}
     #: slots that are scratch memory, not state
     _scratch_slots: tuple[str, ...] = ()
+    _to_nearest = False             # for adapters: 16 bits are rounded to nearest, and weights have no masters
     #: slots that start from a weight or the learning rate at the first step
     _late_slots: tuple[str, ...] = ()
     #: True if each element can be stepped without the rest of its weight

@@ -1,9 +1,7 @@
 """Steps of single tensors for callers that keep the state: slots and count come with each step.
 
 Parameters and slots are float32, bfloat16 or float16, in any mixture.  A step computes in float32 and rounds to
-nearest, as if the tensors were converted, stepped and converted back.  It converts pieces that stay in the cache.
-bfloat16 parameters are stepped as they are, with a master that is zero before each step and forgotten after it: so
-they are rounded away from zero where two are as near, and not to the even one.
+nearest, as if the tensors were converted, stepped and converted back.
 
 Next: ops.py, which steps so for DeepSpeed.
 """
@@ -14,11 +12,8 @@ import re
 import threading
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from optimc import _core
-from optimc.base import narrow
 from optimc.torch import tensors
 from optimc.torch.bare import PLAIN
 
@@ -30,20 +25,18 @@ if TYPE_CHECKING:
 
     from optimc.base.optimizer import Optimizer
 
-#: elements that are converted and stepped at a time by each thread
-PIECE = 1 << 17
 FLOATS = (torch.float32, *tensors.HALVES)
 
 
 class Plan:
-    """A plan over flat tensors of one length and type, which may be others at every step.  Slots are float32.
+    """A plan over flat tensors of one length and of some types, which may be others at every step.
 
     Args:
         inner: the optimizer of optimc.
         slots: the names of its slots.
         values: optimc's hyperparameters, which the step reads.
         size: the length.
-        dtype: the type of the parameter, float32 or bfloat16.
+        types: the type of the parameter, and those of the slots.
     """
 
     _inner: Optimizer
@@ -51,26 +44,24 @@ class Plan:
     _places: dict[str, Any]
 
     def __init__(self, inner: Optimizer, slots: Sequence[str], values: dict[str, float], size: int,
-                 dtype: torch.dtype) -> None:
+                 types: Sequence[torch.dtype]) -> None:
         self._inner, self._slots = inner, slots
         self._places = dict.fromkeys(slots)
         for name in values:
             inner._set_item(0, inner._index[name], values, name, -1, name == "weight_decay")
-        self._master = None if dtype == torch.float32 else np.zeros(size, narrow.RESTS)
-        self._bind(torch.empty(size, dtype=dtype), *(torch.empty(size) for _ in slots))     # no page is ever touched
+        inner._to_nearest = True
+        self._bind(*(torch.empty(size, dtype=dtype) for dtype in types))        # no page is ever touched
         kept = tuple((0, k, self._places, slot) for k, slot in enumerate(slots))
         inner._prepare_tensors((None,), (), kept, PLAIN)
 
     def _bind(self, param: Tensor, *slots: Tensor) -> None:
         self._inner._locked(
-            self._inner._move, [tensors.view(param, param)], masters=None if self._master is None else [self._master],
-            adopted={name: [slot.numpy()] for name, slot in zip(self._slots, slots, strict=True)})
+            self._inner._move, [tensors.view(param, param)],
+            adopted={name: [tensors.view(slot, slot)] for name, slot in zip(self._slots, slots, strict=True)})
 
     def step(self, count: int, param: Tensor, grad: Tensor, slots: Sequence[Tensor]) -> None:
         """Step number `count`."""
         self._inner.iterations = count - 1
-        if self._master is not None:
-            self._master.fill(0)
         if tensors.EXCHANGE is None:
             self._bind(param, *slots)
             self._inner.apply([tensors.view(grad, grad)], [tensors.view(param, param)])
@@ -92,7 +83,7 @@ class Rule:
     _slots: Sequence[str]
     _flags: dict[str, Any]
     _values: dict[str, float]
-    _plans: dict[tuple[int, torch.dtype], Plan]
+    _plans: dict[tuple[int, tuple[torch.dtype, ...]], Plan]
 
     def __init__(self, cls: type[Optimizer], slots: Sequence[str], **flags: Any) -> None:
         self._cls, self._slots, self._flags = cls, slots, flags
@@ -141,19 +132,7 @@ class Rule:
             raise ValueError(re.sub(r"params\[(\d+)\]", lambda found: names[int(found[1])], str(error))) from None
 
     def _step_flat(self, count: int, kept: Sequence[Tensor], grad: Tensor) -> None:
-        whole = all(tensor.dtype == torch.float32 for tensor in kept)
-        most = grad.numel() if whole else PIECE * _core.get_num_threads()
-        for gradient, *piece in zip(*(torch.split(tensor, most) for tensor in (grad, *kept)), strict=True):
-            real = [tensor if tensor.dtype == torch.float32 else tensor.float() for tensor in piece]
-            if piece[0].dtype == torch.bfloat16:
-                real[0] = piece[0]
-            self._plan(gradient.numel(), real[0].dtype).step(count, real[0], gradient, real[1:])
-            for tensor, stepped in zip(piece, real, strict=True):
-                if stepped is not tensor:
-                    tensor.copy_(stepped)
-
-    def _plan(self, size: int, dtype: torch.dtype) -> Plan:
-        key = size, dtype
+        key = grad.numel(), tuple(tensor.dtype for tensor in kept)
         if key not in self._plans:
-            self._plans[key] = Plan(self._cls(**self._flags), self._slots, self._values, size, dtype)
-        return self._plans[key]
+            self._plans[key] = Plan(self._cls(**self._flags), self._slots, self._values, *key)
+        self._plans[key].step(count, kept[0], grad, kept[1:])

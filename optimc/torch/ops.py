@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from optimc import optimizers
-from optimc.torch.flat import PIECE, Rule
+from optimc.torch.flat import Rule
 
 if TYPE_CHECKING:
     from typing import Any
 
     from torch import Tensor
+
+#: elements of a step that are taken back at a time
+PIECE = 1 << 17
 
 
 class Op:

@@ -245,6 +245,7 @@ static const struct { const char *name; int type, beside; } codecs[] = {
     [CODEC_U8_RANDOM] = {"u8_random", TYPE_U8, TYPE_OTHER},
     [CODEC_SPLIT] = {"split", TYPE_BF16, TYPE_I16},
     [CODEC_HALF] = {"half", TYPE_F16, TYPE_F32},
+    [CODEC_F16] = {"f16", TYPE_F16, TYPE_OTHER},
 };
 _Static_assert(sizeof codecs / sizeof *codecs == CODECS, "codecs lacks one");
 

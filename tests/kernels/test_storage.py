@@ -12,6 +12,7 @@ from stored import (
     FEW,
     SLOTS,
     STEP_OPTIONS,
+    TO_NEAREST,
     Stored,
     Way,
     assert_same,
@@ -66,6 +67,11 @@ def test_every_way_to_store_equals_its_definition(case, slots):
     for way in ways_of(case):
         if way.slots == slots:
             compare(case, way, SHAPES, 2)
+
+
+def test_rounding_to_nearest_equals_its_definition(case):
+    for k, way in enumerate(TO_NEAREST):
+        compare(case, way, SHAPES, 2, PAIRED[k % 2], special=k == 2)
 
 
 def test_options_equal_the_definition(case):

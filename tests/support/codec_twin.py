@@ -208,13 +208,17 @@ SLOTS = {
     ("int8", "RANDOM"): (int8_random, int8_unsigned_decode),
 }
 
-#: (dtype, whether a master is kept) -> encode(x, numbers), which returns codes and master or None;
+#: (dtype, whether a master is kept, or "to nearest") -> encode(x, numbers), which returns codes and master or None;
 #: and decode(codes, master)
 WEIGHTS = {
     ("bfloat16", True): (lambda x, numbers: split_encode(x), split_decode),
     ("bfloat16", False): (lambda x, numbers: (bfloat16_random(x, numbers), None),
                           lambda codes, master: bfloat16_decode(codes)),
+    ("bfloat16", "to nearest"): (lambda x, numbers: (bfloat16_nearest(x), None),
+                                 lambda codes, master: bfloat16_decode(codes)),
     ("float16", True): (lambda x, numbers: float16_encode(x), float16_decode),
+    ("float16", "to nearest"): (lambda x, numbers: (float16_nearest(x), None),
+                                lambda codes, master: float16_value(codes)),
 }
 
 

@@ -44,10 +44,12 @@ STEP_OPTIONS = {**OPTIONS, "cautious": {"cautious": True, "weight_decay": 0.1},
 
 
 class Way(NamedTuple):
-    """A way to store what an optimizer steps: names of WEIGHTS and SLOTS."""
+    """A way to store what an optimizer steps: names of WEIGHTS and SLOTS, and whether 16 bits are rounded to nearest.
+    """
 
     weights: str
     slots: str
+    to_nearest: bool = False
 
     def arguments(self, case):
         """The arguments by which a case stores so."""
@@ -116,6 +118,9 @@ def gradients(rng, weights, step, missing=False, special=False):
     return [None if missing and i and (step + i) % 3 == 0 else g for i, g in enumerate(grads)]
 
 
+#: as adapters have it: without masters, and slots are rounded as weights are
+TO_NEAREST = [Way("bfloat16", "as numbers", True), Way("float16", "mixed", True), Way("bfloat16", "bfloat16", True)]
+
 numbers_of = functools.lru_cache(4096)(twin.random_numbers)     # many runs have the same
 
 
@@ -134,11 +139,12 @@ class Stored(Reference):
     def __init__(self, case, optimizer, weights, number=0, begin=0):
         super().__init__(optimizer, case.slots_of)
         self.case, self.seed, self.number, self.begin = case, optimizer.seed, number, begin
-        self.storage = optimizer.state_dtype or {}
+        self.storage, self.to_nearest = optimizer.state_dtype or {}, optimizer._to_nearest
         self.dtypes = [w.dtype for w in weights]
         self.orders = ["C" if w.flags.c_contiguous else "F" for w in weights]
         self.shapes = [unrolled(w).shape for w in weights]
-        kinds = [(dtype.name, dtype.name == "float16" or optimizer.master_weights) for dtype in self.dtypes]
+        kinds = [(dtype.name, "to nearest" if self.to_nearest else dtype.name == "float16"
+                  or optimizer.master_weights) for dtype in self.dtypes]
         self.codecs = [twin.WEIGHTS.get(kind) for kind in kinds]
         self.reals = [np.dtype(np.float64 if dtype == np.float64 else np.float32) for dtype in self.dtypes]
         self.kernels = [case.kernel_of(unrolled(w)) for w in weights]
@@ -167,7 +173,9 @@ class Stored(Reference):
         """Encodes the slots of weight i, which from here on have the numbers of their codes."""
         kernel = self.kernels[i]
         for slot, k in numbered_slots(kernel).items():
-            key = self.storage.get(slot), ROUNDINGS[_core.roundings[kernel][k]]
+            storage = self.storage.get(slot)
+            nearest = self.to_nearest and storage == "bfloat16" and t       # the initial state is as ever
+            key = storage, "NEAREST" if nearest else ROUNDINGS[_core.roundings[kernel][k]]
             if key in twin.SLOTS and slot in self.state[i]:
                 encode, decode = twin.SLOTS[key]
                 numbers = self.state[i][slot]
@@ -238,6 +246,7 @@ def made(case, way, isa, weights, places=None, **more):
     _core._use_isa(isa)
     try:
         optimizer = case.make(**way.arguments(case), **more)
+        optimizer._to_nearest = way.to_nearest
         optimizer._locked(optimizer._move, copies, places=places)
     finally:
         _core._use_isa(optimc.isa)
