@@ -134,7 +134,7 @@ static inline size_t blocks(size_t size)
 }
 
 /* A part of a weight. */
-static inline struct array *array_at(struct plan *plan, struct place place)
+static inline struct array *array_at(const struct plan *plan, struct place place)
 {
     struct weight *weight = &plan->weights[place.weight];
     return place.part == PART_WEIGHT ? &weight->self : place.part == PART_AVERAGE ? &weight->average

@@ -164,6 +164,12 @@ enum fault optimc_plan_same(const struct plan *plan, size_t index, const struct 
      memory, all stay where they were. */
 enum fault optimc_plan_place(struct plan *plan, struct place place, const struct view *view, int *moved);
 enum fault optimc_plan_move(struct plan *plan, struct place overlap[2]);
+/* For owners that know where arrays like those of the plan lie now:
+   - place_at is place for a part of the plan's type and shape at an address.
+   - bytes gives the size of a part, 0 if there is none; parts, how many have a size. */
+enum fault optimc_plan_place_at(struct plan *plan, struct place place, char *data, int *moved);
+size_t optimc_plan_bytes(const struct plan *plan, struct place place);
+size_t optimc_plan_parts(const struct plan *plan);
 enum fault optimc_plan_take(struct plan *plan, size_t index, const struct view *gradient,
     struct place *overlap);
 
@@ -183,6 +189,9 @@ double optimc_plan_whole_cost(const struct plan *plan);
 
 /* The gradients of a weight that were accumulated since its last update. */
 enum waiting optimc_plan_waits(const struct plan *plan, size_t index);
+
+/* Tells what all accumulators hold, before a step: gradients of whole weights, or none. */
+void optimc_plan_wait(struct plan *plan, enum waiting waiting);
 
 /* Between the halves: reads the gradients once, for the norms that clipping needs.  With request->check it also
    checks that the gradients and the norms that clip them are finite.  Gradients that are only accumulated are checked

@@ -56,15 +56,41 @@ enum fault optimc_plan_place(struct plan *plan, struct place place, const struct
     if (!fault && place.part >= 0 && place.part < MAX_SLOTS
         && optimc_slot_codec(weight, place.part, (enum type)view->type) != array->codec)
         fault = FAULT_TYPE;
-    *moved = !fault && view->data != array->data && array->n;
+    *moved = 0;
+    return fault ? fault : optimc_plan_place_at(plan, place, view->data, moved);
+}
+
+enum fault optimc_plan_place_at(struct plan *plan, struct place place, char *data, int *moved)
+{
+    struct array *array = array_at(plan, place);
+    *moved = data != array->data && array->n;
     if (!*moved)
-        return fault;
-    fault = check_place(view, array->n);
-    if (fault)
-        return fault;
-    array->next = view->data;
+        return FINE;
+    if (!data)
+        return FAULT_NO_MEMORY;
+    const size_t width = optimc_storage[array->type].width;
+    if ((uintptr_t)data % (array->type == TYPE_U8 ? sizeof(float) : width))
+        return FAULT_ALIGNMENT;
+    array->next = data;
     plan->moving = 1;
     return FINE;
+}
+
+size_t optimc_plan_bytes(const struct plan *plan, struct place place)
+{
+    const struct array *array = array_at(plan, place);
+    return array->n * optimc_storage[array->type].width;
+}
+
+size_t optimc_plan_parts(const struct plan *plan)
+{
+    return plan->n_ranges;
+}
+
+void optimc_plan_wait(struct plan *plan, enum waiting waiting)
+{
+    for (size_t i = 0; i < plan->n_weights; i++)
+        plan->weights[i].waiting = plan->weights[i].accumulator.data ? waiting : WAITS_FOR_NONE;
 }
 
 enum fault optimc_plan_move(struct plan *plan, struct place overlap[2])

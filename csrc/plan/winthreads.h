@@ -1,6 +1,6 @@
-/* winthreads.h - the POSIX names that pool.c uses, on Windows: slim locks, condition variables, threads.
+/* winthreads.h - the POSIX names that pool.c and latch.c use, on Windows: slim locks, condition variables, threads.
 
-   Only pool.c includes it.  Windows has no fork() and sends no signals to threads, so what guards against these
+   No other file includes it.  Windows has no fork() and sends no signals to threads, so what guards against these
    does nothing here. */
 #ifndef OPTIMC_WINTHREADS_H
 #define OPTIMC_WINTHREADS_H

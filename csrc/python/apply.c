@@ -34,18 +34,23 @@ void optimc_end_step(Optimizer *self, int ran)
         PyErr_Restore(type, value, traceback);
 }
 
-/* Sets the request of a matched step. */
-void optimc_make_request(Optimizer *self, int finite)
+struct request optimc_request_now(const Optimizer *self)
 {
     const int64_t before = self->calls / self->accumulate;
-    self->plan->request = (struct request){
+    return (struct request){
         .groups = self->groups, .t = before + 1, .update = (self->calls + 1) % self->accumulate == 0,
         .accumulate = self->accumulate,
         .overwrite = self->use_ema && self->overwrite && (before + 1) % self->overwrite == 0,
         .cautious = self->cautious, .coupled = self->coupled, .decay_as_factor = self->decay_as_factor,
-        .maximize = self->maximize,
-        .check = finite != PROPAGATE, .seed = self->seed,
+        .maximize = self->maximize, .check = self->check_finite != PROPAGATE, .seed = self->seed,
     };
+}
+
+/* Sets the request of a matched step. */
+void optimc_make_request(Optimizer *self, int finite)
+{
+    self->plan->request = optimc_request_now(self);
+    self->plan->request.check = finite != PROPAGATE;
     self->plan->matching = MATCHED;
 }
 
@@ -101,9 +106,13 @@ int optimc_check_step(Optimizer *self, PyObject *grads, PyObject *weights, int f
 /* The writing half cannot fail.  This counts the step ... */
 void optimc_open_step(Optimizer *self)
 {
-    const struct request *request = &self->plan->request;
     self->begun = 1;
     self->plan->matching = BUSY;
+    optimc_count_step(self, &self->plan->request);
+}
+
+void optimc_count_step(Optimizer *self, const struct request *request)
+{
     if (request->update)
         optimc_settle_groups(self);
     self->calls++;
@@ -116,9 +125,13 @@ void optimc_open_step(Optimizer *self)
 /* ... and this, after the plan has run, keeps the rule's scalars. */
 void optimc_close_step(Optimizer *self)
 {
-    if (self->plan->request.update)
-        for (size_t i = 0; i < self->n_groups; i++)
-            optimc_group_keep(&self->groups[i]);
+    optimc_keep_step(self, &self->plan->request);
+}
+
+void optimc_keep_step(Optimizer *self, const struct request *request)
+{
+    for (size_t i = 0; request->update && i < self->n_groups; i++)
+        optimc_group_keep(&self->groups[i]);
 }
 
 void optimc_run_step(Optimizer *self)

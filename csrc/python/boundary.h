@@ -119,6 +119,8 @@ typedef struct optimizer {
     struct optimizer *next_shown;       /* in these contexts: another that has some, or NULL; see averages.c */
     int moved;                          /* tensors have moved since the plan was taken over */
     struct tensors *tensors;            /* what steps over tensors need, or NULL: see tensors.h */
+    struct foreign *foreign;            /* what steps of frameworks' threads need, or NULL: see foreign.c */
+    int alone;                          /* 1: this turn is of `_alone`, in which one more may be taken; 2: it is */
     unsigned long long seed;            /* of random rounding */
     double own_scale;                   /* the loss scale to be put back after the step in progress ... */
     int scaled;                         /* ... if that step has another */
@@ -166,6 +168,13 @@ void optimc_look_for_fork(Optimizer *self);         /* in a child process: drops
 void optimc_restore_scale(Optimizer *self);         /* ends the loss scale of a single step */
 int optimc_refuse_nested(Optimizer *self);          /* raises that error: -1 */
 
+/* foreign.c: steps of frameworks' threads, and Python's wait for them.  The thread whose turn it is calls await and
+   admit; close comes before an optimizer goes. */
+extern PyMethodDef optimc_foreign_methods[];
+void optimc_await_foreign(Optimizer *self);
+void optimc_admit_foreign(Optimizer *self);
+void optimc_close_foreign(Optimizer *self);
+
 /* Calls a method that changes what a step reads, while no step of another thread is in progress.  In this
    thread one may be: it is being checked then, and not yet running. */
 PyObject *optimc_between_steps(Optimizer *self, PyObject *args,
@@ -194,6 +203,7 @@ void optimc_leave_dead_evaluations(Optimizer *self);    /* those of threads that
 extern PyMethodDef optimc_settings_methods[];
 PyObject *optimc_add_group(Optimizer *self, PyObject *ignored);
 int optimc_ask_all(Optimizer *self);                /* reads all values, calling schedules: 0 or -1 */
+void optimc_share_values(Optimizer *self);          /* gives groups without their own the first's */
 
 /* Reads a number that a value may be set to, NaN for None if it is optional: 1; 0 if it is none; -1 out of range. */
 int optimc_read_value(Optimizer *self, int k, PyObject *object, double *number);
@@ -206,6 +216,8 @@ extern PyMethodDef optimc_sources_functions[];
 
 /* Reads a real number, also of an array of no axes if `array_too`: 1; 0 if it is none; -1 with an error. */
 int optimc_read_number(PyObject *object, int array_too, double *number);
+
+int optimc_is_in_range(const struct bound *bound, double number);
 
 /* Checks that a number is in its range: 0, or -1 with an error that says it came `from` somewhere, or "". */
 int optimc_check_bound(const struct bound *bound, double number, PyObject *object, const char *from);
@@ -291,11 +303,14 @@ extern PyMethodDef optimc_apply_methods[];
 enum { SPELLINGS = 5 };
 extern const char *const optimc_spellings[SPELLINGS];   /* the argument `weights`, then its other names */
 int optimc_match_step(Optimizer *self, PyObject *grads, PyObject *weights, int quiet);
+struct request optimc_request_now(const Optimizer *self);       /* of the next step, with its own policy */
 void optimc_make_request(Optimizer *self, int finite);
 int optimc_survey_step(Optimizer *self, PyObject *grads, PyObject *weights, int finite);
 int optimc_check_step(Optimizer *self, PyObject *grads, PyObject *weights, int finite);
 void optimc_open_step(Optimizer *self);
 void optimc_close_step(Optimizer *self);
+void optimc_count_step(Optimizer *self, const struct request *request);     /* the counts of these two */
+void optimc_keep_step(Optimizer *self, const struct request *request);
 /* The writing half, which cannot fail.  A fork() comes before all of it or after. */
 void optimc_run_step(Optimizer *self);
 void optimc_end_step(Optimizer *self, int ran);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "plan/latch.h"
 #include "plan/pool.h"
 #include "plan/team.h"
 #include "python/tensors.h"
@@ -323,7 +324,7 @@ static int core_exec(PyObject *module)
 {
     if (PyArray_ImportNumPyAPI() < 0 || read_environment(state_of(module)))
         return -1;
-    if (optimc_pool_setup()) {
+    if (optimc_pool_setup() || optimc_latch_setup()) {
         PyErr_NoMemory();
         return -1;
     }

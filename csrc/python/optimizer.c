@@ -37,6 +37,22 @@ static PyObject *optimizer_in_turn(Optimizer *self, PyObject *const *args, Py_ss
     return n && self->owner == optimc_this_thread() ? call(args, n, names) : optimizer_locked(self, args, n, names);
 }
 
+PyDoc_STRVAR(alone_doc, "_alone($self, function, /, *args, **kwargs)\n--\n\n"
+"As `_locked`, but the function may step the optimizer and call all that locks it: several calls become one turn.");
+
+static PyObject *optimizer_alone(Optimizer *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+    if (!n || (self->alone && self->owner == optimc_this_thread()))
+        return n ? call(args, n, names) : optimizer_locked(self, args, n, names);
+    if (optimc_lock(self))
+        return NULL;
+    self->alone = 1;
+    PyObject *result = call(args, n, names);
+    self->alone = 0;
+    optimc_unlock(self);
+    return result;
+}
+
 static PyObject *get_iterations(Optimizer *self, void *Py_UNUSED(closure))
 {
     return PyLong_FromLongLong(self->calls / self->accumulate);
@@ -147,6 +163,8 @@ static int optimizer_traverse(Optimizer *self, visitproc visit, void *arg)
 
 static int optimizer_clear(Optimizer *self)
 {
+    if (self->foreign)
+        optimc_close_foreign(self);
     if (self->evaluating)
         optimc_put_back(self);
     optimc_hold(self, NULL, NULL);
@@ -213,6 +231,7 @@ static int optimizer_setattr(PyObject *self, PyObject *name, PyObject *value)
 
 static PyMethodDef own_methods[] = {
     METHOD("_locked", optimizer_locked, METH_FASTCALL | METH_KEYWORDS, locked_doc),
+    METHOD("_alone", optimizer_alone, METH_FASTCALL | METH_KEYWORDS, alone_doc),
     METHOD("_in_turn", optimizer_in_turn, METH_FASTCALL | METH_KEYWORDS, in_turn_doc),
     {NULL, NULL, 0, NULL},
 };
@@ -274,7 +293,7 @@ static PyType_Spec optimizer_spec = {
 
 static PyMethodDef *const methods[] = {
     optimc_apply_methods, optimc_settings_methods, optimc_running_methods, optimc_bind_methods,
-    optimc_tensors_methods,
+    optimc_tensors_methods, optimc_foreign_methods,
 };
 
 int optimc_add_methods(PyTypeObject *type, PyMethodDef *table)

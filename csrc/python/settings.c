@@ -25,11 +25,16 @@ int optimc_ask_all(Optimizer *self)
                 return -1;
             self->groups[group].values[k] = number;
         }
+    optimc_share_values(self);
+    return 0;
+}
+
+void optimc_share_values(Optimizer *self)
+{
     for (size_t group = 1; group < self->n_groups; group++)
         for (int k = 0; k < self->n_values; k++)
             if (!self->settings[group][k].own)
                 self->groups[group].values[k] = self->groups[0].values[k];
-    return 0;
 }
 
 int optimc_refuse_new(Optimizer *self)

@@ -28,12 +28,17 @@ int optimc_read_number(PyObject *object, int array_too, double *number)
     return 1;
 }
 
-/* Checks a number against its bound; `origin` names the source in the error ("" or " from its schedule"). */
-int optimc_check_bound(const struct bound *bound, double number, PyObject *object, const char *origin)
+int optimc_is_in_range(const struct bound *bound, double number)
 {
     const int low = bound->open & LOW_OPEN ? number > bound->low : number >= bound->low;
     const int high = bound->open & HIGH_OPEN ? number < bound->high : number <= bound->high;
-    if (low && high && isfinite(number))
+    return low && high && isfinite(number);
+}
+
+/* Checks a number against its bound; `origin` names the source in the error ("" or " from its schedule"). */
+int optimc_check_bound(const struct bound *bound, double number, PyObject *object, const char *origin)
+{
+    if (optimc_is_in_range(bound, number))
         return 0;
     char range[64] = "finite";
     if (isfinite(bound->high))

@@ -31,6 +31,9 @@ static void end_turn(Optimizer *self)
     self->owner = optimc_this_thread();         /* the end of an array may run code of the caller's */
     optimc_restore_scale(self);
     optimc_end_step(self, self->begun);
+    self->alone = 0;
+    if (self->foreign)
+        optimc_admit_foreign(self);
     self->owner = 0;
 }
 
@@ -158,14 +161,20 @@ static int await_turn(Optimizer *self, uint64_t me)
 int optimc_take_turn(Optimizer *self)
 {
     const uint64_t me = optimc_this_thread();
+    if (self->owner == me && self->alone == 1) {
+        self->alone = 2;
+        return 0;
+    }
     if (self->owner == me)
         return optimc_refuse_nested(self);
     optimc_look_for_fork(self);
     if (self->owner)
         end_turn_of_the_dead(self);
-    if (self->owner)
-        return await_turn(self, me);
+    if (self->owner && await_turn(self, me))
+        return -1;
     self->owner = me;
+    if (self->foreign)
+        optimc_await_foreign(self);
     return 0;
 }
 
@@ -177,6 +186,12 @@ int optimc_lock(Optimizer *self)
 void optimc_unlock(Optimizer *self)
 {
     optimc_look_for_fork(self);
+    if (self->alone == 2) {
+        self->alone = 1;
+        return;
+    }
+    if (self->foreign)
+        optimc_admit_foreign(self);
     self->owner = 0;
     hand_over(self);
 }

@@ -76,12 +76,17 @@ struct xla_scalar {
     const void *value;
 };
 
+struct xla_span {
+    const char *text;
+    size_t length;
+};
+
 struct xla_attributes {
     size_t struct_size;
     struct xla_extension *extensions;
     int64_t n;
     const int *types;
-    const void *names;
+    const struct xla_span *const *names;
     const struct xla_scalar *const *values;
 };
 

@@ -64,13 +64,14 @@ class Backend:
         return function(*values)
 
     def call_in_buffers(self, function: Callable[..., Any], values: Sequence[Any], shapes: Sequence[Shape],
-                        dtypes: Types) -> tuple[Any, object] | None:
+                        dtypes: Types, number_of: Callable[[], int | None]) -> tuple[Any, object] | None:
         """Calls a function over the framework's own memory, if that can be.
 
         Args:
             function: of two lists of arrays: those of the first values, which it changes in place, and the others.
             values: as many to be changed as there are shapes, then the others.
             shapes, dtypes: of the values to be changed.
+            number_of: gives the number by which C knows the optimizer, if it can do without the function; else None.
 
         Returns:
             The values to be changed as they are after the call, and an object that must live as long as the
@@ -243,7 +244,8 @@ class Jax(Backend):
         self.jax = jax
         self.in_buffers: bool = hasattr(jax, "ffi") and jax.default_backend() == "cpu"
         if self.in_buffers:
-            jax.ffi.register_ffi_target("optimc_step", _core._xla_target(Traced.call), platform="cpu")
+            for name, target in zip(("optimc_call", "optimc_step"), _core._xla_targets(Traced.call), strict=True):
+                jax.ffi.register_ffi_target(name, target, platform="cpu")
 
     def _is_traced(self, values: Iterable[Any]) -> bool:
         return any(isinstance(value, self.jax.core.Tracer) for value in values)
@@ -259,7 +261,7 @@ class Jax(Backend):
         return self.jax.pure_callback(call, results, *values)
 
     def call_in_buffers(self, function: Callable[..., Any], values: Sequence[Any], shapes: Sequence[Shape],
-                        dtypes: Types) -> tuple[Any, object] | None:
+                        dtypes: Types, number_of: Callable[[], int | None]) -> tuple[Any, object] | None:
         if not self.in_buffers or not self._is_traced(values):
             return None
         jax = self.jax
@@ -269,9 +271,12 @@ class Jax(Backend):
         if given[:len(made)] != made:
             return None
         traced = Traced(lambda given, made: function(made, given[len(made):]), given, made)
-        return jax.ffi.ffi_call("optimc_step", [jax.ShapeDtypeStruct(*like) for like in made],
-                                input_output_aliases={i: i for i in range(len(made))})(
-            *values, number=np.int64(traced.number)), traced
+        number = number_of()
+        call = jax.ffi.ffi_call("optimc_call" if number is None else "optimc_step",
+                                [jax.ShapeDtypeStruct(*like) for like in made],
+                                input_output_aliases={i: i for i in range(len(made))})
+        numbers = {"number": traced.number} if number is None else {"number": traced.number, "foreign": number}
+        return call(*values, **{name: np.int64(value) for name, value in numbers.items()}), traced
 
     def gradient(self, grad: Any) -> Any:
         return grad.todense() if hasattr(grad, "todense") else grad

@@ -123,6 +123,11 @@ class Layout:
         return found + [(i, part, variable) for part, variables in beside.items()
                         for i, variable in enumerate(variables) if variable is not None]
 
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """The position of the weight and the number of the part of each variable, in the order of `variables`."""
+        found = {id(variable): (i, part) for i, part, variable in self.parts()}
+        return (*((i, _core.PART_WEIGHT) for i in range(len(self.weights))), *(found[id(v)] for v in self.held))
+
 
 def dtype_of(variable: Any) -> np.dtype[Any]:
     """NumPy's dtype of a variable."""

@@ -294,7 +294,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         shapes = [tuple(variable.shape) for variable in variables]
         dtypes = [np.dtype(keras.backend.standardize_dtype(variable.dtype)) for variable in variables]
         called = backend.call_in_buffers(functools.partial(stepper.step_in_buffers, given),
-                                         values, shapes, dtypes)
+                                         values, shapes, dtypes, functools.partial(stepper.open, given))
         if called is not None:
             results, kept = called
             stepper.kept.append(kept)

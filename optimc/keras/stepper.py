@@ -19,6 +19,7 @@ from optimc._core import Rows
 from optimc.base import memory, rows
 from optimc.base.selection import Selection
 from optimc.base.state import BY_ROWS
+from optimc.keras import foreign
 from optimc.keras.backends import backend
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Stepper:
         told: the learning rate that the inner optimizer was told last, or None.
         by_rows: the positions of the weights whose last gradient was of rows: if gradients of theirs wait for an
             update, they are of rows, too.
+        number: that of the inner optimizer, if threads of the framework may step it without Python; else None.
     """
 
     inner: Optimizer
@@ -78,17 +80,20 @@ class Stepper:
     kept: list[object]
     told: float | None
     by_rows: set[int]
+    number: int | None
 
     def __init__(self, inner: Optimizer, layout: Layout, excluded: Callable[[], list[int]]) -> None:
         self.inner, self.layout, self._excluded = inner, layout, excluded
         self.mutex: AbstractContextManager[object] = threading.RLock()
-        self.tensors, self.kept, self.told, self.by_rows = None, [], None, set()
+        self.tensors, self.kept, self.told, self.by_rows, self.number = None, [], None, set(), None
         self._places: list[int] | None = None
         self._copies: list[Array] | None = None
 
     def forget(self) -> None:
-        """Drops the plan; the next step makes a new one."""
+        """Drops the plan; the next step makes a new one.  If steps may come without Python, it is made now."""
         self._places = self.tensors = None
+        if self.number is not None:
+            self._open()
 
     def bind(self, arrays: Sequence[Array]) -> bool:
         """Makes the plan over arrays, if they lie elsewhere than at the last step; whether they did."""
@@ -113,6 +118,25 @@ class Stepper:
             return
         self.inner._prepare_tensors((None,) * len(self.layout.weights), (), tuple(
             (i, part, vars(variable), "_value") for i, part, variable in self.layout.parts()), backend.plain_types)
+
+    def open(self, given: Given, by_rows: bool = False) -> int | None:
+        """The number by which C knows the optimizer, for a step with these values; None if it needs Python."""
+        if foreign.why_not(self.inner, self.layout, given, by_rows) is None:
+            self._open()
+            return self.number
+        return None
+
+    def _open(self) -> None:
+        """Readies the inner optimizer for steps without Python, over memory that none of them uses."""
+        inner, layout = self.inner, self.layout
+        with self.mutex:
+            if self._places is None:
+                self.bind([np.empty(shape, dtype) for shape, dtype in zip(layout.shapes, layout.dtypes, strict=True)])
+            if callable(inner._get_value(0, 0)):            # each step brings its rate
+                inner._set_value(0, 0, 0.0, False)
+            if inner.loss_scale_factor is not None:         # Keras has divided by it
+                inner.loss_scale_factor = None
+            self.number = inner._open_foreign(layout.places(), bool(inner._late_slots))
 
     def settle(self, calls: int, rate: Any, scalars: Sequence[Any], loss_scale: float | None = None) -> None:
         """Brings the inner optimizer to where the variables are: after a load, by a callback, or as ever."""
@@ -147,6 +171,7 @@ class Stepper:
         """From the count, scalars, weights, state, rate and gradients to the first four as they are afterwards."""
         layout = self.layout
         n, m = len(layout.scalars), len(layout.variables)
+        count, arrays = np.asarray(count), tuple(map(np.asarray, arrays))   # waits, while no other waits for this
         scalars, values, others = arrays[:n], arrays[n:n + m], arrays[n + m:]
         with self.mutex:
             if self._copies is None:
@@ -154,7 +179,7 @@ class Stepper:
                                 enumerate(zip(layout.shapes, layout.dtypes, strict=True))]
             for array, value in zip(self._copies, values, strict=True):
                 np.copyto(array, value)
-            numbers = self._step_over(self._copies, given, count, scalars, others)
+            numbers = self.inner._alone(self._step_over, self._copies, given, count, scalars, others)
             return [*numbers, *(array.copy() for array in self._copies)]
 
     def step_in_buffers(self, given: Given, changed: Sequence[Array], others: Sequence[Array]) -> None:
@@ -162,7 +187,7 @@ class Stepper:
         n = len(self.layout.scalars)
         count, scalars, arrays = changed[0], changed[1:1 + n], changed[1 + n:]
         with self.mutex:
-            numbers = self._step_over(arrays, given, count, scalars, others)
+            numbers = self.inner._alone(self._step_over, arrays, given, count, scalars, others)
             for array, number in zip([count, *scalars], numbers, strict=True):
                 array[...] = number
 
@@ -173,6 +198,7 @@ class Stepper:
         self.bind(arrays)
         grads = self._taken(given, others)
         inner._calls = -1                                   # the accumulators may be others too
+        self.told = None                                    # and a step without Python may have had another rate
         self.settle(int(count), others[0] if given.rated else None, scalars)
         weights = inner._weights or ()
         inner.apply(grads, [weights[k] for k in given.chosen])
