@@ -187,7 +187,8 @@ class Optimizer:
     def _get_progress(self) -> tuple[tuple[Any, ...], ...] | None: ...
     def _set_progress(self, progress: tuple[tuple[Any, ...], ...], /) -> None: ...
     def _set_item(
-        self, group: int, index: int, mapping: dict[str, Any], key: str, item: int, zero_is_off: bool, /
+        self, group: int, index: int, mapping: dict[str, Any], key: str, item: int, zero_is_off: bool,
+        items: int = ..., /
     ) -> None: ...
     def _prepare_tensors(
         self,

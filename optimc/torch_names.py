@@ -36,12 +36,14 @@ class Source(NamedTuple):
         key: the key of the parameter group.
         item: the position in the tuple or list that stands there, or -1 for a number or flag.
         negated: whether the flag means the opposite.
+        items: the length of that tuple or list, or 0.
     """
 
     argument: str
     key: str
     item: int = -1
     negated: bool = False
+    items: int = 0
 
     def is_flag(self, group: Mapping[str, Any]) -> bool:
         """Whether the group has a flag here, not a number."""
@@ -89,7 +91,7 @@ class Counterpart(NamedTuple):
         for key in (key for key in self.arguments if key in known):
             argument = self.arguments[key]
             if isinstance(argument, tuple):
-                found += [Source(each, key, item) for item, each in enumerate(argument)]
+                found += [Source(each, key, item, items=len(argument)) for item, each in enumerate(argument)]
             else:
                 found.append(Source(argument.removeprefix("not "), key, negated=argument.startswith("not ")))
         return found

@@ -36,7 +36,7 @@ struct state {
    group's value that is not its own is the first group's. */
 struct setting {
     PyObject *source, *key;
-    int with_step, own, item, zero_is_off;
+    int with_step, own, item, zero_is_off, items;
 };
 
 /* The range of a value.  The ends are allowed if closed. */

@@ -255,18 +255,19 @@ static PyObject *set_option_now(Optimizer *self, PyObject *args)
 
 BETWEEN_STEPS(set_option)
 
-PyDoc_STRVAR(set_item_doc, "_set_item($self, group, index, mapping, key, item, zero_is_off, /)\n--\n\n"
-"Reads a value at every step from mapping[key], or from mapping[key][item], of a list or tuple, if item >= 0.");
+PyDoc_STRVAR(set_item_doc, "_set_item($self, group, index, mapping, key, item, zero_is_off, items=0, /)\n--\n\n"
+"Reads a value at every step from mapping[key], or from mapping[key][item], of a list or tuple, if item >= 0.\n"
+"It has `items` entries, if that is not 0.");
 
 static PyObject *set_item_now(Optimizer *self, PyObject *args)
 {
     PyObject *mapping, *key;
     Py_ssize_t group, k;
-    int item, zero_is_off;
-    if (!PyArg_ParseTuple(args, "nnO!Uip", &group, &k, &PyDict_Type, &mapping, &key, &item, &zero_is_off)
+    int item, zero_is_off, items = 0;
+    if (!PyArg_ParseTuple(args, "nnO!Uip|i", &group, &k, &PyDict_Type, &mapping, &key, &item, &zero_is_off, &items)
         || optimc_find_value(self, group, k))
         return NULL;
-    const struct setting wanted = {mapping, key, 0, 1, item, zero_is_off};
+    const struct setting wanted = {mapping, key, 0, 1, item, zero_is_off, items};
     double number;
     if (optimc_read_item(self, &wanted, (int)k, &number) || optimc_find_value(self, group, k))
         return NULL;

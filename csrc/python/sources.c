@@ -71,11 +71,10 @@ static PyObject *core_check_number(PyObject *Py_UNUSED(module), PyObject *args)
     return PyFloat_FromDouble(number);
 }
 
-/* The entry of a list or tuple; any other object has none.  A new reference, or NULL. */
-static PyObject *entry_of(PyObject *object, Py_ssize_t i)
+/* The number of entries of a list or tuple; -1 of any other object. */
+static Py_ssize_t entries(PyObject *object)
 {
-    const int listed = PyList_Check(object) || PyTuple_Check(object);
-    return listed && i < PySequence_Fast_GET_SIZE(object) ? Py_NewRef(PySequence_Fast_GET_ITEM(object, i)) : NULL;
+    return PyList_Check(object) || PyTuple_Check(object) ? PySequence_Fast_GET_SIZE(object) : -1;
 }
 
 /* Reads a value from the item of a dict.  A number of another library is accepted if it converts to a float.  The
@@ -83,8 +82,15 @@ static PyObject *entry_of(PyObject *object, Py_ssize_t i)
 int optimc_read_item(Optimizer *self, const struct setting *setting, int k, double *number)
 {
     PyObject *object = Py_XNewRef(PyDict_GetItemWithError(setting->source, setting->key));
+    if (object && setting->items && entries(object) != setting->items) {
+        PyErr_Format(PyExc_ValueError, "%U must be a tuple of %d numbers, got %R", self->bounds[k].name,
+            setting->items, object);
+        Py_DECREF(object);
+        return -1;
+    }
     if (object && setting->item >= 0)
-        Py_SETREF(object, entry_of(object, setting->item));
+        Py_SETREF(object, setting->item < entries(object)
+            ? Py_NewRef(PySequence_Fast_GET_ITEM(object, setting->item)) : NULL);
     if (!object) {
         if (!PyErr_Occurred())
             PyErr_Format(PyExc_KeyError, "%U: no such item %R", self->bounds[k].name, setting->key);

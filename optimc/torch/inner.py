@@ -44,7 +44,8 @@ def make_inner(counterpart: Counterpart, sources: Sequence[Source], groups: Sequ
             elif source.key in counterpart.flags:
                 inner._set_value(k, index, source.read(group), False)
             else:
-                inner._set_item(k, index, group, source.key, source.item, source.key == "weight_decay")
+                inner._set_item(k, index, group, source.key, source.item, source.key == "weight_decay",
+                                source.items)
     return inner
 
 

@@ -184,6 +184,15 @@ def test_betas_are_a_tuple_of_the_right_length(betas):
     for cls in (ot.Lion, ot.Adam):
         with pytest.raises(ValueError, match=r"^betas must be a tuple of 2 numbers, got"):
             cls([param]).add_param_group({"params": [torch.nn.Parameter(torch.ones(3))], "betas": betas})
+        ours = cls([a := torch.nn.Parameter(torch.ones(3))])
+        for count in (1, 2):
+            a.grad = torch.ones(3)
+            ours.step()
+            before, ours.param_groups[0]["betas"] = a.detach().clone(), betas
+            with pytest.raises(ValueError, match=r"^betas must be a tuple of 2 numbers, got"):
+                ours.step()
+            assert torch.equal(a, before) and ours.state[a]["step"] == count
+            ours.param_groups[0]["betas"] = (0.9, 0.99)
     with pytest.raises(ValueError, match=r"^betas must be a tuple of 2 numbers, got"):
         ot.Lion([param], betas=betas)
 
