@@ -850,13 +850,18 @@ class Adafactor(Optimizer):
     `velocity`.  Three passes over g and velocity, two over w.  Slots: `velocity`; for matrices `row` and `column`.
     Weights with two or more axes must be in C order.
 
+    With epsilon_as_floor, as in torch, nothing is added to g^2.  sqrt(velocity) and mean(row) are epsilon_1 or more,
+    RMS(w) is that before weight decay, and matrices have no slot `velocity`.
+
     Args:
         learning_rate: >= 0; a number, schedule or callable.
         beta_2_decay: power of the decay, <= 0.
-        epsilon_1: added to squared gradients, >= 0.
+        epsilon_1: added to squared gradients, >= 0.  None: the distance from 1 to the next number of the type in
+            which the weight is computed.
         epsilon_2: lower bound of RMS(w), >= 0.
         clip_threshold: upper bound of RMS(u), > 0.
         relative_step: has no effect, as in Keras.
+        epsilon_as_floor: epsilon_1 is a lower bound instead.
 
     Example:
         >>> import numpy as np, optimc
@@ -871,19 +876,30 @@ class Adafactor(Optimizer):
     _elementwise = False
     learning_rate = Value(0.001)
     beta_2_decay = Value(-0.8, -math.inf, 0.0)
-    epsilon_1 = Value(1e-30)
+    epsilon_1 = Value(1e-30, optional=True)
     epsilon_2 = Value(1e-3)
     clip_threshold = Value(1.0, open=LOW_OPEN)
     relative_step = Option(True)
+    epsilon_as_floor = Option(False, keyword_only=True)
+    styles = {
+        "torch": {"learning_rate": 1e-2, "epsilon_1": None, "epsilon_as_floor": True, "decay_as_factor": True},
+    }
     _keras_slots = ({"row": "r", "column": "c", "velocity": "v"},)
 
+    def _kernel(self):
+        return "adafactor_rebuilt" if self.epsilon_as_floor else "adafactor"
+
+    def _possible_kernels(self):
+        return self._kernel(), "adafactor_vector_late" if self.epsilon_as_floor else "adafactor_vector"
+
     def _kernel_of(self, name, weight):
+        matrix, vector = self._possible_kernels()
         if weight.ndim < 2 or not weight.size:
-            return "adafactor_vector"
+            return vector
         if not weight.flags.c_contiguous:
             raise ValueError(f"weights: Adafactor needs weights of two axes or more in C order, got strides "
                              f"{weight.strides} for shape {weight.shape}")
-        return "adafactor"
+        return matrix
 
 
 __all__ = [name for name, value in registry.classes.items() if value.__module__ == __name__]

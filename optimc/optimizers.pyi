@@ -1101,6 +1101,10 @@ class Adafactor(Optimizer):
     def relative_step(self) -> bool: ...
     @relative_step.setter
     def relative_step(self, value: bool) -> None: ...
+    @property
+    def epsilon_as_floor(self) -> bool: ...
+    @epsilon_as_floor.setter
+    def epsilon_as_floor(self, value: bool) -> None: ...
     def __init__(
         self,
         learning_rate: Rate = 0.001,
@@ -1120,6 +1124,7 @@ class Adafactor(Optimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        epsilon_as_floor: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         decay_as_factor: bool = False,

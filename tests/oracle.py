@@ -266,10 +266,20 @@ def lars(w, g, slots, o, lr, t):
     return w + (slots["velocity"] * lane(o.momentum) - d if o.nesterov else slots["velocity"])
 
 
+def root_mean_square(x):
+    return np.sqrt(x.dtype.type(sum_of_squares(x) / x.size if x.size else np.nan))
+
+
+def adafactor_before_decay(w, g, o, decay):
+    return root_mean_square(w)
+
+
 def adafactor(w, g, slots, o, lr, t):
     lane = w.dtype.type
     beta_2, rate = lane(1 - math.pow(t, o.beta_2_decay)), lane(min(lr, 1 / math.sqrt(t)))
-    q = g * g + lane(o.epsilon_1)
+    epsilon = np.finfo(lane).eps if o.epsilon_1 is None else lane(o.epsilon_1)
+    q = g * g + (lane(0) if o.epsilon_as_floor else epsilon)
+    floor = epsilon if o.epsilon_as_floor else lane(0)
     if "row" in slots:
         matrices = q.reshape(-1, *q.shape[-2:])
         rows, columns = slots["row"].reshape(len(matrices), -1), slots["column"].reshape(len(matrices), -1)
@@ -282,18 +292,16 @@ def adafactor(w, g, slots, o, lr, t):
             rows[k] = beta_2 * rows[k] + (1 - beta_2) * row_means
             columns[k] = beta_2 * columns[k] + (1 - beta_2) * (column_sums / len(matrix)).astype(lane)
             mean = lane(sum_of_lanes(rows[k]) / rows[k].size)
-            velocity[k] = (rows[k] / mean)[:, None] * columns[k][None, :]
-        slots["velocity"] = velocity.reshape(w.shape)
+            velocity[k] = (rows[k] / np.maximum(mean, floor))[:, None] * columns[k][None, :]
+        velocity = velocity.reshape(w.shape)
     else:
-        slots["velocity"] = beta_2 * slots["velocity"] + (1 - beta_2) * q
-    u = g / np.sqrt(slots["velocity"])
-
-    def rms(x):
-        return np.sqrt(lane(sum_of_squares(x) / x.size if x.size else np.nan))
-
-    alpha = np.maximum(rms(w), lane(o.epsilon_2)) * rate
-    limit = np.maximum(lane(1), rms(u) / lane(o.clip_threshold))
-    return o.settled(w) - alpha * (u / limit)
+        velocity = beta_2 * slots["velocity"] + (1 - beta_2) * q
+    if "velocity" in slots:
+        slots["velocity"] = velocity
+    u = g / np.maximum(np.sqrt(velocity), floor)
+    alpha = np.maximum(o.measured if o.epsilon_as_floor else root_mean_square(w), lane(o.epsilon_2)) * rate
+    limit = np.maximum(lane(1), root_mean_square(u) / lane(o.clip_threshold))
+    return (w if o.epsilon_as_floor else o.settled(w)) - alpha * (u / limit)
 
 
 def muon(w, g, slots, o, lr, t):

@@ -66,7 +66,7 @@ struct weight {
     double totals[MAX_SUMS];                /* the sums of its MEASURE in this step */
     double ratio;                           /* the factor of its cautious step */
     size_t n_rows, n_columns;               /* of its matrices, if its second moment is factored */
-    double *column_sums;
+    double *column_sums, *row_means;        /* room; the mean of the row means of each matrix, in this step */
 };
 
 /* Weights that share rule, real type, group and decay share their coefficients, if their progress is the same. */

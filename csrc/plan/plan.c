@@ -255,14 +255,16 @@ static void set_codecs(struct weight *weight)
     }
 }
 
-/* Room for the sums of columns, for a weight whose second moment is factored. */
+/* Room for the sums of columns and the means of rows, for a weight whose second moment is factored. */
 static enum fault add_columns(struct plan *plan, struct weight *weight)
 {
     if (!(weight->variant & FACTORED) || !weight->slots[ROW_SLOT].data)
         return FINE;
     weight->n_rows = (size_t)weight->shape[weight->ndim - 2];
     weight->n_columns = (size_t)weight->shape[weight->ndim - 1];
-    weight->column_sums = plan->memory.take(weight->n_columns + 1, sizeof *weight->column_sums);
+    const size_t matrices = weight->size ? weight->size / weight->n_rows / weight->n_columns : 0;
+    weight->column_sums = plan->memory.take(weight->n_columns + matrices + 1, sizeof *weight->column_sums);
+    weight->row_means = weight->column_sums + weight->n_columns;
     return weight->column_sums ? FINE : FAULT_MEMORY;
 }
 

@@ -16,8 +16,8 @@
 /* A function that is compiled for size: it runs for few optimizers or options, and what it calls does the work. */
 #define SMALL __attribute__((cold))
 
-/* The flags of a row of a ROWWISE kernel after SETTLE. */
-enum { SETTLED = MEASURED | DECAYS_LATE };
+/* The flags of a row of a ROWWISE kernel after SETTLE; those of kernels that decay in their update. */
+enum { SETTLED = MEASURED | DECAYS_LATE, LATE = DECAYS_LATE | DECOUPLES_LATE };
 
 static const struct options *options_of(const struct plan *plan, const struct row *row)
 {

@@ -896,6 +896,7 @@ class Adafactor(KerasOptimizer):
     epsilon_2: float
     clip_threshold: float
     relative_step: bool
+    epsilon_as_floor: bool
     check_finite: Literal['propagate', 'raise', 'skip']
     coupled_weight_decay: bool
     decay_as_factor: bool
@@ -923,6 +924,7 @@ class Adafactor(KerasOptimizer):
         gradient_accumulation_steps: int | None = None,
         name: str | None = None,
         *,
+        epsilon_as_floor: bool = False,
         check_finite: Literal['propagate', 'raise', 'skip'] = 'propagate',
         coupled_weight_decay: bool = False,
         decay_as_factor: bool = False,

@@ -76,6 +76,11 @@ TORCH = {       # our class -> [(our arguments, torch's class, torch's arguments
                                   {"weight_decay": 0.1, "eps": 1e-3})],
     "Rprop": [({}, "Rprop", {}), ({"eta_minus": 0.6, "eta_plus": 1.3, "max_step": 0.1}, "Rprop",
                                   {"etas": (0.6, 1.3), "step_sizes": (1e-6, 0.1)})],
+    "Adafactor": [({}, "Adafactor", {}),
+                  ({"weight_decay": 0.1, "epsilon_1": 1e-2, "epsilon_2": 0.9, "clip_threshold": 1.5}, "Adafactor",
+                   {"weight_decay": 0.1, "eps": (1e-2, 0.9), "d": 1.5}),
+                  ({"learning_rate": 0.5, "beta_2_decay": -0.5, "epsilon_1": 2.0, "maximize": True}, "Adafactor",
+                   {"lr": 0.5, "beta2_decay": -0.5, "eps": (2.0, 1e-3), "maximize": True})],
     "ASGD": [({}, "ASGD", {}), ({"lambd": 0.1, "alpha": 0.5, "t0": 10, "weight_decay": 0.1}, "ASGD",
                                 {"lambd": 0.1, "alpha": 0.5, "t0": 10, "weight_decay": 0.1})],
 }

@@ -33,7 +33,7 @@ static const struct { const char *name; double value, other; } hyper_values[] = 
     {"beta_2_decay", -0.8, -0.5}, {"epsilon_1", 1e-30, 1e-6}, {"epsilon_2", 1e-3, 0.1},
     {"clip_threshold", 1, 0.5}, {"adam_beta_1", 0.9, 0.5}, {"adam_beta_2", 0.999, 0.9},
     {"adam_lr_ratio", 1, 0.5}, {"rms_rate", 0.2, 0}, {"adam_weight_decay", 0, 0.1},
-    {"trust_coefficient", 0.02, 0.5}, {"joint_norm", 0, 1},
+    {"trust_coefficient", 0.02, 0.5}, {"joint_norm", 0, 1}, {"epsilon_as_floor", 0, 1},
 };
 enum { HYPER_VALUES = sizeof hyper_values / sizeof *hyper_values };
 

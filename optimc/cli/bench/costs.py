@@ -45,7 +45,9 @@ PASSES: dict[str, tuple[Pass, ...] | None] = {
     "lars": (Pass(("g", "w"), (), 0, 0, 0), Pass(("g",), ("w", "velocity"), 0, 0, 0)),
     "lars_nesterov": (Pass(("g", "w"), (), 0, 0, 0), Pass(("g",), ("w", "velocity"), 0, 0, 0)),
     "adafactor": None,
+    "adafactor_rebuilt": None,
     "adafactor_vector": (Pass(("g", "w"), ("velocity",), 1, 1, 0), Pass(("g", "velocity"), ("w",), 1, 2, 0)),
+    "adafactor_vector_late": (Pass(("g", "w"), ("velocity",), 1, 1, 0), Pass(("g", "velocity"), ("w",), 1, 2, 0)),
     "muon": None,
     "muon_adam": (Pass(("g",), ("w", "m", "v"), 1, 1, 0),),
 }
