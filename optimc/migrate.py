@@ -14,7 +14,7 @@ import numpy as np
 from optimc import _core, registry
 from optimc.base import keras_order, narrow
 from optimc.base.narrow import Place
-from optimc.base.rules import kept_slots, used_slots
+from optimc.base.rules import kept_slots
 from optimc.base.state import BY_ROWS
 from optimc.base.storage import IN_WORDS, TYPES, Like, likes_of, name_of
 from optimc.torch_names import AXES, MASTER, STORAGE, TORCH, Counterpart
@@ -148,7 +148,9 @@ def from_torch(optimizer: Any) -> Optimizer:
                          "optimc has one step count")
     weights = [_like_of(f"parameter {i}", p) for i, p in enumerate(params)]
     arrays = FromTorch(ours, counterpart, weights, states)
-    held = {slot: [arrays.slot(slot, k, i) for i in range(len(weights))] for slot, k in used_slots(ours).items()}
+    kept = kept_slots(ours._kernels(None, weights))
+    held = {slot: [None if k is None else arrays.slot(slot, k, i) for i, k in enumerate(numbers)]
+            for slot, numbers in kept.items()}
     steps = counts.pop() if counts else 1               # torch's SGD has no count; only its first step is special
     if counterpart.scalars:
         for k, group in enumerate([None, *groups]):
@@ -179,7 +181,8 @@ class FromTorch(NamedTuple):
     def slot(self, slot: str, k: int, i: int) -> Array:
         """Slot number k of weight i, as the optimizer stores it."""
         tensor = self.states[i][self.counterpart.slots[slot]]
-        weight, kernel, place = self.weights[i], self.ours._kernel(), Place(i, 0, self.weights[i].size)
+        weight, place = self.weights[i], Place(i, 0, self.weights[i].size)
+        kernel = self.ours._kernel_of(None, weight)
         plain = self.ours._slot_like(slot, weight)
         like = narrow.slot_like(self.ours, kernel, slot, weight, place, self._group_of(i))
         stored = _floats(tensor)
@@ -192,7 +195,7 @@ class FromTorch(NamedTuple):
             stored = narrow.decoded(codec, stored, lies).transpose(np.argsort(axes))
         codec = narrow.codec_of(kernel, k, like)
         if codec is None:
-            return np.array(stored, plain.dtype, order="C")
+            return np.array(stored, plain.dtype, order="C").reshape(plain.shape)
         array = np.zeros(like.shape, like.dtype)
         narrow.encode(codec, stored, plain, array, _core.random_key(self.ours.seed, i, 0, k))
         return array

@@ -49,12 +49,13 @@ class Source(NamedTuple):
         """Whether the group has a flag here, not a number."""
         return isinstance(group[self.key], bool)
 
-    def read(self, group: Mapping[str, Any]) -> bool | float:
+    def read(self, group: Mapping[str, Any]) -> bool | float | None:
         """The value that the group has, as optimc's constructor takes it."""
         value = group[self.key]
         if isinstance(value, bool):
             return value != self.negated
-        return float(value if self.item < 0 else value[self.item])
+        value = value if self.item < 0 else value[self.item]
+        return None if value is None else float(value)
 
 
 class Counterpart(NamedTuple):
@@ -70,7 +71,8 @@ class Counterpart(NamedTuple):
         counts_steps: whether torch keeps a step count in a parameter's state.
         counts_in_ints: whether that is a Python int, and no tensor.
         style: the style of optimc's class that has torch's formula.
-        rows: torch's keys of slots with a number for each row of a parameter.
+        factors: torch's keys of slots that lack an axis of their parameter -> the axis, counted from the last, which
+            has a length of 1 in torch; -1: all axes but the first, which are left out.
         flags: its arguments that choose a kernel or a formula, flags and numbers, beside those of torch.
     """
 
@@ -83,7 +85,7 @@ class Counterpart(NamedTuple):
     counts_in_ints: bool = False
     style: str = "torch"
     flags: tuple[str, ...] = ()
-    rows: tuple[str, ...] = ()
+    factors: Mapping[str, int] = {}
 
     def sources(self, known: Iterable[str]) -> list[Source]:
         """Where the arguments stand, of those that this version of torch knows."""
@@ -138,7 +140,13 @@ class Counterpart(NamedTuple):
 
     def shape(self, key: str, param: Sequence[int]) -> tuple[int, ...]:
         """The shape of a slot, by torch's key, of a parameter of this shape."""
-        return tuple(param[:1] if key in self.rows else param)
+        axis = self.factors.get(key, 0)
+        return tuple(param[:1]) if axis < 0 else tuple(
+            1 if len(param) - k == axis else length for k, length in enumerate(param))
+
+    def needs_order(self) -> bool:
+        """True if the axes of a parameter must lie in memory in their own order: its slots are means over some."""
+        return any(axis > 0 for axis in self.factors.values())
 
     def initial_value(self, key: str, group: Mapping[str, Any]) -> float | None:
         """The number that a slot or scalar, by torch's key, starts from in a parameter group; None for ITSELF."""
@@ -191,6 +199,10 @@ TORCH = {
         "Rprop", {"lr": "learning_rate", "etas": ("eta_minus", "eta_plus"), "step_sizes": ("min_step", "max_step"),
                   "maximize": "maximize"},
         {"previous": "prev", "size": "step_size"}, initial={"step_size": "lr"}),
+    "Adafactor": Counterpart(
+        "Adafactor", {"lr": "learning_rate", "beta2_decay": "beta_2_decay", "eps": ("epsilon_1", "epsilon_2"),
+                      "d": "clip_threshold", "weight_decay": "weight_decay", "maximize": "maximize"},
+        {"velocity": "variance", "row": "row_var", "column": "col_var"}, factors={"row_var": 1, "col_var": 2}),
     "ASGD": Counterpart(
         "ASGD", {"lr": "learning_rate", "lambd": "lambd", "alpha": "alpha", "t0": "t0",
                  "weight_decay": "weight_decay", "maximize": "maximize"},

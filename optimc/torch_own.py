@@ -29,7 +29,7 @@ SLOTS_OF = {"Adan": {"v": "exp_avg_diff", "n": "exp_avg_sq", "previous": "previo
 #: numbers that choose a kernel
 CHOOSING = ("learning_rate_power",)
 #: classes of optimc that steps of tensors have no use for: torch has its own
-LEFT_OUT = ("Adafactor", "Muon")
+LEFT_OUT = ("Muon",)
 
 
 class Word(NamedTuple):
@@ -72,9 +72,10 @@ def counterpart(cls: type[Optimizer]) -> Counterpart:
              if slot not in cls._scratch_slots}
     found = words(cls)
     flags = tuple(word.name for word in found if isinstance(word.default, bool) or word.ours in CHOOSING)
-    rows = tuple(slots[slot] for slot in factors_of(cls._rule) if slot in slots)
+    factors = {slots[slot]: axis for slot, axis in factors_of(cls._rule).items() if slot in slots}
+    initial = {slots[slot]: start for slot in slots for start in _starts(cls, slot)}
     return Counterpart(cls.__name__, {word.name: word.ours for word in found}, slots, style="keras", flags=flags,
-                       rows=rows, initial={slots[slot]: start for slot in slots for start in _starts(cls, slot)})
+                       factors=factors, initial=initial)
 
 
 def _starts(cls: type[Optimizer], slot: str) -> list[str]:

@@ -70,6 +70,8 @@ TORCH = {name: inspect.signature(made).parameters.values() for name, made in {
     foreach=None, *, maximize=False, differentiable=False, fused=None: None,
     "Adadelta": lambda lr=1.0, rho=0.9, eps=1e-6, weight_decay=0.0, foreach=None, *, capturable=False,
     maximize=False, differentiable=False: None,
+    "Adafactor": lambda lr=0.01, beta2_decay=-0.8, eps=(None, 1e-3), d=1.0, weight_decay=0.0, *, foreach=None,
+    maximize=False: None,
     "Adamax": lambda lr=0.002, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, foreach=None, *, maximize=False,
     differentiable=False, capturable=False: None,
     "NAdam": lambda lr=0.002, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, momentum_decay=0.004,
@@ -156,7 +158,7 @@ def torch_type(name, default):
     """The annotation of an argument of a class of optimc.torch."""
     number = "_Number" if name in ("lr", "betas", "weight_decay") else "float"
     if isinstance(default, tuple):
-        return f"tuple[{', '.join([number] * len(default))}]"
+        return f"tuple[{', '.join(number + ' | None' * (entry is None) for entry in default)}]"
     return "bool | None" if default is None else "bool" if isinstance(default, bool) else number
 
 

@@ -188,6 +188,20 @@ static enum fault check_coded(const struct weight *weight, const struct view *vi
     return !view->c_order ? FAULT_STRIDES : (uintptr_t)view->data % sizeof(float) ? FAULT_ALIGNMENT : FINE;
 }
 
+/* FINE if a view has the shape of a weight without an axis, counted from the last, or with a length of 1 there. */
+static enum fault check_factor(const struct weight *weight, const struct view *view, int axis)
+{
+    if (weight->ndim < 2)
+        return FAULT_SHAPE;
+    const int at = weight->ndim - axis;
+    if (view->ndim < weight->ndim)
+        return check_shape(weight, view, at);
+    for (int k = 0; k < weight->ndim; k++)
+        if (view->ndim != weight->ndim || view->shape[k] != (k == at ? 1 : weight->shape[k]))
+            return FAULT_SHAPE;
+    return FINE;
+}
+
 enum fault optimc_part_check(const struct weight *weight, const struct view *view, int part)
 {
     if (part == PART_WEIGHT || part == PART_MASTER)
@@ -208,7 +222,7 @@ enum fault optimc_part_check(const struct weight *weight, const struct view *vie
     if (axis == ALL_BUT_FIRST)
         return view->ndim == (weight->ndim > 0) && (!view->ndim || view->shape[0] == weight->shape[0]) ? FINE
             : FAULT_SHAPE;
-    return weight->ndim < 2 ? FAULT_SHAPE : check_shape(weight, view, weight->ndim - axis);
+    return check_factor(weight, view, axis);
 }
 
 static struct array array_of(const struct view *view)

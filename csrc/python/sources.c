@@ -96,6 +96,11 @@ int optimc_read_item(Optimizer *self, const struct setting *setting, int k, doub
             PyErr_Format(PyExc_KeyError, "%U: no such item %R", self->bounds[k].name, setting->key);
         return -1;
     }
+    if (object == Py_None && self->bounds[k].optional && !setting->zero_is_off) {
+        *number = Py_NAN;
+        Py_DECREF(object);
+        return 0;
+    }
     int got = optimc_read_number(object, 1, number);
     if (!got && !PyBool_Check(object) && !PyUnicode_Check(object)) {
         *number = PyFloat_AsDouble(object);

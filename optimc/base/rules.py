@@ -66,5 +66,5 @@ def kept_slots(kernels: Iterable[str]) -> dict[str, list[int | None]]:
 
 
 def used_slots(optimizer: Optimizer) -> dict[str, int]:
-    """The slots of an optimizer whose kernel does not depend on the weight: name -> number."""
-    return slots_of(optimizer._kernel())
+    """The slots that weights of an optimizer may have: name -> number."""
+    return {slot: k for kernel in optimizer._possible_kernels() for slot, k in slots_of(kernel).items()}

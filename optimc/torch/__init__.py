@@ -138,6 +138,8 @@ SparseAdam = _make("SparseAdam")
 Adagrad = _make("Adagrad")
 RMSprop = _make("RMSprop")
 Adadelta = _make("Adadelta")
+if hasattr(torch.optim, "Adafactor"):
+    Adafactor = _make("Adafactor")
 Adamax = _make("Adamax")
 NAdam = _make("NAdam")
 RAdam = _make("RAdam")
@@ -161,7 +163,8 @@ if not TYPE_CHECKING:               # a checker would take it to mean that every
         refuse_name(__name__, name, advice)
 
     def _offloading(name):
-        inner, dense = name.removeprefix("Offload"), [name for name in (*TORCH, *OWN) if name != "SparseAdam"]
+        inner, dense = name.removeprefix("Offload"), [name for name in (*TORCH, *OWN)
+                                                      if name != "SparseAdam" and name in globals()]
         if inner in dense:
             globals()[name] = made = offload(globals()[inner])
             return made
@@ -173,4 +176,5 @@ if not TYPE_CHECKING:               # a checker would take it to mean that every
 
 
 __all__ = ["ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop",
-           "SparseAdam", "offload", "step_in_backward", *OWN, *["Muon"] * hasattr(torch.optim, "Muon")]
+           "SparseAdam", "offload", "step_in_backward", *OWN,
+           *(name for name in ("Adafactor", "Muon") if hasattr(torch.optim, name))]

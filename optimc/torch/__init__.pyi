@@ -12,8 +12,8 @@ from optimc.torch.step import SparseOptimizer, TorchOptimizer
 
 _Number = float | torch.Tensor
 
-__all__ = ["ASGD", "LARS", "SGD", "AdaBelief", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Adan",
-           "Ftrl", "Lamb", "Lion", "Muon", "NAdam", "RAdam", "RMSprop", "RowwiseAdagrad", "Rprop",
+__all__ = ["ASGD", "LARS", "SGD", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax",
+           "Adan", "Ftrl", "Lamb", "Lion", "Muon", "NAdam", "RAdam", "RMSprop", "RowwiseAdagrad", "Rprop",
            "ScheduleFreeAdamW", "SparseAdam", "Yogi", "offload", "step_in_backward"]
 
 class OffloadSGD(Offloaded): ...
@@ -22,6 +22,7 @@ class OffloadAdamW(Offloaded): ...
 class OffloadRMSprop(Offloaded): ...
 class OffloadAdagrad(Offloaded): ...
 class OffloadAdadelta(Offloaded): ...
+class OffloadAdafactor(Offloaded): ...
 class OffloadAdamax(Offloaded): ...
 class OffloadNAdam(Offloaded): ...
 class OffloadRAdam(Offloaded): ...
@@ -163,6 +164,23 @@ class Adadelta(TorchOptimizer, torch.optim.Adadelta):
         capturable: bool = False,
         maximize: bool = False,
         differentiable: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class Adafactor(TorchOptimizer, torch.optim.Adafactor):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.01,
+        beta2_decay: float = -0.8,
+        eps: tuple[float | None, float] = (None, 0.001),
+        d: float = 1.0,
+        weight_decay: _Number = 0.0,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,

@@ -469,7 +469,8 @@ class Cohorts:
         state = dict.get(self.states, param)
         state = {} if state is None else state
         member = Member(param, group, index, state, {**dict.fromkeys(self._keys, (None, None)),
-                                                     **(before.numbers if before else {})})
+                                                     **(before.numbers if before else {})},
+                        self._counterpart.needs_order())
         values = dict(zip(self._keys, numbers or (), strict=False)) if before else {}
         for key in self._keys:
             if key not in values or not member.keeps(key):
@@ -489,12 +490,14 @@ class Cohorts:
         groups = list({id(member.group): member.group for member in members}.values())
         inner = make_inner(counterpart, self._sources, groups, [(member.param, member.group) for member in members])
         for member in members if not inner._elementwise else ():
+            if member.param.is_complex():
+                raise RuntimeError(f"params[{member.index}]: {counterpart.name} does not support complex parameters")
             if not is_real(member.param):
-                raise TypeError(f"params[{member.index}]: {counterpart.name} needs a whole tensor of real numbers, "
-                                f"got {type(member.param).__name__} of {member.param.dtype}")
+                raise TypeError(f"params[{member.index}]: {counterpart.name} needs whole tensors, got a DTensor")
         slots = Slots(inner, counterpart, members, groups)
         inner._locked(inner._move, slots.weights, places=slots.places, masters=slots.masters(), adopted={
-            slot: slots.slot(key, partial(counterpart.initial_value, key)) for key, (slot, _) in slots.keys.items()})
+            slot: slots.slot(key, partial(counterpart.initial_value, key)) for key, (slot, _) in slots.keys.items()
+            if slots.is_kept(slot)})
         numbers = [(member.count, *member.scalars) for member in members]
         of_group = {id(member.group): entry for member, entry in zip(members, numbers, strict=True)}
         inner.iterations = max(member.count for member in members)

@@ -143,7 +143,7 @@ def place(counterpart: Counterpart, sources: Sequence[Source], param_groups: Seq
         for param in group["params"]:
             state = dict.get(states, param)
             if state and not is_handed:
-                members.append(Member(param, group, index, state, {}))
+                members.append(Member(param, group, index, state, {}, counterpart.needs_order()))
             index += 1
         moved &= _placed(inner, counterpart, members, group, anew)
     return moved

@@ -22,16 +22,19 @@ class Member:
     Attributes:
         param, group: the parameter and its group.
         index: its position among all parameters of the optimizer.
+        needs_order: whether it is stepped in the order of its axes, wherever they lie.
         state: the dict of its state.
         numbers: torch's keys of the count and the scalars -> the entry in the state, or None, and the number there.
         slots: torch's keys -> the tensors that the plan steps, the master among them.
-        copy: the dense copy that the plan steps, if the elements of the parameter have gaps between them.
+        copy: the dense copy that the plan steps, if the elements of the parameter have gaps between them, or lie in
+            another order than is needed.
         count, scalars: what it came into the cohort with.
     """
 
     param: Tensor
     group: Config
     index: int
+    needs_order: bool
     state: Config
     numbers: dict[str, tuple[Any, Any]]
     slots: dict[str, Tensor]
@@ -40,18 +43,23 @@ class Member:
     count: int
     scalars: Numbers
 
-    __slots__ = ("_form", "copy", "count", "group", "index", "numbers", "param", "scalars", "slots", "state")
+    __slots__ = ("_form", "copy", "count", "group", "index", "needs_order", "numbers", "param", "scalars", "slots",
+                 "state")
 
-    def __init__(self, param: Any, group: Any, index: int, state: Config,
-                 numbers: dict[str, tuple[Any, Any]]) -> None:
+    def __init__(self, param: Any, group: Any, index: int, state: Config, numbers: dict[str, tuple[Any, Any]],
+                 needs_order: bool) -> None:
         self.param, self.group, self.index, self.state, self.numbers = param, group, index, state, numbers
+        self.needs_order = needs_order
         self.slots, self.count, self.scalars = {}, 0, ()
         self._form = self.copy = None
 
     def plan(self) -> Tensor:
         """The plain tensor that stands for the parameter in a plan, filled with its numbers."""
-        if self.copy is None and not tensors.is_dense(bare.bare(self.param)):
+        plain = bare.bare(self.param)
+        if self.copy is None and not (plain.is_contiguous() if self.needs_order else tensors.is_dense(plain)):
             self.copy, self._form = bare.dense_copy(self.param), tensors.form(self.param)
+            if self.needs_order:
+                self.copy = self.copy.contiguous()
         return bare.bare(self.param) if self.copy is None else self.copy
 
     def is_plain(self) -> bool:

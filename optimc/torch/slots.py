@@ -21,7 +21,7 @@ import torch
 from optimc import _core
 from optimc.base import memory, narrow
 from optimc.base.narrow import Place
-from optimc.base.rules import used_slots
+from optimc.base.rules import slots_of, used_slots
 from optimc.base.storage import FLOAT32, Like
 from optimc.torch import bare, tensors
 from optimc.torch_names import AXES, MASTER
@@ -72,11 +72,15 @@ class Slots:
         self.keys = {counterpart.slots[slot]: (slot, k) for slot, k in used_slots(inner).items()
                      if slot in counterpart.slots}
         self.new = []
-        self._kernel, self._rows = inner._kernel(), counterpart.rows
+        self._kernels, self._counterpart = inner._kernels(None, self.weights), counterpart
         self._groups = {id(group): k for k, group in enumerate(groups)}
 
-    def slot(self, key: str, initial: Callable[[Config], float | None]) -> list[Array]:
-        """The arrays of a slot, whose tensors the members note.
+    def is_kept(self, slot: str) -> bool:
+        """True if a parameter has this slot."""
+        return any(slot in slots_of(kernel) for kernel in self._kernels)
+
+    def slot(self, key: str, initial: Callable[[Config], float | None]) -> list[Array | None]:
+        """The arrays of a slot, whose tensors the members note; None for parameters without.
 
         initial: a function of the group that gives the number a new tensor is filled with, None for the parameter's.
 
@@ -85,8 +89,10 @@ class Slots:
         """
         slot, k = self.keys[key]
         likes: list[Like | None] = [
-            narrow.slot_like(self.inner, self._kernel, slot, weight, place, self._groups[id(member.group)])
-            for weight, place, member in zip(self.weights, self.places, self.members, strict=True)]
+            narrow.slot_like(self.inner, kernel, slot, weight, place, self._groups[id(member.group)])
+            if slot in slots_of(kernel) else None
+            for kernel, weight, place, member in zip(self._kernels, self.weights, self.places, self.members,
+                                                     strict=True)]
         for i, (member, like) in enumerate(zip(self.members, likes, strict=True)):
             if like is not None and not bare.is_real(member.param):
                 self._check_storage(i, like)
@@ -127,7 +133,7 @@ class Slots:
         if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
             return False
         tensor, real = bare.bare(tensor), tensors.DTYPES[tensors.TYPES[param.dtype].real]
-        return self._codec_of(tensor, key, param.numel()) is not None or (
+        return self._codec_of(tensor, key, i) is not None or (
             tensor.shape == self._frame(key, i).shape
             and tensor.dtype in (real, torch.float32, torch.float64, *tensors.HALVES))
 
@@ -167,8 +173,9 @@ class Slots:
                 arrays[i], member.slots[key] = tensors.stored(bare.bare(tensor), frame), tensor
         made = memory.like([self.weights[i] for i, _, _ in new], part, [like for _, like, _ in new])
         for (i, like, tensor), array in zip(new, made, strict=True):
-            arrays[i], member, frame = array, self.members[i], self._frame(key, i)
+            member, frame = self.members[i], self._frame(key, i)
             mine = tensors.over(array, frame)
+            arrays[i] = array = array if key not in self._counterpart.factors else array.reshape(frame.shape)
             if tensor is not None and self._has_form(tensor, i, like, frame):
                 mine.copy_(tensor)
             else:
@@ -180,18 +187,18 @@ class Slots:
         return arrays
 
     def _frame(self, key: str, i: int) -> Tensor:
-        """A tensor with the shape and strides of a slot or master: the parameter, but for numbers of its rows.
+        """A tensor with the shape and strides of a slot or master: the parameter, if the slot lacks no axis of it.
 
         Raises:
             ValueError: a slot has numbers of rows, and the axes of the parameter lie in another order.
         """
         param = self._params[i]
-        if key not in self._rows:
+        if key not in self._counterpart.factors:
             return param
         if tensors.order(param) is not None:
             raise ValueError(f"params[{self.members[i].index}]: expected a contiguous tensor, got strides "
                              f"{param.stride()}: {type(self.inner).__name__} keeps a number for each row")
-        return torch.empty(param.shape[:1], device="meta")
+        return torch.empty(self._counterpart.shape(key, param.shape), device="meta")
 
     def _is_taken(self, tensor: Tensor, i: int, like: Like, frame: Tensor) -> bool:
         """True if a step takes a tensor of a state as it is."""
@@ -216,16 +223,16 @@ class Slots:
                     and _axes_of(self.members[i].state) == tensors.order(self._params[i]))
         return tensor.shape == frame.shape
 
-    def _codec_of(self, tensor: Tensor, key: str, size: int) -> int | None:
-        """The codec of a tensor that holds codes of 8 bits; None if it holds none for this slot of `size` numbers."""
-        like = Like((_core.coded_size(size),), narrow.BYTES)
-        return narrow.codec_of(self._kernel, self.keys[key][1], like) \
+    def _codec_of(self, tensor: Tensor, key: str, i: int) -> int | None:
+        """The codec of a tensor that holds codes of 8 bits; None if it holds none for this slot of its parameter."""
+        like = Like((_core.coded_size(self._params[i].numel()),), narrow.BYTES)
+        return narrow.codec_of(self._kernels[i], self.keys[key][1], like) \
             if tensor.dtype == torch.uint8 and tuple(tensor.shape) == like.shape else None
 
     def _numbers(self, tensor: Tensor, key: str, i: int) -> Array:
         """The numbers that a tensor of a state holds, with the axes in the order of the parameter's memory."""
         param = self._params[i]
-        codec = self._codec_of(tensor, key, param.numel())
+        codec = self._codec_of(tensor, key, i)
         if codec is None:
             return tensors.view(tensor.to(tensors.DTYPES[tensors.TYPES[param.dtype].real]), self._frame(key, i))
         axes, mine = _axes_of(self.members[i].state), tensors.order(param)
@@ -237,7 +244,7 @@ class Slots:
     def _encode(self, array: Array, numbers: Any, key: str, i: int) -> None:
         """Stores numbers in a new array for a slot."""
         slot, k = self.keys[key]
-        codec = narrow.codec_of(self._kernel, k, array)
+        codec = narrow.codec_of(self._kernels[i], k, array)
         if codec is None:
             array[...] = numbers
             return

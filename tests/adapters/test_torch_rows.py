@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from torch_cases import DENSE, HALVES, bits, close, each_half, ot, same, torch
+from torch_cases import BY_ROWS, HALVES, bits, close, each_half, ot, same, torch
 
 import optimc
 from optimc.torch import tensors
@@ -18,7 +18,7 @@ IN_TORCH = [("SparseAdam", {}), ("SparseAdam", {"lr": 0.1, "betas": (0.5, 0.7), 
             ("SGD", {"lr": 0.05, "maximize": True}), ("Adagrad", {"lr": 0.1}),
             ("Adagrad", {"lr": 0.1, "lr_decay": 0.1, "initial_accumulator_value": 0.2, "maximize": True})]
 each_in_torch = pytest.mark.parametrize("name,options", IN_TORCH, ids=[f"{name}-{row}" for name, row in IN_TORCH])
-each_taking = pytest.mark.parametrize("name", [*DENSE, "SparseAdam"])
+each_taking = pytest.mark.parametrize("name", [*BY_ROWS, "SparseAdam"])
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +147,7 @@ def test_a_step_is_that_of_optimc_rows(monkeypatch, name, without_table):
         assert (w[12:] == table().detach().numpy()[12:]).all()
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", BY_ROWS)
 def test_a_gradient_of_all_rows_is_a_dense_one(name):
     a, b = table(), table()
     one, two = (getattr(ot, name)([p], **options_of(name)) for p in (a, b))
@@ -217,7 +217,7 @@ def backward(model, step):
     return loss
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", BY_ROWS)
 def test_embeddings_and_dense_layers_in_one_optimizer(name):
     model, apart = mixed(), mixed()
     whole = getattr(ot, name)(model.parameters(), **options_of(name))

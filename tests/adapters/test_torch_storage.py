@@ -147,6 +147,8 @@ def core_of(name, storage, shapes):
 def test_the_bits_are_those_of_the_optimizer_of_arrays(name, storage):
     """So random numbers depend on the position of the parameter, its steps and the seed."""
     shapes = [(10, 7), (5000,), (64, 80)]
+    if name == "Adafactor" and "state_dtype" in storage:
+        pytest.skip("its slots stay float32")
     narrow = halves(shapes=shapes)
     core, weights = core_of(name, storage, shapes)
     core.learning_rate = 0.05
@@ -160,7 +162,9 @@ def test_the_bits_are_those_of_the_optimizer_of_arrays(name, storage):
     counterpart = ours._counterpart
     for slot, arrays in core._slots.items():
         for p, array in zip(narrow, arrays, strict=True):
-            tensor = ours.state[p][counterpart.slots[slot]]
+            if array is None:
+                continue
+            tensor = ours.state[p][counterpart.slots[slot]].reshape(array.shape)
             assert np.array_equal(bits(tensor).numpy(), bits(torch.from_numpy(array.view(np.int16) if array.dtype ==
                                                                               np.uint16 else array)).numpy())
 

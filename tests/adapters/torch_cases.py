@@ -20,6 +20,7 @@ OPTIONS = {
     "RMSprop": [{}, {"momentum": 0.9}, {"centered": True, "weight_decay": 0.1},
                 {"centered": True, "momentum": 0.9, "lr": 0.001}],
     "Adadelta": [{}, {"rho": 0.8, "weight_decay": 0.1}],
+    "Adafactor": [{}, {"eps": (0.1, 0.9), "d": 1.5, "weight_decay": 0.1}, {"beta2_decay": -0.5, "maximize": True}],
     "Adamax": [{}, {"weight_decay": 0.1}],
     "NAdam": [{}, {"momentum_decay": 0.1, "weight_decay": 0.1},
               {"weight_decay": 0.1, "decoupled_weight_decay": True}],
@@ -30,6 +31,8 @@ OPTIONS = {
 CASES = [(name, options) for name, rows in OPTIONS.items() for options in rows]
 #: the classes that take dense gradients
 DENSE = [name for name in TORCH if name != "SparseAdam"]
+#: of them, those that take sparse gradients too
+BY_ROWS = [name for name in DENSE if name != "Adafactor"]
 each_class = pytest.mark.parametrize("name", DENSE)
 each_case = pytest.mark.parametrize("name,options", CASES, ids=[f"{name}-{options}" for name, options in CASES])
 SHAPES = [(10, 7), (7,), (7, 1), (1,), ()]
