@@ -180,6 +180,9 @@ void optimc_close_foreign(Optimizer *self);
 PyObject *optimc_between_steps(Optimizer *self, PyObject *args,
     PyObject *(*method)(Optimizer *, PyObject *));
 
+PyObject *optimc_beside_steps(Optimizer *self, PyObject *args,      /* the same for one that reads: a number, say */
+    PyObject *(*method)(Optimizer *, PyObject *));
+
 /* The method optimizer_name: name_now, between steps. */
 #define BETWEEN_STEPS(name) \
     static PyObject *optimizer_##name(Optimizer *self, PyObject *args) \

@@ -232,7 +232,12 @@ static int read_places(struct layout *layout, const struct plan *plan, PyObject 
     for (size_t i = 0; i < n; i++) {
         Py_ssize_t weight;
         int part;
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(given, (Py_ssize_t)i), "ni:_open_foreign", &weight, &part))
+        PyObject *place = PyTuple_GET_ITEM(given, (Py_ssize_t)i);
+        if (!PyTuple_Check(place)) {
+            PyErr_Format(PyExc_TypeError, "places: expected tuples, got %s", Py_TYPE(place)->tp_name);
+            return -1;
+        }
+        if (!PyArg_ParseTuple(place, "ni:_open_foreign", &weight, &part))
             return -1;
         if (weight < 0 || (size_t)weight >= optimc_plan_weights(plan) || part < PART_WEIGHT || part >= PARTS) {
             PyErr_SetString(PyExc_IndexError, "places: no such part");

@@ -124,6 +124,9 @@ static PyObject *core_use_isa(PyObject *module, PyObject *argument)
 
 
 #ifdef OPTIMC_PLANT
+#include "python/foreign.h"
+#include "python/views.h"
+
 #include "python/plant.inc"
 #endif
 
@@ -131,6 +134,7 @@ static PyObject *core_use_isa(PyObject *module, PyObject *argument)
 static PyMethodDef core_methods[] = {
 #ifdef OPTIMC_PLANT
     METHOD("_plant", core_plant, METH_VARARGS, plant_doc),
+    METHOD("_foreign_steps", core_foreign_steps, METH_VARARGS, foreign_steps_doc),
 #endif
     METHOD("set_num_threads", core_set_num_threads, METH_O, set_num_threads_doc),
     METHOD("_use_team", core_use_team, METH_VARARGS, use_team_doc),

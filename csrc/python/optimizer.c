@@ -53,9 +53,14 @@ static PyObject *optimizer_alone(Optimizer *self, PyObject *const *args, Py_ssiz
     return result;
 }
 
-static PyObject *get_iterations(Optimizer *self, void *Py_UNUSED(closure))
+static PyObject *iterations_now(Optimizer *self, PyObject *Py_UNUSED(ignored))
 {
     return PyLong_FromLongLong(self->calls / self->accumulate);
+}
+
+static PyObject *get_iterations(Optimizer *self, void *Py_UNUSED(closure))
+{
+    return optimc_beside_steps(self, NULL, iterations_now);
 }
 
 static int set_iterations(Optimizer *self, PyObject *value, void *Py_UNUSED(closure))

@@ -297,12 +297,17 @@ static PyObject *value_of(Optimizer *self, Py_ssize_t group, Py_ssize_t k)
 PyDoc_STRVAR(get_value_doc, "_get_value($self, group, index, /)\n--\n\n"
 "Returns the number, the schedule or callable that gives it, or None.");
 
-static PyObject *optimizer_get_value(Optimizer *self, PyObject *args)
+static PyObject *get_value_now(Optimizer *self, PyObject *args)
 {
     Py_ssize_t group, k;
     if (!PyArg_ParseTuple(args, "nn", &group, &k) || optimc_find_value(self, group, k))
         return NULL;
     return value_of(self, group, k);
+}
+
+static PyObject *optimizer_get_value(Optimizer *self, PyObject *args)
+{
+    return self->n_values ? optimc_beside_steps(self, args, get_value_now) : get_value_now(self, args);
 }
 
 PyDoc_STRVAR(ask_value_doc, "_ask_value($self, group, index, /)\n--\n\n"

@@ -209,3 +209,9 @@ PyObject *optimc_between_steps(Optimizer *self, PyObject *args,
         optimc_unlock(self);
     return result;
 }
+
+/* Calls a method that only reads what a step writes.  A thread with the GIL meets none but steps without it. */
+PyObject *optimc_beside_steps(Optimizer *self, PyObject *args, PyObject *(*method)(Optimizer *, PyObject *))
+{
+    return self->foreign ? optimc_between_steps(self, args, method) : method(self, args);
+}

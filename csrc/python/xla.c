@@ -14,6 +14,7 @@
 #include "python/foreign.h"
 #include "python/xla.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -131,12 +132,37 @@ static size_t bytes_of(const struct xla_buffer *buffer)
     return elements(buffer) * (size_t)item_size(buffer->type);
 }
 
-/* Reads a number of float32 or float64: 1, or 0 if the buffer is another. */
+static enum type type_of(const struct xla_buffer *buffer)
+{
+    return buffer->type == XLA_F32 ? TYPE_F32 : buffer->type == XLA_F64 ? TYPE_F64
+        : buffer->type == XLA_F16 ? TYPE_F16 : buffer->type == XLA_BF16 ? TYPE_BF16 : TYPE_OTHER;
+}
+
+/* The number that a float16 is. */
+static double half(uint16_t bits)
+{
+    const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+    const double number = exponent == 31 ? fraction ? Py_NAN : Py_HUGE_VAL
+        : exponent ? ldexp(1024 + fraction, exponent - 25) : ldexp(fraction, -24);
+    return bits >> 15 ? -number : number;
+}
+
+static double brain_half(uint16_t bits)
+{
+    const uint32_t whole = (uint32_t)bits << 16;
+    float number;
+    memcpy(&number, &whole, sizeof number);
+    return number;
+}
+
+/* Reads a floating-point number: 1, or 0 if the buffer is another. */
 static int read_real(const struct xla_buffer *buffer, double *number)
 {
-    if (elements(buffer) != 1 || (buffer->type != XLA_F32 && buffer->type != XLA_F64))
+    const void *data = buffer->data;
+    if (elements(buffer) != 1 || type_of(buffer) == TYPE_OTHER)
         return 0;
-    *number = buffer->type == XLA_F32 ? *(const float *)buffer->data : *(const double *)buffer->data;
+    *number = buffer->type == XLA_F32 ? *(const float *)data : buffer->type == XLA_F64 ? *(const double *)data
+        : buffer->type == XLA_F16 ? half(*(const uint16_t *)data) : brain_half(*(const uint16_t *)data);
     return 1;
 }
 
@@ -162,12 +188,6 @@ static void write_count(const struct xla_buffer *buffer, int64_t count)
         *(int32_t *)buffer->data = (int32_t)count;
     else
         *(int64_t *)buffer->data = count;
-}
-
-static enum type type_of(const struct xla_buffer *buffer)
-{
-    return buffer->type == XLA_F32 ? TYPE_F32 : buffer->type == XLA_F64 ? TYPE_F64
-        : buffer->type == XLA_F16 ? TYPE_F16 : buffer->type == XLA_BF16 ? TYPE_BF16 : TYPE_OTHER;
 }
 
 /* A view of a buffer, in C order as all of XLA's here; its shape and strides go into `room`. */
@@ -224,7 +244,7 @@ static const char *read_call(const struct foreign *foreign, const struct xla_fra
     if (!read_count(*from++, &step->calls))
         return "TypeError: expected a count of int32 or int64 that has room for one more step";
     for (size_t i = 0; i < size.scalars; i++)
-        if (!read_real(*from++, &step->scalars[i]))
+        if (bytes_of(*from) < sizeof(float) || !read_real(*from++, &step->scalars[i]))
             return "TypeError: expected scalars of float32 or float64";
     for (size_t i = 0; i < size.places; i++, from++) {
         if (bytes_of(*from) != optimc_foreign_bytes(foreign, i))
@@ -232,7 +252,7 @@ static const char *read_call(const struct foreign *foreign, const struct xla_fra
         call->places[i] = (*from)->data;
     }
     if (rated && !read_real(*from++, &call->rate))
-        return "TypeError: expected a learning rate of float32 or float64";
+        return "TypeError: expected a learning rate that is a floating-point number";
     ptrdiff_t *axes = call->axes;
     for (size_t i = 0; i < size.gradients; i++, from++) {
         call->views[i] = view_of(*from, axes);

@@ -182,10 +182,10 @@ def test_an_error_in_xlas_call_is_raised():
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="of jax")
-def test_a_compiled_step_outlives_its_optimizer_only_to_say_so():
+def test_a_compiled_step_in_python_outlives_its_optimizer_only_to_say_so():
     import jax
     weights = variables()
-    opt = optimc.keras.SGD(0.5)
+    opt = optimc.keras.Muon(0.5)
     opt.build(weights)
     held = [v.value for v in opt.variables]
     step = jax.jit(lambda held, ws, gs: opt.stateless_apply(held, gs, ws)).lower(
