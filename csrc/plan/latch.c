@@ -20,7 +20,15 @@ static struct {
     int64_t last;                           /* the number given last */
 } all = {.mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
-static _Thread_local char here;             /* its address is this thread's */
+/* A number of this thread that no other thread has now. */
+static uintptr_t this_thread(void)
+{
+#if defined(_WIN32)
+    return GetCurrentThreadId();
+#else
+    return (uintptr_t)pthread_self();
+#endif
+}
 
 /* The index of the first latch whose number is not lower. */
 static size_t place_of(int64_t number)
@@ -54,7 +62,7 @@ int optimc_latch_open(struct latch *latch)
     pthread_mutex_lock(&all.mutex);
     const int failed = make_room();
     if (!failed) {
-        *latch = (struct latch){.number = ++all.last, .holder = LATCH_PYTHON, .thread = &here};
+        *latch = (struct latch){.number = ++all.last, .holder = LATCH_PYTHON, .thread = this_thread()};
         all.latches[all.n++] = latch;
     }
     pthread_mutex_unlock(&all.mutex);
@@ -96,7 +104,7 @@ struct latch *optimc_latch_enter(int64_t number)
     pthread_mutex_lock(&all.mutex);
     const size_t at = place_of(number);
     struct latch *latch = at < all.n && all.latches[at]->number == number ? all.latches[at] : NULL;
-    if (latch && ((latch->holder == LATCH_PYTHON && latch->thread == &here) || !enter(latch)))
+    if (latch && ((latch->holder == LATCH_PYTHON && latch->thread == this_thread()) || !enter(latch)))
         latch = NULL;
     pthread_mutex_unlock(&all.mutex);
     return latch;
@@ -123,7 +131,7 @@ static void hold(struct latch *latch)
 {
     latch->holder = LATCH_PYTHON;
     latch->next = LATCH_FREE;
-    latch->thread = &here;
+    latch->thread = this_thread();
 }
 
 int optimc_latch_try(struct latch *latch)

@@ -15,7 +15,7 @@ struct latch {
     enum latch_holder holder, next;         /* who has it; who gets it next, LATCH_FREE: whoever comes */
     int foreign, python;                    /* threads that wait */
     int inside, closing;                    /* framework threads that wait or have it; whether it is to go */
-    const void *thread;                     /* Python's thread that has it */
+    uintptr_t thread;                       /* Python's thread that has it */
 };
 
 /* Prepares latches to survive fork(); once per process.  0, or an errno. */

@@ -1,6 +1,6 @@
 """Steps that threads of frameworks take by an optimizer's number, without the GIL, beside Python's threads.
 
-Those that step are in a build with OPTIMC_PLANT=1, which .ci/sanitize makes; the frameworks' own are in tests/adapters.
+Those that step need a build with OPTIMC_PLANT=1, which .ci/sanitize makes; the frameworks' own are in tests/adapters.
 """
 
 import gc
