@@ -18,6 +18,7 @@ from optimc.base.rules import kept_slots
 from optimc.base.state import BY_ROWS
 from optimc.base.storage import IN_WORDS, TYPES, Like, likes_of, name_of
 from optimc.torch_names import AXES, MASTER, STORAGE, TORCH, Counterpart
+from optimc.torch_own import OWN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -104,22 +105,25 @@ def from_torch(optimizer: Any) -> Optimizer:
     """Copies a live torch optimizer into an optimizer of optimc, which continues from the same state.
 
     Args:
-        optimizer: a `torch.optim.Optimizer` on the CPU, with its param_groups and state.
+        optimizer: a `torch.optim.Optimizer` on the CPU, with its param_groups and state; also one of `optimc.torch`,
+            which may be one that torch lacks or that offloads.
 
     Returns:
-        The optimizer of optimc in style "torch" (for SparseAdam "keras", which has its formula), with the same step
-        count and slots.  It has groups where param_groups differ.  Its next step binds it to weights: arrays in the
-        order of the parameters.  Slots and masters are stored as in an optimizer of `optimc.torch`; those that torch
-        keeps in 16 bits become float32.
+        The optimizer of optimc in style "torch", with the same step count and slots.  Its style is "keras" for
+        SparseAdam, which has that formula, and for those that torch lacks.  It has groups where param_groups differ.
+        Its next step binds it to weights: arrays in the order of the parameters.  Slots and masters are stored as in
+        an optimizer of `optimc.torch`; those that torch keeps in 16 bits become float32.
 
     Raises:
         ValueError: optimc has no optimizer of that kind, or its parameters have done different numbers of steps, or
-            its groups have values that optimc has once for all weights.
+            its groups have values that optimc has once for all weights, or the parameters hold averages.
     """
-    name = _class_name(optimizer, "torch")
-    if name not in TORCH:
-        raise ValueError(f"optimc has no optimizer like torch's {name}, only {', '.join(sorted(TORCH))}")
-    counterpart = TORCH[name]
+    name, known = _class_name(optimizer, "torch").removeprefix("Offload"), {**TORCH, **OWN}
+    if name not in known:
+        raise ValueError(f"optimc has no optimizer like torch's {name}, only {', '.join(sorted(known))}")
+    if not all(group.get("train_mode", True) for group in optimizer.param_groups):
+        raise ValueError(f"{name} is in eval mode, in which parameters hold averages: call train() first")
+    counterpart = known[name]
     sources = counterpart.sources(optimizer.param_groups[0])
     first, *others = [{**{source.argument: source.read(group) for source in sources}, **counterpart.storage(group)}
                       for group in optimizer.param_groups]
@@ -150,7 +154,7 @@ def from_torch(optimizer: Any) -> Optimizer:
     arrays = FromTorch(ours, counterpart, weights, states)
     kept = kept_slots(ours._kernels(None, weights))
     held = {slot: [None if k is None else arrays.slot(slot, k, i) for i, k in enumerate(numbers)]
-            for slot, numbers in kept.items()}
+            for slot, numbers in kept.items() if slot not in ours._scratch_slots}
     steps = counts.pop() if counts else 1               # torch's SGD has no count; only its first step is special
     if counterpart.scalars:
         for k, group in enumerate([None, *groups]):

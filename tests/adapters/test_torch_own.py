@@ -65,6 +65,40 @@ def test_the_bits_are_those_of_the_class_for_arrays(name, options):
             assert np.array_equal(ours.state[param][key].numpy(), array)
 
 
+@each_case
+def test_from_torch_goes_on_with_the_same_bits(name, options):
+    params = parameters()
+    ours = getattr(ot, name)(params, **options)
+    assert type(optimc.from_torch(ours)) is classes[name]
+    for step in range(6):
+        if step == 3:
+            theirs, weights = optimc.from_torch(ours), arrays(params)
+            assert theirs.iterations == 3
+        set_grads(step, params)
+        ours.step()
+        if step >= 3:
+            theirs.apply([param.grad.numpy() for param in params], weights)
+            assert_same(params, weights)
+
+
+def test_from_torch_takes_what_is_offloaded_and_refuses_averages():
+    params = parameters()
+    ours = ot.OffloadLion(params, lr=0.5)
+    set_grads(0, params)
+    ours.step()
+    theirs, weights = optimc.from_torch(ours), arrays(params)
+    set_grads(1, params)
+    ours.step()
+    theirs.apply([param.grad.numpy() for param in params], weights)
+    assert_same(params, weights)
+    free = ot.ScheduleFreeAdamW(params)
+    free.eval()
+    with pytest.raises(ValueError, match=r"^ScheduleFreeAdamW is in eval mode, .*: call train\(\) first"):
+        optimc.from_torch(free)
+    with pytest.raises(ValueError, match="optimc has no optimizer like torch's LBFGS, only ASGD, AdaBelief"):
+        optimc.from_torch(torch.optim.LBFGS(params))
+
+
 @each_class
 def test_groups_schedulers_and_hooks(name):
     params, steps = parameters(), []

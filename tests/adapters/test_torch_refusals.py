@@ -138,7 +138,7 @@ def test_betas_may_be_a_list():
         theirs.step()
         close(a, b)
     ours.param_groups[0]["betas"] = [0.8]
-    with pytest.raises((KeyError, ValueError, IndexError), match="beta_2"):
+    with pytest.raises(ValueError, match="betas must be a tuple of 2 numbers"):
         ours.step()
 
 
