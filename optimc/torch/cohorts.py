@@ -287,7 +287,7 @@ class Cohorts:
         self._flags = [source.key for source in sources if source.key in (*FLAGS, *counterpart.flags)]
         self._keys = self._keys_now()
         self.stepping = None
-        self._warned = self.plans_all = False
+        self._warned = self.plans_all = self._was_late = False
         self.forget()
 
     @property
@@ -381,11 +381,13 @@ class Cohorts:
             cohort.enter(self.states)
             if self._seen:
                 cohort.recall(self._keys, self._counterpart)
-        if (self._stale or not self.all or not self.all[0].inner._is_as_watched()
+        late = any(member.param.grad is not None for member in self._resting)
+        if (self._stale or late or not self.all or not self.all[0].inner._is_as_watched()
                 or any(param.device.type == "cpu" and not handed.is_group_handed(group)
                        for param, group in self.handed)
-                or any(member.param.grad is not None for member in self._resting)
                 or not all(cohort.is_as_planned(self.states, self._seen) for cohort in self.all)):
+            self.plans_all |= late and self._was_late       # a third one may come at any step
+            self._was_late |= late
             self._replan()
 
     def adapt(self, cohorts: list[Cohort]) -> None:
@@ -430,8 +432,8 @@ class Cohorts:
                 continue
             before, numbers = known.pop(id(param), (None, ()))
             member = self._member(param, group, index, before, numbers)
-            if param.grad is not None or (rested and (plans_all or member.count or id(param) in planned)
-                                          and tensors.is_stepped(param)):
+            wanted = member.count or id(param) in planned or (plans_all and param.requires_grad)
+            if param.grad is not None or (rested and wanted and tensors.is_stepped(param)):
                 parts.setdefault(self._kind(group), []).append(member)
             else:                                       # there is nothing to plan yet
                 resting.append(member)

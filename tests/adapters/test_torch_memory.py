@@ -547,3 +547,22 @@ def test_garbage_that_moves_a_parameter_is_not_collected_within_a_step():
         gc.enable()
         gc.set_threshold(*before)
     assert not any(moved)
+
+
+def test_parameters_whose_first_gradients_are_late_are_planned_before_them(monkeypatch):
+    plans = []
+    cls = type(ot.Adam(parameters())._cohorts)
+    monkeypatch.setattr(cls, "_replan", lambda self, *args, replan=cls._replan, **kwargs: (
+        plans.append(1), replan(self, *args, **kwargs)))
+    a, b = ([torch.nn.Parameter(torch.ones(3)) for _ in range(12)] for _ in range(2))
+    frozen = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+    ours, theirs = ot.Adam([*a, frozen], lr=0.1), torch.optim.Adam(b, lr=0.1)
+    for step in range(12):
+        for p, q in zip(a[:step + 1], b, strict=False):
+            p.grad, q.grad = (torch.full((3,), step + 1.0) for _ in range(2))
+        ours.step()
+        theirs.step()
+        close(a, b)
+    assert len(plans) == 3
+    assert [member.param for member in ours._cohorts._resting] == [frozen]
+    assert [ours.state[p]["step"] for p in a] == list(range(12, 0, -1)) and frozen not in ours.state
