@@ -206,6 +206,18 @@ static PyObject *prepare_tensors_now(Optimizer *self, PyObject *args)
 
 BETWEEN_STEPS(prepare_tensors)
 
+/* The object of a weak reference, None if it is gone: a new reference, or NULL with an error. */
+static PyObject *referred(PyObject *reference)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    PyObject *object;
+    const int found = PyWeakref_GetRef(reference, &object);
+    return found ? object : Py_NewRef(Py_None);
+#else
+    return Py_NewRef(PyWeakref_GET_OBJECT(reference));
+#endif
+}
+
 /* 1 if a watched item is unchanged, else 0; -1 on an error.  Only numbers are compared by value, all else by
    identity. */
 static int is_same(PyObject *now, PyObject *then)
@@ -213,7 +225,7 @@ static int is_same(PyObject *now, PyObject *then)
     if (now == then)
         return 1;
     if (PyWeakref_CheckRef(then)) {
-        PyObject *object = PyObject_CallNoArgs(then);
+        PyObject *object = referred(then);
         Py_XDECREF(object);
         return !object ? -1 : object == now;
     }
@@ -233,7 +245,7 @@ static PyObject *dict_of(PyObject *owner)
 {
     if (PyDict_Check(owner))
         return Py_NewRef(owner);
-    PyObject *object = PyObject_CallNoArgs(owner);
+    PyObject *object = referred(owner);
     PyObject *dict = object && object != Py_None ? PyObject_GenericGetDict(object, NULL) : NULL;
     Py_XDECREF(object);
     return dict;

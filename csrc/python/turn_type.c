@@ -14,7 +14,7 @@ typedef struct {
     PyObject_HEAD
     Optimizer *optimizer;               /* whose turn it is */
     Py_ssize_t depth;                   /* how many times the owner has entered */
-    PyObject *step;                     /* (optimizer, tensors, exchange, others), or None */
+    PyObject *step;                     /* (optimizer, tensors, exchange, others, changed), or None */
 } Turn;
 
 static PyObject *turn_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
@@ -91,9 +91,9 @@ static PyObject *turn_exit(Turn *self, PyObject *const *Py_UNUSED(args), Py_ssiz
 }
 
 PyDoc_STRVAR(apply_doc, "apply($self, /)\n--\n\n"
-"The step over tensors that `step` describes when the turn comes.  Returns those it has updated, an empty\n"
-"tuple if no tensor has a gradient, or None, having changed nothing, if `step` is None or not as planned, or if one\n"
-"of the others has a gradient.");
+"The step over tensors that `step` describes when the turn comes.  Returns True if it has run, or if no tensor has\n"
+"a gradient.  Returns False, having changed nothing, if `step` is None or not as planned, if one of the others has\n"
+"a gradient, or after a RuntimeError, TypeError or ValueError: a longer way may say more.");
 
 /* 1 if one of these tensors has a gradient, else 0; -1 with an error. */
 static int has_gradient(PyObject *tensors)
@@ -107,25 +107,39 @@ static int has_gradient(PyObject *tensors)
     return 0;
 }
 
+/* Steps within the turn.  Returns the tensors that were updated, None for another way, or NULL with an error. */
+static PyObject *apply_now(PyObject *step)
+{
+    PyObject *stepped = NULL;
+    const int late = step == Py_None ? 1 : has_gradient(PyTuple_GET_ITEM(step, 3));
+    if (late)
+        return late > 0 ? Py_NewRef(Py_None) : NULL;
+    const int found = optimc_apply_tensors((Optimizer *)PyTuple_GET_ITEM(step, 0), PyTuple_GET_ITEM(step, 1),
+        PyTuple_GET_ITEM(step, 2), NULL, &stepped);
+    return found == NOT_AS_PLANNED ? Py_NewRef(Py_None) : found == NO_GRADIENTS ? PyTuple_New(0) : stepped;
+}
+
 static PyObject *turn_apply(Turn *self, PyObject *Py_UNUSED(ignored))
 {
-    if (enter(self))
-        return NULL;
-    PyObject *step = Py_NewRef(self->step), *stepped = NULL;
-    const int late = step == Py_None ? 1 : has_gradient(PyTuple_GET_ITEM(step, 3));
-    if (late > 0) {
-        stepped = Py_NewRef(Py_None);
-    } else if (!late) {
-        const int found = optimc_apply_tensors((Optimizer *)PyTuple_GET_ITEM(step, 0), PyTuple_GET_ITEM(step, 1),
-            PyTuple_GET_ITEM(step, 2), NULL, &stepped);
-        if (found == NOT_AS_PLANNED)
-            stepped = Py_NewRef(Py_None);
-        else if (found == NO_GRADIENTS)
-            stepped = PyTuple_New(0);
+    PyObject *step = NULL, *stepped = NULL;
+    if (!enter(self)) {
+        step = Py_NewRef(self->step);
+        stepped = apply_now(step);
+        leave(self);
     }
-    leave(self);
-    Py_DECREF(step);
-    return stepped;
+    if (!stepped && (PyErr_ExceptionMatches(PyExc_RuntimeError) || PyErr_ExceptionMatches(PyExc_TypeError)
+            || PyErr_ExceptionMatches(PyExc_ValueError))) {
+        PyErr_Clear();
+        stepped = Py_NewRef(Py_None);
+    }
+    const int ran = stepped && stepped != Py_None;
+    PyObject *told = ran ? PyObject_CallOneArg(PyTuple_GET_ITEM(step, 4), stepped) : Py_XNewRef(stepped);
+    Py_XDECREF(stepped);
+    Py_XDECREF(step);
+    if (!told)
+        return NULL;
+    Py_DECREF(told);
+    return PyBool_FromLong(ran);
 }
 
 static PyObject *get_step(Turn *self, void *Py_UNUSED(closure))
@@ -136,10 +150,10 @@ static PyObject *get_step(Turn *self, void *Py_UNUSED(closure))
 static int set_step(Turn *self, PyObject *value, void *Py_UNUSED(closure))
 {
     const struct state *state = PyType_GetModuleState(Py_TYPE(self));
-    if (!value || (value != Py_None && !(PyTuple_Check(value) && PyTuple_GET_SIZE(value) == 4
+    if (!value || (value != Py_None && !(PyTuple_Check(value) && PyTuple_GET_SIZE(value) == 5
             && PyTuple_Check(PyTuple_GET_ITEM(value, 3))
             && PyObject_TypeCheck(PyTuple_GET_ITEM(value, 0), state->type)))) {
-        PyErr_SetString(PyExc_TypeError, "step: expected None or (optimizer, tensors, exchange, others)");
+        PyErr_SetString(PyExc_TypeError, "step: expected None or (optimizer, tensors, exchange, others, changed)");
         return -1;
     }
     Py_XSETREF(self->step, Py_NewRef(value));
@@ -155,7 +169,8 @@ static PyMethodDef turn_methods[] = {
 
 static PyGetSetDef turn_getset[] = {
     {"step", (getter)get_step, (setter)set_step,
-        "What `apply` steps: (optimizer, tensors, exchange, tensors that must have no gradient) or None.", NULL},
+        "What `apply` steps: (optimizer, tensors, exchange, tensors that must have no gradient, a function that is\n"
+        "called with the tensors that were updated) or None.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 #: torch's arguments that choose a kernel
 FLAGS = ("amsgrad", "nesterov", "centered", "maximize", "decoupled_weight_decay", "momentum")
 
+#: tells autograd that the tensors of a list have changed; torch's public function takes a third longer
+_changed = getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version)
+
 
 class Cohort:
     """Parameters that step together.
@@ -360,7 +363,7 @@ class Cohorts:
             cohort, = self.all
             if cohort.is_simple() and not cohort.new:
                 self.turn.step = (cohort.inner, cohort.params, cohort.exchange,
-                                  tuple(member.param for member in self._resting))
+                                  tuple(member.param for member in self._resting), _changed)
 
     # ---------------------------------------------------------------------------- planning
 

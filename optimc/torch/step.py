@@ -47,6 +47,12 @@ class TorchOptimizer(Base):
 
     _counterpart: Counterpart       # from TORCH
     _sources: Sequence[Source] = ()                 # where its arguments stand in a parameter group
+    _looks_first = False                            # the class has a `_plain_step` of its own
+    found_inf: Tensor | None = None                 # a GradScaler sets it for a step, and `grad_scale`
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls._looks_first = cls._plain_step is not TorchOptimizer._plain_step
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._cohorts = Cohorts(self, self._counterpart, self._sources)
@@ -108,23 +114,17 @@ class TorchOptimizer(Base):
                 or _torch._global_optimizer_pre_hooks or _torch._global_optimizer_post_hooks
                 or _profiler._is_profiler_enabled):
             return _hooked_step(self, args, kwargs)
-        return self._plain_step(*args, **kwargs) if args or kwargs else self._plain_step()
+        if args or kwargs or self._looks_first or self.found_inf is not None:
+            return self._plain_step(*args, **kwargs)
+        return None if self._cohorts.turn.apply() else self._step_the_long_way()
 
     # torch wraps a step that lacks this mark; this one does itself what the wrapper does
     step.hooked = True      # type: ignore[attr-defined]
 
     def _plain_step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None if closure is None else loss_of(closure)
-        if getattr(self, "found_inf", None) is None:        # GradScaler's
-            try:
-                stepped = self._cohorts.turn.apply()
-            except (RuntimeError, TypeError, ValueError):
-                stepped = None                              # the long way says why, or finds one
-            if stepped:
-                torch.autograd.graph.increment_version(stepped)
-            if stepped is not None:
-                return loss
-        self._step_the_long_way()
+        if self.found_inf is not None or not self._cohorts.turn.apply():
+            self._step_the_long_way()
         return loss
 
     step.__signature__ = inspect.signature(_plain_step)     # type: ignore[attr-defined]
@@ -154,9 +154,9 @@ class TorchOptimizer(Base):
 
     def _step_all(self) -> None:
         """The step when anything is unusual: several cohorts, a state that may have changed, a gradient scale."""
-        found, scale = getattr(self, "found_inf", None), None           # from torch's GradScaler
-        if found is not None:
-            if found.item():
+        scale = None
+        if self.found_inf is not None:
+            if self.found_inf.item():
                 return
             scale = getattr(self, "grad_scale", None)
             scale = None if scale is None else scale.item()
