@@ -256,3 +256,32 @@ def test_a_step_of_another_optimizer_is_refused():
                    (count, *reversed(weights), rate, *grads), (count, *weights, count, *grads)]:
         with pytest.raises(Exception, match=r"another optimizer|expected a"):
             call(*values)
+
+
+@pytest.mark.parametrize("options", [
+    {"state_dtype": "int8"}, {"state_dtype": "bfloat16", "use_ema": True}, {"gradient_accumulation_steps": 2},
+    {"groups": [{"weights": "bias", "learning_rate": 0.5}], "clipnorm": 0.5}],
+    ids=lambda options: next(iter(options)))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_narrow_storage_and_groups_have_the_bits_of_pythons_steps(dtype, options, python_steps, monkeypatch):
+    """The steps that call Python are the reference: keras_narrow_on_backend.py tests them."""
+
+    def stepped():
+        rng = np.random.default_rng(0)
+        optimizer = optimc.keras.Nadam(0.01, **options)
+        weights = [keras.Variable(jax.numpy.asarray(rng.standard_normal(shape), dtype), dtype=dtype, name=name)
+                   for name, shape in {"kernel": (90, 50), "bias": (50,)}.items()]
+        optimizer.build(weights)
+        values = [[jax.numpy.array(v.value) for v in part] for part in (weights, optimizer.variables)]
+        step = jax.jit(lambda *given: optimizer.stateless_apply(*given))
+        for _ in range(4):
+            grads = [jax.numpy.asarray(rng.standard_normal(v.shape), dtype) for v in weights]
+            values = step(values[1], grads, values[0])
+        return [np.asarray(value) for part in values for value in part]
+
+    mine = stepped()
+    assert python_steps == []
+    monkeypatch.setattr(stepper.Stepper, "open", lambda *args: None)
+    for one, other in zip(mine, stepped(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert python_steps == list(range(4))
