@@ -151,8 +151,8 @@ def test_memory_is_flat_over_builds_and_refusals(case):
     tracemalloc.start()
     try:
         grown(100)                          # fills the interpreter's free lists
-        # the least of three: a table of the interpreter's may be moved within one of them
-        assert min(grown(50) for _ in range(3)) < 15_000
+        # once of three times: a table of the interpreter's may be moved within one of them
+        assert any(grown(50) < 15_000 for _ in range(3))
     finally:
         tracemalloc.stop()
 
