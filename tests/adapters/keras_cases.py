@@ -61,6 +61,25 @@ def run(optimizer, weights, steps, first=0):
     return numpy(weights)
 
 
+def run_kerass(optimizer, weights, steps):
+    """As `run` from the first step, for an optimizer of Keras's own.
+
+    On jax it is one compiled function: else every step that accumulates compiles its conditions again.
+    """
+    if BACKEND != "jax" or not optimizer.gradient_accumulation_steps:
+        return run(optimizer, weights, steps)
+    import jax
+
+    optimizer.build(weights)
+    apply = jax.jit(optimizer.stateless_apply)
+    values, state = ([variable.value for variable in each] for each in (weights, optimizer.variables))
+    for step in range(steps):
+        values, state = apply(state, tensors(gradients(step)), values)
+    for variable, value in zip([*weights, *optimizer.variables], [*values, *state], strict=True):
+        variable.assign(value)
+    return numpy(weights)
+
+
 def make_model(**keywords):
     keras.utils.set_random_seed(0)
     return keras.Sequential([keras.Input((10,)), keras.layers.Dense(64, activation="relu", **keywords),

@@ -21,6 +21,7 @@ from keras_cases import (
     numpy,
     rate_of,
     run,
+    run_kerass,
     start,
     tensors,
     variables,
@@ -56,7 +57,7 @@ def test_steps_are_kerass(name, options):
     ours, theirs = (getattr(module, name)(**OPTIONS[options]) for module in (optimc.keras, keras.optimizers))
     a, b = variables(), variables()
     sizes = np.abs(run(ours, a, 7)[0] - start()[0]).max()
-    for mine, other in zip(numpy(a), run(theirs, b, 7), strict=True):
+    for mine, other in zip(numpy(a), run_kerass(theirs, b, 7), strict=True):
         np.testing.assert_allclose(mine, other, 1e-4, 1e-3 * sizes + 1e-6)
     assert int(ours.iterations) == int(theirs.iterations)
 
