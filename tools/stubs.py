@@ -33,6 +33,7 @@ from typing import Any, Literal
 import keras
 
 from optimc._types import StateDtype
+from optimc.keras.config import show_config as show_config
 from optimc.keras.optimizer import KerasOptimizer
 from optimc.keras.schedule import Schedule as Schedule
 from optimc.schedules import Number, Rate
@@ -150,7 +151,7 @@ def keras_stub(cls):
 
 def of_keras():
     """The stubs of optimc.keras, whose classes have the arguments and attributes of the optimizers."""
-    return "\n".join([HEAD + KERAS, exported([*classes, "Schedule"]),
+    return "\n".join([HEAD + KERAS, exported([*classes, "Schedule", "show_config"]),
                       *(keras_stub(cls) for cls in classes.values())])
 
 

@@ -339,8 +339,9 @@ PyTypeObject *optimc_transaction_type(PyObject *module);
 /* turn_type.c: the type of turns for Python code.  A new reference, or NULL. */
 PyTypeObject *optimc_turn_type(PyObject *module);
 
-/* views.c, xla.c, coding.c. */
-extern PyMethodDef optimc_views_functions[], optimc_xla_functions[], optimc_coding_functions[];
+/* views.c, xla.c, tensorflow.c, coding.c. */
+extern PyMethodDef optimc_views_functions[], optimc_xla_functions[], optimc_tensorflow_functions[],
+    optimc_coding_functions[];
 
 /* optimizer.c: the type.  A new reference, or NULL. */
 PyTypeObject *optimc_optimizer_type(PyObject *module);

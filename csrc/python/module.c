@@ -314,6 +314,7 @@ static int read_environment(struct state *state)
 static PyMethodDef *const functions[] = {
     optimc_sources_functions, optimc_pairs_functions, optimc_views_functions, optimc_warn_functions,
     optimc_xla_functions, optimc_several_functions, optimc_averages_functions, optimc_coding_functions,
+    optimc_tensorflow_functions,
 };
 
 /* Adds a type that it takes over, which may be NULL after an error. */

@@ -9,11 +9,12 @@ iterations, the learning rate and every slot are Keras variables of the optimize
 `model.save` and `load_model` find them as usual.
 
 A step takes one of two routes.  *In place*, on torch and numpy: the plan lies over the memory of the variables.  *By
-values*, on tensorflow and jax, and in `stateless_apply` on every backend: the framework calls back with the values of
-all variables and gets new ones.  Nothing is remembered from step to step.  docs/howto/keras.md says what each costs.
+values*, on tensorflow and jax, and in `stateless_apply` on every backend: the framework hands over the values of all
+variables and gets new ones.  Nothing is remembered from step to step.  Compiled programs there call C without Python
+where a step allows it: foreign.py says which do.  docs/howto/keras.md says what each way costs.
 
 Next: optimizer.py (the class), layout.py (the order of the variables), stepper.py (the step over arrays), backends.py
-(what differs between frameworks).
+(what differs between frameworks), graph_step.py (tensorflow's compiled programs).
 """
 
 from optimc.base import lazy
@@ -29,9 +30,10 @@ except ImportError as _error:
                       "imported", name=_error.name) from None
 
 from optimc import registry
+from optimc.keras.config import show_config
 from optimc.keras.optimizer import make_class
 from optimc.keras.schedule import Schedule
 
 globals().update({name: make_class(name) for name in registry.classes})
 
-__all__ = [*registry.classes, "Schedule"]
+__all__ = [*registry.classes, "Schedule", "show_config"]

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import keras
 
 from optimc._types import StateDtype
+from optimc.keras.config import show_config as show_config
 from optimc.keras.optimizer import KerasOptimizer
 from optimc.keras.schedule import Schedule as Schedule
 from optimc.schedules import Number, Rate
@@ -14,7 +15,7 @@ _Rate = Rate | keras.optimizers.schedules.LearningRateSchedule
 
 __all__ = ["ASGD", "LARS", "SGD", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax",
            "Adan", "Ftrl", "Lamb", "Lion", "Muon", "Nadam", "RAdam", "RMSprop", "RowwiseAdagrad", "Rprop",
-           "Schedule", "ScheduleFreeAdamW", "Yogi"]
+           "Schedule", "ScheduleFreeAdamW", "Yogi", "show_config"]
 
 class SGD(KerasOptimizer):
     momentum: float

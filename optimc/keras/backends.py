@@ -6,19 +6,21 @@ imports its framework when it is made, so that one installed framework is enough
 
 from __future__ import annotations
 
-import itertools
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from optimc import _core
+from optimc.keras import graph_step
+from optimc.keras.traced import Traced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from optimc._types import Array, Shape
+    from optimc.keras.stepper import Given, Stepper
 
     Types = Sequence[np.dtype[Any]]
 
@@ -54,6 +56,10 @@ class Backend:
     tensor_type: type = object
     plain_types: tuple[type, ...] = ()
 
+    def way(self) -> str:
+        """The way that a step takes, and why no other, in one line."""
+        raise NotImplementedError
+
     def array(self, value: Any) -> Array:
         """A NumPy array over the memory of a value; of backends with `in_place`."""
         raise NotImplementedError
@@ -76,6 +82,19 @@ class Backend:
         Returns:
             The values to be changed as they are after the call, and an object that must live as long as the
             framework may call.  None where it cannot be.
+        """
+        return None
+
+    def step_in_graph(self, stepper: Stepper, given: Given, variables: Sequence[Any],
+                      values: Sequence[Any]) -> Sequence[Any] | None:
+        """Adds a step to the graph that is being built, if there is one and the step needs no Python.
+
+        Args:
+            variables: the count, the scalars, the weights and their state.
+            values: theirs, then the others that the step is given.
+
+        Returns:
+            The values of the variables after the step, or None where it cannot be.
         """
         return None
 
@@ -114,6 +133,9 @@ class Backend:
 class Numpy(Backend):
     in_place = True
 
+    def way(self) -> str:
+        return "steps: in place, over the arrays of the variables"
+
     def array(self, value: Any) -> Array:
         return np.asarray(value)
 
@@ -136,6 +158,9 @@ class Torch(Backend):
         self.torch, self._tensors = torch, tensors
         self.tensor_type, self.exchange, self.plain_types = torch.Tensor, tensors.EXCHANGE, bare.PLAIN
         self._uncompiled = torch.compiler.disable(lambda function, args: function(*args))
+
+    def way(self) -> str:
+        return "steps: in place, over the tensors of the variables"
 
     def array(self, value: Any) -> Array:
         if not isinstance(value, self.torch.Tensor):
@@ -176,10 +201,20 @@ class Torch(Backend):
 
 class Tensorflow(Backend):
     tensorflow: Any
+    _registered: bool
+    _why_not: str | None
 
     def __init__(self) -> None:
         import tensorflow
         self.tensorflow = tensorflow
+        self._registered = False
+
+    @property
+    def why_no_operations(self) -> str | None:
+        """The reason for which compiled steps call Python, or None."""
+        if not self._registered:
+            self._why_not, self._registered = graph_step.register(self.tensorflow), True
+        return self._why_not
 
     def call(self, function: Callable[..., Any], values: Sequence[Any], shapes: Sequence[Shape],
              dtypes: Types) -> Any:
@@ -190,6 +225,25 @@ class Tensorflow(Backend):
         for result, shape in zip(results, shapes, strict=True):
             result.set_shape(shape)
         return results
+
+    def way(self) -> str:
+        if self.why_no_operations is None:
+            return "compiled steps: operations in C"
+        return f"compiled steps: a callback (tf.numpy_function), because {self.why_no_operations}"
+
+    def step_in_graph(self, stepper: Stepper, given: Given, variables: Sequence[Any],
+                      values: Sequence[Any]) -> Sequence[Any] | None:
+        if self.tensorflow.executing_eagerly():
+            return None
+        if graph_step.is_for_xla(self.tensorflow):
+            raise ValueError("XLA cannot compile a step of optimc: pass jit_compile=False to model.compile, or to "
+                             "tf.function")
+        if self.why_no_operations is not None or in_stateless_scope():
+            return None
+        number = stepper.open(given, by_rows=True)
+        if number is None:
+            return None
+        return graph_step.GraphStep(self.tensorflow, stepper, number, given).add(variables, values)
 
     def gradient(self, grad: Any) -> Any:
         if isinstance(grad, self.tensorflow.IndexedSlices):
@@ -204,31 +258,6 @@ class Tensorflow(Backend):
     def known_to_keras(self, variable: Any) -> Any:
         # tensorflow's own variable, as Keras passes it on: its name is longer
         return variable.value if isinstance(variable, keras.Variable) else variable
-
-
-class Traced:
-    """A step as XLA calls it: by number, with the memory of the arrays given and of those to fill."""
-
-    function: Callable[..., Any]
-    given: Sequence[Any]
-    made: Sequence[Any]
-    #: by number; each lives as long as its optimizer
-    known: Any = weakref.WeakValueDictionary()
-    numbers: Iterator[int] = itertools.count()
-
-    def __init__(self, function: Callable[..., Any], given: Sequence[Any], made: Sequence[Any]) -> None:
-        self.function, self.given, self.made = function, given, made
-        self.number: int = next(self.numbers)
-        self.known[self.number] = self
-
-    @classmethod
-    def call(cls, number: int, given: tuple[memoryview, ...], made: tuple[memoryview, ...]) -> None:
-        traced = cls.known.get(number)
-        if traced is None:
-            raise RuntimeError("the optimizer of this compiled step is gone")
-        traced.function(*([np.ndarray(shape, dtype, memory) for memory, (shape, dtype) in
-                           zip(memories, likes, strict=True)]
-                          for memories, likes in ((given, traced.given), (made, traced.made))))
 
 
 class Jax(Backend):
@@ -246,6 +275,11 @@ class Jax(Backend):
         if self.in_buffers:
             for name, target in zip(("optimc_call", "optimc_step"), _core._xla_targets(Traced.call), strict=True):
                 jax.ffi.register_ffi_target(name, target, platform="cpu")
+
+    def way(self) -> str:
+        if self.in_buffers:
+            return "compiled steps: a call over XLA's own buffers"
+        return "compiled steps: a callback (jax.pure_callback), as jax has no jax.ffi or does not run on the CPU"
 
     def _is_traced(self, values: Iterable[Any]) -> bool:
         return any(isinstance(value, self.jax.core.Tracer) for value in values)

@@ -293,14 +293,15 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         values = [*values, *rates, *given.flat(grads)]
         shapes = [tuple(variable.shape) for variable in variables]
         dtypes = [np.dtype(keras.backend.standardize_dtype(variable.dtype)) for variable in variables]
-        called = backend.call_in_buffers(functools.partial(stepper.step_in_buffers, given),
-                                         values, shapes, dtypes, functools.partial(stepper.open, given))
+        results = backend.step_in_graph(stepper, given, variables, values)
+        called = None if results is not None else backend.call_in_buffers(
+            functools.partial(stepper.step_in_buffers, given), values, shapes, dtypes,
+            functools.partial(stepper.open, given))
         if called is not None:
             results, kept = called
             stepper.kept.append(kept)
-        else:
-            results = backend.call(functools.partial(stepper.step_of_arrays, given),
-                                   values, shapes, dtypes)
+        elif results is None:
+            results = backend.call(functools.partial(stepper.step_of_arrays, given), values, shapes, dtypes)
         count, *results = results
         for variable, result in zip(variables[1:], results, strict=True):
             self.assign(variable, result)

@@ -72,6 +72,7 @@ class Stepper:
         by_rows: the positions of the weights whose last gradient was of rows: if gradients of theirs wait for an
             update, they are of rows, too.
         number: that of the inner optimizer, if threads of the framework may step it without Python; else None.
+        home: what C keeps for compiled programs of tensorflow, see graph_step.py; else None.
     """
 
     inner: Optimizer
@@ -81,11 +82,13 @@ class Stepper:
     told: float | None
     by_rows: set[int]
     number: int | None
+    home: tuple[object, int, int] | None
 
     def __init__(self, inner: Optimizer, layout: Layout, excluded: Callable[[], list[int]]) -> None:
         self.inner, self.layout, self._excluded = inner, layout, excluded
         self.mutex: AbstractContextManager[object] = threading.RLock()
         self.tensors, self.kept, self.told, self.by_rows, self.number = None, [], None, set(), None
+        self.home = None
         self._places: list[int] | None = None
         self._copies: list[Array] | None = None
 

@@ -19,9 +19,11 @@ PROCESSORS = re.compile(r"\b(__x86_64__|__i386__|__aarch64__|__arm\w*)\b")
 #: the files that may name an instruction set; a kernels_ISA.c, too
 ISA_FILES = {"isa.c", "isa.h"}
 #: the files that may ask which system they are compiled for
-SYSTEM_FILES = {"pool.c", "latch.c", "team.c", "processors.c", "winthreads.h"}
+SYSTEM_FILES = {"pool.c", "latch.c", "lent.c", "homes.c", "team.c", "processors.c", "winthreads.h", "tensorflow.c",
+                "graph.c"}
 #: macros of these files are the text of functions, or rows of a table
-STAMPING = {"loop.inc", "table.inc", "kernels.inc", "reduce.inc", "words.inc", "convert.inc", "fused.inc"}
+STAMPING = {"loop.inc", "table.inc", "kernels.inc", "reduce.inc", "words.inc", "convert.inc", "fused.inc",
+            "tensorflow.h"}
 
 
 def c_files(root):
