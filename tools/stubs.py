@@ -172,28 +172,38 @@ def torch_stub(name, bases, places, keywords):
                       "        master_weights: bool = True,", "        seed: int = 0,", "    ) -> None: ...", ""])
 
 
+def arguments(name):
+    """(name, default) of the arguments of a class, but for those about storage; then of those by keyword."""
+    found = [(one.name, one.default, one.kind is one.KEYWORD_ONLY) for one in TORCH[name]] if name in TORCH \
+        else [(word.name, word.default, word.keyword_only) for word in words(classes[name])]
+    return tuple([(word, default) for word, default, keyword in found if keyword == wanted]
+                 for wanted in (False, True))
+
+
 def of_class(name):
     """The stub of a class that torch has."""
     base = "SparseOptimizer" if name == "SparseAdam" else "TorchOptimizer"
-    places, keywords = ([(found.name, found.default) for found in TORCH[name]
-                         if (found.kind is found.KEYWORD_ONLY) == by_keyword] for by_keyword in (False, True))
-    return torch_stub(name, f"{base}, torch.optim.{name}", places, keywords)
+    return torch_stub(name, f"{base}, torch.optim.{name}", *arguments(name))
 
 
 def of_own(name):
     """The stub of a class that torch lacks."""
     base = "ScheduleFreeOptimizer" if name == "ScheduleFreeAdamW" else "OwnOptimizer"
-    places, keywords = ([(word.name, word.default) for word in words(classes[name])
-                         if word.keyword_only == by_keyword] for by_keyword in (False, True))
-    return torch_stub(name, base, places, keywords)
+    return torch_stub(name, base, *arguments(name))
+
+
+def of_offloading(name):
+    """The stub of the class that offloads a class."""
+    base = "OffloadedScheduleFree" if name == "ScheduleFreeAdamW" else "Offloaded"
+    places, keywords = arguments(name)
+    return torch_stub(f"Offload{name}", base, places, [*keywords, ("offload_gradients", False)])
 
 
 def of_torch():
     """The stubs of optimc.torch: classes with the interface of torch's, and those that torch lacks."""
     dense = [name for name in (*TORCH, *OWN) if name != "SparseAdam"]
     return "\n".join([HEAD + TORCH_HEAD, exported([*TORCH, *OWN, "Muon", "offload", "step_in_backward"]),
-                      *(f"class Offload{name}(Offloaded{'ScheduleFree' * (name == 'ScheduleFreeAdamW')}): ..."
-                        for name in dense), "", *map(of_class, TORCH), *map(of_own, OWN)])
+                      *map(of_class, TORCH), *map(of_own, OWN), *map(of_offloading, dense)])
 
 
 def texts():

@@ -16,28 +16,6 @@ __all__ = ["ASGD", "LARS", "SGD", "AdaBelief", "Adadelta", "Adafactor", "Adagrad
            "Adan", "Ftrl", "Lamb", "Lion", "Muon", "NAdam", "RAdam", "RMSprop", "RowwiseAdagrad", "Rprop",
            "ScheduleFreeAdamW", "SparseAdam", "Yogi", "offload", "step_in_backward"]
 
-class OffloadSGD(Offloaded): ...
-class OffloadAdam(Offloaded): ...
-class OffloadAdamW(Offloaded): ...
-class OffloadRMSprop(Offloaded): ...
-class OffloadAdagrad(Offloaded): ...
-class OffloadAdadelta(Offloaded): ...
-class OffloadAdafactor(Offloaded): ...
-class OffloadAdamax(Offloaded): ...
-class OffloadNAdam(Offloaded): ...
-class OffloadRAdam(Offloaded): ...
-class OffloadRprop(Offloaded): ...
-class OffloadASGD(Offloaded): ...
-class OffloadAdaBelief(Offloaded): ...
-class OffloadAdan(Offloaded): ...
-class OffloadFtrl(Offloaded): ...
-class OffloadLARS(Offloaded): ...
-class OffloadLamb(Offloaded): ...
-class OffloadLion(Offloaded): ...
-class OffloadRowwiseAdagrad(Offloaded): ...
-class OffloadScheduleFreeAdamW(OffloadedScheduleFree): ...
-class OffloadYogi(Offloaded): ...
-
 class SGD(TorchOptimizer, torch.optim.SGD):
     def __init__(
         self,
@@ -428,6 +406,408 @@ class Yogi(OwnOptimizer):
         corrected_epsilon: bool = False,
         cautious: bool = False,
         maximize: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadSGD(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.001,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: _Number = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadAdam(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.001,
+        betas: tuple[_Number, _Number] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: _Number = 0.0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadAdamW(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.001,
+        betas: tuple[_Number, _Number] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: _Number = 0.01,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadRMSprop(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.01,
+        alpha: float = 0.99,
+        eps: float = 1e-08,
+        weight_decay: _Number = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        *,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadAdagrad(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.01,
+        lr_decay: float = 0.0,
+        weight_decay: _Number = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadAdadelta(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-06,
+        weight_decay: _Number = 0.0,
+        foreach: bool | None = None,
+        *,
+        capturable: bool = False,
+        maximize: bool = False,
+        differentiable: bool = False,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadAdafactor(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.01,
+        beta2_decay: float = -0.8,
+        eps: tuple[float | None, float] = (None, 0.001),
+        d: float = 1.0,
+        weight_decay: _Number = 0.0,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadAdamax(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.002,
+        betas: tuple[_Number, _Number] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: _Number = 0.0,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadNAdam(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.002,
+        betas: tuple[_Number, _Number] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: _Number = 0.0,
+        momentum_decay: float = 0.004,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadRAdam(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.001,
+        betas: tuple[_Number, _Number] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: _Number = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadRprop(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.01,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-06, 50.0),
+        *,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadASGD(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.01,
+        lambd: float = 0.0001,
+        alpha: float = 0.75,
+        t0: float = 1000000.0,
+        weight_decay: _Number = 0.0,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+        *,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadAdaBelief(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.001,
+        betas: tuple[_Number, _Number] = (0.9, 0.999),
+        eps: float = 1e-16,
+        weight_decay: _Number = 0.0,
+        *,
+        bias_correction: bool = True,
+        cautious: bool = False,
+        maximize: bool = False,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadAdan(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.001,
+        betas: tuple[_Number, _Number, _Number] = (0.98, 0.92, 0.99),
+        eps: float = 1e-08,
+        weight_decay: _Number = 0.0,
+        *,
+        cautious: bool = False,
+        maximize: bool = False,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadFtrl(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.001,
+        learning_rate_power: float = -0.5,
+        initial_accumulator_value: float = 0.1,
+        l1_regularization_strength: float = 0.0,
+        l2_regularization_strength: float = 0.0,
+        l2_shrinkage_regularization_strength: float = 0.0,
+        beta: float = 0.0,
+        weight_decay: _Number = 0.0,
+        *,
+        maximize: bool = False,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadLARS(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 1.0,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        trust_coefficient: float = 0.001,
+        eps: float = 0.0,
+        weight_decay: _Number = 0.0,
+        *,
+        joint_norm: bool = False,
+        coupled_weight_decay: bool = True,
+        cautious: bool = False,
+        maximize: bool = False,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadLamb(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.001,
+        betas: tuple[_Number, _Number] = (0.9, 0.999),
+        eps: float = 1e-07,
+        weight_decay: _Number = 0.0,
+        *,
+        bias_correction: bool = True,
+        maximize: bool = False,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadLion(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.001,
+        betas: tuple[_Number, _Number] = (0.9, 0.99),
+        weight_decay: _Number = 0.0,
+        *,
+        cautious: bool = False,
+        maximize: bool = False,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadRowwiseAdagrad(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.01,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-08,
+        weight_decay: _Number = 0.0,
+        *,
+        maximize: bool = False,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadScheduleFreeAdamW(OffloadedScheduleFree):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.0025,
+        betas: tuple[_Number, _Number] = (0.9, 0.999),
+        eps: float = 1e-08,
+        warmup_steps: float = 0,
+        weight_decay: _Number = 0.0,
+        *,
+        maximize: bool = False,
+        offload_gradients: bool = False,
+        state_dtype: StateDtype = None,
+        master_weights: bool = True,
+        seed: int = 0,
+    ) -> None: ...
+
+class OffloadYogi(Offloaded):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: _Number = 0.01,
+        betas: tuple[_Number, _Number] = (0.9, 0.999),
+        eps: float = 0.001,
+        initial_accumulator_value: float = 1e-06,
+        weight_decay: _Number = 0.0,
+        *,
+        initial_mean: float = 0.0,
+        bias_correction: bool = True,
+        corrected_epsilon: bool = False,
+        cautious: bool = False,
+        maximize: bool = False,
+        offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
         seed: int = 0,

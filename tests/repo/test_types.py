@@ -53,6 +53,13 @@ def test_every_name_of_a_module_is_used(module):
     assert {*found.__all__} <= USED
 
 
+def test_every_method_of_offloading_classes_is_used():
+    require("torch")
+    from optimc.torch import host
+    for cls in (host.Offloaded, host.OffloadedScheduleFree):
+        assert {name for name in vars(cls) if name[0] != "_"} <= USED
+
+
 def test_every_schedule_is_used():
     assert {name for name, value in vars(schedules).items() if name[0] != "_"
             and getattr(value, "__module__", "") == "optimc.schedules"} - {"classes", "public"} <= USED

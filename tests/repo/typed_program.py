@@ -302,9 +302,23 @@ def torch_program() -> None:
     parameter.grad = torch.ones(2).to_sparse(1)
     sparse: torch.optim.Optimizer = optimc.torch.SparseAdam([parameter], lr=0.1)
     sparse.step()
-    away: torch.optim.Optimizer = optimc.torch.OffloadAdamW([parameter], lr=0.1, offload_gradients=True)
-    away.step()
+    for offloading in (optimc.torch.OffloadAdam, optimc.torch.OffloadAdamW, optimc.torch.OffloadSGD,
+                       optimc.torch.OffloadAdagrad, optimc.torch.OffloadRMSprop, optimc.torch.OffloadAdafactor,
+                       optimc.torch.OffloadLion):
+        away = offloading([torch.nn.Parameter(torch.ones(2))], 0.1, state_dtype=None, offload_gradients=True)
+        assert_type(away.clip_grad_norm_(1.0), torch.Tensor)
+        away.step()
+        away.zero_grad()
+        away.reset_master()
+        away.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "lr": 0.5})
+        away.load_state_dict(away.state_dict())
+        assert len(away.state) < 3
+    apart = optimc.torch.OffloadScheduleFreeAdamW([parameter], betas=(0.9, 0.99), warmup_steps=2)
+    apart.eval()
+    apart.train()
     optimc.torch.offload(optimc.torch.AdamW)
+    factored: torch.optim.Adafactor = optimc.torch.Adafactor([parameter], eps=(None, 1e-3), d=2.0)
+    assert_type(optimc.from_torch(factored), optimc.Optimizer)
     optimc.torch.step_in_backward([parameter], optimc.torch.AdamW, accumulate=2, clip_value=1.0, clip_norm_before=1.0)
     lion: torch.optim.Optimizer = optimc.torch.Lion([parameter], 0.1, betas=(0.9, 0.99), state_dtype="bfloat16")
     lion.step()
