@@ -76,7 +76,7 @@ def from_keras(optimizer: Any) -> Optimizer | LossScaleOptimizer:
     kept = kept_slots(ours._kernels(names, weights))
     slots: dict[str, list[Any]] = {slot: [None] * len(weights) for slot in kept if slot not in ours._scratch_slots}
     in_keras: Mapping[str, list[Any]] = kept
-    if name == "Adafactor":                         # Keras keeps every slot of every weight, used or not
+    if name == "Adafactor" and not is_ours:         # Keras keeps every slot of every weight, used or not
         in_keras = {slot: [True] * len(weights) for block in ours._keras_slots for slot in block}
     for slot, _, i in keras_order.slots_in_order(ours._keras_slots, in_keras):
         array = next(state)

@@ -45,6 +45,24 @@ def test_keras_optimizers_go_on(case, name):
     assert ours.get_config()["learning_rate"] == pytest.approx(float(theirs.learning_rate))
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("floor", [False, True])
+def test_adafactor_of_optimc_keras_goes_on(floor):
+    keras = require("keras")
+    rng, shapes = np.random.default_rng(0), [(6, 4), (4,), (2, 3, 4)]
+    theirs = importlib.import_module("optimc.keras").Adafactor(0.1, epsilon_as_floor=floor)
+    variables = [keras.Variable(rng.standard_normal(shape).astype(np.float32)) for shape in shapes]
+    for step in range(6):
+        if step == 3:
+            weights, ours = [np.array(v.value) for v in variables], optimc.from_keras(theirs)
+        g = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+        theirs.apply(g, variables)
+        if step >= 3:
+            ours.apply(g, weights)
+    for w, v in zip(weights, variables, strict=True):
+        assert_same_bits(w, np.asarray(v.value))
+
+
 def test_keras_schedules_and_loss_scales_come_over():
     keras = require("keras")
     schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 1, 0.5)
