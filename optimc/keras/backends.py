@@ -278,7 +278,7 @@ class Jax(Backend):
 
     def way(self) -> str:
         if self.in_buffers:
-            return "compiled steps: a call over XLA's own buffers"
+            return "compiled steps: a handler in C over XLA's own buffers"
         return "compiled steps: a callback (jax.pure_callback), as jax has no jax.ffi or does not run on the CPU"
 
     def _is_traced(self, values: Iterable[Any]) -> bool:
