@@ -92,7 +92,7 @@ static void settle(Optimizer *self, const struct foreign_step *step)
     if (step->rate)
         self->groups[0].values[0] = *step->rate;
     optimc_share_values(self);
-    for (size_t i = 0; step->calls && i < self->n_groups; i++)
+    for (size_t i = 0; step->calls && each && i < self->n_groups; i++)
         memcpy(self->groups[i].before, step->scalars + i * each, each * sizeof *step->scalars);
     if (self->accumulate > 1)
         optimc_plan_wait(self->plan->core, step->calls % self->accumulate ? WAITS_WHOLE : WAITS_FOR_NONE);
@@ -157,7 +157,7 @@ enum foreign_answer optimc_foreign_step(struct foreign *foreign, struct foreign_
     run(self, request);
     step->calls = self->calls;
     const size_t each = self->n_groups ? step->n_scalars / self->n_groups : 0;
-    for (size_t i = 0; i < self->n_groups; i++)
+    for (size_t i = 0; each && i < self->n_groups; i++)
         memcpy(step->scalars + i * each, self->groups[i].before, each * sizeof *step->scalars);
     return FOREIGN_DONE;
 }
