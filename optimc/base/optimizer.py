@@ -134,8 +134,8 @@ class Optimizer(Scalars, _core.Optimizer, Elsewhere):
     learning_rate: Value[float]             # of each optimizer, which declares its default
     _arguments: ClassVar[dict[str, Argument]]
     _made: ClassVar[inspect.Signature]      # once one of the next two was asked for
-    _signature = signature.Late(shown=False)
-    __signature__ = signature.Late(shown=True)
+    _signature: ClassVar[signature.Late] = signature.Late(shown=False)
+    __signature__: ClassVar[signature.Late] = signature.Late(shown=True)
     _index: ClassVar[dict[str, int]]        # of each value in C
 
     weight_decay: Value[float | None] = Value(None)

@@ -72,6 +72,9 @@ class Late:
         shown: what `help` shows, None for a class with a constructor of its own.
     """
 
+    shown: bool
+    base: type[Optimizer]
+
     def __init__(self, shown: bool) -> None:
         self.shown = shown
 

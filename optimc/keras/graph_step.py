@@ -57,6 +57,14 @@ class GraphStep:
         given: the order of the values of the step.
     """
 
+    tf: Any
+    stepper: Stepper
+    number: int
+    given: Given
+    process: int
+    lent: list[int]
+    small: list[int]
+
     def __init__(self, tensorflow: Any, stepper: Stepper, number: int, given: Given) -> None:
         self.tf, self.stepper, self.number, self.given = tensorflow, stepper, number, given
         layout = stepper.layout
