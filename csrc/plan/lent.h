@@ -6,8 +6,8 @@
         framework gets a new tensor over this block, a *loan*, and the variable takes that in place of its value.
      2. It takes the block.  If its own loan is the only one left, and no other step claims the block, then the
         variable alone holds the memory, and it is written where it lies; else a copy is.
-   A claim belongs to one run of a program, so that runs beside each other copy where they would meet.  A thread that
-   reads the variable during the step itself may see half of it. */
+   A claim belongs to one run of a program, so that runs beside each other copy where they would meet.  A value
+   that another thread reads after the tensors were handed out may change in the step: so that is done just before. */
 #ifndef OPTIMC_LENT_H
 #define OPTIMC_LENT_H
 

@@ -66,8 +66,11 @@ static void end_ticket(void *data, size_t size, void *argument)
 static void *lend(struct held *held)
 {
     struct loan *loan = optimc_lend(&held->claim);
-    return loan ? tf.NewTensor(held->type, held->shape, held->ndim, optimc_claimed(&held->claim), held->size,
+    void *tensor = loan ? tf.NewTensor(held->type, held->shape, held->ndim, optimc_claimed(&held->claim), held->size,
         optimc_end_loan, loan) : NULL;
+    if (loan && !tensor)
+        optimc_end_loan(optimc_claimed(&held->claim), held->size, loan);
+    return tensor;
 }
 
 /* Claims a value: NULL, or the message of an error. */
@@ -114,7 +117,11 @@ static const char *hold(const struct node *node, void *context, void *status)
         ticket->n++;
     }
     void *tensor = tf.NewTensor(TF_INT64, &length, 1, ticket, bytes, end_ticket, NULL);
-    if (!error && tensor)
+    if (!tensor) {
+        end_ticket(ticket, bytes, NULL);
+        return error ? error : NO_MEMORY;
+    }
+    if (!error)
         tf.SetOutput(context, 0, tensor, status);
     tf.DeleteTensor(tensor);
     return error;
@@ -292,8 +299,8 @@ static const char *take_gradients(struct run *run)
     void **in = node->inputs + first_gradient(node);
     for (size_t i = 0; i < node->weights; i++) {
         struct gradient_views *views = &node->views[i];
-        if (node->by_rows[i] && (look(*in++, views->room + 2 * MOST_AXES, &views->indices)
-                || views->indices.type != TYPE_OTHER || views->indices.ndim != 1))
+        if (node->by_rows[i] && (tf.NumDims(*in) != 1 || look(*in++, views->room + 2 * MOST_AXES, &views->indices)
+                || views->indices.type != TYPE_OTHER))
             return "the indices of a gradient are no integers";
         if (look(*in++, views->room, &views->whole))
             return "a gradient is of another type than float16, bfloat16, float32 and float64";

@@ -239,6 +239,13 @@ static const char *read_call(const struct foreign *foreign, const struct xla_fra
         .n_gradients = size.gradients, .rate = rated ? &call->rate : NULL}};
     if ((size_t)frame->results.n != changed || given < changed + size.gradients || rated > 1)
         return "TypeError: the compiled step is of another optimizer: it has other arrays";
+    for (size_t i = 0; i < changed; i++) {          /* results that do not lie over their arguments begin as these */
+        const struct xla_buffer *result = frame->results.buffers[i];
+        if (bytes_of(result) != bytes_of(from[i]))
+            return "TypeError: the compiled step is of another optimizer: a result has another size";
+        if (result->data != from[i]->data && bytes_of(result))
+            memcpy(result->data, from[i]->data, bytes_of(result));
+    }
     if (!lay_out(&frame->arguments, size, call))
         return "MemoryError";
     if (!read_count(*from++, &step->calls))
@@ -249,7 +256,7 @@ static const char *read_call(const struct foreign *foreign, const struct xla_fra
     for (size_t i = 0; i < size.places; i++, from++) {
         if (bytes_of(*from) != optimc_foreign_bytes(foreign, i))
             return "ValueError: the compiled step is of another optimizer: an array has another size";
-        call->places[i] = (*from)->data;
+        call->places[i] = frame->results.buffers[1 + size.scalars + i]->data;
     }
     if (rated && !read_real(*from++, &call->rate))
         return "TypeError: expected a learning rate that is a floating-point number";

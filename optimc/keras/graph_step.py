@@ -91,20 +91,32 @@ class GraphStep:
         numbers, arrays, others = tensors[:first], tensors[first:n], tensors[n:]
         if self.given.rated and others[0].dtype not in (tf.float32, tf.float64):
             others[0] = tf.cast(others[0], tf.float32)
-        tickets, assigned = self._hold(variables[first:], arrays)
+        others[self.given.rated:] = self._shaped(others[self.given.rated:])
+        with tf.control_dependencies(others):                   # not long before the step: see lent.h
+            tickets, assigned = self._hold(variables[first:], arrays)
         order = [*self.small, *self.lent]
         with tf.control_dependencies(assigned):
             results = self._node(
                 "OptimcStep", [*numbers, *others[:self.given.rated], *tickets, *(arrays[i] for i in self.small),
                                *others[self.given.rated:]],
                 [*numbers, *(arrays[i] for i in order)], {
-                    "order": order, "callee": self._callee(tensors, n), "scalars": first - 1,
+                    "order": order, "callee": self._callee([*tensors[:n], *others], n), "scalars": first - 1,
                     "rated": self.given.rated, "lent": len(self.lent), "rows": self.given.by_rows})
         with tf.control_dependencies([results[0].op]):          # Keras counts a step when it is over: not if it fails
             tf.raw_ops.AssignVariableOp(resource=variables[0].handle, value=numbers[0])
         made = dict(zip(order, results[first:], strict=True))
         self._keep()
         return [*results[:first], *(made[i] for i in range(len(order)))]
+
+    def _shaped(self, gradients: Sequence[Any]) -> list[Any]:
+        """The gradients with the shapes that their weights give them, where the graph does not know theirs."""
+        shapes: list[tuple[int | None, ...]] = []
+        for k, by_rows in zip(self.given.chosen, self.given.by_rows, strict=True):
+            shape = self.stepper.layout.shapes[k]
+            shapes += [(None,), (None, *shape[1:])] if by_rows else [shape]
+        return [gradient if gradient.shape.rank is not None
+                and gradient.shape.as_list().count(None) <= shape.count(None)
+                else self.tf.ensure_shape(gradient, shape) for gradient, shape in zip(gradients, shapes, strict=True)]
 
     def _hold(self, variables: Sequence[Any], arrays: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Lets variables of large values hold them in memory of optimc's: tickets, and the operations."""

@@ -289,6 +289,8 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         variables = [self._iterations, *layout.scalars, *layout.variables]
         values = [variable.value if isinstance(variable, keras.Variable) else variable for variable in variables]
         rates = [] if rate is None else [keras.ops.convert_to_tensor(rate)]
+        rates = [rate if keras.backend.is_float_dtype(keras.backend.standardize_dtype(rate.dtype))
+                 else keras.ops.cast(rate, "float32") for rate in rates]    # a schedule may give whole numbers
         given = Given(chosen, [isinstance(grad, Slices) for grad in grads], len(rates))
         values = [*values, *rates, *given.flat(grads)]
         shapes = [tuple(variable.shape) for variable in variables]

@@ -217,6 +217,24 @@ def test_two_models_fit_in_two_threads():
     assert losses[0] == losses[1] and losses[0][1] < losses[0][0]
 
 
+@pytest.mark.parametrize("rate", [lambda: jax.numpy.int32(1),
+                                  keras.optimizers.schedules.PiecewiseConstantDecay([1], [1, 2])],
+                         ids=["callable", "schedule"])
+def test_a_learning_rate_may_be_a_whole_number(rate):
+    optimizer, plain = optimc.keras.SGD(rate), keras.optimizers.SGD(rate)
+    weights, twins = variables(), variables()
+    for one, these in ((optimizer, weights), (plain, twins)):
+        one.build(these)
+        values = [[jax.numpy.array(v.value) for v in part] for part in (these, one.variables)]
+        step = jax.jit(lambda *given, one=one: one.stateless_apply(*given))
+        for k in range(3):
+            values = step(values[1], list(map(jax.numpy.asarray, gradients(k))), values[0])
+        for variable, value in zip(these, values[0], strict=True):
+            variable.assign(value)
+    for weight, twin in zip(numpy(weights), numpy(twins), strict=True):
+        np.testing.assert_allclose(weight, twin, rtol=1e-6)
+
+
 def compiled_without(optimizer):
     """A compiled step of an optimizer to which nothing else leads, and values for it."""
     weights = variables()
@@ -248,10 +266,14 @@ def test_a_step_of_another_optimizer_is_refused():
     def call(*values):
         call = jax.ffi.ffi_call("optimc_step", [jax.ShapeDtypeStruct(value.shape, value.dtype)
                                                 for value in values[:1 + len(weights)]])
-        jax.block_until_ready(call(*values, number=np.int64(0), foreign=np.int64(optimizer._stepper.number)))
+        return jax.block_until_ready(call(*values, number=np.int64(0), foreign=np.int64(optimizer._stepper.number)))
 
     count, rate = state[0], state[1]
-    call(count, *weights, rate, *grads)
+    after, *stepped = call(count, *weights, rate, *grads)           # these results do not lie over their arguments
+    assert int(after) == 1
+    for weight, was, grad, number in zip(stepped, weights, grads, numpy(variables()), strict=True):
+        np.testing.assert_array_equal(was, number)
+        np.testing.assert_allclose(weight, number - 0.5 * np.asarray(grad), rtol=1e-6)
     for values in [(count, *weights, *grads[1:]), (count, *weights), (rate, *weights, rate, *grads),
                    (count, *reversed(weights), rate, *grads), (count, *weights, count, *grads)]:
         with pytest.raises(Exception, match=r"another optimizer|expected a"):

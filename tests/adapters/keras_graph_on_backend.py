@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 
 import keras
 import numpy as np
@@ -105,6 +106,46 @@ def test_values_that_somebody_holds_are_kept():
     for tensor, array in kept:
         np.testing.assert_array_equal(tensor.numpy(), array)
     equal(numpy([weight]), numpy([twin]))
+
+
+def test_a_value_that_is_read_before_the_step_is_kept():
+    """Gradients are still being computed, in the same program."""
+    weight, opt, read = large(), optimc.keras.SGD(0.5), []
+    opt.build([weight])
+
+    def slow():
+        time.sleep(0.1)
+        read.append(weight.value.read_value())
+        return large_gradient(0)
+
+    step = tf.function(lambda: opt.apply([tf.py_function(slow, [], tf.float32)], [weight]), jit_compile=False)
+    before = _core._lent_blocks()
+    for _ in range(3):
+        held = numpy([weight])[0]
+        step()
+        np.testing.assert_array_equal(read[-1].numpy(), held)
+    assert np.subtract(_core._lent_blocks(), before)[2] == 2    # shared; the first was not of optimc's memory
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_gradients_of_unknown_shape(dense):
+    weights, twins = [variables(), large()], [variables(), large()]
+    weights, twins = [[*v, w] for v, w in (weights, twins)]
+    opt, plain = optimc.keras.SGD(0.5), optimc.keras.SGD(0.5)
+    grads = [*gradients(0), large_gradient(0)]
+    opt.build(weights)
+
+    def unknown(grad):
+        made = tf.numpy_function(lambda: grad, [], tf.float32)
+        if dense or grad.ndim < 2:
+            return made
+        rows = tf.numpy_function(lambda: np.arange(len(grad)), [], tf.int64)
+        return tf.IndexedSlices(made, rows, grad.shape)
+
+    tf.function(lambda: opt.apply(list(map(unknown, grads)), weights), jit_compile=False)()
+    plain.build(twins)
+    plain.apply(list(map(tf.constant, grads)), twins)
+    equal(numpy(weights), numpy(twins))
 
 
 def test_values_that_others_assign():
