@@ -328,7 +328,7 @@ BAD = {
     "the weight as its gradient": lambda g, w: ([w[0], *g[1:]], w),
     "a weight twice": lambda g, w: ([*g, g[0]], [*w, w[0]]),
     "other memory": lambda g, w: (g, [weight.copy() for weight in w]),
-    "a weight of another dtype": lambda g, w: (g, [*w[:-1], np.zeros(w[-1].shape, np.float16)]),
+    "a weight of another dtype": lambda g, w: (g, [*w[:-1], np.zeros(w[-1].shape, np.int32)]),
     "a read-only weight": lambda g, w: (g, [*w[:-1], _read_only(w[-1])]),
     "weights that are no arrays": lambda g, w: (g, [*w[:-1], "w"]),
 }

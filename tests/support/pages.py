@@ -36,5 +36,14 @@ def failures(page):
     return doctest.DocTestRunner().run(test).failed
 
 
+def keras_gains(text):
+    """The tables of the page on Keras: how many times as fast steps of `fit` are, by backend, the least first."""
+    row = r"^\| (\w+) \|(?!.*\| step alone \|).* ([\d.]+) \([\d.]+ to [\d.]+\) \|(?: [\d.]+ \|)?$"
+    gains = {}
+    for backend, gain in re.findall(row, text, re.M):
+        gains.setdefault(backend, []).append(float(gain))
+    return {backend: sorted(found) for backend, found in gains.items()}
+
+
 if __name__ == "__main__":
     sys.exit(failures(Path(sys.argv[1])) > 0)
