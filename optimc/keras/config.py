@@ -1,4 +1,4 @@
-"""What is in use under optimc.keras."""
+"""Tells the backend of Keras, and the way that its steps take."""
 
 from __future__ import annotations
 

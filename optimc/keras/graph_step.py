@@ -41,7 +41,7 @@ def graphs(tensorflow: Any) -> Iterator[Any]:
 
 
 def is_for_xla(tensorflow: Any) -> bool:
-    """Whether XLA is to compile what is being traced."""
+    """True if XLA is to compile the program that is being traced."""
     contexts = [graph._get_control_flow_context() for graph in graphs(tensorflow)
                 if hasattr(graph, "_get_control_flow_context")]
     return any(context is not None and context.IsXLAContext() for context in contexts)

@@ -129,7 +129,7 @@ def test_values_that_are_set_hold_at_the_next_step(python_steps):
 
 
 def test_arrays_may_be_others_at_every_step():
-    """What the program puts in the place of weights and state is stepped, wherever it lies."""
+    """The program may put other arrays in the place of weights and state; they are stepped wherever they lie."""
     program, core = Program(optimc.keras.Adam(0.5)), optimc.Adam(0.5)
     arrays = start()
     core.build(arrays)

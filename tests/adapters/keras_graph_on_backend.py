@@ -37,7 +37,7 @@ def compiled(optimizer, weights):
 
 
 def operations(step, grads):
-    """How many nodes of optimc's the program has."""
+    """Counts the nodes of optimc's in the program."""
     graph = step.get_concrete_function(grads).graph.as_graph_def()
     return sum(node.op.startswith("Optimc") for node in graph.node)
 

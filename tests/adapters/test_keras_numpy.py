@@ -71,7 +71,7 @@ WITH_NORM = {"clipnorm", "global clipnorm"}
 def test_trajectories_equal_keras(case, name):
     drift = 0.0
     share = 2e-3 if case.cls._rule in PRODUCTS else 2.3e-5
-    for step in trajectories(case, 10, **OPTIONS[name]):
+    for step in trajectories(case, 20, **OPTIONS[name]):
         drift += share * max(update.max() for _, _, update in step)
         for ours, theirs, _ in step:
             if equal_bits(case) and name not in WITH_NORM:

@@ -328,7 +328,8 @@ BAD = {
     "the weight as its gradient": lambda g, w: ([w[0], *g[1:]], w),
     "a weight twice": lambda g, w: ([*g, g[0]], [*w, w[0]]),
     "other memory": lambda g, w: (g, [weight.copy() for weight in w]),
-    "a weight of another dtype": lambda g, w: (g, [*w[:-1], np.zeros(w[-1].shape, np.int32)]),
+    "a weight of another dtype": lambda g, w: (g, [*w[:-1], np.zeros(w[-1].shape, np.float16)]),
+    "a weight of whole numbers": lambda g, w: (g, [*w[:-1], np.zeros(w[-1].shape, np.int32)]),
     "a read-only weight": lambda g, w: (g, [*w[:-1], _read_only(w[-1])]),
     "weights that are no arrays": lambda g, w: (g, [*w[:-1], "w"]),
 }
@@ -399,7 +400,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(sorted(BAD)), data=st.data())
     def be_refused(self, name, data):
-        if name == "other memory" and not self.optimizer.built:
+        if name in ("other memory", "a weight of another dtype") and not self.optimizer.built:
             return                                      # to one that is not built it is as good as any
         grads, weights = BAD[name](data.draw(gradients(self.weights, special=False)), list(self.weights))
         built = self.optimizer.built
