@@ -6,10 +6,10 @@
 #include <pthread.h>
 #include <stdlib.h>
 
+#include "plan/forks.h"
 #include "plan/lent.h"
 
-enum { LINE = 64, SHIFT = 9 * LINE, PAGE = 4096 };  /* as in optimc/base/memory.py */
-static const size_t LARGE = (size_t)4 << 20, LARGE_SHIFT = (size_t)128 << 10;
+enum { LINE = 64 };
 
 struct housekeeping {
     pthread_mutex_t turn;
@@ -22,24 +22,18 @@ struct housekeeping {
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct home *homes;
 
-static void before_fork(void)
+/* The child has none of the threads that are inside. */
+static void in_child(void)
 {
-    pthread_mutex_lock(&mutex);
-}
-
-static void after_fork_in_parent(void)
-{
-    pthread_mutex_unlock(&mutex);
-}
-
-static void after_fork_in_child(void)
-{
-    pthread_mutex_init(&mutex, NULL);
+    for (struct home *home = homes; home; home = home->own->next) {
+        pthread_mutex_init(&home->own->turn, NULL);
+        home->own->users = 0;
+    }
 }
 
 int optimc_homes_setup(void)
 {
-    return pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+    return optimc_survive_fork(&mutex, in_child);
 }
 
 static void free_memory(struct home *home)
@@ -63,21 +57,21 @@ static void free_home(struct home *home)
 }
 
 /* Says where the values are to lie: the bytes of those that stay at home. */
-static size_t place_values(struct home *home, const size_t *sizes, size_t weights, size_t lent_from)
+static size_t place_values(struct home *home, const size_t *sizes, const size_t *shifts, size_t lent_from)
 {
     size_t room = 0;
     for (size_t i = 0; i < home->n; i++) {
-        const size_t part = weights ? i / weights : 0;
         home->values[i].size = sizes[i];
         if (sizes[i] >= lent_from)
-            home->values[i].shift = (part + 1) * SHIFT % PAGE + (sizes[i] >= LARGE ? part * LARGE_SHIFT : 0);
+            home->values[i].shift = shifts[i];
         else
             room += (sizes[i] + LINE - 1) / LINE * LINE;
     }
     return room;
 }
 
-static struct home *new_home(int64_t number, const size_t *sizes, size_t n, size_t weights, size_t lent_from)
+static struct home *new_home(int64_t number, const size_t *sizes, const size_t *shifts, size_t n,
+    size_t lent_from)
 {
     struct home *home = calloc(1, sizeof *home);
     if (!home || !(home->own = calloc(1, sizeof *home->own)) || pthread_mutex_init(&home->own->turn, NULL)) {
@@ -91,7 +85,7 @@ static struct home *new_home(int64_t number, const size_t *sizes, size_t n, size
     home->n = n;
     home->own->references = 1;
     home->values = calloc(n + 1, sizeof *home->values);
-    const size_t room = home->values ? place_values(home, sizes, weights, lent_from) : 0;
+    const size_t room = home->values ? place_values(home, sizes, shifts, lent_from) : 0;
     for (size_t i = 0; i < n; i++)
         lent += sizes[i] >= lent_from ? sizes[i] : 0;
     home->lender = optimc_lender_new(lent);
@@ -120,9 +114,10 @@ struct home *optimc_home_find(int64_t number)
     return home;
 }
 
-struct home *optimc_home_open(int64_t number, const size_t *sizes, size_t n, size_t weights, size_t lent_from)
+struct home *optimc_home_open(int64_t number, const size_t *sizes, const size_t *shifts, size_t n,
+    size_t lent_from)
 {
-    struct home *home = new_home(number, sizes, n, weights, lent_from);
+    struct home *home = new_home(number, sizes, shifts, n, lent_from);
     if (!home)
         return NULL;
     pthread_mutex_lock(&mutex);

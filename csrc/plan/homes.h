@@ -29,8 +29,8 @@ struct home {
 };
 
 /* Makes the home of an optimizer: its owner's reference, or NULL without memory.  Values of `lent_from` bytes and
-   more are lent.  Value i is part i / weights of its weight. */
-struct home *optimc_home_open(int64_t number, const size_t *sizes, size_t n, size_t weights, size_t lent_from);
+   more are lent, shifted so: see optimc_claim. */
+struct home *optimc_home_open(int64_t number, const size_t *sizes, const size_t *shifts, size_t n, size_t lent_from);
 
 /* The optimizer is gone: ends its owner's reference. */
 void optimc_home_close(struct home *home);

@@ -7,7 +7,7 @@
 #if defined(_WIN32)
 #include "plan/winthreads.h"
 #else
-#include <pthread.h>
+#include "plan/forks.h"
 #endif
 
 #include "plan/latch.h"
@@ -173,20 +173,9 @@ int optimc_latch_setup(void)
     return 0;                               /* no fork() to survive */
 }
 #else
-static void before_fork(void)
-{
-    pthread_mutex_lock(&all.mutex);
-}
-
-static void after_fork_in_parent(void)
-{
-    pthread_mutex_unlock(&all.mutex);
-}
-
 /* The child has none of the frameworks' threads.  turns.c ends the turns of Python's that it does not have. */
-static void after_fork_in_child(void)
+static void in_child(void)
 {
-    pthread_mutex_init(&all.mutex, NULL);
     pthread_cond_init(&all.changed, NULL);
     for (size_t i = 0; i < all.n; i++) {
         struct latch *latch = all.latches[i];
@@ -199,11 +188,6 @@ static void after_fork_in_child(void)
 
 int optimc_latch_setup(void)
 {
-    static int done;
-    if (done)
-        return 0;
-    const int error = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
-    done = !error;
-    return error;
+    return optimc_survive_fork(&all.mutex, in_child);
 }
 #endif

@@ -9,6 +9,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "plan/forks.h"
+
 enum { PAGE = 4096, BUCKETS = 1024 };
 static const size_t LARGE = (size_t)4 << 20, HUGE_PAGE = (size_t)2 << 20;
 
@@ -258,24 +260,9 @@ void optimc_drop_claim(struct claim *claim)
     pthread_mutex_unlock(&all.mutex);
 }
 
-static void before_fork(void)
-{
-    pthread_mutex_lock(&all.mutex);
-}
-
-static void after_fork_in_parent(void)
-{
-    pthread_mutex_unlock(&all.mutex);
-}
-
-static void after_fork_in_child(void)
-{
-    pthread_mutex_init(&all.mutex, NULL);
-}
-
 int optimc_lent_setup(void)
 {
-    return pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+    return optimc_survive_fork(&all.mutex, NULL);
 }
 
 struct lent_counts optimc_lent_counts(void)

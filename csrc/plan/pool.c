@@ -13,8 +13,8 @@
    Workers compute in the floating-point mode of the caller (rounding, flush to zero), so that bits do not depend on
    the thread that computes them.
 
-   This file knows threads and fork, latch.c locks and fork; processors.c asks the system everything else.  None knows
-   what a chunk is: see run.c. */
+   This file knows threads and fork, forks.c the locks of other files and fork; processors.c asks the system all
+   else.  None knows what a chunk is: see run.c. */
 
 #define _GNU_SOURCE
 #include <stdatomic.h>

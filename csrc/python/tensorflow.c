@@ -250,9 +250,13 @@ static void close_home(PyObject *capsule)
     optimc_home_close(PyCapsule_GetPointer(capsule, HOME));
 }
 
-/* Reads the sizes: to be freed, or NULL with an error. */
+/* Reads n sizes: to be freed, or NULL with an error. */
 static size_t *read_sizes(PyObject *given, size_t n)
 {
+    if ((size_t)PyTuple_GET_SIZE(given) != n) {
+        PyErr_Format(PyExc_ValueError, "expected %zu sizes, got %zd", n, PyTuple_GET_SIZE(given));
+        return NULL;
+    }
     size_t *sizes = PyMem_Calloc(n + 1, sizeof *sizes);
     if (!sizes)
         PyErr_NoMemory();
@@ -266,24 +270,26 @@ static size_t *read_sizes(PyObject *given, size_t n)
     return sizes;
 }
 
-PyDoc_STRVAR(open_home_doc, "_open_home($module, number, sizes, weights, lent_from, /)\n--\n\n"
+PyDoc_STRVAR(open_home_doc, "_open_home($module, number, sizes, shifts, lent_from, /)\n--\n\n"
 "Makes the home of the optimizer of a number: returns an object that must live as long as the optimizer, and the\n"
-"number of this process.  sizes: the bytes of its weights and their state, a tuple, the weights first.  Values of\n"
-"`lent_from` bytes and more are changed in place where nobody else holds them.");
+"number of this process.  sizes: the bytes of its weights and their state, a tuple.  Values of `lent_from` bytes or\n"
+"more are changed in place where nobody else holds them; shifts: by how many bytes they are shifted in memory.");
 
 static PyObject *core_open_home(PyObject *Py_UNUSED(module), PyObject *args)
 {
     long long number;
-    PyObject *given;
-    Py_ssize_t weights, lent_from;
-    if (!PyArg_ParseTuple(args, "LO!nn:_open_home", &number, &PyTuple_Type, &given, &weights, &lent_from))
+    PyObject *given_sizes, *given_shifts;
+    Py_ssize_t lent_from;
+    if (!PyArg_ParseTuple(args, "LO!O!n:_open_home", &number, &PyTuple_Type, &given_sizes, &PyTuple_Type,
+            &given_shifts, &lent_from))
         return NULL;
-    const size_t n = (size_t)PyTuple_GET_SIZE(given);
-    size_t *sizes = read_sizes(given, n);
-    if (!sizes)
-        return NULL;
-    struct home *home = optimc_home_open(number, sizes, n, (size_t)weights, (size_t)lent_from);
+    const size_t n = (size_t)PyTuple_GET_SIZE(given_sizes);
+    size_t *sizes = read_sizes(given_sizes, n), *shifts = sizes ? read_sizes(given_shifts, n) : NULL;
+    struct home *home = shifts ? optimc_home_open(number, sizes, shifts, n, (size_t)lent_from) : NULL;
     PyMem_Free(sizes);
+    PyMem_Free(shifts);
+    if (PyErr_Occurred())
+        return NULL;
     if (!home)
         return PyErr_NoMemory();
     PyObject *capsule = PyCapsule_New(home, HOME, close_home);

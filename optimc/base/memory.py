@@ -31,6 +31,12 @@ HUGE = 2 << 20              # one of them
 LARGE_SHIFT = 128 << 10     # from slot to slot within huge pages
 
 
+def shift(k: int, size: int) -> int:
+    """The bytes by which array number `k` of a weight is shifted within a page, and if it is large a huge page."""
+    in_page = (k + 1) * SHIFT if size >= PAGE else 0
+    return in_page % PAGE + (k * LARGE_SHIFT if size >= LARGE else 0)
+
+
 def like(weights: Sequence[Array], k: int, likes: Sequence[Like] | None = None) -> list[Array]:
     """Zeroed arrays like the weights (or like `likes`, one `Like` per weight), to be their slots number `k`.
 
@@ -42,9 +48,8 @@ def like(weights: Sequence[Array], k: int, likes: Sequence[Like] | None = None) 
     for weight, wanted in zip(weights, likes or map(like_of, weights), strict=True):
         size = wanted.nbytes
         unit = LINE if size < PAGE else PAGE
-        shift = 0 if size < PAGE else (k + 1) * SHIFT
         place = address(weight)
-        places.append((wanted, unit, place - place % max(wanted.dtype.itemsize, SCALE) + shift))
+        places.append((wanted, unit, place - place % max(wanted.dtype.itemsize, SCALE) + shift(k, size)))
         room += size + unit
     first = HUGE + k * LARGE_SHIFT if room >= LARGE else 0
     memory = np.zeros(room + first, np.uint8)

@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from optimc import _core
+from optimc.base import memory
 from optimc.keras.traced import Traced
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class GraphStep:
             elsewhere = tensorflow.distribute.has_strategy() or any(
                 "CPU" not in variable.handle.device for variable in layout.variables)
             lent_from = sys.maxsize if elsewhere else LENT_FROM
-            stepper.home = (*_core._open_home(number, tuple(sizes), len(layout.weights), lent_from), lent_from)
+            shifts = tuple(memory.shift(i // len(layout.weights), size) for i, size in enumerate(sizes))
+            stepper.home = (*_core._open_home(number, tuple(sizes), shifts, lent_from), lent_from)
         _, self.process, lent_from = stepper.home
         self.lent = [i for i, size in enumerate(sizes) if size >= lent_from]
         self.small = [i for i, size in enumerate(sizes) if size < lent_from]

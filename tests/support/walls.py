@@ -19,8 +19,8 @@ PROCESSORS = re.compile(r"\b(__x86_64__|__i386__|__aarch64__|__arm\w*)\b")
 #: the files that may name an instruction set; a kernels_ISA.c, too
 ISA_FILES = {"isa.c", "isa.h"}
 #: the files that may ask which system they are compiled for
-SYSTEM_FILES = {"pool.c", "latch.c", "lent.c", "homes.c", "team.c", "processors.c", "winthreads.h", "tensorflow.c",
-                "graph.c"}
+SYSTEM_FILES = {"pool.c", "forks.c", "forks.h", "latch.c", "lent.c", "homes.c", "team.c", "processors.c",
+                "winthreads.h", "tensorflow.c", "graph.c"}
 #: macros of these files are the text of functions, or rows of a table
 STAMPING = {"loop.inc", "table.inc", "kernels.inc", "reduce.inc", "words.inc", "convert.inc", "fused.inc",
             "tensorflow.h"}
@@ -120,7 +120,7 @@ def only_isa_files_name_an_isa(root):
 
 
 def only_system_files_ask_for_a_system(root):
-    """Only pool.c, team.c, processors.c and winthreads.h ask which system this is, or include its headers."""
+    """Only these files ask which system this is, or include its headers."""
     found = [at(root, path, number, f"includes {name}") for path, number, name, _ in includes(root)
              if path.name not in SYSTEM_FILES and SYSTEM_HEADERS.fullmatch(name.removesuffix(".h"))]
     return found + [at(root, path, number, f"asks for {match[1]}") for path in c_files(root)
