@@ -279,6 +279,7 @@ int optimc_refuse_shape(const char *format, PyObject *entry, PyArrayObject *a, P
 int optimc_refuse_kind(const char *format, PyObject *entry, PyObject *object);
 int optimc_refuse_weight(enum fault fault, PyObject *entry, PyArrayObject *array, PyArrayObject *like);
 int optimc_refuse_norm(void);
+extern const char optimc_infinite_norm[];           /* its words */
 /* The error for a gradient, an array or rows: FAULT_REPEATED, _NO_MEMORY, _OVERLAP or _MEMORY. */
 int optimc_refuse_taken(enum fault fault, PyObject *entry, PyObject *names, struct place overlap);
 /* The error for a weight or a gradient that is a tensor. */

@@ -50,6 +50,19 @@ size_t optimc_foreign_bytes(const struct foreign *foreign, size_t place)
     return foreign->layout.bytes[place];
 }
 
+struct view optimc_view_in_order(char *data, int type, size_t width, int ndim, ptrdiff_t *room)
+{
+    ptrdiff_t stride = (ptrdiff_t)width;
+    int long_axes = 0;
+    for (int k = ndim; k-- > 0;) {
+        room[ndim + k] = stride;
+        stride *= room[k];
+        long_axes += room[k] != 1;
+    }
+    return (struct view){.data = data, .shape = room, .strides = room + ndim, .itemsize = width, .ndim = ndim,
+        .type = type, .c_order = 1, .f_order = long_axes < 2, .aligned = !width || !((uintptr_t)data % width)};
+}
+
 /* 1 if no Python code and no Python object has a part in the step. */
 static int is_plain(const struct foreign *foreign, const struct foreign_step *step)
 {
@@ -121,10 +134,10 @@ static enum foreign_answer refuse(Optimizer *self, const struct request *request
         return FOREIGN_SKIPPED;
     }
     if (request->overflow == GLOBAL_NORM)
-        snprintf(step->message, sizeof step->message, "the norm of all gradients is not finite");
+        snprintf(step->message, sizeof step->message, "FloatingPointError: %s", optimc_infinite_norm);
     else
-        snprintf(step->message, sizeof step->message, request->overflow ? "the norm of grads[%td] is not finite"
-            : "grads[%td] is not finite", bad);
+        snprintf(step->message, sizeof step->message, "FloatingPointError: %sgrads[%td] is not finite",
+            request->overflow ? "the norm of " : "", bad);
     return FOREIGN_REFUSED;
 }
 

@@ -14,6 +14,9 @@
 
 struct foreign;
 
+/* The view of an array in C order, as those of frameworks are.  Its shape is in `room`; its strides go behind it. */
+struct view optimc_view_in_order(char *data, int type, size_t width, int ndim, ptrdiff_t *room);
+
 /* The gradient of a weight: of all of it, or of some of its rows; the other is NULL. */
 struct foreign_gradient {
     const struct view *whole;
@@ -29,7 +32,7 @@ struct foreign_step {
     size_t n_places;                    /* optimizer was given its number; they are changed in place */
     const struct foreign_gradient *gradients;
     size_t n_gradients;                 /* one per weight */
-    char message[256];                  /* one line, if the step is refused */
+    char message[256];                  /* one line, "Exception: ...", if the step is refused */
 };
 
 /* REFUSED: a gradient was not finite, a FloatingPointError of Python's.  NEEDS_PYTHON: the step needs what only

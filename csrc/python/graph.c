@@ -279,17 +279,9 @@ static int look(const void *tensor, ptrdiff_t *room, struct view *view)
     const int type = tf.TensorType(tensor), ndim = tf.NumDims(tensor);
     if (type < 0 || (size_t)type >= sizeof types / sizeof *types || !types[type].size || ndim > MOST_AXES)
         return -1;
-    ptrdiff_t *strides = room + ndim, stride = types[type].size;
-    int long_axes = 0;
-    for (int k = ndim; k-- > 0;) {
+    for (int k = 0; k < ndim; k++)
         room[k] = (ptrdiff_t)tf.Dim(tensor, k);
-        strides[k] = stride;
-        stride *= room[k];
-        long_axes += room[k] > 1;
-    }
-    *view = (struct view){.data = tf.TensorData(tensor), .shape = room, .strides = strides,
-        .itemsize = (size_t)types[type].size, .ndim = ndim, .type = types[type].type, .c_order = 1,
-        .f_order = long_axes < 2, .aligned = 1};
+    *view = optimc_view_in_order(tf.TensorData(tensor), types[type].type, (size_t)types[type].size, ndim, room);
     return 0;
 }
 
@@ -375,10 +367,8 @@ static const char *step(struct run *run)
         return OTHER_VALUE;
     if (answer == FOREIGN_NEEDS_PYTHON)
         return step_in_python(run);
-    if (answer == FOREIGN_REFUSED) {
-        PyOS_snprintf(run->message, sizeof run->message, "FloatingPointError: %s", own->message);
-        return run->message;
-    }
+    if (answer == FOREIGN_REFUSED)
+        return own->message;
     if (answer == FOREIGN_DONE)
         give_numbers(run);
     return NULL;

@@ -140,11 +140,26 @@ static PyObject *get_state(Optimizer *self, void *Py_UNUSED(closure))
     return Py_NewRef(self->state ? self->state : Py_None);
 }
 
-static PyObject *get_norm(Optimizer *self, void *Py_UNUSED(closure))
+static PyObject *norm_now(Optimizer *self, PyObject *Py_UNUSED(ignored))
 {
     if (!self->normed)
         Py_RETURN_NONE;
     return PyFloat_FromDouble(self->norm);
+}
+
+static PyObject *get_norm(Optimizer *self, void *Py_UNUSED(closure))
+{
+    return optimc_beside_steps(self, NULL, norm_now);
+}
+
+static PyObject *skipped_now(Optimizer *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyLong_FromLongLong(self->skipped);
+}
+
+static PyObject *get_skipped(Optimizer *self, void *Py_UNUSED(closure))
+{
+    return optimc_beside_steps(self, NULL, skipped_now);
 }
 
 static int optimizer_traverse(Optimizer *self, visitproc visit, void *arg)
@@ -244,6 +259,8 @@ static PyMethodDef own_methods[] = {
 static PyGetSetDef optimizer_getset[] = {
     {"iterations", (getter)get_iterations, (setter)set_iterations,
         "Number of updates so far.  Set it to resume a run.", NULL},
+    {"skipped_steps", (getter)get_skipped, NULL, "Number of steps skipped because a gradient was not finite.",
+        NULL},
     {"last_global_norm", (getter)get_norm, NULL,
         "Norm of all gradients together in the last step that computed it, or None.", NULL},
     {"built", (getter)get_built, NULL, "True if the optimizer is bound to weights.", NULL},
@@ -257,8 +274,6 @@ static PyGetSetDef optimizer_getset[] = {
 };
 
 static PyMemberDef optimizer_members[] = {
-    {"skipped_steps", T_LONGLONG, offsetof(Optimizer, skipped), READONLY,
-        "Number of steps skipped because a gradient was not finite."},
     {"_calls", T_LONGLONG, offsetof(Optimizer, calls), 0, "Steps, those that only accumulated included."},
     {"_skipped", T_LONGLONG, offsetof(Optimizer, skipped), 0, "skipped_steps, to be set."},
     {"_overwrite", T_INT, offsetof(Optimizer, overwrite), 0, "Updates from overwrite to overwrite, or 0."},

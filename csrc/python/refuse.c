@@ -183,9 +183,11 @@ void optimc_ask_swapped(PyObject *grads, PyObject *weights)
     PyErr_Restore(type, value, traceback);
 }
 
+const char optimc_infinite_norm[] = "the norm of all gradients is not finite";
+
 int optimc_refuse_norm(void)
 {
-    PyErr_SetString(PyExc_FloatingPointError, "the norm of all gradients is not finite");
+    PyErr_SetString(PyExc_FloatingPointError, optimc_infinite_norm);
     return -1;
 }
 

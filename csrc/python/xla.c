@@ -29,19 +29,29 @@ static Py_ssize_t item_size(int type)
     return type > 0 && (size_t)type < sizeof sizes ? sizes[type] : 0;
 }
 
+static size_t elements(const struct xla_buffer *buffer)
+{
+    size_t n = 1;
+    for (int64_t k = 0; k < buffer->ndim; k++)
+        n *= (size_t)buffer->shape[k];
+    return n;
+}
+
+static size_t bytes_of(const struct xla_buffer *buffer)
+{
+    return elements(buffer) * (size_t)item_size(buffer->type);
+}
+
 /* Writes the memory of the buffers to `memory`: 0, or -1 with a message. */
 static int find_memory(const struct xla_buffers *given, struct memory_of *memory, char *message, size_t room)
 {
     for (int64_t i = 0; i < given->n; i++) {
         const struct xla_buffer *buffer = given->buffers[i];
-        Py_ssize_t size = item_size(buffer->type);
-        if (!size) {
+        if (!item_size(buffer->type)) {
             PyOS_snprintf(message, room, "XLA passes a buffer of a type unknown here, %d", buffer->type);
             return -1;
         }
-        for (int64_t k = 0; k < buffer->ndim; k++)
-            size *= (Py_ssize_t)buffer->shape[k];
-        memory[i] = (struct memory_of){buffer->data, (size_t)size};
+        memory[i] = (struct memory_of){buffer->data, bytes_of(buffer)};
     }
     return 0;
 }
@@ -119,19 +129,6 @@ struct stepping {
     ptrdiff_t *axes;
 };
 
-static size_t elements(const struct xla_buffer *buffer)
-{
-    size_t n = 1;
-    for (int64_t k = 0; k < buffer->ndim; k++)
-        n *= (size_t)buffer->shape[k];
-    return n;
-}
-
-static size_t bytes_of(const struct xla_buffer *buffer)
-{
-    return elements(buffer) * (size_t)item_size(buffer->type);
-}
-
 static enum type type_of(const struct xla_buffer *buffer)
 {
     return buffer->type == XLA_F32 ? TYPE_F32 : buffer->type == XLA_F64 ? TYPE_F64
@@ -193,17 +190,10 @@ static void write_count(const struct xla_buffer *buffer, int64_t count)
 /* A view of a buffer, in C order as all of XLA's here; its shape and strides go into `room`. */
 static struct view view_of(const struct xla_buffer *buffer, ptrdiff_t *room)
 {
-    const size_t width = (size_t)item_size(buffer->type);
-    const int ndim = (int)buffer->ndim;
-    ptrdiff_t stride = (ptrdiff_t)width;
-    for (int k = ndim; k-- > 0;) {
+    for (int k = 0; k < (int)buffer->ndim; k++)
         room[k] = (ptrdiff_t)buffer->shape[k];
-        room[ndim + k] = stride;
-        stride *= room[k];
-    }
-    return (struct view){.data = buffer->data, .shape = room, .strides = room + ndim, .itemsize = width,
-        .ndim = ndim, .type = (int)type_of(buffer), .c_order = 1, .f_order = ndim < 2,
-        .aligned = !((uintptr_t)buffer->data % (width ? width : 1))};
+    return optimc_view_in_order(buffer->data, (int)type_of(buffer), (size_t)item_size(buffer->type),
+        (int)buffer->ndim, room);
 }
 
 /* Takes memory for the parts of a step: 1, or 0 without memory. */
@@ -297,9 +287,7 @@ static void *step_optimizer(struct xla_frame *frame)
     if (wrong) {
         error = make_error(frame->api, wrong);
     } else if (answer == FOREIGN_REFUSED) {
-        char message[sizeof call.step.message + 32];
-        snprintf(message, sizeof message, "FloatingPointError: %s", call.step.message);
-        error = make_error(frame->api, message);
+        error = make_error(frame->api, call.step.message);
     } else if (answer == FOREIGN_DONE) {
         write_numbers(frame, &call.step);
     }
