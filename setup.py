@@ -53,8 +53,8 @@ if sanitizers:
 
 #: files through which no step of Python's runs, or only a rare one: compiled for size
 OFF_THE_STEP_PATH = {f"{name}.c" for name in (
-    "averages", "bind", "callee", "changes", "coefs", "forks", "homes", "module", "optimizer", "plan_type", "processors",
-    "refuse", "several", "shares", "sources", "tensorflow", "transaction", "turn_type", "warn", "xla")}
+    "averages", "bind", "callee", "changes", "coefs", "forks", "homes", "module", "optimizer", "plan_type",
+    "processors", "refuse", "several", "shares", "sources", "tensorflow", "transaction", "turn_type", "warn", "xla")}
 #: gcc on x86-64, where processors reorder instructions: their order costs a wheel size, and gains no speed
 COMMON = ["-fno-schedule-insns2"]
 #: there, files that are smaller and no slower with -O2

@@ -39,8 +39,9 @@ struct foreign_step {
    Python can do, or its numbers of arrays are not the optimizer's; the caller leaves first. */
 enum foreign_answer { FOREIGN_DONE, FOREIGN_SKIPPED, FOREIGN_REFUSED, FOREIGN_NEEDS_PYTHON };
 
-/* Takes the turn of the optimizer of this number, waiting for it; NULL: the optimizer is gone. */
+/* Takes the turn of the optimizer of this number, waiting for it; NULL: the optimizer is gone, in these words. */
 struct foreign *optimc_foreign_enter(int64_t number);
+#define FOREIGN_GONE "the optimizer of this compiled step is gone"
 
 /* The numbers that a step is to have, and the bytes of a place: a program may have been made for another one. */
 struct foreign_size { size_t scalars, places, gradients; };

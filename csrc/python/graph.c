@@ -20,7 +20,7 @@
 
 #define tf optimc_tf
 
-static const char GONE[] = "the optimizer of this compiled step is gone";
+static const char GONE[] = FOREIGN_GONE;
 static const char NO_MEMORY[] = "no memory";
 static const char OTHER_VALUE[] = "a variable has another shape or type than the optimizer was built for";
 

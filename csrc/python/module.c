@@ -9,6 +9,7 @@
 #include "plan/latch.h"
 #include "plan/pool.h"
 #include "plan/team.h"
+#include "python/foreign.h"
 #include "python/tensors.h"
 
 _Static_assert(sizeof(npy_intp) == sizeof(ptrdiff_t), "shapes and strides are passed as they are");
@@ -124,7 +125,6 @@ static PyObject *core_use_isa(PyObject *module, PyObject *argument)
 
 
 #ifdef OPTIMC_PLANT
-#include "python/foreign.h"
 #include "python/views.h"
 
 #include "python/plant.inc"
@@ -269,7 +269,7 @@ static int add_constants(PyObject *module)
         || PyModule_AddIntMacro(module, CODEC_SPLIT) || PyModule_AddIntMacro(module, CODEC_HALF)
         || PyModule_AddIntMacro(module, CODEC_F16) || PyModule_AddIntMacro(module, TYPE_BF16)
         || PyModule_AddIntMacro(module, TYPE_F32) || PyModule_AddIntMacro(module, TYPE_F64)
-        || PyModule_AddIntMacro(module, TYPE_F16)
+        || PyModule_AddIntMacro(module, TYPE_F16) || PyModule_AddStringMacro(module, FOREIGN_GONE)
         || PyModule_AddIntMacro(module, SUM_BLOCK) || PyModule_AddIntMacro(module, LAST_WHOLE)
         || PyModule_AddIntMacro(module, NO_GRADIENTS)
         || PyModule_AddIntMacro(module, CHECKED) || PyModule_AddIntMacro(module, NOT_AS_PLANNED) ? -1 : 0;

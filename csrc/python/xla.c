@@ -278,7 +278,7 @@ static void *step_optimizer(struct xla_frame *frame)
         return make_error(frame->api, "TypeError: expected an attribute `foreign`, a 64-bit integer");
     struct foreign *foreign = optimc_foreign_enter(*number);
     if (!foreign)
-        return make_error(frame->api, "RuntimeError: the optimizer of this compiled step is gone");
+        return make_error(frame->api, "RuntimeError: " FOREIGN_GONE);
     struct stepping call;
     const char *wrong = read_call(foreign, frame, &call);
     const enum foreign_answer answer = wrong ? FOREIGN_REFUSED : optimc_foreign_step(foreign, &call.step);

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from optimc._core import FOREIGN_GONE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -39,7 +41,7 @@ class Traced:
     def call(cls, number: int, given: tuple[memoryview, ...], made: tuple[memoryview, ...]) -> None:
         traced = cls.known.get(number)
         if traced is None:
-            raise RuntimeError("the optimizer of this compiled step is gone")
+            raise RuntimeError(FOREIGN_GONE)
         traced.function(*([_array(memory, *like) for memory, like in zip(memories, likes, strict=True)]
                           for memories, likes in ((given, traced.given), (made, traced.made))))
 
