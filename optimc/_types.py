@@ -66,5 +66,5 @@ Pairs: TypeAlias = Iterable[tuple[Gradient, Array]]
 Loss = TypeVar("Loss")
 CheckFinite: TypeAlias = Literal["propagate", "raise", "skip"]
 #: storage of slots: of all, or by slot
-StateDtype: TypeAlias = Literal["bfloat16", "int8"] | Mapping[str, str | None] | None
+StateDtype: TypeAlias = Literal["float32", "bfloat16", "int8"] | Mapping[str, str | None] | None
 Style: TypeAlias = Literal["keras", "torch", "optax"]

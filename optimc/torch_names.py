@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 #: optimc's arguments about storage, which a parameter group may have beside torch's
-STORAGE: dict[str, Any] = {"state_dtype": None, "master_weights": True, "seed": 0}
+STORAGE: dict[str, Any] = {"state_dtype": None, "master_weights": True, "stochastic_round": False, "seed": 0}
 #: the key of the master of a parameter of 16 bits in its state, as Transformer Engine names it
 MASTER = "master_param"
 #: the key of the order of memory, a tuple of axes, beside slots of 8 bits
@@ -104,12 +104,25 @@ class Counterpart(NamedTuple):
         return dict(zip(keys, map(kind, numbers), strict=False))
 
     def storage(self, group: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments about storage that a group has, in the words of optimc."""
+        """The arguments about storage that a group has, in the words of optimc.
+
+        What `rounds_to_nearest` says has none: there 16 bits have masters, unless an adapter does without.
+
+        Raises:
+            TypeError, ValueError: `stochastic_round` is no bool, or asks for what a master excludes.
+        """
         given = {name: group[name] for name in STORAGE if name in group}
+        at_random = given.pop("stochastic_round", False)
+        if not isinstance(at_random, bool):
+            raise TypeError(f"stochastic_round must be a bool, got {type(at_random).__name__}")
+        if at_random and given.get("master_weights", True):
+            raise ValueError("stochastic_round=True is for parameters without a master: pass master_weights=False")
+        if rounds_to_nearest(group):
+            given["master_weights"] = True
         if "state_dtype" in given:
             value, ours = given["state_dtype"], {theirs: slot for slot, theirs in self.slots.items()}
             given["state_dtype"] = {ours.get(slot, slot): _word(choice) for slot, choice in value.items()} \
-                if isinstance(value, dict) else None if _word(value) == "float32" else _word(value)
+                if isinstance(value, dict) else _word(value)
         return given
 
     def in_torchs_words(self, message: str) -> str:
@@ -152,6 +165,11 @@ class Counterpart(NamedTuple):
         """The number that a slot or scalar, by torch's key, starts from in a parameter group; None for ITSELF."""
         value = self.initial.get(key, 0.0)
         return None if value == ITSELF else float(group[value] if isinstance(value, str) else value)
+
+
+def rounds_to_nearest(group: Mapping[str, Any]) -> bool:
+    """True if parameters of 16 bits in a group have no masters, and are rounded as torch's own optimizers round."""
+    return group.get("master_weights", True) is False and not group.get("stochastic_round", False)
 
 
 def _word(dtype: Any) -> Any:

@@ -169,7 +169,8 @@ def torch_stub(name, bases, places, keywords):
                     for found in (places, keywords))
     return "\n".join([f"class {name}({bases}):", "    def __init__(\n        self,", "        params: ParamsT,",
                       *given, "        *,", *named, "        state_dtype: StateDtype = None,",
-                      "        master_weights: bool = True,", "        seed: int = 0,", "    ) -> None: ...", ""])
+                      "        master_weights: bool = True,", "        stochastic_round: bool = False,",
+                      "        seed: int = 0,", "    ) -> None: ...", ""])
 
 
 def arguments(name):

@@ -77,7 +77,7 @@ def plan_of(optimizer: Optimizer, weights: Sequence[Array], state: State) -> _co
             master=state.masters and state.masters[i], number=places[i].number, begin=places[i].begin,
             decay=-1 if i in excluded else optimizer._index[optimizer._decay_of(kernel)],
             factor=optimizer._factor(weight), group=groups[i], waiting=state.waiting[i],
-            to_nearest=optimizer._to_nearest)
+            to_nearest=narrow.is_to_nearest(optimizer, weight))
     plan.seal()
     return plan
 
@@ -192,7 +192,7 @@ class Making(NamedTuple):
             value = held if old_codec is None else narrow.decoded(old_codec, held, old_plain)
         else:
             value = self.optimizer._initial(slot, self.weights[i], self.groups[i])
-        narrow.fill(self.optimizer, self.kernels[i], k, value, plain, array, self.places[i])
+        narrow.fill(self.optimizer, self.kernels[i], slot, value, self.weights[i], array, self.places[i])
 
     def _label(self, i: int) -> str:
         return f"weights[{self.names[i] if self.names else i!r}]"

@@ -65,6 +65,7 @@ ELSEWHERE = {
     "block_size": Other("torchao", (), _EIGHT_BITS),
     "block_wise": Other("bitsandbytes", (), _EIGHT_BITS),
     "min_8bit_size": Other("bitsandbytes", (), 'state_dtype="int8" leaves out weights below 4096 elements'),
+    "stochastic_round": Other("optimc.torch", (), _AT_RANDOM),
     "bf16_stochastic_round": Other("torchao", (), _AT_RANDOM),
     "stochastic_rounding": Other("", (), _AT_RANDOM),
     "kahan_sum": Other("optimi", (), _MASTER),

@@ -27,11 +27,14 @@ if TYPE_CHECKING:
 #: weights with fewer elements keep float32 slots under state_dtype="int8", as users of 8-bit optimizers expect
 LEAST_INT8 = 4096
 CHOICES = ("bfloat16", "int8")
+WORDS = ("float32", *CHOICES)           # the first: no fewer bits than the weight's
 HALVES, BYTES, RESTS = np.dtype(np.uint16), np.dtype(np.uint8), np.dtype(np.int16)
 CODECS: dict[tuple[np.dtype[Any], int], int] = {
     (HALVES, _core.NEAREST): _core.CODEC_BF16, (HALVES, _core.RANDOM): _core.CODEC_BF16_RANDOM,
     (BYTES, _core.NEAREST): _core.CODEC_S8, (BYTES, _core.RANDOM): _core.CODEC_U8_RANDOM,
     (HALVES, _core.NEAREST_16): _core.CODEC_BF16,
+    **{(np.dtype(np.float16), rounding): _core.CODEC_F16
+       for rounding in (_core.NEAREST, _core.RANDOM, _core.NEAREST_16)},
 }
 SCALE = np.dtype(np.float32)
 #: the type of the master of a weight, by the name of the weight's
@@ -58,7 +61,6 @@ def check_state_dtype(name: str, value: object) -> Any:
     """The `check` of `state_dtype`: None, a word, or a dict of slots to them, which is sorted by slot."""
     by_slot = isinstance(value, dict)
     entries: dict[Any, Any] = dict(value) if isinstance(value, dict) else {None: value}
-    allowed = ("float32", *CHOICES) if by_slot else CHOICES
     for slot, choice in entries.items():
         label = f"{name}[{slot!r}]" if by_slot else name
         if by_slot and not isinstance(slot, str):
@@ -66,8 +68,8 @@ def check_state_dtype(name: str, value: object) -> Any:
         if choice is not None and not isinstance(choice, str):
             raise TypeError(f"{label} must be None or a str{'' if by_slot else ', or a dict of slots to them'}, got "
                             f"{type(choice).__name__}")
-        if choice is not None and choice not in allowed:
-            raise ValueError(f"{label} must be None, {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}, got "
+        if choice is not None and choice not in WORDS:
+            raise ValueError(f"{label} must be None, {', '.join(map(repr, WORDS[:-1]))} or {WORDS[-1]!r}, got "
                              f"{choice!r}")
     return dict(sorted(entries.items(), key=str)) if by_slot else value
 
@@ -132,6 +134,9 @@ def slot_like(optimizer: Optimizer, kernel: str, slot: str, weight: Array | Like
     given = optimizer._state_dtype_of(group)
     by_slot = isinstance(given, dict)
     choice = given.get(slot) if isinstance(given, dict) else given
+    if choice is None and is_to_nearest(optimizer, weight) and "bfloat16" in choices_of(optimizer, slot):
+        dtype = like_of(weight).dtype
+        return plain._replace(dtype=dtype if name_of(dtype) == "float16" else HALVES)
     if choice not in CHOICES or slot in optimizer._scratch_slots:
         return plain
     if choice not in choices_of(optimizer, slot):
@@ -139,6 +144,11 @@ def slot_like(optimizer: Optimizer, kernel: str, slot: str, weight: Array | Like
     if choice == "int8" and not by_slot and place.size < LEAST_INT8:
         return plain
     return coded_like(plain, choice)
+
+
+def is_to_nearest(optimizer: Optimizer, weight: Array | Like) -> bool:
+    """True if a weight and its slots are rounded to nearest in 16 bits, for an adapter: it has no master."""
+    return name_of(weight.dtype) in optimizer._to_nearest
 
 
 def coded_like(plain: Like, choice: str) -> Like:
@@ -152,7 +162,7 @@ def master_like(optimizer: Optimizer, weight: Array | Like, label: str) -> Like 
     """The `Like` of the master of a weight; None if it has none."""
     like = like_of(weight)
     name = name_of(like.dtype)
-    if optimizer._to_nearest:
+    if name in optimizer._to_nearest:
         return None
     if name == "float16" and not optimizer.master_weights:
         raise ValueError(f"{label}: float16 weights need a master, and only bfloat16 weights can be rounded at "
@@ -181,14 +191,13 @@ def encode(codec: int, numbers: Any, plain: Like, codes: Array, key: int = 0, be
     _core.encode(codec, flat, codes, master, key, begin)
 
 
-def fill(optimizer: Optimizer, kernel: str, k: int, value: Any, plain: Like, array: Array, place: Place) -> None:
-    """Puts numbers into the array that is slot number k of a weight with a kernel, encoded if it is narrow.
-
-    Args:
-        value: the numbers, which are broadcast.
-        plain: the `Like` of the slot as plain numbers.
-    """
+def fill(optimizer: Optimizer, kernel: str, slot: str, value: Any, weight: Array | Like, array: Array,
+         place: Place) -> None:
+    """Puts numbers, which are broadcast, into the array of a slot of a weight with a kernel, encoded if narrow."""
+    k, plain = slots_of(kernel)[slot], optimizer._slot_like(slot, weight)
     codec = codec_of(kernel, k, array)
+    if array.dtype == HALVES and is_to_nearest(optimizer, weight):
+        codec = _core.CODEC_BF16
     if codec is None:
         array[...] = value
     else:

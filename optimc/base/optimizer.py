@@ -50,7 +50,7 @@ from optimc.base.storage import like_of
 
 if TYPE_CHECKING:
     import inspect
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from typing import ClassVar, Self
 
     from optimc._types import (
@@ -102,9 +102,10 @@ class Optimizer(Scalars, _core.Optimizer, Elsewhere):
             elements that move (Liang et al., 2024, arXiv 2411.16085, algorithm 2).  Counting them reads the
             gradient and the slots once more.
         maximize: maximize instead of minimizing: gradients are negated.
-        state_dtype: storage of the slots: None is the type of the weight.  "bfloat16" halves their bytes.  "int8"
-            takes a quarter, for weights of at least 4,096 elements.  A dict of slots to these words holds for
-            weights of every size.  Averages of squares are rounded at random.  Groups may have their own.
+        state_dtype: storage of the slots: None is the type of the weight, and float32 for one of 16 bits.
+            "bfloat16" halves their bytes.  "int8" takes a quarter, for weights of at least 4,096 elements.  A dict
+            of slots to these words holds for weights of every size.  Averages of squares are rounded at random.
+            Groups may have their own; there "float32" means none in fewer bits.
         master_weights: keep what bfloat16 and float16 weights lack of a float32, so that steps lose nothing.
             Without it, bfloat16 weights are rounded at random.
         seed: of random rounding, a whole number >= 0.
@@ -126,7 +127,8 @@ class Optimizer(Scalars, _core.Optimizer, Elsewhere):
     styles: dict[str, dict[str, object]] = {}
     #: slots that are scratch memory, not state
     _scratch_slots: tuple[str, ...] = ()
-    _to_nearest = False             # for adapters: 16 bits are rounded to nearest, and weights have no masters
+    #: for adapters: the types of weights that have no masters, and whose 16 bits and slots' are rounded to nearest
+    _to_nearest: Collection[str] = ()
     #: slots that start from a weight or the learning rate at the first step
     _late_slots: tuple[str, ...] = ()
     #: True if each element can be stepped without the rest of its weight

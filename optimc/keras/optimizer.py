@@ -20,7 +20,7 @@ from optimc.base import documents, keras_order, narrow, storage
 from optimc.base.arguments import Value
 from optimc.base.names import counted
 from optimc.base.optimizer import Optimizer
-from optimc.base.rules import kept_slots, slots_of
+from optimc.base.rules import kept_slots
 from optimc.base.storage import Like, like_of
 from optimc.keras import masters
 from optimc.keras.backends import BFLOAT16, Slices, backend
@@ -188,7 +188,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):
         if stored == plain:
             return self._add_beside(layout.names[i], name, plain, keras.initializers.Constant(initial))
         codes = np.zeros(stored.shape, stored.dtype)
-        narrow.fill(inner, kernel, slots_of(kernel)[slot], initial, plain, codes, place)
+        narrow.fill(inner, kernel, slot, initial, like, codes, place)
         codes = codes.view(BFLOAT16) if stored.dtype == narrow.HALVES else codes
         return self._add_beside(layout.names[i], name, like_of(codes),
                                 lambda shape, dtype: keras.ops.convert_to_tensor(codes, dtype))

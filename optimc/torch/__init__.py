@@ -17,12 +17,16 @@ Gradients may be sparse by rows, as those of `torch.nn.Embedding(sparse=True)`, 
 `SparseAdam`.  Such a step is *lazy*: rows that do not occur are not touched, neither by the rule nor by decay or
 momentum.  Values of a row that occurs several times are added up in order of occurrence.
 
-Three arguments are optimc's, by keyword, of each class but Muon.  They are keys of a parameter group where they are
+Four arguments are optimc's, by keyword, of each class but Muon.  They are keys of a parameter group where they are
 given.
 
-- `state_dtype`: None, "bfloat16" or "int8", or a dict of torch's keys of slots to these words: the storage of slots.
+- `state_dtype`: None, "float32", "bfloat16" or "int8", or a dict of torch's keys of slots to these words: the storage
+  of slots.
 - `master_weights=True`: keep what bfloat16 and float16 parameters lack of a float32, as "master_param" in the state.
-  Without it bfloat16 parameters are rounded at random.
+  With False they are rounded to nearest at the end of a step, and slots have the type of their parameter unless
+  `state_dtype` says another, as in torch.
+- `stochastic_round=False`: with `master_weights=False`, round bfloat16 parameters at random, which is right on
+  average.
 - `seed=0`: of random rounding.
 
 For parameters on an accelerator `OffloadAdam`, `OffloadAdamW` and so on keep masters, state and step on the host: see
@@ -78,7 +82,7 @@ def _make(name: str) -> Any:
         torch.optim.{name} with the step in C.  Arguments, formula and state are torch's.
 
         foreach has no effect, and fused=True lets a GradScaler leave its scale to the step.  Beside torch's arguments
-        it takes state_dtype, master_weights and seed, by keyword: see help(optimc.torch).
+        it takes state_dtype, master_weights, stochastic_round and seed, by keyword: see help(optimc.torch).
         """, ".to_sparse()" * is_sparse)
 
 
@@ -88,8 +92,8 @@ def _make_own(name: str) -> Any:
         optimc.{name} for parameters of torch: a torch.optim.Optimizer with the formula and the bits of that class.
 
         Its arguments are in torch's words: {', '.join(OWN[name].arguments)}.  The state has the keys step,
-        {', '.join(OWN[name].slots.values())}.  It takes state_dtype, master_weights and seed too, by keyword: see
-        help(optimc.torch).  For the formula see help(optimc.{name}).
+        {', '.join(OWN[name].slots.values())}.  It takes state_dtype, master_weights, stochastic_round and seed too,
+        by keyword: see help(optimc.torch).  For the formula see help(optimc.{name}).
         """, "")
 
 

@@ -32,6 +32,7 @@ class SGD(TorchOptimizer, torch.optim.SGD):
         fused: bool | None = None,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -53,6 +54,7 @@ class Adam(TorchOptimizer, torch.optim.Adam):
         decoupled_weight_decay: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -67,6 +69,7 @@ class SparseAdam(SparseOptimizer, torch.optim.SparseAdam):
         *,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -87,6 +90,7 @@ class AdamW(TorchOptimizer, torch.optim.AdamW):
         fused: bool | None = None,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -107,6 +111,7 @@ class RMSprop(TorchOptimizer, torch.optim.RMSprop):
         *,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -126,6 +131,7 @@ class Adagrad(TorchOptimizer, torch.optim.Adagrad):
         fused: bool | None = None,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -144,6 +150,7 @@ class Adadelta(TorchOptimizer, torch.optim.Adadelta):
         differentiable: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -161,6 +168,7 @@ class Adafactor(TorchOptimizer, torch.optim.Adafactor):
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -179,6 +187,7 @@ class Adamax(TorchOptimizer, torch.optim.Adamax):
         capturable: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -199,6 +208,7 @@ class NAdam(TorchOptimizer, torch.optim.NAdam):
         differentiable: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -218,6 +228,7 @@ class RAdam(TorchOptimizer, torch.optim.RAdam):
         differentiable: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -235,6 +246,7 @@ class Rprop(TorchOptimizer, torch.optim.Rprop):
         differentiable: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -254,6 +266,7 @@ class ASGD(TorchOptimizer, torch.optim.ASGD):
         *,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -271,6 +284,7 @@ class AdaBelief(OwnOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -287,6 +301,7 @@ class Adan(OwnOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -306,6 +321,7 @@ class Ftrl(OwnOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -326,6 +342,7 @@ class LARS(OwnOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -342,6 +359,7 @@ class Lamb(OwnOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -357,6 +375,7 @@ class Lion(OwnOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -372,6 +391,7 @@ class RowwiseAdagrad(OwnOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -388,6 +408,7 @@ class ScheduleFreeAdamW(ScheduleFreeOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -408,6 +429,7 @@ class Yogi(OwnOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -428,6 +450,7 @@ class OffloadSGD(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -450,6 +473,7 @@ class OffloadAdam(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -471,6 +495,7 @@ class OffloadAdamW(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -492,6 +517,7 @@ class OffloadRMSprop(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -512,6 +538,7 @@ class OffloadAdagrad(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -531,6 +558,7 @@ class OffloadAdadelta(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -549,6 +577,7 @@ class OffloadAdafactor(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -568,6 +597,7 @@ class OffloadAdamax(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -589,6 +619,7 @@ class OffloadNAdam(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -609,6 +640,7 @@ class OffloadRAdam(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -627,6 +659,7 @@ class OffloadRprop(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -647,6 +680,7 @@ class OffloadASGD(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -665,6 +699,7 @@ class OffloadAdaBelief(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -682,6 +717,7 @@ class OffloadAdan(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -702,6 +738,7 @@ class OffloadFtrl(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -723,6 +760,7 @@ class OffloadLARS(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -740,6 +778,7 @@ class OffloadLamb(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -756,6 +795,7 @@ class OffloadLion(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -772,6 +812,7 @@ class OffloadRowwiseAdagrad(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -789,6 +830,7 @@ class OffloadScheduleFreeAdamW(OffloadedScheduleFree):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -810,5 +852,6 @@ class OffloadYogi(Offloaded):
         offload_gradients: bool = False,
         state_dtype: StateDtype = None,
         master_weights: bool = True,
+        stochastic_round: bool = False,
         seed: int = 0,
     ) -> None: ...

@@ -370,10 +370,10 @@ class Cohorts:
     def _keys_now(self) -> tuple[str, ...]:
         """torch's keys of the count and the scalars.
 
-        torch's SGD keeps no count.  The random numbers by which weights without masters are rounded depend on one.
+        torch's SGD keeps no count.  The random numbers by which parameters are rounded depend on one.
         """
         groups = self._optimizer.__dict__.get("param_groups", ())
-        rounds = any(not group.get("master_weights", True) for group in groups)
+        rounds = any(group.get("stochastic_round", False) for group in groups)
         return ("step", *self._counterpart.scalars) if self._counterpart.counts_steps or rounds else ()
 
     def refresh(self) -> None:
@@ -450,7 +450,7 @@ class Cohorts:
     def _kind(self, group: Config) -> tuple[Any, ...]:
         """The facts that parameters of one cohort have in common."""
         return (*(group[name] for name in self._flags),
-                *(group.get(name, STORAGE[name]) for name in ("master_weights", "seed")))
+                *(group.get(name, STORAGE[name]) for name in ("master_weights", "stochastic_round", "seed")))
 
     def _adopt(self, made: list[Cohort], resting: list[Member]) -> None:
         """Takes over cohorts.  The first one's inner optimizer watches what all plans depend on."""

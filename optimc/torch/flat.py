@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from optimc.base import storage
 from optimc.torch import tensors
 from optimc.torch.bare import PLAIN
 
@@ -49,7 +50,7 @@ class Plan:
         self._places = dict.fromkeys(slots)
         for name in values:
             inner._set_item(0, inner._index[name], values, name, -1, name == "weight_decay")
-        inner._to_nearest = True
+        inner._to_nearest = frozenset(storage.TYPES)
         self._bind(*(torch.empty(size, dtype=dtype) for dtype in types))        # no page is ever touched
         kept = tuple((0, k, self._places, slot) for k, slot in enumerate(slots))
         inner._prepare_tensors((None,), (), kept, PLAIN)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from optimc import registry
+from optimc.base import narrow
+from optimc.torch_names import rounds_to_nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +64,9 @@ def without_values(counterpart: Counterpart, sources: Sequence[Source], groups: 
         others.append({"weights": [i for i, (_, own) in enumerate(members) if own is group],
                        "state_dtype": {} if choice is None else choice})        # {}: no slot in fewer bits
     try:
-        return registry.classes[counterpart.name](**flags, **counterpart.storage(first),
-                                                  style=counterpart.style, groups=others)
+        inner = registry.classes[counterpart.name](**flags, **counterpart.storage(first),
+                                                   style=counterpart.style, groups=others)
     except ValueError as error:
         raise ValueError(counterpart.in_torchs_words(str(error))) from None
+    inner._to_nearest = narrow.MASTERS if rounds_to_nearest(first) else ()
+    return inner

@@ -90,7 +90,7 @@ def with_own_storage(state_dict: Config, param_groups: Sequence[Config]) -> Conf
     theirs = state_dict["param_groups"]
     if len(theirs) != len(param_groups):
         return state_dict                           # which torch refuses
-    names = ("state_dtype", "master_weights")
+    names = ("state_dtype", "master_weights", "stochastic_round")
     return {**state_dict, "param_groups": [
         {**{name: group[name] for name in (*names, "seed") if name in group},
          **{name: value for name, value in their.items() if name not in names}}

@@ -243,14 +243,8 @@ class Slots:
 
     def _encode(self, array: Array, numbers: Any, key: str, i: int) -> None:
         """Stores numbers in a new array for a slot."""
-        slot, k = self.keys[key]
-        codec = narrow.codec_of(self._kernels[i], k, array)
-        if codec is None:
-            array[...] = numbers
-            return
-        before_any_update = 0
-        key_of_numbers = _core.random_key(self.inner.seed, self.places[i].number, before_any_update, k)
-        narrow.encode(codec, numbers, self.inner._slot_like(slot, self.weights[i]), array, key_of_numbers)
+        slot, _ = self.keys[key]
+        narrow.fill(self.inner, self._kernels[i], slot, numbers, self.weights[i], array, self.places[i])
 
 
 def _axes_of(state: Config) -> tuple[int, ...] | None:

@@ -29,6 +29,7 @@ HALVES = (torch.bfloat16, torch.float16)
 #: NumPy's types of slots and masters -> torch's
 DTYPES: dict[np.dtype[Any], torch.dtype] = {
     storage.FLOAT32: torch.float32, storage.FLOAT64: torch.float64, narrow.HALVES: torch.bfloat16,
+    np.dtype(np.float16): torch.float16,
     narrow.BYTES: torch.uint8, narrow.RESTS: torch.int16}
 
 #: the table by which C looks at tensors; None before torch 2.10: then steps go through NumPy views

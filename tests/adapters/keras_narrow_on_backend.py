@@ -221,7 +221,7 @@ def test_refusals():
         optimc.keras.Adam(master_weights=False).build(half)
     with pytest.raises(ValueError, match=r"^state_dtype: the slot 'size' of Rprop must stay float32"):
         optimc.keras.Rprop(state_dtype="int8")
-    with pytest.raises(ValueError, match=r"^state_dtype must be None, 'bfloat16' or 'int8', got 'float8'$"):
+    with pytest.raises(ValueError, match=r"^state_dtype must be None, .* or 'int8', got 'float8'$"):
         optimc.keras.Adam(state_dtype="float8")
     with pytest.raises(TypeError, match=r"^whole: expected a variable of float32, .* got int32$"):
         optimc.keras.Adam().build([keras.Variable(np.ones(2), dtype="int32", trainable=False, name="whole")])

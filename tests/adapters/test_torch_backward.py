@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 from conftest import require
-from torch_cases import DENSE
+from torch_cases import AT_RANDOM, DENSE
 
 from optimc.torch_own import OWN
 
@@ -60,7 +60,7 @@ def test_the_steps_are_those_after_the_backward_pass(name):
             assert torch.equal(torch.as_tensor(mine["state"][index][key]), torch.as_tensor(value)), key
 
 
-@pytest.mark.parametrize("options", [{}, {"state_dtype": "bfloat16", "master_weights": False}])
+@pytest.mark.parametrize("options", [{}, {"master_weights": False}, {"state_dtype": "bfloat16", **AT_RANDOM}])
 def test_parameters_of_16_bits(options):
     within, after = pair(dtype=torch.bfloat16, options=options)
     train(within, after)

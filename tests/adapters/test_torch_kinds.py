@@ -4,7 +4,7 @@ import copy
 
 import pytest
 from conftest import require
-from torch_cases import bits, close, each_class, same, set_grads
+from torch_cases import AT_RANDOM, bits, close, each_class, same, set_grads
 
 torch = require("torch")
 ot = pytest.importorskip("optimc.torch")
@@ -75,7 +75,7 @@ def test_parameters_may_interlock():
     assert (whole[:, ::2] == 0.5).all() and (whole[:, 1::2] == 1.5).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"master_weights": False, "seed": 3}, {"state_dtype": "int8"},
+@pytest.mark.parametrize("options", [{}, {**AT_RANDOM, "seed": 3}, {"master_weights": False}, {"state_dtype": "int8"},
                                      {"state_dtype": "bfloat16"}], ids=str)
 def test_storage_of_parameters_with_gaps(options):
     """The bits are those of a dense parameter."""

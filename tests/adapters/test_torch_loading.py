@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 from conftest import require
-from torch_cases import each_case, each_storage, halves, parameters, run, same
+from torch_cases import AT_RANDOM, each_case, each_storage, halves, parameters, run, same
 
 torch = require("torch")
 require("ml_dtypes")
@@ -148,7 +148,7 @@ def test_wrong_state_is_refused_before_anything_changes():
 def test_a_count_is_kept_where_weights_are_rounded_at_random():
     """torch's SGD keeps none, and would draw the same numbers again."""
     params = halves(shapes=[(500,)])
-    ours = ot.SGD(params, lr=0.01, master_weights=False)
+    ours = ot.SGD(params, lr=0.01, **AT_RANDOM)
     run(ours, params, 4)
     assert ours.state[params[0]]["step"] == 4
     assert "step" not in ot.SGD(halves(), lr=0.1).state_dict()["state"]

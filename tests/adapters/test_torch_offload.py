@@ -6,7 +6,7 @@ import re
 
 import pytest
 from conftest import require
-from torch_cases import DENSE
+from torch_cases import AT_RANDOM, DENSE
 
 from optimc.torch_own import OWN
 
@@ -17,8 +17,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook  # noqa: E40
 from optimc.torch import host  # noqa: E402
 
 KINDS = [(torch.float32, {}), (torch.float32, {"state_dtype": "bfloat16"}), (torch.bfloat16, {}),
-         (torch.bfloat16, {"state_dtype": "bfloat16", "master_weights": False, "seed": 3})]
-each_kind = pytest.mark.parametrize("dtype,storage", KINDS, ids=["float32", "narrow state", "bfloat16", "random"])
+         (torch.bfloat16, {"master_weights": False}),
+         (torch.bfloat16, {"state_dtype": "bfloat16", **AT_RANDOM, "seed": 3})]
+each_kind = pytest.mark.parametrize("dtype,storage", KINDS,
+                                    ids=["float32", "narrow state", "bfloat16", "to nearest", "random"])
 
 
 @pytest.fixture(autouse=True)

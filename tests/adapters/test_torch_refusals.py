@@ -10,6 +10,8 @@ from conftest import require
 from places import ROOT
 from torch_cases import close, each_class, parameters, set_grads
 
+from optimc.torch_names import STORAGE
+
 torch = require("torch")
 ot = pytest.importorskip("optimc.torch")
 
@@ -184,11 +186,11 @@ def test_a_class_that_torch_does_not_have(name, message):
 @each_class
 def test_signatures_are_torchs_and_those_of_subclasses_their_own(name):
     cls = getattr(ot, name)
-    *theirs, state_dtype, master_weights, seed = inspect.signature(cls).parameters.values()
+    parameters = [*inspect.signature(cls).parameters.values()]
+    theirs, ours = parameters[:-len(STORAGE)], parameters[-len(STORAGE):]
     assert theirs == [*inspect.signature(getattr(torch.optim, name)).parameters.values()]
-    assert [str(parameter) for parameter in (state_dtype, master_weights, seed)] == [
-        "state_dtype=None", "master_weights=True", "seed=0"]
-    assert {parameter.kind for parameter in (state_dtype, master_weights, seed)} == {inspect.Parameter.KEYWORD_ONLY}
+    assert {parameter.name: parameter.default for parameter in ours} == STORAGE
+    assert {parameter.kind for parameter in ours} == {inspect.Parameter.KEYWORD_ONLY}
 
     class Own(cls):
         def __init__(self, params, mine=3, **kwargs):

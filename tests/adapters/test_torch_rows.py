@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from torch_cases import BY_ROWS, HALVES, bits, close, each_half, ot, same, torch
+from torch_cases import AT_RANDOM, BY_ROWS, HALVES, bits, close, each_half, ot, same, torch
 
 import optimc
 from optimc.torch import tensors
@@ -176,8 +176,8 @@ def test_parameters_of_16_bits_have_masters(name, dtype):
         assert (half.float() - real).abs().max() <= 2 ** -8 * real.abs().max()
 
 
-@pytest.mark.parametrize("storage", [{"state_dtype": "bfloat16"}, {"state_dtype": "int8"}, {"master_weights": False}],
-                         ids=str)
+@pytest.mark.parametrize("storage", [{"state_dtype": "bfloat16"}, {"state_dtype": "int8"}, AT_RANDOM,
+                                     {"master_weights": False}], ids=str)
 def test_state_in_fewer_bits(storage):
     p = table(HALVES[0], (ROWS, 256))
     ours = ot.SparseAdam([p], lr=0.01, **storage)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import require
 from torch_cases import (
+    AT_RANDOM,
     DENSE,
     HALVES,
     STORAGES,
@@ -28,6 +29,8 @@ from torch_cases import (
 
 import optimc
 from optimc import _core
+from optimc.base.narrow import choices_of
+from optimc.torch_names import STORAGE, rounds_to_nearest
 
 torch = require("torch")
 ml_dtypes = require("ml_dtypes")
@@ -133,13 +136,91 @@ def test_masters_are_reset_when_a_program_says_so():
         assert same(p, split(q)[0] if dtype == torch.bfloat16 else q.detach().half())
 
 
+# ---------------------------------------------------------------------------------------- as torch rounds
+
+
+def share_apart(mine, exact):
+    """The share of numbers that are not the exact ones rounded, but close to them: others fail."""
+    if mine.dtype == torch.float32:
+        torch.testing.assert_close(mine, exact, rtol=1e-5, atol=1e-6)
+        return 0
+    expected = exact.to(mine.dtype)
+    torch.testing.assert_close(mine, expected, rtol=2.0 ** -7, atol=1e-4)
+    return (mine != expected).float().mean()
+
+
+@each_half
+@each_case
+def test_without_masters_a_step_ends_with_rounding_to_nearest(name, options, dtype):
+    """From parameters and slots of 16 bits: torch's step of the same numbers in float32, rounded once."""
+    narrow = halves(dtype)
+    ours = getattr(ot, name)(narrow, master_weights=False, **options)
+    for step in range(4):
+        real = wide(narrow)
+        theirs = getattr(torch.optim, name)(real, **options)
+        theirs.load_state_dict(copy.deepcopy(ours.state_dict()))
+        set_both(step, narrow, real)
+        ours.step()
+        theirs.step()
+        for p, q in zip(narrow, real, strict=True):
+            assert "master_param" not in ours.state[p]
+            of_torch = theirs.state[q]
+            assert ours.state[p].keys() == of_torch.keys() and p.dtype == dtype
+            assert share_apart(p, q) <= max(0.01, 1 / p.numel())
+            for slot, key in ours._counterpart.slots.items():
+                mine, inner = ours.state[p].get(key), ours._cohorts.all[0].inner
+                if mine is not None:
+                    assert mine.dtype == (dtype if choices_of(inner, slot) else torch.float32)
+                    assert share_apart(mine, of_torch[key]) <= max(0.01, 1 / mine.numel())
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adagrad"])
+def test_without_masters_states_are_those_of_torch(name):
+    lists = halves(), halves()
+    ours = getattr(ot, name)(lists[0], lr=0.01, master_weights=False)
+    theirs = getattr(torch.optim, name)(lists[1], lr=0.01, fused=name != "SGD")      # its fused step errs here
+    for step in range(20):
+        set_grads(step, *lists)
+        ours.step()
+        theirs.step()
+    for p, q in zip(*lists, strict=True):
+        kinds = [{key: getattr(value, "dtype", None) for key, value in one.items()}
+                 for one in (ours.state[p], theirs.state[q])]
+        assert kinds[0] == kinds[1]
+        assert (p != q).float().mean() < 0.2 or p.numel() < 100         # torch rounds some of its products, too
+        torch.testing.assert_close(p, q, rtol=0.02, atol=0.002)
+    saved = copy.deepcopy(theirs.state_dict())
+    theirs.load_state_dict(copy.deepcopy(ours.state_dict()))
+    ours.load_state_dict(saved)
+    set_grads(20, *lists)
+    ours.step()
+    theirs.step()
+
+
+def test_only_what_has_16_bits_is_rounded_so():
+    """Slots of a float32 parameter in the same group are stored as `state_dtype` says."""
+    both = [[*halves(shapes=[(500,)]), *parameters(shapes=[(500,)])] for _ in range(2)]
+    for params, storage in zip(both, ({}, {"state_dtype": "bfloat16"}), strict=True):
+        ours = ot.Adam(params, lr=0.01, master_weights=False, **storage)
+        run(ours, params, 3)
+        assert len(ours._cohorts.all) == 1
+        assert [ours.state[p]["exp_avg_sq"].dtype for p in params] == [
+            torch.bfloat16, torch.bfloat16 if storage else torch.float32]
+    assert same(both[0][0], both[1][0])
+
+
 # ------------------------------------------------------------------------------------- slots in fewer bits
 
 
 def core_of(name, storage, shapes):
     cls = {"NAdam": "Nadam"}.get(name, name)
+    to_nearest, storage = rounds_to_nearest(storage), {**storage}
+    at_random = storage.pop("stochastic_round", False)
+    storage["master_weights"] = not at_random
     weights = [p.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy() for p in halves(shapes=shapes)]
-    return getattr(optimc, cls)(style="torch", **storage), weights
+    optimizer = getattr(optimc, cls)(style="torch", **storage)
+    optimizer._to_nearest = ["bfloat16"] * to_nearest
+    return optimizer, weights
 
 
 @each_storage
@@ -209,7 +290,7 @@ def test_seeds_differ():
     results = []
     for seed in (0, 0, 1):
         params = halves()
-        run(ot.Adam(params, master_weights=False, seed=seed), params, 3)
+        run(ot.Adam(params, **AT_RANDOM, seed=seed), params, 3)
         results.append(params)
     assert all(map(same, results[0], results[1])) and not all(map(same, results[0], results[2]))
 
@@ -269,12 +350,12 @@ def test_storage_may_change_between_steps():
 
 def test_groups_may_have_seeds_and_masters_of_their_own():
     params = halves(shapes=[(500,)] * 3)
-    ours = ot.Adam([{"params": params[:1]}, {"params": params[1:2], "master_weights": False},
-                    {"params": params[2:], "master_weights": False, "seed": 5}])
+    ours = ot.Adam([{"params": params[:1]}, {"params": params[1:2], **AT_RANDOM},
+                    {"params": params[2:], **AT_RANDOM, "seed": 5}])
     run(ours, params, 3)
     assert [("master_param" in ours.state[p]) for p in params] == [True, False, False]
     again = halves(shapes=[(500,)] * 3)
-    run(ot.Adam(again, master_weights=False, seed=5), again, 3)
+    run(ot.Adam(again, **AT_RANDOM, seed=5), again, 3)
     assert same(params[2], again[2]) and not same(params[1], again[1])
 
 
@@ -402,14 +483,16 @@ def test_a_step_without_ml_dtypes():
 
 
 @pytest.mark.parametrize("name, storage, message", [
-    ("Adam", {"state_dtype": "float8"}, "state_dtype must be None, 'bfloat16' or 'int8', got 'float8'"),
+    ("Adam", {"state_dtype": "float8"}, "state_dtype must be None, 'float32', 'bfloat16' or 'int8', got 'float8'"),
     ("Adam", {"state_dtype": {"exp_avg": "float8"}}, r"state_dtype\['exp_avg'\] must be"),
     ("Adam", {"state_dtype": {"exp": "int8"}}, "keeps no slot 'exp'.*it has 'exp_avg', 'exp_avg_sq'"),
     ("Rprop", {"state_dtype": "bfloat16"},
      "slot 'step_size' of Rprop must stay float32: pass state_dtype={'prev': 'bfloat16'}"),
     ("ASGD", {"state_dtype": "int8"}, "the slot 'ax' of ASGD must stay float32"),
     ("SGD", {"seed": -1}, "seed must be in"),
-    ("SGD", {"master_weights": 1}, "master_weights must be a bool")])
+    ("SGD", {"master_weights": 1}, "master_weights must be a bool"),
+    ("SGD", {"stochastic_round": 1, "master_weights": False}, "stochastic_round must be a bool, got int"),
+    ("SGD", {"stochastic_round": True}, "stochastic_round=True is for parameters without a master: pass master_")])
 def test_what_cannot_be_stored_is_refused(name, storage, message):
     with pytest.raises((TypeError, ValueError), match=message):
         getattr(ot, name)(halves(), lr=0.1, **storage)
@@ -419,12 +502,12 @@ def test_what_cannot_be_stored_is_refused(name, storage, message):
     assert len(ours.param_groups) == 1
 
 
-def test_float16_needs_a_master():
+def test_float16_needs_a_master_or_is_rounded_to_nearest():
     message = r"params\[1\]: float16 weights need a master.*pass master_weights=True"
     mixed = [*halves(shapes=[(3,)]), *halves(torch.float16, [(3,)])]
     with pytest.raises(ValueError, match=message):
-        ot.SGD(mixed, lr=0.1, master_weights=False)
-    ours = ot.SGD(mixed[:1], lr=0.1, master_weights=False)
+        ot.SGD(mixed, lr=0.1, **AT_RANDOM)
+    ours = ot.SGD(mixed[:1], lr=0.1, **AT_RANDOM)
     with pytest.raises(ValueError, match=message):
         ours.add_param_group({"params": mixed[1:]})
     mixed[0].data = mixed[0].data.half()
@@ -437,7 +520,7 @@ def test_words_for_storage(name):
     for word, advice in (("state_dtypes", "state_dtype"), ("master_weight", "master_weights")):
         with pytest.raises(TypeError, match=rf"has no argument '{word}': did you mean {advice}\?"):
             getattr(ot, name)(halves(), **{word: None})
-    assert all(word in getattr(ot, name).__doc__ for word in ("state_dtype", "master_weights", "seed"))
+    assert all(word in getattr(ot, name).__doc__ for word in STORAGE)
 
 
 def test_arguments_that_are_not_given_are_no_keys_of_groups():

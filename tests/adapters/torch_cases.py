@@ -67,8 +67,9 @@ def both(name, options, dtype=torch.float32):
 
 HALVES = (torch.bfloat16, torch.float16)
 HALF_SHAPES = [(10, 7), (7,), (), (4, 3, 5, 6), (5000,)]
+AT_RANDOM = {"master_weights": False, "stochastic_round": True}
 STORAGES = [{}, {"state_dtype": "bfloat16"}, {"state_dtype": "int8"}, {"state_dtype": "bfloat16", "seed": 3},
-            {"master_weights": False}, {"master_weights": False, "state_dtype": "int8", "seed": 7}]
+            {"master_weights": False}, AT_RANDOM, {**AT_RANDOM, "state_dtype": "int8", "seed": 7}]
 each_half = pytest.mark.parametrize("dtype", HALVES, ids=str)
 each_storage = pytest.mark.parametrize("storage", STORAGES, ids=str)
 

@@ -61,7 +61,8 @@ def test_a_group_has_its_own():
 
 
 @pytest.mark.parametrize(("make", "said"), [
-    (lambda: optimc.Adam(state_dtype="int4"), "state_dtype must be None, 'bfloat16' or 'int8', got 'int4'"),
+    (lambda: optimc.Adam(state_dtype="int4"),
+     "state_dtype must be None, 'float32', 'bfloat16' or 'int8', got 'int4'"),
     (lambda: optimc.Adam(state_dtype={"w": "int8"}), "Adam keeps no slot 'w'"),
     (lambda: optimc.ScheduleFreeAdamW(state_dtype="bfloat16"), "the slot 'z' of ScheduleFreeAdamW must stay float32"),
     (lambda: optimc.Rprop(state_dtype={"size": "bfloat16"}), "the slot 'size' of Rprop must stay float32"),

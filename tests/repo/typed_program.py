@@ -121,7 +121,7 @@ def arguments() -> None:
     assert_type(opt.coupled_weight_decay, bool)
     assert_type(opt.decay_as_factor, bool)
     assert_type(opt.maximize, bool)
-    assert_type(opt.state_dtype, Literal["bfloat16", "int8"] | Mapping[str, str | None] | None)
+    assert_type(opt.state_dtype, Literal["float32", "bfloat16", "int8"] | Mapping[str, str | None] | None)
     assert_type(opt.master_weights, bool)
     assert_type(opt.seed, int)
     opt.reset_master()
@@ -322,7 +322,8 @@ def torch_program() -> None:
     optimc.torch.step_in_backward([parameter], optimc.torch.AdamW, accumulate=2, clip_value=1.0, clip_norm_before=1.0)
     lion: torch.optim.Optimizer = optimc.torch.Lion([parameter], 0.1, betas=(0.9, 0.99), state_dtype="bfloat16")
     lion.step()
-    for stored in (optimc.torch.AdamW([parameter], 0.1, state_dtype="int8", master_weights=False, seed=3, fused=True),
+    for stored in (optimc.torch.AdamW([parameter], 0.1, state_dtype="int8", master_weights=False,
+                                      stochastic_round=True, seed=3, fused=True),
                    optimc.torch.Lion([parameter], 0.1)):
         stored.reset_master()
     free = optimc.torch.ScheduleFreeAdamW([parameter], lr=0.1, warmup_steps=2)

@@ -204,6 +204,7 @@ def int8_unsigned_decode(stored, n):
 SLOTS = {
     ("bfloat16", "NEAREST"): (lambda x, numbers: bfloat16_nearest(x), lambda stored, n: bfloat16_decode(stored)),
     ("bfloat16", "RANDOM"): (bfloat16_random, lambda stored, n: bfloat16_decode(stored)),
+    ("float16", "NEAREST"): (lambda x, numbers: float16_nearest(x), lambda stored, n: float16_value(stored)),
     ("int8", "NEAREST"): (lambda x, numbers: int8_nearest(x), int8_signed_decode),
     ("int8", "RANDOM"): (int8_random, int8_unsigned_decode),
 }

@@ -31,6 +31,7 @@ SLOTS = {
     "as numbers": lambda k: None,
     "bfloat16": lambda k: "bfloat16",
     "int8": lambda k: "int8",
+    "float32": lambda k: "float32",
     "mixed": lambda k: ("bfloat16", "int8", "float32")[k % 3],
     "otherwise mixed": lambda k: ("int8", "float32", "bfloat16")[k % 3],
 }
@@ -85,7 +86,7 @@ def ways_of(case):
     for weights, slots in itertools.product(WEIGHTS, SLOTS):
         way = Way(weights, slots)
         arguments = way.arguments(case)
-        if arguments or way.dtype not in (np.float32, np.float64):
+        if slots != "float32" and (arguments or way.dtype not in (np.float32, np.float64)):
             ways.setdefault((weights, *sorted(arguments.get("state_dtype", {}).items())), way)
     return [*ways.values()]
 
@@ -118,8 +119,9 @@ def gradients(rng, weights, step, missing=False, special=False):
     return [None if missing and i and (step + i) % 3 == 0 else g for i, g in enumerate(grads)]
 
 
-#: as adapters have it: without masters, and slots are rounded as weights are
-TO_NEAREST = [Way("bfloat16", "as numbers", True), Way("float16", "mixed", True), Way("bfloat16", "bfloat16", True)]
+#: as adapters have it: without masters, and slots are rounded as weights are, in their type if no other is given
+TO_NEAREST = [Way("bfloat16", "float32", True), Way("float16", "mixed", True), Way("bfloat16", "as numbers", True),
+              Way("float16", "as numbers", True)]
 
 numbers_of = functools.lru_cache(4096)(twin.random_numbers)     # many runs have the same
 
@@ -139,7 +141,7 @@ class Stored(Reference):
     def __init__(self, case, optimizer, weights, number=0, begin=0):
         super().__init__(optimizer, case.slots_of)
         self.case, self.seed, self.number, self.begin = case, optimizer.seed, number, begin
-        self.storage, self.to_nearest = optimizer.state_dtype or {}, optimizer._to_nearest
+        self.storage, self.to_nearest = optimizer.state_dtype or {}, bool(optimizer._to_nearest)
         self.dtypes = [w.dtype for w in weights]
         self.orders = ["C" if w.flags.c_contiguous else "F" for w in weights]
         self.shapes = [unrolled(w).shape for w in weights]
@@ -174,8 +176,11 @@ class Stored(Reference):
         kernel = self.kernels[i]
         for slot, k in numbered_slots(kernel).items():
             storage = self.storage.get(slot)
-            nearest = self.to_nearest and storage == "bfloat16" and t       # the initial state is as ever
-            key = storage, "NEAREST" if nearest else ROUNDINGS[_core.roundings[kernel][k]]
+            rounding = ROUNDINGS[_core.roundings[kernel][k]]
+            if self.to_nearest and rounding != "EXACT":
+                storage = storage or self.dtypes[i].name
+                rounding = rounding if storage == "int8" else "NEAREST"
+            key = storage, rounding
             if key in twin.SLOTS and slot in self.state[i]:
                 encode, decode = twin.SLOTS[key]
                 numbers = self.state[i][slot]
@@ -246,7 +251,7 @@ def made(case, way, isa, weights, places=None, **more):
     _core._use_isa(isa)
     try:
         optimizer = case.make(**way.arguments(case), **more)
-        optimizer._to_nearest = way.to_nearest
+        optimizer._to_nearest = [way.weights] * way.to_nearest
         optimizer._locked(optimizer._move, copies, places=places)
     finally:
         _core._use_isa(optimc.isa)
