@@ -127,7 +127,7 @@ def from_torch(optimizer: Any) -> Optimizer:
     sources = counterpart.sources(optimizer.param_groups[0])
     first, *others = [{**{source.argument: source.read(group) for source in sources}, **counterpart.storage(group)}
                       for group in optimizer.param_groups]
-    _check_storage([first, *others])
+    _check_storage(optimizer.param_groups, [first, *others])
     groups: list[dict[str, Any]] = []
     position = len(optimizer.param_groups[0]["params"])
     for values, group in zip(others, optimizer.param_groups[1:], strict=True):
@@ -165,12 +165,16 @@ def from_torch(optimizer: Any) -> Optimizer:
     return ours
 
 
-def _check_storage(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses groups of torch with values of their own that optimc has once for all weights."""
-    for name in ("master_weights", "seed"):
-        values = [group.get(name, STORAGE[name]) for group in groups]
-        if any(value != values[0] for value in values):
-            raise ValueError(f"the parameter groups have different {name} ({', '.join(map(str, values))}): optimc "
+def _check_storage(groups: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses groups of torch with values of their own that optimc has once for all weights.
+
+    ours: the same in the words of optimc.
+    """
+    for name, words in (("master_weights", ("master_weights", "stochastic_round")), ("seed", ("seed",))):
+        if len({one.get(name, STORAGE[name]) for one in ours}) > 1:
+            given = {word: [group.get(word, STORAGE[word]) for group in groups] for word in words}
+            word, values = next((word, values) for word, values in given.items() if len(set(values)) > 1)
+            raise ValueError(f"the parameter groups have different {word} ({', '.join(map(str, values))}): optimc "
                              "has one for all weights")
 
 

@@ -116,7 +116,8 @@ class Counterpart(NamedTuple):
         if not isinstance(at_random, bool):
             raise TypeError(f"stochastic_round must be a bool, got {type(at_random).__name__}")
         if at_random and given.get("master_weights", True):
-            raise ValueError("stochastic_round=True is for parameters without a master: pass master_weights=False")
+            raise ValueError("stochastic_round=True is for parameters without a master: pass master_weights=False, "
+                             "or leave it out")
         if rounds_to_nearest(group):
             given["master_weights"] = True
         if "state_dtype" in given:
@@ -165,6 +166,12 @@ class Counterpart(NamedTuple):
         """The number that a slot or scalar, by torch's key, starts from in a parameter group; None for ITSELF."""
         value = self.initial.get(key, 0.0)
         return None if value == ITSELF else float(group[value] if isinstance(value, str) else value)
+
+
+def storage_asked_for(group: Mapping[str, Any]) -> list[str]:
+    """The arguments by which a group asks for storage that torch's own implementation does not have."""
+    return [name for name, default in STORAGE.items() if group.get(name, default) != default
+            and not (name == "master_weights" and rounds_to_nearest(group))]
 
 
 def rounds_to_nearest(group: Mapping[str, Any]) -> bool:

@@ -23,8 +23,8 @@ given.
 - `state_dtype`: None, "float32", "bfloat16" or "int8", or a dict of torch's keys of slots to these words: the storage
   of slots.
 - `master_weights=True`: keep what bfloat16 and float16 parameters lack of a float32, as "master_param" in the state.
-  With False they are rounded to nearest at the end of a step, and slots have the type of their parameter unless
-  `state_dtype` says another, as in torch.
+  With False they are rounded to nearest at the end of a step, as by torch's fused=True, and slots have the type of
+  their parameter unless `state_dtype` says another or they must keep more bits.
 - `stochastic_round=False`: with `master_weights=False`, round bfloat16 parameters at random, which is right on
   average.
 - `seed=0`: of random rounding.

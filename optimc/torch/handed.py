@@ -11,7 +11,7 @@ import warnings
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from optimc.torch_names import STORAGE
+from optimc.torch_names import STORAGE, storage_asked_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,9 +42,10 @@ def split(groups: Sequence[Config]) -> Iterator[tuple[int, Tensor, Config, bool]
 
 def check_storage(group: Config) -> None:
     """Raises a ValueError if a group asks for storage that torch's own implementation does not have."""
-    if is_group_handed(group) and any(group.get(name, default) != default for name, default in STORAGE.items()):
+    asked = storage_asked_for(group) if is_group_handed(group) else []
+    if asked:
         cause = next((f"{key}=True" for key in filter(group.get, KEYS)), "a group that has a parameter twice")
-        raise ValueError(f"{cause} is torch's own implementation, which has no {', '.join(STORAGE)}")
+        raise ValueError(f"{cause} is torch's own implementation, which has no {', '.join(asked)}")
 
 
 def warn(optimizer: Any, pairs: Sequence[tuple[Tensor, Config]]) -> bool:

@@ -87,7 +87,7 @@ def _move(param: Tensor, state: Config, beta: float, train: bool) -> None:
     """Moves a parameter from the average to the point at which gradients are computed, or back."""
     plain, z, master = bare.bare(param), bare.bare(state["z"]), state.get(MASTER)
     if master is None:
-        plain.copy_(_moved(plain, z, torch.tensor(beta, dtype=z.dtype), train))
+        plain.copy_(_moved(plain.to(z.dtype), z, torch.tensor(beta, dtype=z.dtype), train))
         return
     dense = plain if tensors.is_dense(plain) else bare.dense_copy(param)
     weight, rest = tensors.view(dense, dense), tensors.stored(bare.bare(master), dense)

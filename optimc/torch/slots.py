@@ -111,7 +111,7 @@ class Slots:
         Raises:
             ValueError: a parameter needs a master that it is not to have, or a state has one of another shape.
         """
-        likes = [narrow.master_like(self.inner, weight, f"params[{member.index}]")
+        likes = [master_like(self.inner, weight, member.index)
                  for weight, member in zip(self.weights, self.members, strict=True)]
         for i, (member, like) in enumerate(zip(self.members, likes, strict=True)):
             tensor = member.state.get(MASTER)
@@ -245,6 +245,19 @@ class Slots:
         """Stores numbers in a new array for a slot."""
         slot, _ = self.keys[key]
         narrow.fill(self.inner, self._kernels[i], slot, numbers, self.weights[i], array, self.places[i])
+
+
+def master_like(inner: Optimizer, weight: Array | Like, i: int) -> Like | None:
+    """The `Like` of the master of parameter number i; None if it has none.
+
+    Raises:
+        ValueError: it is of float16, and is to be rounded at random.
+    """
+    try:
+        return narrow.master_like(inner, weight, f"params[{i}]")
+    except ValueError:
+        raise ValueError(f"params[{i}]: only bfloat16 parameters can be rounded at random, got float16: leave "
+                         "stochastic_round out") from None
 
 
 def _axes_of(state: Config) -> tuple[int, ...] | None:

@@ -20,11 +20,11 @@ from torch.compiler import is_dynamo_compiling
 
 from optimc import _core
 from optimc._core import CHECKED, NOT_AS_PLANNED
-from optimc.base import narrow
 from optimc.base.names import ELSEWHERE, UnknownArgument, closest
 from optimc.torch import handed, loading, tensors
 from optimc.torch.cohorts import Cohorts
 from optimc.torch.inner import make_inner
+from optimc.torch.slots import master_like
 from optimc.torch.states import place_numbers
 from optimc.torch_names import MASTER, STORAGE
 
@@ -99,7 +99,7 @@ class TorchOptimizer(Base):
             among = set(map(id, group["params"]))
             for i, param in (row for row in own if id(row[1]) in among):
                 if not torch.nn.parameter.is_lazy(param):
-                    narrow.master_like(inner, tensors.like_of(param), f"params[{i}]")
+                    master_like(inner, tensors.like_of(param), i)
 
     # ----------------------------------------------------------------------------- the step
 

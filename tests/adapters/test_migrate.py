@@ -197,9 +197,12 @@ def test_torch_optimizers_of_any_storage_go_on(dtype, ours, storage):
 def test_torch_groups_of_other_storage_are_refused():
     torch = require("torch")
     params = [torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16)) for _ in range(2)]
-    for name, value, said in (("seed", 5, "0, 5"), ("master_weights", False, "True, False")):
-        theirs = optimc.torch.SGD([{"params": params[:1]}, {"params": params[1:], name: value, "stochastic_round":
-                                                            name == "master_weights"}], lr=0.1)
+    nearest = {"master_weights": False}
+    at_random = {**nearest, "stochastic_round": True}
+    for name, one, other, said in (("seed", {}, {"seed": 5}, "0, 5"),
+                                   ("master_weights", {}, at_random, "True, False"),
+                                   ("stochastic_round", nearest, at_random, "False, True")):
+        theirs = optimc.torch.SGD([{"params": params[:1], **one}, {"params": params[1:], **other}], lr=0.1)
         with pytest.raises(ValueError, match=rf"parameter groups have different {name} \({said}\): optimc has one"):
             optimc.from_torch(theirs)
 

@@ -174,6 +174,17 @@ def test_without_masters_a_step_ends_with_rounding_to_nearest(name, options, dty
                     assert share_apart(mine, of_torch[key]) <= max(0.01, 1 / mine.numel())
 
 
+@each_half
+def test_modes_of_schedule_free_are_rounded_once(dtype):
+    p, = halves(dtype, [(5000,)])
+    ours = ot.ScheduleFreeAdamW([p], lr=0.05, betas=(0.75, 0.999), master_weights=False)
+    run(ours, [p], 4)
+    ours.eval()
+    average, z = p.detach().float(), ours.state[p]["z"].clone()
+    ours.train()
+    assert same(p, (0.25 * z + 0.75 * average).to(dtype))
+
+
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adagrad"])
 def test_without_masters_states_are_those_of_torch(name):
     lists = halves(), halves()
@@ -503,7 +514,7 @@ def test_what_cannot_be_stored_is_refused(name, storage, message):
 
 
 def test_float16_needs_a_master_or_is_rounded_to_nearest():
-    message = r"params\[1\]: float16 weights need a master.*pass master_weights=True"
+    message = r"params\[1\]: only bfloat16 parameters can be rounded at random, got float16: leave stochastic_round"
     mixed = [*halves(shapes=[(3,)]), *halves(torch.float16, [(3,)])]
     with pytest.raises(ValueError, match=message):
         ot.SGD(mixed, lr=0.1, **AT_RANDOM)
