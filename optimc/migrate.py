@@ -112,7 +112,8 @@ def from_torch(optimizer: Any) -> Optimizer:
         The optimizer of optimc in style "torch", with the same step count and slots.  Its style is "keras" for
         SparseAdam, which has that formula, and for those that torch lacks.  It has groups where param_groups differ.
         Its next step binds it to weights: arrays in the order of the parameters.  Slots and masters are stored as in
-        an optimizer of `optimc.torch`; those that torch keeps in 16 bits become float32.
+        an optimizer of `optimc.torch`; slots that are rounded to nearest in 16 bits, as torch's are, become float32,
+        and their parameters get masters.
 
     Raises:
         ValueError: optimc has no optimizer of that kind, or its parameters have done different numbers of steps, or

@@ -9,12 +9,14 @@ Next: step.py, the step.
 from __future__ import annotations
 
 import math
+import numbers
+import warnings
 import weakref
 from typing import TYPE_CHECKING
 
 import torch
 
-from optimc.base.names import UnknownArgument
+from optimc.base.names import UnknownArgument, closest
 from optimc.torch import tensors
 from optimc.torch.step import TorchOptimizer
 
@@ -34,9 +36,10 @@ def step_in_backward(model: torch.nn.Module | Iterable[Tensor], make_optimizer: 
     """Lets `loss.backward()` step each parameter as soon as it has its gradient, and free the gradient.
 
     The rest of a training loop may stay: `step` and `zero_grad` then find nothing to do, and schedulers set the rate
-    of the next backward pass.  The steps end when the optimizer is deleted.
+    of the next backward pass.  The steps end when the optimizer is deleted, so keep it.
 
     - Gradients that are there before the call are dropped.
+    - A second call for a parameter takes it over from the optimizer of the first.
     - `step` steps parameters that were added later with `add_param_group`.
     - The hooks of `register_step_pre_hook` and its like run in calls of `step` only.
     - Use no `GradScaler`: the steps would take its scaled gradients, and its `step` fails afterwards.
@@ -55,6 +58,7 @@ def step_in_backward(model: torch.nn.Module | Iterable[Tensor], make_optimizer: 
 
     Raises:
         ValueError: asks for a global norm of the present step, which is known only when all gradients are there.
+        TypeError: make_optimizer is none, or a number is of another type.
 
     Example:
         >>> import torch, optimc.torch
@@ -66,6 +70,9 @@ def step_in_backward(model: torch.nn.Module | Iterable[Tensor], make_optimizer: 
         (True, True)
     """
     _check(accumulate, clip_value, clip_norm_before, others)
+    if not callable(make_optimizer):
+        raise TypeError("make_optimizer must be a class of optimc.torch, or a function that makes its optimizer, as "
+                        f"lambda params: AdamW(params, lr=1e-3), got an object of {type(make_optimizer).__name__}")
     params = model.parameters() if isinstance(model, torch.nn.Module) else model
     optimizer = make_optimizer([param for param in params if param.requires_grad])
     if not isinstance(optimizer, TorchOptimizer):
@@ -76,16 +83,23 @@ def step_in_backward(model: torch.nn.Module | Iterable[Tensor], make_optimizer: 
     return optimizer
 
 
-def _check(accumulate: int, clip_value: float | None, clip_norm_before: float | None, others: Iterable[str]) -> None:
+def _check(accumulate: object, clip_value: object, clip_norm_before: object, others: Iterable[str]) -> None:
     for name in others:
         if "norm" in name:
             raise ValueError(f"{name}: the global norm of a step is known only with its last gradient, when the "
                              "first are stepped: pass clip_norm_before, or step after the backward pass")
-        raise UnknownArgument(f"step_in_backward has no argument {name!r}")
+        like = closest(name, ("accumulate", "clip_value", "clip_norm_before"), 0.8)
+        advice = f"did you mean {like}?" if like else \
+            f"give the optimizer its arguments, as lambda params: AdamW(params, {name}=...)"
+        raise UnknownArgument(f"step_in_backward has no argument {name!r}: {advice}")
+    if not isinstance(accumulate, numbers.Integral) or isinstance(accumulate, bool):
+        raise TypeError(f"accumulate must be a whole number, got {accumulate!r}")
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {accumulate}")
     for name, bound in (("clip_value", clip_value), ("clip_norm_before", clip_norm_before)):
-        if bound is not None and not bound > 0:
+        if bound is not None and not isinstance(bound, numbers.Real):
+            raise TypeError(f"{name} must be None or a number, got {bound!r}")
+        if bound is not None and not float(bound) > 0:
             raise ValueError(f"{name} must be greater than 0, got {bound}")
 
 
@@ -101,17 +115,26 @@ class InBackward:
         self._pass = NO_PASS
         self._others: list[Tensor] = []
         handles: list[Any] = []
-        weakref.finalize(optimizer, _remove, handles)
+        weakref.finalize(optimizer, self._end, handles).atexit = False
         params: list[Any] = [param for group in optimizer.param_groups for param in group["params"]]
         self._hooked = set(params)
+        for param in params:
+            _let_go(param)
         try:
             for param in params:
                 handles.append(param.register_post_accumulate_grad_hook(self._arrived))
         except BaseException:
             _remove(handles)
+            self._hooked.clear()
             raise
         for param in params:
             param.grad = None                   # of a pass before, which would count twice
+
+    def _end(self, handles: Iterable[Any]) -> None:
+        _remove(handles)
+        if self._pass == NO_PASS and self._hooked:
+            warnings.warn("the optimizer of step_in_backward was deleted before a backward pass, so nothing is "
+                          "stepped: keep what it returns", RuntimeWarning, stacklevel=3)
 
     @torch.no_grad()
     def _arrived(self, param: Tensor) -> None:
@@ -158,15 +181,15 @@ class InBackward:
         if self._clip_norm is None and self._clip_value is None:
             return grad
         grad = tensors.settled(grad)
-        numbers = tensors.numbers(grad)
+        values = tensors.numbers(grad)
         if self._clip_norm is not None:
-            own = float(tensors.norm(numbers))
+            own = float(tensors.norm(values))
             self._measure(own)
             known = own if self._norm is None else self._norm
             if known > self._clip_norm:
-                numbers.mul_(self._clip_norm / known)
+                values.mul_(self._clip_norm / known)
         if self._clip_value is not None:
-            numbers.clamp_(-self._clip_value, self._clip_value)
+            values.clamp_(-self._clip_value, self._clip_value)
         return grad
 
     def _measure(self, own: float) -> None:
@@ -180,6 +203,16 @@ class InBackward:
     def _ended(self) -> None:
         """Ends the pass; called at the end of a backward pass."""
         self._norm = math.sqrt(self._squares)
+
+
+def _let_go(param: Any) -> None:
+    """Ends the steps of a parameter by another optimizer's hook."""
+    hooks = param._post_accumulate_grad_hooks or {}
+    for key, hook in [*hooks.items()]:
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, InBackward):
+            owner._hooked.discard(param)
+            del hooks[key]
 
 
 def _remove(handles: Iterable[Any]) -> None:

@@ -161,15 +161,27 @@ class Cohort:
         try:
             return self._check(steps, scale)
         except (TypeError, ValueError) as error:        # C numbers the parameters of the cohort
-            said = re.sub(r"\b(weights|grads)\[(\d+)\]", self._renamed, str(error))
+            said = self._in_torchs_words(str(error))
             if said == str(error):
                 raise
             raise type(error)(said) from None
 
-    def _renamed(self, found: re.Match[str]) -> str:
-        """An entry of an error in torch's words: its parameters are `params`, numbered as in the optimizer."""
-        i, members = int(found[2]), self.members if self.exchange is not None else self._stepped()
-        return f"{found[1].replace('weights', 'params')}[{members[i].index if i < len(members) else i}]"
+    def _in_torchs_words(self, said: str) -> str:
+        """An error of C: its weights are `params`, numbered as in the optimizer, and its gradients are tensors."""
+        members = self.members if self.exchange is not None else self._stepped()
+        first = re.match(r"grads\[(\d+)\]", said)
+        param = members[int(first[1])].param if first and int(first[1]) < len(members) else None
+        if param is not None and param.grad is not None:
+            said = said.replace("expected the shape of its parameter", f"expected shape {tuple(param.shape)}, "
+                                f"like its parameter, got {tuple(param.grad.shape)}")
+            said = re.sub("expected a floating-point gradient$", rf"\g<0>, got {param.grad.dtype}", said)
+            said = said.replace("pass an array, or", "make it dense, as by sparse=False of an embedding, or")
+
+        def renamed(found: re.Match[str]) -> str:
+            i = int(found[2])
+            return f"{found[1].replace('weights', 'params')}[{members[i].index if i < len(members) else i}]"
+
+        return re.sub(r"\b(weights|grads)\[(\d+)\]", renamed, said)
 
     def _check(self, steps: _core.Transaction, scale: float | None) -> int:
         if self.exchange is not None:

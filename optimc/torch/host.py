@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from optimc.base.names import UnknownArgument
+from optimc.base.names import UnknownArgument, closest
 from optimc.torch import tensors
 from optimc.torch.own import ScheduleFreeOptimizer
 from optimc.torch.step import SparseOptimizer, TorchOptimizer, loss_of
@@ -156,7 +156,9 @@ class Offloaded(torch.optim.Optimizer):
         try:
             self._host = self._inner(made, *args, **kwargs)
         except UnknownArgument as error:
-            raise UnknownArgument(str(error).replace("optimc.torch.", "optimc.torch.Offload", 1)) from None
+            said = str(error).replace("optimc.torch.", "optimc.torch.Offload", 1)
+            meant = any(closest(name, ("offload_gradients",), 0.8) and repr(name) in said for name in kwargs)
+            raise UnknownArgument(said + ": did you mean offload_gradients?" * meant) from None
         self.defaults = self._host.defaults
         self._read_groups()
         self._step_supports_amp_scaling = any(group.get("fused") for group in self.param_groups)

@@ -16,12 +16,12 @@ from optimc.torch import handed, tensors
 from optimc.torch.inner import without_values
 from optimc.torch.member import Member
 from optimc.torch.slots import Slots
-from optimc.torch.states import number, with_numbers
+from optimc.torch.states import count_of, number, with_numbers
 from optimc.torch_names import MASTER
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
-    from typing import Any
+    from typing import Any, NoReturn
 
     from torch import Tensor
 
@@ -116,6 +116,19 @@ def check_loaded(state_dict: Config, param_groups: Sequence[Config], keys: Colle
                                  f"got {tuple(value.shape)}")
 
 
+def check_groups(owner: str, sources: Sequence[Source], param_groups: Sequence[Config]) -> None:
+    """Raises a ValueError if loaded groups lack an argument of the class of that name."""
+    for k, group in enumerate(param_groups):
+        for source in sources:
+            if source.key not in group:
+                refuse_lacking(owner, f"its param_groups[{k}]", source.key)
+
+
+def refuse_lacking(owner: str, what: str, key: object) -> NoReturn:
+    """Refuses what is loaded into an optimizer of the class `owner`, for it lacks an entry."""
+    raise ValueError(f"the loaded state is not one of {owner}: {what} has no {key!r}") from None
+
+
 def _check_number(key: str, value: Any, i: int) -> None:
     try:
         found = number(value)
@@ -138,7 +151,8 @@ def place(counterpart: Counterpart, sources: Sequence[Source], param_groups: Seq
     """
     index, moved = 0, True
     for group in param_groups:
-        inner, members = without_values(counterpart, sources, [group]), []
+        inner = without_values(counterpart, sources, [group])
+        members: list[Member] = []
         is_handed = handed.is_group_handed(group)
         for param in group["params"]:
             state = dict.get(states, param)
@@ -151,6 +165,10 @@ def place(counterpart: Counterpart, sources: Sequence[Source], param_groups: Seq
 
 def _placed(inner: Any, counterpart: Counterpart, members: Sequence[Member], group: Config, anew: bool) -> bool:
     moved = True
+    if counterpart.counts_steps and not anew:
+        stepped = [member for member in members if tensors.is_stepped(member.param)
+                   and count_of(member.state, member.index)]
+        Slots(inner, counterpart, stepped, [group]).check_whole()
     for key in (*counterpart.slots.values(), MASTER):
         having = [member for member in members if member.state.get(key) is not None]
         known = [member for member in having if tensors.is_stepped(member.param)

@@ -127,6 +127,13 @@ class Slots:
 
         return self._taken(MASTER, _core.PART_MASTER, likes, fill) if any(likes) else None
 
+    def check_whole(self) -> None:
+        """Raises a ValueError if a state lacks a slot of its parameter."""
+        for key, (slot, _) in self.keys.items():
+            for kernel, member in zip(self._kernels, self.members, strict=True):
+                if slot in slots_of(kernel) and member.state.get(key) is None:
+                    raise ValueError(f"loaded state of parameter {member.index}: it was stepped, and has no {key!r}")
+
     def can_read(self, key: str, i: int) -> bool:
         """Whether what a state has for a slot is numbers of its parameter, of a type that this can convert."""
         tensor, param = self.members[i].state.get(key), self._params[i]

@@ -29,7 +29,7 @@ from optimc.torch.states import place_numbers
 from optimc.torch_names import MASTER, STORAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from typing import Any
 
     from torch import Tensor
@@ -92,6 +92,7 @@ class TorchOptimizer(Base):
                 tensors.check_parameter(param, i)
         tensors.check_apart(own)
         for group in new:
+            _refuse_near_words(type(self).__name__, group.keys() - self.defaults)
             handed.check_storage(group)
             self._counterpart.check_lengths(group)
             with self._counterpart.wording():
@@ -192,9 +193,12 @@ class TorchOptimizer(Base):
             return super().state_dict()
 
     def load_state_dict(self, state_dict: Config) -> None:
-        """Takes over a copy of a state of this class or torch's.  Shapes are checked before anything changes.
+        """Takes over a copy of a state of this class or torch's.  One that is refused changes nothing.
 
         Slots come in the type in which this optimizer stores them, whatever type they were saved in.
+
+        Raises:
+            ValueError: it is of another class, of other parameters, or lacks a slot of a parameter that was stepped.
         """
         keys = {*self._counterpart.slots.values(), MASTER}
 
@@ -205,13 +209,21 @@ class TorchOptimizer(Base):
         with self._cohorts.turn:
             self._cohorts.watch_state()
             self._cohorts.write()                   # what is loaded may be what state_dict gave
+            before = {"state": self.state, "param_groups": self.param_groups}
             handle = self.register_load_state_dict_pre_hook(check)
             try:
                 super().load_state_dict(copy.deepcopy(state_dict))
+                loading.check_groups(type(self).__name__, self._sources, self.param_groups)
+                self._cohorts.states.known = not loading.place(
+                    self._counterpart, self._sources, self.param_groups, self._cohorts.states)
+            except BaseException as error:
+                self.__dict__.update(before)
+                self._cohorts.forget()
+                if type(error) is KeyError:         # torch reads an entry that it takes to be there
+                    loading.refuse_lacking(type(self).__name__, "it", error.args[0])
+                raise
             finally:
                 handle.remove()
-            self._cohorts.states.known = not loading.place(
-                self._counterpart, self._sources, self.param_groups, self._cohorts.states)
 
     def reset_master(self) -> None:
         """Makes the masters of bfloat16 and float16 parameters what the parameters themselves say.
@@ -269,6 +281,14 @@ def refuse_unknown(owner: str, given: Collection[str], known: Mapping[str, inspe
         else:
             advice = f": did you mean {theirs}?" if theirs else ""
         raise UnknownArgument(f"optimc.torch.{owner} has no argument {name!r}{advice}") from None
+
+
+def _refuse_near_words(owner: str, keys: Iterable[object]) -> None:
+    """Refuses keys of a group that are nearly an argument about storage.  Programs may have others of their own."""
+    for key in keys:
+        like = closest(str(key), [name for name in STORAGE if name != "seed"], 0.85)
+        if like and key not in STORAGE:
+            raise UnknownArgument(f"optimc.torch.{owner}: a parameter group has {key!r}: did you mean {like}?")
 
 
 class SparseOptimizer(TorchOptimizer):

@@ -266,6 +266,10 @@ def test_tied_parameters_step_once():
      r"when the first are stepped: pass clip_norm_before, or step after the backward pass"),
     ({"max_norm": 1.0}, ValueError, "pass clip_norm_before"),
     ({"clip": 1.0}, TypeError, "step_in_backward has no argument 'clip'"),
+    ({"acumulate": 2}, TypeError, "no argument 'acumulate': did you mean accumulate"),
+    ({"lr": 0.1}, TypeError, r"no argument 'lr': give the optimizer its arguments, as lambda params: .*lr="),
+    ({"accumulate": 1.5}, TypeError, "accumulate must be a whole number, got 1.5"),
+    ({"clip_norm_before": "1"}, TypeError, "clip_norm_before must be None or a number, got '1'"),
     ({"accumulate": 0}, ValueError, "accumulate must be at least 1, got 0"),
     ({"clip_value": 0.0}, ValueError, "clip_value must be greater than 0, got 0.0"),
     ({"clip_norm_before": -1.0}, ValueError, "clip_norm_before must be greater than 0"),
@@ -278,6 +282,9 @@ def test_refusals(arguments, error, message):
 def test_other_optimizers_are_refused():
     with pytest.raises(TypeError, match=r"must make an optimizer of optimc.torch, got torch.optim.adamw.AdamW"):
         step_in_backward(network().parameters(), torch.optim.AdamW)
+    net = network()
+    with pytest.raises(TypeError, match=r"must be a class of optimc.torch, or a function .*, got an object of AdamW"):
+        step_in_backward(net, ot.AdamW(net.parameters()))
 
 
 def test_a_step_that_is_refused_leaves_the_backward_pass():
@@ -287,6 +294,29 @@ def test_a_step_that_is_refused_leaves_the_backward_pass():
     with pytest.raises(ValueError, match=r"^lr must be finite"):
         backward(net, 0)
     equal(net, network())
+
+
+def test_the_optimizer_is_to_be_kept():
+    net = network()
+    with pytest.warns(RuntimeWarning, match=r"so nothing is stepped: keep what it returns$") as caught:
+        step_in_backward(net, ot.AdamW)
+        gc.collect()
+    assert caught[0].filename == __file__
+    optimizer = step_in_backward(net, ot.AdamW)
+    backward(net, 0)
+    del optimizer                               # no warning: it has stepped
+    gc.collect()
+
+
+def test_a_second_optimizer_takes_the_parameters_over():
+    net, other = network(), network()
+    first = step_in_backward(net, ot.AdamW)
+    second, alone = (step_in_backward(each, lambda params: ot.SGD(params, lr=0.1)) for each in (net, other))
+    backward(net, 0)
+    backward(other, 0)
+    equal(net, other)
+    assert not first.state and len(net[0].weight._post_accumulate_grad_hooks) == 1
+    assert second is not alone
 
 
 def test_hooks_end_with_the_optimizer():

@@ -152,3 +152,50 @@ def test_a_count_is_kept_where_weights_are_rounded_at_random():
     run(ours, params, 4)
     assert ours.state[params[0]]["step"] == 4
     assert "step" not in ot.SGD(halves(), lr=0.1).state_dict()["state"]
+
+
+@pytest.mark.parametrize("ours, theirs", [("AdamW", "SGD"), ("AdamW", "Lion"), ("Lion", "AdamW"), ("SGD", "AdamW"),
+                                          ("Adafactor", "AdamW"), ("ScheduleFreeAdamW", "AdamW")])
+def test_a_state_of_another_class_changes_nothing(ours, theirs):
+    lists = parameters(shapes=[(7, 3)]), parameters(shapes=[(7, 3)])
+    options = {"SGD": {"momentum": 0.9}}
+    one, other = (getattr(ot, name)(params, lr=0.01, **options.get(name, {}))
+                  for name, params in zip((ours, theirs), lists, strict=True))
+    run(one, lists[0], 3)
+    run(other, lists[1], 3)
+    twin, copies = copy.deepcopy((one, lists[0]))
+    with pytest.raises(ValueError, match=rf"^the loaded state is not one of {ours}: it.* has no '\w+'$"):
+        one.load_state_dict(other.state_dict())
+    assert str(one.state_dict()) == str(twin.state_dict())
+    run(one, lists[0], 3, 3)
+    run(twin, copies, 3, 3)
+    assert all(map(same, lists[0], copies))
+
+
+@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"])
+def test_a_state_that_lacks_a_slot_changes_nothing(key):
+    params = parameters(shapes=[(7, 3), (5,)])
+    ours = ot.AdamW(params, lr=0.01, amsgrad=True)
+    run(ours, params, 3)
+    before = copy.deepcopy(ours.state_dict())
+    lacking = copy.deepcopy(before)
+    del lacking["state"][1][key]
+    with pytest.raises(ValueError, match=f"^loaded state of parameter 1: it was stepped, and has no '{key}'$"):
+        ours.load_state_dict(lacking)
+    assert str(ours.state_dict()) == str(before)
+
+
+def test_a_hook_that_fails_changes_nothing():
+    params = parameters(shapes=[(5,)])
+    ours = ot.AdamW(params, lr=0.01)
+    run(ours, params, 2)
+    saved = copy.deepcopy(ours.state_dict())
+    run(ours, params, 2)
+    before = copy.deepcopy(ours.state_dict())
+    handle = ours.register_load_state_dict_post_hook(lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ours.load_state_dict(saved)
+    assert str(ours.state_dict()) == str(before)
+    handle.remove()
+    ours.load_state_dict(saved)
+    assert str(ours.state_dict()) == str(saved)

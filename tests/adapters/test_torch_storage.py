@@ -513,6 +513,13 @@ def test_what_cannot_be_stored_is_refused(name, storage, message):
     assert len(ours.param_groups) == 1
 
 
+def test_words_in_groups_that_nearly_are_about_storage_are_refused():
+    for key in ("state_dytpe", "master_weight", "stochastic_rounding"):
+        with pytest.raises(TypeError, match=rf"^optimc\.torch\.Adam: a parameter group has '{key}': did you mean"):
+            ot.Adam([{"params": parameters(), key: None}])
+    assert ot.Adam([{"params": parameters(), "lr_scale": 0.5, "name": "head"}]).param_groups[0]["lr_scale"] == 0.5
+
+
 def test_float16_needs_a_master_or_is_rounded_to_nearest():
     message = r"params\[1\]: only bfloat16 parameters can be rounded at random, got float16: leave stochastic_round"
     mixed = [*halves(shapes=[(3,)]), *halves(torch.float16, [(3,)])]
