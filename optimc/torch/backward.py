@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 import warnings
 import weakref
 from typing import TYPE_CHECKING
@@ -97,13 +98,38 @@ def _check(accumulate: object, clip_value: object, clip_norm_before: object, oth
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {accumulate}")
     for name, bound in (("clip_value", clip_value), ("clip_norm_before", clip_norm_before)):
-        if bound is not None and not isinstance(bound, numbers.Real):
+        if bound is not None and not isinstance(bound, (numbers.Real, torch.Tensor)):
             raise TypeError(f"{name} must be None or a number, got {bound!r}")
         if bound is not None and not float(bound) > 0:
             raise ValueError(f"{name} must be greater than 0, got {bound}")
 
 
-class InBackward:
+class Hooks:
+    """A function that parameters call when their gradient has been made."""
+
+    def __init__(self, params: Iterable[Any]) -> None:
+        self._handles: list[Any] = []
+        try:
+            for param in params:
+                self._handles.append(param.register_post_accumulate_grad_hook(self._arrived))
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Takes the function from all parameters."""
+        for handle in self._handles:
+            handle.remove()
+
+    def let_go(self, param: Tensor) -> None:
+        """Forgets a parameter that others have taken over."""
+
+    def _arrived(self, param: Tensor) -> None:
+        """The function."""
+        raise NotImplementedError
+
+
+class InBackward(Hooks):
     """The hooks of an optimizer on its parameters, which live as long as the optimizer."""
 
     def __init__(self, optimizer: Any, accumulate: int, clip_value: float | None, clip_norm: float | None) -> None:
@@ -114,31 +140,26 @@ class InBackward:
         self._squares, self._awaits_end = 0.0, False            # of this pass
         self._pass = NO_PASS
         self._others: list[Tensor] = []
-        handles: list[Any] = []
-        weakref.finalize(optimizer, self._end, handles).atexit = False
-        params: list[Any] = [param for group in optimizer.param_groups for param in group["params"]]
+        params: list[Tensor] = [param for group in optimizer.param_groups for param in group["params"]]
+        super().__init__(params)
         self._hooked = set(params)
+        weakref.finalize(optimizer, self._end).atexit = False
         for param in params:
-            _let_go(param)
-        try:
-            for param in params:
-                handles.append(param.register_post_accumulate_grad_hook(self._arrived))
-        except BaseException:
-            _remove(handles)
-            self._hooked.clear()
-            raise
-        for param in params:
+            _take_over(param, self)
             param.grad = None                   # of a pass before, which would count twice
 
-    def _end(self, handles: Iterable[Any]) -> None:
-        _remove(handles)
-        if self._pass == NO_PASS and self._hooked:
-            warnings.warn("the optimizer of step_in_backward was deleted before a backward pass, so nothing is "
-                          "stepped: keep what it returns", RuntimeWarning, stacklevel=3)
+    def _end(self) -> None:
+        self.remove()
+        if self._pass == NO_PASS:
+            Forgotten(self._hooked)
+
+    def let_go(self, param: Tensor) -> None:
+        self._hooked.discard(param)
+        self._waiting.pop(param, None)
 
     @torch.no_grad()
     def _arrived(self, param: Tensor) -> None:
-        """Steps a parameter whose gradient has just been made: its hook calls this."""
+        """Steps a parameter whose gradient has just been made."""
         optimizer, grad = self._optimizer(), param.grad
         if optimizer is None or grad is None:
             return
@@ -205,16 +226,28 @@ class InBackward:
         self._norm = math.sqrt(self._squares)
 
 
-def _let_go(param: Any) -> None:
-    """Ends the steps of a parameter by another optimizer's hook."""
-    hooks = param._post_accumulate_grad_hooks or {}
+class Forgotten(Hooks):
+    """The hooks that warn of an optimizer which nobody has kept until the first pass."""
+
+    def _arrived(self, param: Tensor) -> None:
+        self.remove()
+        warnings.warn("the optimizer of step_in_backward was deleted before this backward pass, so nothing is "
+                      "stepped: keep what it returns", RuntimeWarning, stacklevel=_depth_of_program())
+
+
+def _take_over(param: Any, new: Hooks) -> None:
+    """Takes from a parameter the hooks of others than `new`."""
+    hooks = param._post_accumulate_grad_hooks
     for key, hook in [*hooks.items()]:
         owner = getattr(hook, "__self__", None)
-        if isinstance(owner, InBackward):
-            owner._hooked.discard(param)
+        if isinstance(owner, Hooks) and owner is not new:
+            owner.let_go(param)
             del hooks[key]
 
 
-def _remove(handles: Iterable[Any]) -> None:
-    for handle in handles:
-        handle.remove()
+def _depth_of_program() -> int:
+    """The number of frames from the caller of this function to that which has called torch."""
+    frame, depth = sys._getframe(1).f_back, 2
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "torch":
+        frame, depth = frame.f_back, depth + 1
+    return depth

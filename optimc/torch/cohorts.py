@@ -335,6 +335,11 @@ class Cohorts:
             self._optimizer.state = states = States(self, dict(self._optimizer.state))
             self._states = weakref.ref(states)
 
+    def restore(self, states: States) -> None:
+        """Drops all plans, after the optimizer has been given this state again."""
+        self._states = weakref.ref(states)
+        self.forget()
+
     def look(self, states: States) -> None:
         """Writes the counts into the state; `States` calls it before a program looks for the first time."""
         states.known = True

@@ -303,14 +303,20 @@ class Offloaded(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: Config) -> None:
         """Takes over a state of this class, or of the class that steps on the host.  It stays on the host."""
+        state_dict = state_dict.copy()              # hooks may write into it
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
         self._write_groups()
-        self._host.load_state_dict(state_dict)
-        self._read_groups()
-        for done in self._optimizer_load_state_dict_post_hooks.values():
-            done(self)
+        try:
+            with self._host.loading_wholly():
+                self._host.load_state_dict(state_dict)
+                self._read_groups()
+                for done in self._optimizer_load_state_dict_post_hooks.values():
+                    done(self)
+        except BaseException:
+            self._read_groups()
+            raise
 
     def reset_master(self) -> None:
         """Starts from what the parameters say now.  Call it after writing into them through `.data`.

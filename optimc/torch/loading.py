@@ -13,7 +13,7 @@ import torch
 
 from optimc import _core
 from optimc.torch import handed, tensors
-from optimc.torch.inner import without_values
+from optimc.torch.inner import make_inner, without_values
 from optimc.torch.member import Member
 from optimc.torch.slots import Slots
 from optimc.torch.states import count_of, number, with_numbers
@@ -21,12 +21,16 @@ from optimc.torch_names import MASTER
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
-    from typing import Any, NoReturn
+    from typing import Any
 
     from torch import Tensor
 
     from optimc._types import Config
     from optimc.torch_names import Counterpart, Source
+
+
+#: flags without which a class keeps the fewest slots; a step makes what it lacks once one is set
+OFF: dict[str, bool | float] = {"amsgrad": False, "centered": False, "nesterov": False, "momentum": 0.0}
 
 
 class Kept:
@@ -97,36 +101,68 @@ def with_own_storage(state_dict: Config, param_groups: Sequence[Config]) -> Conf
         for their, group in zip(theirs, param_groups, strict=True)]}
 
 
-def check_loaded(state_dict: Config, param_groups: Sequence[Config], keys: Collection[str],
+def check_loaded(owner: str, state_dict: Config, param_groups: Sequence[Config], keys: Collection[str],
                  counterpart: Counterpart) -> None:
-    """Raises a ValueError if a state_dict has a slot or a master that is not of its parameter's shape.
+    """Raises a ValueError if a state_dict has a slot or a master that is not of its parameter's shape, or no numbers.
 
-    The same if a count or a scalar is no number that a step can go on from.
+    The same if a count or a scalar is no number that a step can go on from, or there is no count.
     """
+    _require(owner, "it", state_dict, ("state", "param_groups"))
+    for k, group in enumerate(state_dict["param_groups"]):
+        _require(owner, f"its param_groups[{k}]", group, ("params",))
     mine = [param for group in param_groups for param in group["params"]]
     theirs = [index for group in state_dict["param_groups"] for index in group["params"]]
     for i, (param, index) in enumerate(zip(mine, theirs, strict=False)):
-        for key, value in state_dict["state"].get(index, {}).items():
-            if (key == "step" or (key in counterpart.scalars and value is not None)) and param.device.type == "cpu":
+        state = state_dict["state"].get(index, {})
+        if counterpart.counts_steps and any(isinstance(value, torch.Tensor) for value in state.values()):
+            _require(owner, f"its state of parameter {i}", state, ("step",))
+        for key, value in state.items() if param.device.type == "cpu" else ():
+            if key == "step" or (key in counterpart.scalars and value is not None):
                 _check_number(key, value, i)
-            expected = counterpart.shape(key, param.shape)
-            if key in keys and isinstance(value, torch.Tensor) and value.shape != expected and not (
-                    value.dtype == torch.uint8 and value.shape == (_core.coded_size(param.numel()),)):
-                raise ValueError(f"loaded state {key!r} of parameter {i}: expected shape {expected}, "
-                                 f"got {tuple(value.shape)}")
+            elif key in keys and value is not None:
+                _check_slot(key, value, param, i, counterpart)
 
 
-def check_groups(owner: str, sources: Sequence[Source], param_groups: Sequence[Config]) -> None:
-    """Raises a ValueError if loaded groups lack an argument of the class of that name."""
+def check_groups(owner: str, counterpart: Counterpart, sources: Sequence[Source], modes: Collection[str],
+                 param_groups: Sequence[Config]) -> None:
+    """Raises a TypeError or ValueError if loaded groups lack what the class reads, or have what no step takes.
+
+    Args:
+        owner: the name of the class.
+        counterpart: its row.
+        sources: where its arguments stand in a group.
+        modes: what else it reads there.
+        param_groups: the groups.
+    """
     for k, group in enumerate(param_groups):
-        for source in sources:
-            if source.key not in group:
-                refuse_lacking(owner, f"its param_groups[{k}]", source.key)
+        _require(owner, f"its param_groups[{k}]", group, [*(source.key for source in sources), *modes])
+        if not handed.is_group_handed(group):
+            counterpart.check_lengths(group)
+            with counterpart.wording():
+                make_inner(counterpart, sources, [group])
 
 
-def refuse_lacking(owner: str, what: str, key: object) -> NoReturn:
-    """Refuses what is loaded into an optimizer of the class `owner`, for it lacks an entry."""
-    raise ValueError(f"the loaded state is not one of {owner}: {what} has no {key!r}") from None
+def _require(owner: str, what: str, found: Collection[object], keys: Collection[str]) -> None:
+    """Refuses what is loaded into an optimizer of the class `owner` if it lacks one of these entries."""
+    for key in keys:
+        if key not in found:
+            raise ValueError(f"the loaded state is not one of {owner}: {what} has no {key!r}")
+
+
+def _check_slot(key: str, value: Any, param: Tensor, i: int, counterpart: Counterpart) -> None:
+    """Refuses what is neither a tensor of a slot's shape nor codes for all of it."""
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"loaded state {key!r} of parameter {i}: expected a tensor, got {type(value).__name__}")
+    if torch.nn.parameter.is_lazy(param) or (
+            value.dtype == torch.uint8 and value.shape == (_core.coded_size(param.numel()),)):
+        return
+    expected = counterpart.shape(key, param.shape)
+    if value.shape != expected:
+        raise ValueError(f"loaded state {key!r} of parameter {i}: expected shape {expected}, "
+                         f"got {tuple(value.shape)}")
+    numbers = value.is_floating_point() or (value.is_complex() and param.is_complex())
+    if not (numbers or (key == MASTER and value.dtype == torch.int16)):
+        raise ValueError(f"loaded state {key!r} of parameter {i}: expected floating-point numbers, got {value.dtype}")
 
 
 def _check_number(key: str, value: Any, i: int) -> None:
@@ -156,23 +192,25 @@ def place(counterpart: Counterpart, sources: Sequence[Source], param_groups: Seq
         is_handed = handed.is_group_handed(group)
         for param in group["params"]:
             state = dict.get(states, param)
-            if state and not is_handed:
+            if state and not is_handed and not torch.nn.parameter.is_lazy(param):
                 members.append(Member(param, group, index, state, {}, counterpart.needs_order()))
             index += 1
-        moved &= _placed(inner, counterpart, members, group, anew)
+        moved &= _placed(inner, counterpart, sources, members, group, anew)
     return moved
 
 
-def _placed(inner: Any, counterpart: Counterpart, members: Sequence[Member], group: Config, anew: bool) -> bool:
+def _placed(inner: Any, counterpart: Counterpart, sources: Sequence[Source], members: Sequence[Member], group: Config,
+            anew: bool) -> bool:
     moved = True
     if counterpart.counts_steps and not anew:
         stepped = [member for member in members if tensors.is_stepped(member.param)
                    and count_of(member.state, member.index)]
-        Slots(inner, counterpart, stepped, [group]).check_whole()
+        least = without_values(counterpart, sources, [{**group, **{key: OFF[key] for key in OFF if key in group}}])
+        Slots(least, counterpart, stepped, [group]).check_whole()
     for key in (*counterpart.slots.values(), MASTER):
-        having = [member for member in members if member.state.get(key) is not None]
+        having = [member for member in members if member.state.get(key) is not None or (anew and key == MASTER)]
         known = [member for member in having if tensors.is_stepped(member.param)
-                 and tensors.is_on_cpu(member.state[key])]
+                 and tensors.is_on_cpu(member.state.get(key, member.param))]
         slots = Slots(inner, counterpart, known, [group], moves=True)
         if key in slots.keys:
             readable = [member for i, member in enumerate(known) if slots.can_read(key, i)]

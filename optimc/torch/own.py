@@ -51,6 +51,8 @@ class OwnOptimizer(TorchOptimizer):
 class ScheduleFreeOptimizer(OwnOptimizer):
     """The base of classes whose parameters hold the average of a run only in `eval` mode."""
 
+    _modes = ("train_mode",)
+
     def train(self) -> None:
         """Lets the parameters hold the points at which gradients are computed.  A step needs this mode."""
         self._change_mode(True)
@@ -112,7 +114,7 @@ def base(name: str) -> Any:
         inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY),
         inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD),
         *map(_parameter, words(classes[name]))])
-    modes = {"train_mode": True} if BASES.get(name) is ScheduleFreeOptimizer else {}
+    modes = dict.fromkeys(BASES.get(name, OwnOptimizer)._modes, True)
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import itertools
@@ -29,7 +30,7 @@ from optimc.torch.states import place_numbers
 from optimc.torch_names import MASTER, STORAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from torch import Tensor
@@ -48,6 +49,7 @@ class TorchOptimizer(Base):
     _counterpart: Counterpart       # from TORCH
     _sources: Sequence[Source] = ()                 # where its arguments stand in a parameter group
     _looks_first = False                            # the class has a `_plain_step` of its own
+    _modes: Sequence[str] = ()                      # keys of a group that it reads beside its arguments
     found_inf: Tensor | None = None                 # a GradScaler sets it for a step, and `grad_scale`
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -198,32 +200,38 @@ class TorchOptimizer(Base):
         Slots come in the type in which this optimizer stores them, whatever type they were saved in.
 
         Raises:
-            ValueError: it is of another class, of other parameters, or lacks a slot of a parameter that was stepped.
+            TypeError, ValueError: it is of other parameters, lacks an argument or a slot that this class needs, as
+                one of another class may, or has a value that no step takes.
         """
-        keys = {*self._counterpart.slots.values(), MASTER}
+        name, keys = type(self).__name__, {*self._counterpart.slots.values(), MASTER}
 
         def check(_: Any, loaded: Config) -> Config:    # the last hook, which sees what those of the program made
-            loading.check_loaded(loaded, self.param_groups, keys, self._counterpart)
+            loading.check_loaded(name, loaded, self.param_groups, keys, self._counterpart)
             return loading.with_own_form(loaded, self.param_groups, keys, self._counterpart.scalars)
 
-        with self._cohorts.turn:
-            self._cohorts.watch_state()
-            self._cohorts.write()                   # what is loaded may be what state_dict gave
-            before = {"state": self.state, "param_groups": self.param_groups}
+        with self.loading_wholly():
             handle = self.register_load_state_dict_pre_hook(check)
             try:
                 super().load_state_dict(copy.deepcopy(state_dict))
-                loading.check_groups(type(self).__name__, self._sources, self.param_groups)
-                self._cohorts.states.known = not loading.place(
-                    self._counterpart, self._sources, self.param_groups, self._cohorts.states)
-            except BaseException as error:
-                self.__dict__.update(before)
-                self._cohorts.forget()
-                if type(error) is KeyError:         # torch reads an entry that it takes to be there
-                    loading.refuse_lacking(type(self).__name__, "it", error.args[0])
-                raise
             finally:
                 handle.remove()
+            loading.check_groups(name, self._counterpart, self._sources, self._modes, self.param_groups)
+            self._cohorts.states.known = not loading.place(
+                self._counterpart, self._sources, self.param_groups, self._cohorts.states)
+
+    @contextlib.contextmanager
+    def loading_wholly(self) -> Iterator[None]:
+        """A block that replaces the state and the groups, or, if it raises, nothing."""
+        with self._cohorts.turn:
+            self._cohorts.watch_state()
+            self._cohorts.write()                   # what is loaded may be what state_dict gave
+            before: Any = {"state": self.state, "param_groups": self.param_groups}
+            try:
+                yield
+            except BaseException:
+                self.__dict__.update(before)
+                self._cohorts.restore(before["state"])
+                raise
 
     def reset_master(self) -> None:
         """Makes the masters of bfloat16 and float16 parameters what the parameters themselves say.
@@ -286,7 +294,7 @@ def refuse_unknown(owner: str, given: Collection[str], known: Mapping[str, inspe
 def _refuse_near_words(owner: str, keys: Iterable[object]) -> None:
     """Refuses keys of a group that are nearly an argument about storage.  Programs may have others of their own."""
     for key in keys:
-        like = closest(str(key), [name for name in STORAGE if name != "seed"], 0.85)
+        like = closest(str(key), [name for name in STORAGE if name != "seed"], 0.9)
         if like and key not in STORAGE:
             raise UnknownArgument(f"optimc.torch.{owner}: a parameter group has {key!r}: did you mean {like}?")
 

@@ -298,14 +298,49 @@ def test_a_step_that_is_refused_leaves_the_backward_pass():
 
 def test_the_optimizer_is_to_be_kept():
     net = network()
+    step_in_backward(net, ot.AdamW)
+    gc.collect()
     with pytest.warns(RuntimeWarning, match=r"so nothing is stepped: keep what it returns$") as caught:
-        step_in_backward(net, ot.AdamW)
-        gc.collect()
-    assert caught[0].filename == __file__
+        backward(net, 0)
+    assert caught[0].filename == __file__ and len(caught) == 1
+    backward(net, 0)                            # once is enough
+    step_in_backward(net, ot.AdamW)
     optimizer = step_in_backward(net, ot.AdamW)
     backward(net, 0)
     del optimizer                               # no warning: it has stepped
     gc.collect()
+    backward(net, 0)
+
+
+def test_a_model_goes_with_an_optimizer_that_was_not_kept():
+    net = network()
+    step_in_backward(net, ot.AdamW)
+    gone = weakref.ref(net[0].weight)
+    del net
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_second_optimizer_that_fails_leaves_the_first():
+    net = network()
+    optimizer = step_in_backward(net, ot.AdamW)
+    net[0].bias.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="hook"):
+        step_in_backward(net, lambda _: ot.SGD(net.parameters(), lr=0.1))
+    before = net[0].weight.detach().clone()
+    backward(net, 0)
+    assert net[0].weight.grad is None and not torch.equal(before, net[0].weight)
+    assert optimizer.state[net[0].weight]["step"] == 1
+
+
+def test_a_bound_may_be_a_tensor():
+    nets = network(), network()
+    kept = [step_in_backward(net, ot.AdamW, clip_value=bound) for net, bound in
+            zip(nets, (1e-3, torch.tensor(1e-3, dtype=torch.float64)), strict=True)]
+    for net in nets:
+        backward(net, 0)
+    equal(*nets)
+    assert len(kept) == 2
 
 
 def test_a_second_optimizer_takes_the_parameters_over():

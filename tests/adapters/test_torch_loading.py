@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 
 import pytest
@@ -172,7 +173,7 @@ def test_a_state_of_another_class_changes_nothing(ours, theirs):
     assert all(map(same, lists[0], copies))
 
 
-@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"])
+@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq"])
 def test_a_state_that_lacks_a_slot_changes_nothing(key):
     params = parameters(shapes=[(7, 3), (5,)])
     ours = ot.AdamW(params, lr=0.01, amsgrad=True)
@@ -185,17 +186,93 @@ def test_a_state_that_lacks_a_slot_changes_nothing(key):
     assert str(ours.state_dict()) == str(before)
 
 
-def test_a_hook_that_fails_changes_nothing():
+@pytest.mark.parametrize("key, wrong, message", [
+    ("betas", (0.9, 0.9, 0.9), "betas must be a tuple of 2 numbers"),
+    ("lr", "x", "lr must be a number"), ("lr", math.nan, "lr must be finite"),
+    ("exp_avg", torch.zeros(5, dtype=torch.int64), "'exp_avg' of parameter 0: expected floating-point numbers, got"),
+    ("exp_avg", torch.zeros(5, dtype=torch.complex64), "'exp_avg' of parameter 0: expected floating-point numbers"),
+    ("exp_avg", "x", "'exp_avg' of parameter 0: expected a tensor, got str"),
+    ("step", None, "AdamW: its state of parameter 0 has no 'step'"),
+])
+def test_values_that_no_step_takes_change_nothing(key, wrong, message):
+    params = parameters(shapes=[(5,)])
+    ours = ot.AdamW(params, lr=0.01)
+    run(ours, params, 2)
+    before = copy.deepcopy(ours.state_dict())
+    bad = copy.deepcopy(before)
+    entries = bad["param_groups"][0] if key in bad["param_groups"][0] else bad["state"][0]
+    entries[key] = wrong
+    if wrong is None:
+        del entries[key]
+    with pytest.raises((TypeError, ValueError), match=message):
+        ours.load_state_dict(bad)
+    assert str(ours.state_dict()) == str(before)
+
+
+def test_a_state_without_its_mode_is_refused():
+    ours = ot.ScheduleFreeAdamW(parameters(shapes=[(5,)]))
+    state = ours.state_dict()
+    del state["param_groups"][0]["train_mode"]
+    with pytest.raises(ValueError, match=r"ScheduleFreeAdamW: its param_groups\[0\] has no 'train_mode'$"):
+        ours.load_state_dict(state)
+
+
+@pytest.mark.parametrize("name, flag", [("AdamW", {"amsgrad": True}), ("RMSprop", {"momentum": 0.9}),
+                                        ("RMSprop", {"centered": True})])
+def test_slots_of_a_flag_that_was_set_later_start_in_the_next_step(name, flag):
+    lists = parameters(shapes=[(7, 3)]), parameters(shapes=[(7, 3)])
+    pair = [getattr(ot, name)(params, lr=0.01) for params in lists]
+    for ours, params in zip(pair, lists, strict=True):
+        run(ours, params, 2)
+        ours.param_groups[0].update(flag)
+    pair[0].load_state_dict(pair[0].state_dict())
+    for ours, params in zip(pair, lists, strict=True):
+        run(ours, params, 2, 2)
+    one, two = (ours.state[params[0]] for ours, params in zip(pair, lists, strict=True))
+    assert same(*(params[0] for params in lists))
+    assert one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
+
+
+def test_a_state_is_loaded_before_its_parameters_have_a_shape():
+    saved = ot.AdamW(params := parameters(shapes=[(3, 4), (3,)]))
+    run(saved, params, 2)
+    net = torch.nn.LazyLinear(3)
+    ours = ot.AdamW(net.parameters())
+    ours.load_state_dict(saved.state_dict())
+    net(torch.ones(2, 4)).sum().backward()
+    ours.step()
+    assert ours.state[net.weight]["step"] == 3
+
+
+def test_masters_of_a_state_from_the_constructor_are_in_it_at_once():
+    """Programs that load tensors in place, as distributed checkpoints do, ask a new optimizer for them."""
+    params = halves(shapes=[(50,)])
+    ours = ot.Adagrad(params)
+    assert ours.state[params[0]]["master_param"].dtype == torch.int16
+    assert not ours.state[params[0]]["master_param"].any()
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), KeyError("mine"), KeyError()], ids=repr)
+def test_a_hook_that_fails_changes_nothing(error):
     params = parameters(shapes=[(5,)])
     ours = ot.AdamW(params, lr=0.01)
     run(ours, params, 2)
     saved = copy.deepcopy(ours.state_dict())
     run(ours, params, 2)
-    before = copy.deepcopy(ours.state_dict())
-    handle = ours.register_load_state_dict_post_hook(lambda _: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    before, states = copy.deepcopy(ours.state_dict()), ours.state
+
+    def fail(_):
+        raise error
+
+    handle = ours.register_load_state_dict_post_hook(fail)
+    with pytest.raises(type(error)) as caught:
         ours.load_state_dict(saved)
-    assert str(ours.state_dict()) == str(before)
+    assert caught.value is error
+    assert str(ours.state_dict()) == str(before) and ours.state is states
     handle.remove()
+    run(ours, params, 1, 4)
+    states.clear()
+    run(ours, params, 1, 5)
+    assert ours.state is states and states[params[0]]["step"] == 1
     ours.load_state_dict(saved)
     assert str(ours.state_dict()) == str(saved)

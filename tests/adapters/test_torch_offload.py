@@ -309,6 +309,23 @@ def test_hooks_and_closures_run_once():
     assert seen[-2:] == ["loading", "loaded"]
 
 
+def test_a_load_that_fails_changes_nothing():
+    away, _ = pair()
+    _, optimizer = away
+    saved = copy.deepcopy(optimizer.state_dict())
+    train(away)
+    before = copy.deepcopy(optimizer.state_dict())
+    optimizer.register_load_state_dict_pre_hook(lambda _, state: state.update(mine=1))
+    handle = optimizer.register_load_state_dict_post_hook(lambda _: 1 / 0)
+    changed = {**saved, "param_groups": [{**group, "lr": 7.0} for group in saved["param_groups"]]}
+    with pytest.raises(ZeroDivisionError):
+        optimizer.load_state_dict(changed)
+    assert str(optimizer.state_dict()) == str(before) and "mine" not in changed
+    handle.remove()
+    optimizer.load_state_dict(changed)
+    assert optimizer.param_groups[0]["lr"] == 7.0 and not optimizer.state
+
+
 def test_refusals(monkeypatch):
     away, _ = pair(offload_gradients=True)
     with pytest.raises(TypeError, match="holds memory of two devices: save its state_dict instead"):
