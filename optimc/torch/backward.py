@@ -80,7 +80,8 @@ def step_in_backward(model: torch.nn.Module | Iterable[Tensor], make_optimizer: 
         raise TypeError("make_optimizer must make an optimizer of optimc.torch, got "
                         f"{type(optimizer).__module__}.{type(optimizer).__name__}")
     optimizer._cohorts.plans_all = True
-    InBackward(optimizer, accumulate, clip_value, clip_norm_before)
+    bounds = [None if bound is None else float(bound) for bound in (clip_value, clip_norm_before)]
+    InBackward(optimizer, accumulate, *bounds)
     return optimizer
 
 
@@ -98,7 +99,8 @@ def _check(accumulate: object, clip_value: object, clip_norm_before: object, oth
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {accumulate}")
     for name, bound in (("clip_value", clip_value), ("clip_norm_before", clip_norm_before)):
-        if bound is not None and not isinstance(bound, (numbers.Real, torch.Tensor)):
+        if bound is not None and not (isinstance(bound, numbers.Real) or (
+                isinstance(bound, torch.Tensor) and bound.numel() == 1 and not bound.is_complex())):
             raise TypeError(f"{name} must be None or a number, got {bound!r}")
         if bound is not None and not float(bound) > 0:
             raise ValueError(f"{name} must be greater than 0, got {bound}")
@@ -151,7 +153,7 @@ class InBackward(Hooks):
     def _end(self) -> None:
         self.remove()
         if self._pass == NO_PASS:
-            Forgotten(self._hooked)
+            Forgotten(param for param in self._hooked if param.requires_grad)
 
     def let_go(self, param: Tensor) -> None:
         self._hooked.discard(param)
@@ -231,8 +233,8 @@ class Forgotten(Hooks):
 
     def _arrived(self, param: Tensor) -> None:
         self.remove()
-        warnings.warn("the optimizer of step_in_backward was deleted before this backward pass, so nothing is "
-                      "stepped: keep what it returns", RuntimeWarning, stacklevel=_depth_of_program())
+        warnings.warn("the optimizer of step_in_backward was deleted before this backward pass, and steps nothing in "
+                      "it: keep what step_in_backward returns", RuntimeWarning, stacklevel=_depth_of_program())
 
 
 def _take_over(param: Any, new: Hooks) -> None:

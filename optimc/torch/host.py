@@ -308,6 +308,7 @@ class Offloaded(torch.optim.Optimizer):
             changed = hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
         self._write_groups()
+        before = [(group, dict(group)) for group in self.param_groups]
         try:
             with self._host.loading_wholly():
                 self._host.load_state_dict(state_dict)
@@ -315,7 +316,10 @@ class Offloaded(torch.optim.Optimizer):
                 for done in self._optimizer_load_state_dict_post_hooks.values():
                     done(self)
         except BaseException:
-            self._read_groups()
+            self.param_groups[:] = [group for group, _ in before]
+            for group, values in before:
+                group.clear()
+                group.update(values)
             raise
 
     def reset_master(self) -> None:

@@ -108,14 +108,18 @@ def check_loaded(owner: str, state_dict: Config, param_groups: Sequence[Config],
     The same if a count or a scalar is no number that a step can go on from, or there is no count.
     """
     _require(owner, "it", state_dict, ("state", "param_groups"))
+    if not isinstance(state_dict["state"], dict):
+        raise TypeError(f"the loaded state: expected a dict of states, got {type(state_dict['state']).__name__}")
     for k, group in enumerate(state_dict["param_groups"]):
         _require(owner, f"its param_groups[{k}]", group, ("params",))
     mine = [param for group in param_groups for param in group["params"]]
     theirs = [index for group in state_dict["param_groups"] for index in group["params"]]
     for i, (param, index) in enumerate(zip(mine, theirs, strict=False)):
         state = state_dict["state"].get(index, {})
+        if not isinstance(state, dict):
+            raise TypeError(f"loaded state of parameter {i}: expected a dict, got {type(state).__name__}")
         if counterpart.counts_steps and any(isinstance(value, torch.Tensor) for value in state.values()):
-            _require(owner, f"its state of parameter {i}", state, ("step",))
+            _require(owner, f"its state of parameter {i}", state, ("step", *counterpart.scalars))
         for key, value in state.items() if param.device.type == "cpu" else ():
             if key == "step" or (key in counterpart.scalars and value is not None):
                 _check_number(key, value, i)
@@ -160,19 +164,19 @@ def _check_slot(key: str, value: Any, param: Tensor, i: int, counterpart: Counte
     if value.shape != expected:
         raise ValueError(f"loaded state {key!r} of parameter {i}: expected shape {expected}, "
                          f"got {tuple(value.shape)}")
-    numbers = value.is_floating_point() or (value.is_complex() and param.is_complex())
+    numbers = value.dtype in tensors.TYPES or (value.is_complex() and param.is_complex())
     if not (numbers or (key == MASTER and value.dtype == torch.int16)):
         raise ValueError(f"loaded state {key!r} of parameter {i}: expected floating-point numbers, got {value.dtype}")
 
 
 def _check_number(key: str, value: Any, i: int) -> None:
     try:
-        found = number(value)
-    except (RuntimeError, TypeError, ValueError):
+        found = float(number(value))
+    except (OverflowError, RuntimeError, TypeError, ValueError):
         found = math.nan
-    if not math.isfinite(found) or (key == "step" and found < 0):
+    if not math.isfinite(found) or (key == "step" and not 0 <= found <= _core.MOST_STEPS):
         raise ValueError(f"loaded state {key!r} of parameter {i}: expected "
-                         f"{'a count' if key == 'step' else 'a number'}, got {value!r}")
+                         f"{'a count' if key == 'step' else 'a number'}, got {' '.join(repr(value).split())}")
 
 
 def place(counterpart: Counterpart, sources: Sequence[Source], param_groups: Sequence[Config], states: Any,
@@ -205,7 +209,8 @@ def _placed(inner: Any, counterpart: Counterpart, sources: Sequence[Source], mem
     if counterpart.counts_steps and not anew:
         stepped = [member for member in members if tensors.is_stepped(member.param)
                    and count_of(member.state, member.index)]
-        least = without_values(counterpart, sources, [{**group, **{key: OFF[key] for key in OFF if key in group}}])
+        off = {key: OFF[key] for key in OFF if key in group}
+        least = without_values(counterpart, sources, [{**group, **off, "state_dtype": None}])
         Slots(least, counterpart, stepped, [group]).check_whole()
     for key in (*counterpart.slots.values(), MASTER):
         having = [member for member in members if member.state.get(key) is not None or (anew and key == MASTER)]

@@ -192,6 +192,9 @@ def test_a_state_that_lacks_a_slot_changes_nothing(key):
     ("exp_avg", torch.zeros(5, dtype=torch.int64), "'exp_avg' of parameter 0: expected floating-point numbers, got"),
     ("exp_avg", torch.zeros(5, dtype=torch.complex64), "'exp_avg' of parameter 0: expected floating-point numbers"),
     ("exp_avg", "x", "'exp_avg' of parameter 0: expected a tensor, got str"),
+    ("exp_avg", torch.zeros(5).to(torch.float8_e5m2), "'exp_avg' of parameter 0: expected floating-point numbers"),
+    *(("step", step, "'step' of parameter 0: expected a count, got") for step in
+      (2 ** 70, 10 ** 400, torch.tensor(1e20), torch.tensor(1j), torch.zeros(200, 2))),
     ("step", None, "AdamW: its state of parameter 0 has no 'step'"),
 ])
 def test_values_that_no_step_takes_change_nothing(key, wrong, message):
@@ -217,8 +220,23 @@ def test_a_state_without_its_mode_is_refused():
         ours.load_state_dict(state)
 
 
-@pytest.mark.parametrize("name, flag", [("AdamW", {"amsgrad": True}), ("RMSprop", {"momentum": 0.9}),
-                                        ("RMSprop", {"centered": True})])
+each_flag = pytest.mark.parametrize("name, flag", [("AdamW", {"amsgrad": True}), ("RMSprop", {"momentum": 0.9}),
+                                                   ("RMSprop", {"centered": True})])
+
+
+@each_flag
+def test_slots_of_a_flag_may_have_a_storage_of_their_own(name, flag):
+    key = {"amsgrad": "max_exp_avg_sq", "momentum": "momentum_buffer", "centered": "grad_avg"}[next(iter(flag))]
+    params = parameters(shapes=[(7, 3)])
+    ours = getattr(ot, name)(params, lr=0.01, **flag, state_dtype={key: "float32"})
+    run(ours, params, 2)
+    before = copy.deepcopy(ours.state_dict())
+    ours.load_state_dict(ours.state_dict())
+    after = ours.state_dict()
+    assert str(after["state"]) == str(before["state"]) and after["param_groups"] == before["param_groups"]
+
+
+@each_flag
 def test_slots_of_a_flag_that_was_set_later_start_in_the_next_step(name, flag):
     lists = parameters(shapes=[(7, 3)]), parameters(shapes=[(7, 3)])
     pair = [getattr(ot, name)(params, lr=0.01) for params in lists]
@@ -250,6 +268,26 @@ def test_masters_of_a_state_from_the_constructor_are_in_it_at_once():
     ours = ot.Adagrad(params)
     assert ours.state[params[0]]["master_param"].dtype == torch.int16
     assert not ours.state[params[0]]["master_param"].any()
+
+
+@pytest.mark.parametrize("name, key", [("NAdam", "mu_product"), ("ASGD", "eta"), ("ASGD", "mu")])
+def test_a_state_that_lacks_a_scalar_changes_nothing(name, key):
+    params = parameters(shapes=[(5,)])
+    ours = getattr(ot, name)(params)
+    run(ours, params, 2)
+    before = copy.deepcopy(ours.state_dict())
+    lacking = copy.deepcopy(before)
+    del lacking["state"][0][key]
+    with pytest.raises(ValueError, match=f"^the loaded state is not one of {name}: its state of .* has no '{key}'$"):
+        ours.load_state_dict(lacking)
+    assert str(ours.state_dict()) == str(before)
+
+
+@pytest.mark.parametrize("wrong", [{"state": None}, {"state": {0: None}}], ids=str)
+def test_states_are_dicts(wrong):
+    ours = ot.AdamW(parameters(shapes=[(5,)]))
+    with pytest.raises(TypeError, match=r"expected a dict.*, got NoneType$"):
+        ours.load_state_dict({**ours.state_dict(), **wrong})
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), KeyError("mine"), KeyError()], ids=repr)

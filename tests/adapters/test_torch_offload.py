@@ -316,14 +316,21 @@ def test_a_load_that_fails_changes_nothing():
     train(away)
     before = copy.deepcopy(optimizer.state_dict())
     optimizer.register_load_state_dict_pre_hook(lambda _, state: state.update(mine=1))
-    handle = optimizer.register_load_state_dict_post_hook(lambda _: 1 / 0)
-    changed = {**saved, "param_groups": [{**group, "lr": 7.0} for group in saved["param_groups"]]}
+
+    def fail(optimizer):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
+        raise ZeroDivisionError
+
+    handle = optimizer.register_load_state_dict_post_hook(fail)
+    changed = {**saved, "param_groups": [{**group, "lr": 7.0, "initial_lr": 7.0} for group in saved["param_groups"]]}
     with pytest.raises(ZeroDivisionError):
         optimizer.load_state_dict(changed)
     assert str(optimizer.state_dict()) == str(before) and "mine" not in changed
+    train(away)
+    assert len(optimizer.param_groups) == 1
     handle.remove()
     optimizer.load_state_dict(changed)
-    assert optimizer.param_groups[0]["lr"] == 7.0 and not optimizer.state
+    assert optimizer.param_groups[0]["initial_lr"] == 7.0 and not optimizer.state
 
 
 def test_refusals(monkeypatch):
