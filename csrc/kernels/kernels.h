@@ -60,6 +60,9 @@ enum { MAX_SLOTS = 4, MAX_HYPERS = 8, MAX_COEFS = 12, MAX_SCALARS = 2, MAX_SUMS 
 enum { CODE_BLOCK = 256, SUB_BLOCK = 256, STAGE_BLOCK = 1024, AVERAGE_BLOCK = 2048, SUM_LANES = 16,
     SUM_BLOCK = 2048, ROW_LANES = 8 };
 
+/* The options that a loop of a kernel applies. */
+enum { NO_OPTIONS, DECAY_ONLY, ALL_OPTIONS };
+
 /* The hyperparameters that every optimizer has, in the order in which Python passes them; those of the rule follow.
    NaN disables an option. */
 #define OPTION_NAMES learning_rate, weight_decay, clipnorm, clipvalue, global_clipnorm, ema_momentum, \
