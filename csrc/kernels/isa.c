@@ -31,6 +31,20 @@ static unsigned features(void)
 }
 #endif
 
+int optimc_asks_ahead(void)
+{
+#if defined(__x86_64__)
+    static _Atomic int known = -1;                  /* in a virtual machine CPUID takes microseconds */
+    unsigned eax, ebx, ecx, edx;
+    if (known < 0)
+        known = __get_cpuid(0, &eax, &ebx, &ecx, &edx) && ebx == signature_INTEL_ebx && ecx == signature_INTEL_ecx
+            && edx == signature_INTEL_edx;
+    return known;
+#else
+    return 0;
+#endif
+}
+
 size_t optimc_isas(const struct isa *found[MAX_ISAS])
 {
     size_t n = 0;

@@ -2,6 +2,7 @@
    does not know would drop the whole attribute in silence.  gcc must be told to use all 512 bits. */
 #if defined(__x86_64__)
 #define ISA avx512
+#define ASKS_AHEAD 1
 #if defined(__clang__)
 #define TARGET __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw")))
 #else

@@ -8,6 +8,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/isa.h"
 #include "plan/internal.h"
 #include "plan/pool.h"
 
@@ -93,7 +94,7 @@ static double total(const struct plan *plan, const struct weight *weight, int wh
 
 /* The number of elements from i to the next cache line.  A store that crosses two lines costs two stores.  NumPy's
    memory begins within a line, and a slot begins at the same offset in a line as its weight. */
-enum { LINE = 64, WORTH_ALIGNING = 8192 };
+enum { WORTH_ALIGNING = 8192 };
 
 /* The values of a row by rows that are asked for ahead of their turn. */
 enum { VALUES_AHEAD = 4 };
