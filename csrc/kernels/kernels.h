@@ -63,8 +63,9 @@ enum { CODE_BLOCK = 256, SUB_BLOCK = 256, STAGE_BLOCK = 1024, AVERAGE_BLOCK = 20
 /* The options that a loop of a kernel applies. */
 enum { NO_OPTIONS, DECAY_ONLY, ALL_OPTIONS };
 
-/* A loop that asks for memory asks for ASK_BLOCK elements at a time, ASK_AHEAD elements ahead.  Calls of fewer than
-   ASK_LEAST elements are rows, and what follows them may be of no use.  LINE is the bytes of a cache line. */
+/* A loop that asks for memory asks for ASK_BLOCK elements at a time, or for a CODE_BLOCK, ASK_AHEAD elements ahead.
+   Calls of fewer than ASK_LEAST elements are rows, and what follows them may be of no use.  LINE is the bytes of a
+   cache line. */
 enum { ASK_BLOCK = 64, ASK_AHEAD = 512, ASK_LEAST = 2048, LINE = 64 };
 
 /* The hyperparameters that every optimizer has, in the order in which Python passes them; those of the rule follow.
