@@ -14,9 +14,9 @@ size_t optimc_isas(const struct isa *found[MAX_ISAS]);
 /* The ISA called `name`, or the fastest for NULL; NULL if there is no such ISA here. */
 const struct isa *optimc_isa_choose(const char *name);
 
-/* Whether loops that ask for memory ahead of themselves are faster on this machine.  Measured with 25 million weights
+/* True if loops are faster on this machine that ask for memory ahead of themselves.  Measured with 25 million weights
    on a server of Intel's (Sapphire Rapids), one thread: a COMMON kernel takes 0.87 of the time, and 0.61 with all in
-   bfloat16.  Zen 3 reads as fast as it can without, and asking costs it a third. */
+   bfloat16.  Zen 3 reads as fast as it can without; a trial of it there lost a third of the speed. */
 int optimc_asks_ahead(void);
 
 /* The compiler the package was built with, for show_config. */

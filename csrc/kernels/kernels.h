@@ -41,9 +41,10 @@ enum codec { NO_CODEC, CODEC_BF16, CODEC_BF16_RANDOM, CODEC_S8, CODEC_U8_RANDOM,
      DECOUPLES_LATE    only decoupled decay comes after MEASURE
      ROWWISE       SLOT_0 is a number for each row of the weight, to which the mean of the squares of the row's
                    gradient is added; the kernel steps a row at a time, after SETTLE with that number
-     COMMON        it keeps slots 0 and 1, and is stepped so often that it has loops of its own: see loop.inc
      WHOLE         its rule, or what runs beside it, looks at whole weights: as MEASURED and FACTORED, it takes no
-                   gradients by rows */
+                   gradients by rows
+   loop.inc reads one:
+     COMMON        it keeps slots 0 and 1, and is stepped so often that it has loops of its own */
 enum { PLAIN = 0, MOMENTUM = 1, NESTEROV = 2, CENTERED = 4, AMSGRAD = 8, ANY_POWER = 16, MEASURED = 32,
     FACTORED = 64, NO_GRADIENT = 128, DECAYS_LATE = 256, WHOLE = 512, ROWWISE = 1024,
     REBUILT = 2048, DECOUPLES_LATE = 4096, COMMON = 8192 };
