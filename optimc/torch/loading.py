@@ -21,7 +21,7 @@ from optimc.torch_names import MASTER
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
-    from typing import Any
+    from typing import Any, NoReturn
 
     from torch import Tensor
 
@@ -153,20 +153,23 @@ def _require(owner: str, what: str, found: Collection[object], keys: Collection[
             raise ValueError(f"the loaded state is not one of {owner}: {what} has no {key!r}")
 
 
+def _refuse(key: str, i: int, expected: str, got: object) -> NoReturn:
+    raise ValueError(f"loaded state {key!r} of parameter {i}: expected {expected}, got {got}")
+
+
 def _check_slot(key: str, value: Any, param: Tensor, i: int, counterpart: Counterpart) -> None:
     """Refuses what is neither a tensor of a slot's shape nor codes for all of it."""
     if not isinstance(value, torch.Tensor):
-        raise ValueError(f"loaded state {key!r} of parameter {i}: expected a tensor, got {type(value).__name__}")
+        _refuse(key, i, "a tensor", type(value).__name__)
     if torch.nn.parameter.is_lazy(param) or (
             value.dtype == torch.uint8 and value.shape == (_core.coded_size(param.numel()),)):
         return
     expected = counterpart.shape(key, param.shape)
     if value.shape != expected:
-        raise ValueError(f"loaded state {key!r} of parameter {i}: expected shape {expected}, "
-                         f"got {tuple(value.shape)}")
+        _refuse(key, i, f"shape {expected}", tuple(value.shape))
     numbers = value.dtype in tensors.TYPES or (value.is_complex() and param.is_complex())
     if not (numbers or (key == MASTER and value.dtype == torch.int16)):
-        raise ValueError(f"loaded state {key!r} of parameter {i}: expected floating-point numbers, got {value.dtype}")
+        _refuse(key, i, "floating-point numbers", value.dtype)
 
 
 def _check_number(key: str, value: Any, i: int) -> None:
@@ -175,8 +178,7 @@ def _check_number(key: str, value: Any, i: int) -> None:
     except (OverflowError, RuntimeError, TypeError, ValueError):
         found = math.nan
     if not math.isfinite(found) or (key == "step" and not 0 <= found <= _core.MOST_STEPS):
-        raise ValueError(f"loaded state {key!r} of parameter {i}: expected "
-                         f"{'a count' if key == 'step' else 'a number'}, got {' '.join(repr(value).split())}")
+        _refuse(key, i, "a count" if key == "step" else "a number", " ".join(repr(value).split()))
 
 
 def place(counterpart: Counterpart, sources: Sequence[Source], param_groups: Sequence[Config], states: Any,
